@@ -1,0 +1,65 @@
+# Every target makes the virtual environment it needs first.  PYTHON is the interpreter to make it
+# with; PYTEST_ARGS and BENCH_ARGS are passed on.
+PYTHON ?= python3
+VENV := .venv
+NEWEST := .venv-newest
+BIN := $(VENV)/bin
+BENCHES := trace_time prune_step qat_step compile_targets
+
+# Plots are written to files, never shown.
+export MPLBACKEND := Agg
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+
+.PHONY: demo test test-slow test-newest lint bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(BIN)/jaxopt-compress demo
+
+# Tests that share something exclusive (such as the TPU compiler) name an xdist_group.
+test: $(VENV)/.installed
+	$(PYTEST) -n 2 --dist loadgroup -m "not slow" --doctest-modules --doctest-glob=README.md \
+	  tests jaxopt_compress README.md $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed
+	$(PYTEST) -m slow tests $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/.targets
+	@set -e; for bench in $(BENCHES); do \
+	  echo "benchmarks/$$bench.py"; $(BIN)/python benchmarks/$$bench.py $(BENCH_ARGS); \
+	done
+
+# The newest JAX needs a newer Python than the oldest supported one.
+test-newest:
+	@python=$$(for candidate in python3.13 python3.12 \
+	    $$(ls -d "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python3 2>/dev/null | sort -rV); do \
+	  "$$candidate" -c 'import ensurepip, venv' 2>/dev/null && echo "$$candidate" && break; done); \
+	if [ -z "$$python" ]; then \
+	  echo "test-newest: skipped, there is no Python 3.12 or newer on this machine"; \
+	else \
+	  $(MAKE) --no-print-directory $(NEWEST)/.installed PYTHON="$$python" && \
+	  JAX_PLATFORMS=cpu $(NEWEST)/bin/python -m pytest -n 2 --dist loadgroup -m "not slow" \
+	    tests/lift $(PYTEST_ARGS); \
+	fi
+
+$(VENV)/.installed: EXTRA := dev
+$(NEWEST)/.installed: EXTRA := test
+%/.installed: pyproject.toml
+	@echo "installing into $*"
+	@$(PYTHON) -m venv $*
+	@$*/bin/python -m pip install -qq --editable ".[$(EXTRA)]"
+	@touch $@
+
+$(VENV)/.targets: $(VENV)/.installed
+	@$(BIN)/python -m pip install -qq --editable ".[targets]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(NEWEST) .pytest_cache .ruff_cache .hypothesis dist build
