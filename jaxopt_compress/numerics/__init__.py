@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: number formats, rounding, packing, thresholds, factorizations."""

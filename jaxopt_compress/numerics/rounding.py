@@ -1,0 +1,50 @@
+"""Making a value round where the program says so, whatever it is fused with."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def seal(x: jax.Array, dtype) -> jax.Array:
+    """Converts to ``dtype`` and keeps the compiler from computing around that rounding.
+
+    XLA may carry a bfloat16 intermediate in float32 through a fusion, and may contract a product
+    and the sum that consumes it into one rounding. A compressed parameter has to mean the same
+    number in every program, so 16-bit floats are rounded by arithmetic that leaves nothing to the
+    conversion, and others end in an optimization barrier. The derivative is that of a conversion.
+
+    Args:
+        x: Float32, any shape.
+        dtype: The floating dtype of the result.
+
+    Returns:
+        ``x`` in ``dtype``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(seal(jnp.array([1 / 3, 1e-6]), jnp.float16))
+        [3.333e-01 1.013e-06]
+    """
+    return _seal(x, jnp.dtype(dtype))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _seal(x: jax.Array, dtype: np.dtype) -> jax.Array:
+    if dtype.itemsize > 2:
+        return lax.optimization_barrier(x.astype(dtype))
+    info = jnp.finfo(dtype)
+    rounded = lax.reduce_precision(x, exponent_bits=info.nexp, mantissa_bits=info.nmant)
+    if info.nexp < jnp.finfo(jnp.float32).nexp:
+        # reduce_precision would make them zeros; they are the multiples of the smallest one.
+        step = float(info.smallest_subnormal)
+        below = jnp.abs(x) < float(info.smallest_normal)
+        rounded = jnp.where(below, jnp.round(x * (1 / step)) * step, rounded)
+    return rounded.astype(dtype)
+
+
+@_seal.defjvp
+def _seal_jvp(dtype, primals, tangents):
+    return _seal(primals[0], dtype), tangents[0].astype(dtype)

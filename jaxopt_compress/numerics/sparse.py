@@ -1,0 +1,102 @@
+"""Dense arrays from kept values and a mask, and back."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def expand(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Puts ``values[i]`` where ``mask`` is true for the ``i``-th time; zeros elsewhere.
+
+    Args:
+        values: The kept entries in row-major order of the mask, ``[*stack, capacity]``.
+        mask: Booleans, ``[*stack, size]``.
+
+    Returns:
+        Entries of the dtype of ``values``, ``[*stack, size]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> expand(jnp.array([7, 8]), jnp.array([False, True, False, True]))
+        Array([0, 7, 0, 8], dtype=int32)
+    """
+    if values.shape[-1] == 0:
+        return jnp.zeros(mask.shape, values.dtype)
+    rank = jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
+    spread = jnp.take_along_axis(values, rank, axis=-1, mode="clip")
+    return jnp.where(mask, spread, jnp.zeros((), values.dtype))
+
+
+def gather_kept(dense: jax.Array, mask: jax.Array, capacity: int) -> jax.Array:
+    """Inverts `expand`: the entries under the mask in row-major order, filled up with zeros.
+
+    Args:
+        dense: ``[*stack, size]``.
+        mask: Booleans, ``[*stack, size]``, at most ``capacity`` of them true per row.
+        capacity: The length of the result's last axis.
+
+    Returns:
+        ``[*stack, capacity]``.
+    """
+    order = jnp.argsort(~mask, axis=-1, stable=True)[..., :capacity]
+    kept = jnp.take_along_axis(dense, order, axis=-1)
+    valid = jnp.take_along_axis(mask, order, axis=-1)
+    return jnp.where(valid, kept, jnp.zeros((), dense.dtype))
+
+
+def expand_nm(values: jax.Array, mask: jax.Array, n: int, m: int, axis: int) -> jax.Array:
+    """As `expand`, where each ``m`` consecutive entries along ``axis`` own ``n`` values.
+
+    Args:
+        values: Shape of the mask, but ``length / m * n`` along ``axis``.
+        mask: Booleans whose length along ``axis`` is a multiple of ``m``.
+        n: Values per group.
+        m: Entries per group.
+        axis: A negative axis.
+
+    Returns:
+        Entries of the shape of ``mask``.
+    """
+    at = mask.ndim + axis
+
+    def cut(x, k):
+        return x.reshape(*x.shape[:at], x.shape[at] // k, k, *x.shape[at + 1 :])
+
+    grouped, kept = cut(mask, m), cut(values, n)
+    rank = jnp.cumsum(grouped, axis=at + 1, dtype=jnp.int32) - 1
+    dense = jnp.zeros((), values.dtype)
+    for j in range(n):
+        # n selects instead of a gather: n is small, and selects fuse.
+        value = jax.lax.index_in_dim(kept, j, at + 1)
+        dense = jnp.where(grouped & (rank == j), value, dense)
+    return dense.reshape(mask.shape)
+
+
+def gather_kept_nm(dense: jax.Array, mask: jax.Array, n: int, m: int, axis: int) -> jax.Array:
+    """Inverts `expand_nm`; groups with fewer than ``n`` kept entries are filled up with zeros."""
+    at = mask.ndim + axis
+
+    def cut(x):
+        return x.reshape(*x.shape[:at], x.shape[at] // m, m, *x.shape[at + 1 :])
+
+    groups, grouped = cut(dense), cut(mask)
+    rank = jnp.cumsum(grouped, axis=at + 1, dtype=jnp.int32) - 1
+
+    def entry(x, i):
+        return jax.lax.index_in_dim(x, i, at + 1)
+
+    kept = []
+    for j in range(n):
+        # Selects, not a sum of products: a kept -0.0 stays one.
+        value = jnp.zeros_like(entry(groups, 0))
+        for i in range(m):
+            value = jnp.where(entry(grouped, i) & (entry(rank, i) == j), entry(groups, i), value)
+        kept.append(value)
+    shape = (*mask.shape[:at], mask.shape[at] // m * n, *mask.shape[at + 1 :])
+    return jnp.concatenate(kept, at + 1).reshape(shape)
+
+
+def flatten_core(x: jax.Array, core: tuple[int, ...]) -> jax.Array:
+    """``[*stack, *core]`` to ``[*stack, prod(core)]``."""
+    return x.reshape(*x.shape[: x.ndim - len(core)], math.prod(core))
