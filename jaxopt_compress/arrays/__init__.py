@@ -1,0 +1,15 @@
+"""What a compressed parameter is."""
+
+from jaxopt_compress.arrays.base import CompressedArray, is_compressed, materialize
+from jaxopt_compress.arrays.low_rank import LowRankArray
+from jaxopt_compress.arrays.quantized import QuantizedArray
+from jaxopt_compress.arrays.sparse import SparseArray
+
+__all__ = [
+    "CompressedArray",
+    "LowRankArray",
+    "QuantizedArray",
+    "SparseArray",
+    "is_compressed",
+    "materialize",
+]

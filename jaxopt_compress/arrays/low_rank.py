@@ -1,0 +1,105 @@
+"""The product of two thin factors."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from jaxopt_compress.arrays.base import CompressedArray, materialize, pad_spec
+from jaxopt_compress.numerics.rounding import seal
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["u", "v"], meta_fields=["dtype", "out_ndim"]
+)
+@dataclasses.dataclass(frozen=True)
+class LowRankArray(CompressedArray):
+    """``w[*stack, *left, *right] = sum_r u[*stack, *left, r] * v[*stack, r, *right]``.
+
+    Attributes:
+        u: ``[*stack, *left, 1, ..., rank]``, with ``out_ndim - 1`` axes of size 1, an array or a
+            compressed one.
+        v: ``[*stack, 1, ..., rank, *right]``, with one axis of size 1 less than ``left``
+            has axes.
+        dtype: The floating dtype of the dense array.
+        out_ndim: How many axes ``right`` has.
+    """
+
+    u: Any
+    v: Any
+    dtype: np.dtype
+    out_ndim: int = 1
+
+    def __post_init__(self):
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The axes of ``u`` and of ``v`` without those of size 1 and the rank.
+
+        Raises:
+            ValueError: The factors do not fit each other.
+        """
+        u, v = tuple(self.u.shape), tuple(self.v.shape)
+        cut = len(v) - self.out_ndim
+        fits = len(u) == len(v) and cut >= 1
+        fits = fits and u[cut:] == (*(1,) * (self.out_ndim - 1), v[cut - 1])
+        if not fits or any(
+            b not in (1, a) for a, b in zip(u[: cut - 1], v[: cut - 1], strict=True)
+        ):
+            raise ValueError(
+                f"the factors {u} and {v} of a LowRankArray with {self.out_ndim} trailing axes do "
+                "not fit: only leading axes can be mapped over or scanned (in_axes=0)"
+            )
+        return (*u[:cut], *v[cut:])
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension."""
+        return self.u.shape[-1]
+
+    def materialize(self) -> jax.Array:
+        """The product of the factors, summed in float32 and rounded once to ``dtype``."""
+        _ = self.shape
+        u, v = materialize((self.u, self.v))
+        return product(u, v, self.dtype, self.out_ndim)
+
+    def specs(self, spec: PartitionSpec) -> "LowRankArray":
+        """``u`` is split along stack and left axes, ``v`` along stack and right ones."""
+        entries = pad_spec(spec, self.ndim)
+        cut, ones = self.ndim - self.out_ndim, (None,) * self.out_ndim
+        left = [
+            e if n > 1 else None for e, n in zip(entries[:cut], self.v.shape[:cut], strict=True)
+        ]
+        # v carries the stack axes; where they end is where its sizes stop matching u's.
+        u = PartitionSpec(*entries[:cut], *ones)
+        v = PartitionSpec(*left[:-1], None, *entries[cut:])
+
+        def nest(x, s):
+            return x.specs(s) if isinstance(x, CompressedArray) else s
+
+        return self.replace(u=nest(self.u, u), v=nest(self.v, v))
+
+
+def product(u: jax.Array, v: jax.Array, dtype: Any, out_ndim: int) -> jax.Array:
+    """The dense array of two factors: summed in float32, rounded once.
+
+    Its operands and its result are sealed off by barriers, so that the sum is compiled alone and is
+    the same in every program. Differentiable in both factors.
+    """
+    shape = (*u.shape[: u.ndim - out_ndim], *v.shape[v.ndim - out_ndim :])
+    rank, right = u.shape[-1], math.prod(v.shape[v.ndim - out_ndim :])
+    u = u.astype(jnp.float32).reshape(*u.shape[: u.ndim - out_ndim], rank)
+    v = v.astype(jnp.float32).reshape(*v.shape[: v.ndim - out_ndim], right)
+    # Axes of v that are 1 where u's are not: leading left axes, folded into the rows.
+    stack = next((i for i in range(u.ndim - 2) if v.shape[i] != u.shape[i]), u.ndim - 2)
+    rows = u.reshape(*u.shape[:stack], math.prod(u.shape[stack:-1]), rank)
+    v = v.reshape(*v.shape[:stack], rank, right)
+    rows, v = lax.optimization_barrier((rows, v))
+    return seal(jnp.matmul(rows, v, precision=lax.Precision.HIGHEST), dtype).reshape(shape)

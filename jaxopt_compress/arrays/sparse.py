@@ -1,0 +1,196 @@
+"""Kept values and one bit per entry that says where they go."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from jaxopt_compress.arrays.base import CompressedArray, pad_spec
+from jaxopt_compress.numerics import sparse
+from jaxopt_compress.numerics.packing import pack_mask, unpack_mask
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["values", "words"],
+    meta_fields=["pattern", "axis", "length", "core"],
+)
+@dataclasses.dataclass(frozen=True)
+class SparseArray(CompressedArray):
+    """Entries under a mask; zeros elsewhere.
+
+    Two layouts. Unstructured: the ``core`` trailing axes are one row of entries, kept in row-major
+    order, ``values`` are ``[*stack, 1, ..., capacity]`` and ``words`` ``[*stack, 1, ..., bytes]``;
+    rows with fewer values than the fullest one are filled up with zeros. N:m: each ``m``
+    consecutive entries along ``axis`` own ``n`` values, so every axis stays an axis.
+
+    Attributes:
+        values: The kept entries; floats, or the integer codes of a `QuantizedArray`.
+        words: The mask, 8 entries to a uint8 word, the first one in the lowest bit.
+        pattern: ``(n, m)``, or None if unstructured.
+        axis: With a pattern: the negative axis of its groups, along which the mask is packed.
+        length: With a pattern: the dense length of ``axis`` where it had to be filled up (it can
+            then not be sharded), else None.
+        core: Unstructured: the shape of the axes that make a row.
+    """
+
+    values: Any
+    words: Any
+    pattern: tuple[int, int] | None = None
+    axis: int | None = None
+    length: int | None = None
+    core: tuple[int, ...] = ()
+
+    @property
+    def dtype(self) -> np.dtype:  # pyright: ignore
+        """The dtype of the values."""
+        return self.values.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the mask.
+
+        Raises:
+            ValueError: Values and words do not fit each other.
+        """
+        words, values = tuple(self.words.shape), tuple(self.values.shape)
+        if self.pattern is None:
+            at = len(words) - len(self.core)
+            row = (*(1,) * (len(self.core) - 1), -(-math.prod(self.core) // 8))
+            fits = words[at:] == row and values[:-1] == words[:-1]
+            dense = (*words[:at], *self.core)
+        else:
+            (n, m), at = self.pattern, len(words) + self._axis
+            length = 8 * words[at] if self.length is None else self.length
+            whole = self.length is not None or length % m == 0
+            kept = (*words[:at], -(-length // m) * n, *words[at + 1 :])
+            fits = whole and words[at] == -(-length // 8) and values == kept
+            dense = (*words[:at], length, *words[at + 1 :])
+        if not fits:
+            raise ValueError(
+                f"a SparseArray of {self.pattern or 'rows'} along {self.axis or self.core} does "
+                f"not fit values {values} and words {words}: only leading axes can be mapped over "
+                "or scanned (in_axes=0), and only whole groups and words can be cut off"
+            )
+        return dense
+
+    @property
+    def _axis(self) -> int:
+        if self.axis is None or -self.axis > len(self.words.shape):
+            raise ValueError(
+                f"a SparseArray with fields of rank {len(self.words.shape)} has no axis "
+                f"{self.axis}: only leading axes can be mapped over or scanned (in_axes=0)"
+            )
+        return self.axis
+
+    def mask(self) -> jax.Array:
+        """Booleans of the dense shape: which entries are kept."""
+        shape = self.shape
+        if self.pattern is not None:
+            return unpack_mask(self.words, self._axis, self.length)
+        return self._row_mask().reshape(shape)
+
+    def materialize(self) -> jax.Array:
+        """The values under the mask, zeros elsewhere; exact for every dtype."""
+        shape = self.shape
+        if self.pattern is None:
+            values = sparse.flatten_core(self.values, self._ones(self.values))
+            return sparse.expand(values, self._row_mask()).reshape(shape)
+        n, m = self.pattern
+        axis = self._axis
+        mask = fill_up(self.mask(), axis, m)
+        dense = sparse.expand_nm(self.values, mask, n, m, axis)
+        return jax.lax.slice_in_dim(dense, 0, shape[axis], axis=dense.ndim + axis)
+
+    def _row_mask(self) -> jax.Array:
+        words = sparse.flatten_core(self.words, self._ones(self.words))
+        return unpack_mask(words, -1, math.prod(self.core))
+
+    def _ones(self, x: jax.Array) -> tuple[int, ...]:
+        return tuple(x.shape[x.ndim - len(self.core) :])
+
+    def with_entries(self, dense: jax.Array) -> "SparseArray":
+        """Other entries of the dense shape under the same mask; runs outside of jit."""
+        if self.pattern is None:
+            return sparse_rows(dense, self.mask(), len(self.core))
+        return sparse_nm(dense, self.mask(), *self.pattern, self._axis)
+
+    def specs(self, spec: PartitionSpec) -> "SparseArray":
+        """Values and words are split like the dense array."""
+        entries = pad_spec(spec, self.ndim)
+        whole = entries[self.ndim - len(self.core) :] if self.pattern is None else ()
+        if any(e is not None for e in whole):
+            raise ValueError(
+                f"an unstructured SparseArray of shape {self.shape} keeps the axes {self.core} in "
+                f"one row and cannot be split by {spec}: split leading axes only, or prune n:m"
+            )
+        if self.length is not None and entries[self._axis] is not None:
+            raise ValueError(
+                f"axis {self.axis} of a SparseArray of shape {self.shape} was filled up from "
+                f"{self.length} entries and cannot be split by {spec}"
+            )
+        return self.replace(values=PartitionSpec(*entries), words=PartitionSpec(*entries))
+
+
+def fill_up(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+    """Appends zeros until the length of ``axis`` is a multiple of ``multiple``."""
+    missing = -x.shape[axis] % multiple
+    if not missing:
+        return x
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, missing)
+    return jnp.pad(x, widths)
+
+
+def sparse_rows(dense: jax.Array, mask: jax.Array, core_ndim: int) -> SparseArray:
+    """Stores the entries under ``mask``, the trailing ``core_ndim`` axes as one row.
+
+    The number of stored values depends on the mask, so this runs outside of jit.
+
+    Args:
+        dense: Any dtype, any shape.
+        mask: Booleans of the same shape.
+        core_ndim: How many trailing axes make a row, at least one; the rest are stack axes.
+
+    Raises:
+        ValueError: ``core_ndim`` is no number of trailing axes.
+    """
+    if not 1 <= core_ndim <= dense.ndim:
+        raise ValueError(f"core_ndim={core_ndim} of an array of shape {dense.shape}")
+    core = tuple(dense.shape[dense.ndim - core_ndim :])
+    rows, kept = sparse.flatten_core(dense, core), sparse.flatten_core(mask, core)
+    capacity = int(jnp.max(jnp.sum(kept, -1), initial=0))
+    if rows.ndim == 1:
+        # One row is the common case and needs no sort; int4 cannot be indexed by a mask directly.
+        at = np.flatnonzero(np.asarray(kept))
+        values = jnp.take(rows, jnp.asarray(at), axis=0)
+    else:
+        values = sparse.gather_kept(rows, kept, capacity)
+    ones = (1,) * (core_ndim - 1)
+
+    def lift(x):
+        return x.reshape(*x.shape[:-1], *ones, x.shape[-1])
+
+    return SparseArray(lift(values), lift(pack_mask(kept, -1)), core=core)
+
+
+def sparse_nm(dense: jax.Array, mask: jax.Array, n: int, m: int, axis: int) -> SparseArray:
+    """Stores the entries under an n:m mask; jit-able.
+
+    Args:
+        dense: Any dtype, any shape.
+        mask: Booleans of the same shape, at most ``n`` true among each ``m`` along ``axis``.
+        n: Values per group.
+        m: Entries per group.
+        axis: The negative axis of the groups.
+    """
+    length = dense.shape[axis]
+    values = sparse.gather_kept_nm(fill_up(dense, axis, m), fill_up(mask, axis, m), n, m, axis)
+    exact = length % 8 == 0 and length % m == 0
+    words = pack_mask(mask, axis)
+    return SparseArray(values, words, (n, m), axis, None if exact else length)

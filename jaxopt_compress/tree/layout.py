@@ -1,0 +1,61 @@
+"""Which axes of a parameter are summed over, and which are its outputs."""
+
+import dataclasses
+import warnings
+
+from jaxopt_compress.tree.paths import Where
+
+
+class AssumedLayout(UserWarning):
+    """The axes of a parameter of rank 3 or more were assumed, since no uses were given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The role of each axis of a parameter, as negative numbers; static.
+
+    Attributes:
+        contracting: Axes that the operation sums over.
+        output: Axes that appear in its result.
+        stack: Leading axes that are scanned, mapped or indexed over: each entry is a parameter of
+            its own.
+    """
+
+    contracting: tuple[int, ...]
+    output: tuple[int, ...]
+    stack: tuple[int, ...] = ()
+
+    @property
+    def group_axis(self) -> int | None:
+        """The axis along which groups run: the last contracting one."""
+        return max(self.contracting, default=None)
+
+
+def assume_layout(shape: tuple[int, ...]) -> Layout:
+    """The layout of a Flax kernel: output last, contracting before it.
+
+    Rank 4 is taken for a convolution ``(height, width, in, out)``; in rank 3 and above 4 the
+    leading axes are taken for stacks, which is never wrong in its results, only finer than need be.
+
+    Example:
+        >>> assume_layout((64, 32))
+        Layout(contracting=(-2,), output=(-1,), stack=())
+    """
+    ndim = len(shape)
+    if ndim <= 1:
+        return Layout((), tuple(range(-ndim, 0)))
+    depth = {2: 1, 3: 1}.get(ndim, 3)
+    contracting = tuple(range(-1 - depth, -1))
+    return Layout(contracting, (-1,), tuple(range(-ndim, -1 - depth)))
+
+
+def warn_assumed(paths: list[str], where: Where) -> None:
+    """Says which leaves got an assumed layout."""
+    if paths:
+        warnings.warn(
+            f"assumed the axes of {', '.join(paths)} (last axis: output; rank 4: convolution; "
+            "other leading axes: stacked layers); pass uses=jaxopt_compress.uses(fn, params, *args) "
+            "to take them from the function",
+            AssumedLayout,
+            stacklevel=4,
+        )

@@ -1,0 +1,95 @@
+"""Splitting a tree into what is differentiated and what is not."""
+
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxopt_compress.arrays import is_compressed
+from jaxopt_compress.arrays.base import memory_bytes, stored_bytes
+from jaxopt_compress.tree.paths import is_float, map_named
+
+
+def partition(tree: Any) -> tuple[Any, Any]:
+    """Splits a tree into its floating arrays and everything else.
+
+    Inside compressed arrays, scales and factors are floats, codes and masks are not. Optimizers and
+    `jax.grad` take the first half, so that codes cannot be added to or scaled by accident.
+
+    Returns:
+        ``(floats, rest)``: the structure of ``tree``, with None where the other half has the leaf.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxopt_compress as jc
+        >>> small = jc.compress({"w": jnp.ones((4, 2))}, jc.quantize("int8"))
+        >>> floats, rest = jc.partition(small)
+        >>> floats["w"].codes is None, rest["w"].scale is None
+        (True, True)
+    """
+    floats = jax.tree.map(lambda x: x if is_float(x) else None, tree)
+    rest = jax.tree.map(lambda x: None if is_float(x) else x, tree)
+    return floats, rest
+
+
+def combine(floats: Any, rest: Any) -> Any:
+    """Inverts `partition`: each leaf from the half that has it."""
+
+    def either(a, b):
+        return b if a is None else a
+
+    return jax.tree.map(either, floats, rest, is_leaf=lambda x: x is None)
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes that a file needs for the leaves of a tree, codes packed to their true width."""
+    return sum(stored_bytes(x) for x in _arrays(tree))
+
+
+def resident_bytes(tree: Any) -> int:
+    """Bytes that the leaves of a tree take in memory on the backend that holds them."""
+    return sum(memory_bytes(x) for x in _arrays(tree))
+
+
+def shard(tree: Any, shardings: Any) -> Any:
+    """Places a tree as its dense form would be placed.
+
+    Args:
+        tree: A pytree of arrays and compressed arrays.
+        shardings: One `jax.sharding.NamedSharding` for all leaves, or a tree of them, with the
+            dense structure (one sharding per compressed array).
+
+    Returns:
+        The tree, its arrays on the devices; each field of a compressed array is split along the
+        axes that it shares with the dense array and copied along the others.
+
+    Raises:
+        ValueError: A compressed form cannot be split as asked; names its path.
+    """
+    if isinstance(shardings, jax.sharding.Sharding):
+        return map_named(lambda path, x: _place(path, x, shardings), tree)
+    return map_named(_place, tree, shardings)
+
+
+def _place(path: str, leaf: Any, sharding: Any) -> Any:
+    if not (is_compressed(leaf) and isinstance(sharding, NamedSharding)):
+        return jax.device_put(leaf, sharding)
+
+    def named(spec):
+        return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
+
+    try:
+        specs = leaf.specs(sharding.spec)
+
+        def is_spec(x):
+            return isinstance(x, PartitionSpec)
+
+        return jax.device_put(leaf, jax.tree.map(named, specs, is_leaf=is_spec))
+    except ValueError as error:
+        raise ValueError(
+            f"cannot place {path!r} of shape {leaf.shape} by {sharding.spec}: {error}"
+        ) from error
+
+
+def _arrays(tree: Any) -> list[Any]:
+    leaves = jax.tree.leaves(tree, is_leaf=is_compressed)
+    return [x for x in leaves if is_compressed(x) or hasattr(x, "dtype")]
