@@ -1,0 +1,263 @@
+"""Contractions of a dense array with a quantized weight that keep the weight compressed.
+
+Codes are converted inside the operand of the product, which a compiler fuses: integers of eight
+bits are exact in bfloat16, and scales multiply the float32 result. No dense weight is written to
+memory, and none of its codes unpacked. How the expression is written decides whether that holds,
+so the forms below are chosen from static shapes, by what XLA makes of them:
+
+* One scale per output channel: one product, scaled afterwards.
+* Groups: a product per group, as a batch dimension, with the scaled sum over groups fused into it
+  on TPU. For few rows of `x` TPUs do better with a block-diagonal `x`, one block per group: the
+  weight then keeps the shape in which a scanned stack holds it, and is read straight from there,
+  and rows below the height of the matrix unit cost nothing. Elsewhere the partial products are
+  written out; once they outgrow the dense weight, dequantizing it takes less memory than they do.
+* Planar words: broadcast over their planes and shifted, with plane and word as two contracting
+  dimensions. Merging those into one, or one product per plane, writes unpacked copies.
+
+Multiplying by group scales before the product streams on some TPUs and writes a dense copy on
+others. Loops over slices of the weight stream too, but gather a weight that is sharded.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# Rows of a block-diagonal x up to which the additional products stay cheaper than a copy of codes.
+_MAX_BLOCK_DIAGONAL_ROWS = 512
+
+
+def scaled_dot(x, codes, scale, zero=None, *, group=None, preferred=jnp.float32, precision=None):
+    r"""Contracts `x` with a weight stored as codes, scales and integer zero points.
+
+    .. math:: y_{mn} = \sum_k x_{mk} (q_{kn} - z_{\lfloor k/g \rfloor n}) s_{\lfloor k/g \rfloor n}
+
+    Zero points enter as :math:`-\sum_g (\sum_{k \in g} x_{mk}) z_{gn} s_{gn}`, a product over
+    groups instead of weights.
+
+    Args:
+      x: `[*batch, M, K]`, floating point.
+      codes: `[*batch, K, N]`, an integer or float type of at most eight bits.
+      scale: `[*batch, K / group or 1, N or 1]`, floating point.
+      zero: integer zero points of the shape of `scale`, or None.
+      group: number of consecutive `k` that share a scale; None means all of them.
+      preferred: type of accumulation and of the result.
+      precision: as in `jax.lax.dot_general`.
+
+    Returns:
+      `[*batch, M, N]` of type `preferred`.
+
+    Raises:
+      ValueError: if the shapes do not fit each other or the group.
+
+    Example:
+      >>> x = jnp.ones((1, 4))
+      >>> codes = jnp.array([[1], [2], [3], [4]], jnp.int8)
+      >>> print(scaled_dot(x, codes, jnp.array([[0.5], [10.0]]), group=2))
+      [[71.5]]
+    """
+    _check(x, codes.shape[-2], codes.shape, scale, zero, group)
+    scale = scale.astype(preferred)
+    groups = scale.shape[-2]
+
+    def per_group(x, codes, scale):
+        spread = codes.reshape(*codes.shape[:-2], groups, -1, codes.shape[-1])
+        return _sum_groups(x, spread.astype(x.dtype), scale, precision)
+
+    def block_diagonal(x, codes, scale):
+        *batch, rows, depth = x.shape
+        own = np.repeat(np.eye(groups, dtype=bool), depth // groups, axis=1)
+        blocks = jnp.where(own[:, None], x[..., None, :, :], jnp.zeros((), x.dtype))
+        blocks = blocks.reshape(*batch, groups * rows, depth)
+        partial = _matmul(blocks, _convert(codes, x.dtype), scale.dtype, precision)
+        partial = partial.reshape(*batch, groups, rows, codes.shape[-1])
+        return (partial * scale[..., None, :]).sum(-3)
+
+    def dequantized(x, codes, scale):
+        return _dequantized(x, codes, scale, precision)
+
+    if groups == 1:
+        y = _matmul(x, _convert(codes, x.dtype), preferred, precision) * scale
+    else:
+        few = groups * x.shape[-2] <= _MAX_BLOCK_DIAGONAL_ROWS
+        y = lax.platform_dependent(
+            x,
+            codes,
+            scale,
+            tpu=block_diagonal if few else per_group,
+            default=dequantized if _partials_outgrow_weight(x, groups) else per_group,
+        )
+    return y if zero is None else y - _zero_product(x, scale, zero)
+
+
+def planar_dot(
+    x,
+    words,
+    scale,
+    zero=None,
+    *,
+    bits,
+    block,
+    group=None,
+    preferred=jnp.float32,
+    precision=None,
+):
+    """Contracts `x` with a weight packed in planes of 1, 2 or 4 bits.
+
+    Within each block of `block` consecutive `k`, word `i` holds element `i + j * block * bits / 8`
+    in bits `[j * bits, (j + 1) * bits)`, as two's complement. Unlike neighbours in one byte, planes
+    unpack without moving elements between lanes. The sum is that of `scaled_dot`.
+
+    Args:
+      x: `[*batch, M, K]`, floating point.
+      words: `[*batch, K * bits / 8, N]`, uint8.
+      scale: `[*batch, K / group or 1, N or 1]`, floating point.
+      zero: integer zero points of the shape of `scale`, or None.
+      bits: 1, 2 or 4.
+      block: number of consecutive `k` that are packed together; divides the group, and is a
+        multiple of `8 / bits`.
+      group: number of consecutive `k` that share a scale; None means all of them.
+      preferred: type of accumulation and of the result.
+      precision: as in `jax.lax.dot_general`.
+
+    Returns:
+      `[*batch, M, N]` of type `preferred`.
+
+    Raises:
+      ValueError: if the shapes do not fit each other, the block or the group.
+
+    Example:
+      >>> words = jnp.array([[0b11_10_01_00]], jnp.uint8)  # 0, 1, -2, -1
+      >>> print(planar_dot(jnp.ones((1, 4)), words, jnp.array([[0.5]]), bits=2, block=4))
+      [[-1.]]
+    """
+    if bits not in (1, 2, 4):
+        raise ValueError(f"bits must be 1, 2 or 4, got {bits}")
+    depth = words.shape[-2] * 8 // bits
+    _check(x, depth, words.shape, scale, zero, group)
+    groups = scale.shape[-2]
+    if block * bits % 8 or (depth // groups) % block:
+        raise ValueError(
+            f"block must be a multiple of {8 // bits} that divides the {depth // groups} elements "
+            f"of a group, got {block}"
+        )
+    scale = scale.astype(preferred)
+    x = _planes_first(x, groups, depth // groups // block, 8 // bits)
+
+    def partials(x, words, scale):
+        codes = _unpack(words, groups, bits)
+        return _sum_groups(x, _convert(codes, x.dtype), scale, precision)
+
+    def dequantized(x, words, scale):
+        codes = _unpack(words, groups, bits)
+        codes = codes.reshape(*words.shape[:-2], depth, words.shape[-1])
+        return _dequantized(x, codes, scale, precision)
+
+    if groups == 1 or not _partials_outgrow_weight(x, groups):
+        y = partials(x, words, scale)
+    else:
+        y = lax.platform_dependent(x, words, scale, tpu=partials, default=dequantized)
+    return y if zero is None else y - _zero_product(x, scale, zero)
+
+
+def _planes_first(x, groups, blocks, planes):
+    """Reorders K within each group as if the group were one block of planes.
+
+    Moving the activations is cheaper than a third contracting dimension, which the compiler may
+    answer with a dense copy of the weight.
+    """
+    split = x.reshape(*x.shape[:-1], groups, blocks, planes, -1)
+    return split.swapaxes(-3, -2).reshape(x.shape)
+
+
+def _unpack(words, groups, bits):
+    """Spreads planar words to int8 codes `[*batch, groups, planes, words of a group, N]`."""
+    *batch, depth, columns = words.shape
+    planes, width = 8 // bits, depth // groups
+    words = words.reshape(*batch, groups, 1, width, columns)
+    spread = jnp.broadcast_to(words, (*batch, groups, planes, width, columns))
+    left = (8 - bits * np.arange(1, planes + 1)).astype(np.uint8)[:, None, None]
+    shifted = lax.shift_left(spread, jnp.broadcast_to(left, spread.shape))
+    signed = lax.bitcast_convert_type(shifted, jnp.int8)
+    return lax.shift_right_arithmetic(signed, jnp.full_like(signed, 8 - bits))
+
+
+def _sum_groups(x, codes, scale, precision):
+    """Sums scaled partial products over groups.
+
+    Args:
+      x: `[*batch, M, K]`.
+      codes: `[*batch, groups, *inner, N]` of the type of `x`; `inner` are the dimensions, one or
+        more, that a group's share of K is made of.
+      scale: `[*batch, groups, N or 1]` of the type of the result.
+      precision: as in `jax.lax.dot_general`.
+    """
+    batch, groups = x.ndim - 2, scale.shape[-2]
+    inner = codes.shape[batch + 1 : -1]
+    x = x.reshape(*x.shape[:-1], groups, *inner)
+    shared = tuple(range(batch))
+    shared = (shared, shared)
+    if groups == 1:
+        x, codes = x.squeeze(batch + 1), codes.squeeze(batch)
+    else:
+        shared = ((*shared[0], batch + 1), (*shared[1], batch))
+    contracting = tuple(
+        tuple(range(array.ndim - len(inner) - trailing, array.ndim - trailing))
+        for array, trailing in ((x, 0), (codes, 1))
+    )
+    y = lax.dot_general(
+        x, codes, (contracting, shared), precision=precision, preferred_element_type=scale.dtype
+    )
+    return y * scale if groups == 1 else (y * scale[..., None, :]).sum(-3)
+
+
+def _dequantized(x, codes, scale, precision):
+    """Contracts with the dense weight, rounded to the type of `x` as a stored one would be."""
+    wide = _wide(x.dtype)
+    repeated = jnp.repeat(scale.astype(wide), codes.shape[-2] // scale.shape[-2], axis=-2)
+    weight = (codes.astype(wide) * repeated).astype(x.dtype)
+    return _matmul(x, weight, scale.dtype, precision)
+
+
+def _zero_product(x, scale, zero):
+    """Sums `x` over each group and contracts with the scaled zero points, both in full precision.
+
+    The sums are not exact in a short type, so the product asks for the highest precision; it is
+    smaller than the product with the codes by the size of a group.
+    """
+    groups = scale.shape[-2]
+    sums = x.astype(_wide(x.dtype)).reshape(*x.shape[:-1], groups, -1).sum(-1)
+    offsets = zero.astype(scale.dtype) * scale
+    if groups == 1:
+        return (sums * offsets).astype(scale.dtype)
+    return _matmul(sums, offsets.astype(sums.dtype), scale.dtype, lax.Precision.HIGHEST)
+
+
+def _matmul(x, weight, preferred, precision):
+    batch = tuple(range(x.ndim - 2))
+    dims = (((x.ndim - 1,), (x.ndim - 2,)), (batch, batch))
+    return lax.dot_general(x, weight, dims, precision=precision, preferred_element_type=preferred)
+
+
+def _convert(codes, dtype):
+    # By way of float32, which costs a TPU without short float arithmetic less than going directly.
+    return codes.astype(_wide(dtype)).astype(dtype)
+
+
+def _wide(dtype):
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _partials_outgrow_weight(x, groups):
+    return groups * x.shape[-2] * 4 > x.shape[-1] * x.dtype.itemsize
+
+
+def _check(x, depth, shape, scale, zero, group):
+    if x.shape[-1] != depth or x.shape[:-2] != tuple(shape[:-2]) or x.ndim != len(shape):
+        raise ValueError(f"x of shape {x.shape} does not meet weight of shape {shape}, K = {depth}")
+    groups = scale.shape[-2]
+    if groups != 1 and (group is None or groups * group != depth):
+        raise ValueError(f"scale of shape {scale.shape} does not fit K = {depth}, group = {group}")
+    if scale.shape[-1] not in (1, shape[-1]) or scale.shape[:-2] != tuple(shape[:-2]):
+        raise ValueError(f"scale of shape {scale.shape} does not fit a weight of shape {shape}")
+    if zero is not None and zero.shape != scale.shape:
+        raise ValueError(f"zero of shape {zero.shape} must have the shape of scale, {scale.shape}")

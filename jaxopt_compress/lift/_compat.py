@@ -1,0 +1,81 @@
+"""Every place where versions of JAX differ, or where more than its public API is needed."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core, source_info_util
+
+
+def parts(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """The open jaxpr and its constants; newer versions no longer tell closed jaxprs from open ones."""
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
+
+
+def close(jaxpr: Any) -> Any:
+    """A closed jaxpr from an open one without constants."""
+    return jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else core.ClosedJaxpr(jaxpr, [])
+
+
+@contextlib.contextmanager
+def equation_scope(eqn: core.JaxprEqn) -> Iterator[None]:
+    """Binds under the name stack, the traceback and the configuration of ``eqn``."""
+    names = source_info_util.current_name_stack() + eqn.source_info.name_stack
+    with (
+        source_info_util.user_context(eqn.source_info.traceback, name_stack=names),
+        eqn.ctx.manager,
+    ):
+        yield
+
+
+def bind(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """Binds the primitive of ``eqn`` to other operands, all else unchanged."""
+    params = eqn.primitive.get_bind_params(eqn.params)
+    functions, params = params if isinstance(params, tuple) else ((), params)
+    out = eqn.primitive.bind(*functions, *values, **params)
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def source_line(eqn: core.JaxprEqn) -> str:
+    """``file:line (function)`` of the user's code that made ``eqn``."""
+    return source_info_util.summarize(eqn.source_info)
+
+
+def dense_type(shape: tuple[int, ...], dtype: Any, like: Any) -> jax.ShapeDtypeStruct:
+    """The type of a dense array that varies over the mesh as the field ``like`` does."""
+    kind = jax.typeof(like)
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind.manual_axis_type)
+
+
+def explicit_mesh(x: Any) -> bool:
+    """Whether the type of an array names mesh axes."""
+    return any(entry is not None for entry in jax.typeof(x).sharding.spec)
+
+
+def under_jit() -> bool:
+    """Whether operations are staged into a program, rather than run one by one."""
+    return core.unsafe_am_i_under_a_jit_DO_NOT_USE()
+
+
+def call_params(fn: Callable[..., Any]) -> tuple[core.Primitive, dict[str, Any]]:
+    """The primitive of a `jax.jit` call and its parameters, as JAX itself makes them."""
+    eqn = jax.make_jaxpr(jax.jit(fn))(0.0).jaxpr.eqns[0]
+    return eqn.primitive, dict(eqn.params)
+
+
+def scan_split(params: dict[str, Any], operands: list[Any]) -> tuple[list, list, list]:
+    """The operands of a scan: constants, carry, scanned."""
+    if "num_consts" in params:
+        consts, carry = params["num_consts"], params["num_carry"]
+    else:
+        groups = params["ft_in"].update(operands).unpack()
+        consts, carry = (len(list(group.vals)) for group in groups[:2])
+    cut = consts + carry
+    return operands[:consts], operands[consts:cut], operands[cut:]
+
+
+def manual_axes(params: dict[str, Any]) -> set[Any]:
+    """The mesh axes that a shard_map equation makes manual."""
+    axes = params.get("newly_manual_axes", params.get("manual_axes"))
+    return set(params["mesh"].axis_names if axes is None else axes)

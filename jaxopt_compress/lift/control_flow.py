@@ -1,0 +1,224 @@
+"""Control flow around compressed values, rebuilt through JAX's own functions.
+
+A body is replayed inside `jax.lax.scan`, `jax.checkpoint` and the like, so that compressed values
+enter it as they are: a scan over stacked layers strips the leading axis of every field.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from jaxopt_compress.lift import _compat, tape as tapes
+from jaxopt_compress.lift.interpreter import Call, Ref, control_rule, replay_jaxpr
+
+
+@control_rule("jit", "pjit", "closed_call", "core_call")
+def _call(call: Call) -> list[Any]:
+    """Replays the body in place; the shardings that the call asked for become constraints."""
+    params = call.params
+    n, m = len(call.operands), len(call.eqn.outvars)
+    inputs = _constrain(call.operands, params.get("in_shardings", (None,) * n))
+    jaxpr = params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]
+    with jax.named_scope(params.get("name", "call")):
+        results = replay_jaxpr(call.replay, jaxpr, inputs)
+    return _constrain(results, params.get("out_shardings", (None,) * m))
+
+
+def _constrain(values: Sequence[Any], shardings: Sequence[Any]) -> list[Any]:
+    named = lambda s: isinstance(s, jax.sharding.NamedSharding)
+    pin = lambda x, s: lax.with_sharding_constraint(x, s)
+    return [
+        pin(x, s) if named(s) and not isinstance(x, Ref) else x
+        for x, s in zip(values, shardings, strict=True)
+    ]
+
+
+@control_rule("remat2", "checkpoint")
+def _remat(call: Call) -> list[Any]:
+    def body(*values):
+        with tapes.collect(call.replay.tape) as seen:
+            return replay_jaxpr(call.replay, call.params["jaxpr"], values), seen.values
+
+    wrap = jax.checkpoint(
+        body, prevent_cse=call.params["prevent_cse"], policy=call.params["policy"]
+    )
+    results, seen = wrap(*call.operands)
+    tapes.absorb(call.replay.tape, seen)
+    return results
+
+
+@control_rule("scan")
+def _scan(call: Call) -> list[Any]:
+    """Scans with the fields of compressed values as constants or as scanned arrays.
+
+    A compressed value that the body carries along unchanged is a constant; another one that is
+    carried has to be dense.
+    """
+    params, tape = call.params, call.replay.tape
+    consts, carry, xs = _compat.scan_split(params, call.operands)
+    jaxpr, _ = _compat.parts(params["jaxpr"])
+    carry_in = jaxpr.invars[len(consts) : len(consts) + len(carry)]
+    kept = _unchanged(carry, carry_in, jaxpr.outvars)
+    carry = _dense(call, carry, kept)
+    moving = [x for i, x in enumerate(carry) if i not in kept]
+
+    def body(state, slices):
+        state = _merge(state, kept)
+        with tapes.collect(tape, (params["length"], _paths(xs))) as seen:
+            results = replay_jaxpr(call.replay, params["jaxpr"], [*consts, *state, *slices])
+        results = _dense(call, results, kept)
+        out, ys = results[: len(carry)], results[len(carry) :]
+        return [x for i, x in enumerate(out) if i not in kept], (ys, seen.values)
+
+    state, (ys, seen) = lax.scan(
+        body,
+        moving,
+        xs,
+        length=params["length"],
+        reverse=params["reverse"],
+        unroll=params["unroll"],
+    )
+    tapes.absorb_scan(tape, seen, _paths(xs))
+    return [*_merge(state, kept), *ys]
+
+
+@control_rule("while")
+def _while(call: Call) -> list[Any]:
+    """Loops with compressed values as constants of the loop."""
+    params, replay = call.params, call.replay
+    cut = params["cond_nconsts"]
+    cond_consts, rest = call.operands[:cut], call.operands[cut:]
+    body_consts, carry = rest[: params["body_nconsts"]], rest[params["body_nconsts"] :]
+    jaxpr, _ = _compat.parts(params["body_jaxpr"])
+    kept = _unchanged(carry, jaxpr.invars[len(body_consts) :], jaxpr.outvars)
+    carry = _dense(call, carry, kept)
+    moving = [x for i, x in enumerate(carry) if i not in kept]
+
+    def cond(state):
+        inner = [*cond_consts, *_merge(state[0], kept)]
+        return replay_jaxpr(replay, params["cond_jaxpr"], inner)[0]
+
+    def body(state):
+        with tapes.collect(replay.tape, (None, frozenset())) as seen:
+            inner = [*body_consts, *_merge(state[0], kept)]
+            results = replay_jaxpr(replay, params["body_jaxpr"], inner)
+        results = [x for i, x in enumerate(_dense(call, results, kept)) if i not in kept]
+        return results, tapes.fold(state[1], seen.values)
+
+    state, seen = lax.while_loop(cond, body, (moving, tapes.empty(replay.tape, body, (moving, {}))))
+    tapes.absorb(replay.tape, seen)
+    return _merge(state, kept)
+
+
+@control_rule("cond")
+def _cond(call: Call) -> list[Any]:
+    replay, (index, *operands) = call.replay, _dense(call, call.operands[:1]) + call.operands[1:]
+
+    def branch(jaxpr):
+        def run(*values):
+            # How often a branch runs depends on data, as for a loop of unknown length.
+            with tapes.collect(replay.tape, (None, frozenset())) as seen:
+                results = replay_jaxpr(replay, jaxpr, values)
+            return _dense(call, results), seen.values
+
+        return run
+
+    branches = tapes.align(replay.tape, [branch(j) for j in call.params["branches"]], operands)
+    results, seen = lax.switch(index, branches, *operands)
+    tapes.absorb(replay.tape, seen)
+    return results
+
+
+@control_rule("custom_jvp_call")
+def _custom_jvp(call: Call) -> list[Any]:
+    """Runs the function on compressed values; differentiates its own rule on dense ones."""
+    fn = jax.custom_jvp(lambda *values: _primal(call, call.params["call_jaxpr"], values))
+
+    @fn.defjvp
+    def _(primals, tangents):
+        (results, seen), dots = jax.jvp(lambda *v: (_bind_dense(call, v), {}), primals, tangents)
+        return (results, seen), dots
+
+    return _observed(call, fn)
+
+
+@control_rule("custom_vjp_call")
+def _custom_vjp(call: Call) -> list[Any]:
+    """Runs the function on compressed values; differentiates its own rule on dense ones."""
+    fn = jax.custom_vjp(lambda *values: _primal(call, call.params["call_jaxpr"], values))
+
+    def forward(*values):
+        return jax.vjp(lambda *v: (_bind_dense(call, v), {}), *values)
+
+    fn.defvjp(forward, lambda pull, cotangents: pull(cotangents))
+    return _observed(call, fn)
+
+
+def _primal(call: Call, jaxpr: Any, values: Sequence[Any]) -> tuple[list[Any], dict]:
+    with tapes.collect(call.replay.tape) as seen:
+        results = replay_jaxpr(call.replay, jaxpr, values)
+    return _dense(call, results), seen.values
+
+
+def _observed(call: Call, fn: Any) -> list[Any]:
+    results, seen = fn(*call.operands)
+    tapes.absorb(call.replay.tape, seen)
+    return results
+
+
+def _bind_dense(call: Call, values: Sequence[Any]) -> list[Any]:
+    dense = [x.array.materialize() if isinstance(x, Ref) else x for x in values]
+    return _compat.bind(call.eqn, dense)
+
+
+@control_rule("shard_map")
+def _shard_map(call: Call) -> list[Any]:
+    """Splits each field of a compressed value as its dense form would be split."""
+    params, tape = call.params, call.replay.tape
+
+    def body(*values):
+        with tapes.collect(tape) as seen:
+            results = replay_jaxpr(call.replay, params["jaxpr"], values)
+        return _dense(call, results), tapes.absorb_manual(tape, seen.values)
+
+    specs = [
+        x.replace(array=x.array.specs(spec)) if isinstance(x, Ref) else spec
+        for x, spec in zip(call.operands, params["in_specs"], strict=True)
+    ]
+    results, seen = jax.shard_map(
+        body,
+        mesh=params["mesh"],
+        in_specs=tuple(specs),
+        out_specs=(list(params["out_specs"]), PartitionSpec()),
+        axis_names=_compat.manual_axes(params),
+        check_vma=params["check_vma"],
+    )(*call.operands)
+    tapes.absorb(tape, seen)
+    return results
+
+
+def _dense(call: Call, values: Sequence[Any], kept: Any = ()) -> list[Any]:
+    """The values that leave or enter a body as arrays, but those at the positions ``kept``."""
+    fall_back = call.replay.fall_back
+    return [
+        fall_back(call.eqn, x) if isinstance(x, Ref) and i not in kept else x
+        for i, x in enumerate(values)
+    ]
+
+
+def _unchanged(carry: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> dict:
+    """The compressed values among ``carry`` that a body hands on as it got them, by position."""
+    same = lambda i: outputs[i] is inputs[i]
+    return {i: x for i, x in enumerate(carry) if isinstance(x, Ref) and same(i)}
+
+
+def _merge(values: Sequence[Any], kept: dict[int, Any]) -> list[Any]:
+    rest = iter(values)
+    return [kept[i] if i in kept else next(rest) for i in range(len(values) + len(kept))]
+
+
+def _paths(values: Sequence[Any]) -> frozenset[str]:
+    return frozenset(x.path for x in values if isinstance(x, Ref))

@@ -1,0 +1,195 @@
+"""Replaying a staged function with compressed values in the place of dense ones.
+
+A function is staged once to a jaxpr, as if its compressed arguments were dense. Replaying it binds
+every equation that no compressed value reaches as it stands, and gives the others to a rule: one
+small function per (primitive, type of compressed value). Where no rule applies the value is
+materialized, and that is reported.
+"""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import Literal as Constant
+
+from jaxopt_compress.arrays import CompressedArray
+from jaxopt_compress.lift import _compat
+
+OnFallback = Literal["warn", "error", "densify"]
+
+
+class FallbackWarning(UserWarning):
+    """A compressed array was materialized, since no rule executes an operation on its stored form."""
+
+
+class FallbackError(TypeError):
+    """As `FallbackWarning`, where the caller asked for an error."""
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["path"])
+@dataclasses.dataclass(frozen=True)
+class Ref:
+    """A compressed value on its way through a function, and the argument it came from."""
+
+    array: Any
+    path: str
+
+    def replace(self, array: Any) -> "Ref":
+        """Another value from the same argument."""
+        return Ref(array, self.path)
+
+
+class Fallback(NamedTuple):
+    """One materialization: which primitive, which argument, which line."""
+
+    primitive: str
+    path: str
+    source: str
+
+
+@dataclasses.dataclass
+class Replay:
+    """One run of a lifted function.
+
+    Attributes:
+        on_fallback: What happens when a compressed value has to be materialized.
+        fallbacks: Those that happened.
+        tape: What observes uses and activations, if anything does.
+        enclosing: Identities of the control-flow equations around the current one.
+    """
+
+    on_fallback: OnFallback = "warn"
+    fallbacks: list[Fallback] = dataclasses.field(default_factory=list)
+    tape: Any = None
+    enclosing: tuple[int, ...] = ()
+
+    def fall_back(self, eqn: JaxprEqn, ref: Ref) -> jax.Array:
+        """Materializes ``ref`` for ``eqn``, and says so."""
+        event = Fallback(eqn.primitive.name, ref.path, _compat.source_line(eqn))
+        array = ref.array
+        text = (
+            f"{event.primitive!r} has no rule for the {type(array).__name__} {event.path!r} of shape "
+            f"{array.shape} here and uses its dense form, at {event.source}"
+        )
+        if self.on_fallback == "error":
+            raise FallbackError(
+                f"{text}; materialize this leaf before the call, or pass on_fallback='densify'"
+            )
+        if self.on_fallback == "warn" and event not in self.fallbacks:
+            warnings.warn(text, FallbackWarning, stacklevel=2)
+        self.fallbacks.append(event)
+        return array.materialize()
+
+
+class Call(NamedTuple):
+    """What a rule sees of its equation.
+
+    Attributes:
+        eqn: The equation, staged with dense operands.
+        replay: The run it is part of.
+        operands: Arrays, and a `Ref` for each compressed operand.
+    """
+
+    eqn: JaxprEqn
+    replay: Replay
+    operands: list[Any]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters of the equation."""
+        return self.eqn.params
+
+    @property
+    def out(self) -> Any:
+        """The type of the first result."""
+        return self.eqn.outvars[0].aval
+
+    def dense(self, keep: int | None = None) -> list[Any]:
+        """The operands with every `Ref` but the one at ``keep`` materialized and reported."""
+        fall_back = self.replay.fall_back
+        return [
+            fall_back(self.eqn, x) if isinstance(x, Ref) and i != keep else x
+            for i, x in enumerate(self.operands)
+        ]
+
+    def others(self, keep: int) -> list[Any]:
+        """As `dense`, with the compressed array itself at ``keep``."""
+        values = self.dense(keep)
+        values[keep] = values[keep].array
+        return values
+
+
+LeafRule = Callable[[Call, int], Any]
+LEAF_RULES: dict[tuple[str, type], LeafRule] = {}
+CONTROL_RULES: dict[str, Callable[[Call], list[Any]]] = {}
+
+
+def leaf_rule(primitives: str, *types: type) -> Callable[[LeafRule], LeafRule]:
+    """Registers how primitives, named in one string, execute on compressed arrays of some types.
+
+    The rule gets the call and the position of the compressed operand, and returns an array, a
+    compressed array, or NotImplemented where it does not apply.
+    """
+
+    def register(rule: LeafRule) -> LeafRule:
+        LEAF_RULES.update({(name, t): rule for name in primitives.split() for t in types})
+        return rule
+
+    return register
+
+
+def control_rule(*primitives: str):
+    """Registers how primitives that hold jaxprs are rebuilt around a replay of them.
+
+    The rule returns the results, a `Ref` for each compressed one.
+    """
+
+    def register(rule):
+        CONTROL_RULES.update(dict.fromkeys(primitives, rule))
+        return rule
+
+    return register
+
+
+def replay_jaxpr(replay: Replay, closed: ClosedJaxpr | Jaxpr, args: Sequence[Any]) -> list[Any]:
+    """Evaluates a jaxpr on arrays and `Ref`s."""
+    jaxpr, consts = _compat.parts(closed)
+    env: dict[Any, Any] = {}
+    env.update(zip(jaxpr.constvars, consts, strict=True))
+    env.update(zip(jaxpr.invars, args, strict=True))
+    read = lambda v: v.val if isinstance(v, Constant) else env[v]
+    for eqn in jaxpr.eqns:
+        operands = [read(v) for v in eqn.invars]
+        with _compat.equation_scope(eqn):
+            if any(isinstance(x, Ref) for x in operands):
+                results = _replay_equation(Call(eqn, replay, operands))
+            else:
+                results = _compat.bind(eqn, operands)
+        env.update(zip(eqn.outvars, results, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _replay_equation(call: Call) -> list[Any]:
+    name = call.eqn.primitive.name
+    if name in CONTROL_RULES:
+        outer = call.replay.enclosing
+        call.replay.enclosing = (*outer, id(call.eqn))
+        try:
+            return CONTROL_RULES[name](call)
+        finally:
+            call.replay.enclosing = outer
+    for i, x in enumerate(call.operands):
+        rule = LEAF_RULES.get((name, type(x.array))) if isinstance(x, Ref) else None
+        if rule is None:
+            continue
+        result = rule(call, i)
+        if result is NotImplemented:
+            continue
+        results = result if isinstance(result, list) else [result]
+        wrap = lambda y, path=x.path: Ref(y, path) if isinstance(y, CompressedArray) else y
+        return [wrap(y) for y in results]
+    return _compat.bind(call.eqn, call.dense())

@@ -1,0 +1,278 @@
+"""A dense parameter that remembers, through views and arithmetic, which axis is which."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from jaxopt_compress.arrays import CompressedArray
+from jaxopt_compress.lift import _compat
+from jaxopt_compress.lift.interpreter import Call, Ref, leaf_rule
+from jaxopt_compress.lift.views import matching_runs
+
+Axes = tuple[tuple[int, ...], ...]
+
+
+class Member(NamedTuple):
+    """One parameter inside a probe.
+
+    Attributes:
+        path: Its path.
+        shape: Its shape.
+        axes: For each axis of the probe, the negative axes of the parameter that make it up.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    axes: Axes
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["members"])
+@dataclasses.dataclass(frozen=True)
+class Probe(CompressedArray):
+    """A dense array made of one or more parameters."""
+
+    value: Any
+    members: tuple[Member, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape)
+
+    @property
+    def dtype(self) -> np.dtype:  # pyright: ignore
+        return self.value.dtype
+
+    def materialize(self) -> jax.Array:
+        return self.value
+
+    def specs(self, spec: PartitionSpec) -> "Probe":
+        return self.replace(value=spec)
+
+    def axes_of(self, member: Member) -> Axes:
+        """The axes of ``member``, without the leading ones that loops have stripped."""
+        return member.axes[len(member.axes) - len(self.value.shape) :]
+
+    def relabel(self, value: Any, fn: Any) -> "Probe":
+        """A view of this probe: ``fn(axes)`` gives the axes of ``value``."""
+        moved = (m._replace(axes=tuple(fn(self.axes_of(m)))) for m in self.members)
+        return Probe(value, tuple(moved))
+
+
+def probe(path: str, value: Any) -> Probe:
+    """A probe of a whole parameter."""
+    shape = tuple(value.shape)
+    return Probe(value, (Member(path, shape, tuple((d,) for d in range(-len(shape), 0))),))
+
+
+def _bind(call: Call) -> Any:
+    values = [x.array.value if isinstance(x, Ref) else x for x in call.operands]
+    results = _compat.bind(call.eqn, values)
+    return results if call.eqn.primitive.multiple_results else results[0]
+
+
+@leaf_rule("transpose", Probe)
+def _transpose(call: Call, at: int) -> Any:
+    order = call.params["permutation"]
+    return call.operands[at].array.relabel(_bind(call), lambda axes: [axes[d] for d in order])
+
+
+@leaf_rule("squeeze", Probe)
+def _squeeze(call: Call, at: int) -> Any:
+    gone = call.params["dimensions"]
+    keep = lambda axes: [a for d, a in enumerate(axes) if d not in gone]
+    return call.operands[at].array.relabel(_bind(call), keep)
+
+
+@leaf_rule("broadcast_in_dim", Probe)
+def _broadcast(call: Call, at: int) -> Any:
+    dims, rank = call.params["broadcast_dimensions"], len(call.params["shape"])
+    place = lambda axes: [axes[dims.index(d)] if d in dims else () for d in range(rank)]
+    return call.operands[at].array.relabel(_bind(call), place)
+
+
+@leaf_rule("reshape", Probe)
+def _reshape(call: Call, at: int) -> Any:
+    """A split axis gives its name to each part, a merged one takes all names."""
+    array = call.operands[at].array
+    runs = matching_runs(array.shape, call.params["new_sizes"])
+    if runs is None or call.params["dimensions"] is not None:
+        return NotImplemented
+
+    def regroup(axes: Axes) -> list[tuple[int, ...]]:
+        new: list[tuple[int, ...]] = [()] * len(call.params["new_sizes"])
+        for old_axes, new_axes in runs:
+            names = tuple(n for d in old_axes for n in axes[d])
+            sizes = call.params["new_sizes"]
+            # An axis of size 1 beside others is new, and belongs to none of them.
+            own = [d for d in new_axes if sizes[d] > 1] or new_axes
+            for d in own:
+                new[d] = names
+        return new
+
+    return array.relabel(_bind(call), regroup)
+
+
+@leaf_rule("split unstack", Probe)
+def _split(call: Call, at: int) -> Any:
+    array, axis = call.operands[at].array, call.params["axis"]
+    gone = call.eqn.primitive.name == "unstack"
+    keep = lambda axes: [a for d, a in enumerate(axes) if not (gone and d == axis)]
+    return [array.relabel(part, keep) for part in _bind(call)]
+
+
+@leaf_rule("concatenate", Probe)
+def _concatenate(call: Call, at: int) -> Any:
+    value = _bind(call)
+    probes = [x.array for x in call.operands if isinstance(x, Ref)]
+    members = (p.relabel(value, lambda a: a).members for p in probes)
+    return Probe(value, tuple(m for group in members for m in group))
+
+
+@leaf_rule(
+    "slice dynamic_slice rev convert_element_type reduce_precision copy copy_p stop_gradient name "
+    "sharding_constraint reshard optimization_barrier pvary pcast add sub mul div neg abs sign exp "
+    "exp2 log log1p tanh logistic sqrt rsqrt square max min pow integer_pow clamp round select_n "
+    "add_any pad",
+    Probe,
+)
+def _elementwise(call: Call, at: int) -> Any:
+    """Arithmetic keeps the axes of each operand that has the shape of the result."""
+    result = _bind(call)
+    if isinstance(result, list):
+        return [
+            x.array.relabel(y, lambda a: a) if isinstance(x, Ref) else y
+            for x, y in zip(call.operands, result, strict=True)
+        ]
+    rank = len(result.shape)
+    probes = [x.array for x in call.operands if isinstance(x, Ref)]
+    members = [
+        m._replace(axes=p.axes_of(m)) for p in probes if len(p.shape) == rank for m in p.members
+    ]
+    if any(getattr(x, "ndim", 0) for x in call.operands if not isinstance(x, Ref)):
+        # A bias that is broadcast over an activation ends here: what it makes is no parameter.
+        members = [m for m in members if all(m.axes)]
+    return Probe(result, tuple(dict.fromkeys(members))) if members else result
+
+
+@leaf_rule("dot_general", Probe)
+def _dot_general(call: Call, at: int) -> Any:
+    contract, batch = call.params["dimension_numbers"]
+    for side, x in enumerate(call.operands):
+        if isinstance(x, Ref):
+            w, other = x.array, _value(call.operands[1 - side])
+            summed, shared = contract[side], batch[side]
+            rows = math.prod(
+                n
+                for d, n in enumerate(other.shape)
+                if d not in contract[1 - side] and d not in batch[1 - side]
+            )
+            meeting = Meeting("dot_general", w, tuple(summed), tuple(shared), (), rows)
+            order = (tuple(batch[1 - side]), tuple(contract[1 - side]))
+            _observe(call, meeting, lambda other=other, order=order: _rows(other, *order))
+    return _bind(call)
+
+
+@leaf_rule("ragged_dot_general ragged_dot", Probe)
+def _ragged_dot(call: Call, at: int) -> Any:
+    if at == 1:
+        w, x = call.operands[1].array, _value(call.operands[0])
+        # rhs is [group, k, n]: each row of x meets the matrix of its group.
+        rows = math.prod(x.shape[:-1]) / max(w.shape[0], 1)
+        _observe(call, Meeting("ragged_dot_general", w, (1,), (0,), (), rows), None)
+    return _bind(call)
+
+
+@leaf_rule("conv_general_dilated", Probe)
+def _conv(call: Call, at: int) -> Any:
+    if at == 1:
+        w, x = call.operands[1].array, _value(call.operands[0])
+        spec = call.params["dimension_numbers"]
+        summed = tuple(sorted(spec.rhs_spec[1:]))
+        out = call.out.shape
+        rows = math.prod(n for d, n in enumerate(out) if d != spec.out_spec[1])
+        meeting = Meeting("conv_general_dilated", w, summed, (), (), rows)
+        _observe(call, meeting, lambda: _patches(call, x, w.shape))
+    return _bind(call)
+
+
+@leaf_rule("gather", Probe)
+def _gather(call: Call, at: int) -> Any:
+    """A lookup; or, of a single index, a view that drops the axes looked up."""
+    if at != 0:
+        return _bind(call)
+    spec, w = call.params["dimension_numbers"], call.operands[0].array
+    indices = _value(call.operands[1])
+    looked_up = tuple(spec.start_index_map)
+    result = _bind(call)
+    if indices.ndim == 1 and set(looked_up) == set(spec.collapsed_slice_dims):
+        return w.relabel(result, lambda axes: [a for d, a in enumerate(axes) if d not in looked_up])
+    rows = math.prod(indices.shape[:-1])
+    _observe(call, Meeting("gather", w, (), (), looked_up, rows), None)
+    return result
+
+
+class Meeting(NamedTuple):
+    """A parameter meets an activation.
+
+    Attributes:
+        op: The primitive.
+        w: The probe.
+        contracting: Axes of the probe that are summed over.
+        batch: Axes of the probe that the activation shares.
+        gathered: Axes of the probe that are looked up.
+        rows: How many rows of the activation each entry meets.
+    """
+
+    op: str
+    w: Probe
+    contracting: tuple[int, ...]
+    batch: tuple[int, ...]
+    gathered: tuple[int, ...]
+    rows: float
+
+
+def _value(x: Any) -> Any:
+    return x.array.materialize() if isinstance(x, Ref) else x
+
+
+def _observe(call: Call, meeting: Meeting, activation: Any) -> None:
+    tape = call.replay.tape
+    if tape is not None:
+        tape.observe(tape, call, meeting, activation)
+
+
+def _rows(x: jax.Array, batch: tuple[int, ...], summed: tuple[int, ...]) -> jax.Array:
+    """``[*batch, rows, *summed]`` of an activation."""
+    rest = [d for d in range(x.ndim) if d not in batch and d not in summed]
+    x = x.transpose(*batch, *rest, *summed)
+    lead, tail = x.shape[: len(batch)], x.shape[x.ndim - len(summed) :]
+    return x.reshape(*lead, -1, *tail)
+
+
+def _patches(call: Call, x: jax.Array, kernel: tuple[int, ...]) -> jax.Array:
+    """``[groups, rows, *contracting axes of the kernel, in its order]`` of a convolution's input."""
+    params, spec = call.params, call.params["dimension_numbers"]
+    groups = params["feature_group_count"]
+    window = [kernel[d] for d in spec.rhs_spec[2:]]
+    patches = lax.conv_general_dilated_patches(
+        x,
+        window,
+        params["window_strides"],
+        params["padding"],
+        params["lhs_dilation"],
+        params["rhs_dilation"],
+        dimension_numbers=spec,
+    )
+    # The patch axis is [channels, *window]; the channels fall into groups.
+    patches = jax.numpy.moveaxis(patches, spec.out_spec[1], -1)
+    channels = kernel[spec.rhs_spec[1]]
+    patches = patches.reshape(-1, groups, channels, *window)
+    named = (spec.rhs_spec[1], *spec.rhs_spec[2:])
+    order = sorted(range(len(named)), key=named.__getitem__)
+    return patches.transpose(1, 0, *(2 + i for i in order))

@@ -1,0 +1,171 @@
+"""How a function uses each of its parameters."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxopt_compress.arrays import CompressedArray
+from jaxopt_compress.lift import _compat
+from jaxopt_compress.lift.interpreter import Call, Replay
+from jaxopt_compress.lift.lift import replay_call
+from jaxopt_compress.lift.probe import Meeting, Member, probe
+from jaxopt_compress.lift.tape import Tape
+from jaxopt_compress.tree import Layout, map_named
+from jaxopt_compress.tree.paths import is_float, named_leaves
+
+
+class Use(NamedTuple):
+    """One way in which a parameter meets the data; axes are the parameter's own, negative.
+
+    Attributes:
+        op: The primitive: ``"dot_general"``, ``"conv_general_dilated"``, ``"gather"`` and so on.
+        contracting: Axes that are summed over.
+        output: Axes that appear in the result.
+        stack: Axes that a scan or an index runs over.
+        batch: Axes that the activation shares, such as experts.
+        gathered: Axes along which entries are looked up.
+        flops: Floating operations per call of the function; None where a loop's length is unknown.
+        count: How often each slice of the stack is used per call; None where it is unknown.
+        source: The line of the function.
+    """
+
+    op: str
+    contracting: tuple[int, ...]
+    output: tuple[int, ...]
+    stack: tuple[int, ...]
+    batch: tuple[int, ...]
+    gathered: tuple[int, ...]
+    flops: int | None
+    count: float | None
+    source: str
+
+
+def uses(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> dict[str, list[Use]]:
+    """Finds how ``fn(params, *args, **kwargs)`` uses each floating parameter.
+
+    Nothing is computed: arrays may be `jax.ShapeDtypeStruct`.
+
+    Args:
+        fn: Any JAX function.
+        params: A pytree; its leaves of rank 2 and more are followed.
+        *args: The other arguments.
+        **kwargs: Likewise.
+
+    Returns:
+        Path -> its uses, one per distinct way; an empty list if the parameter meets no product,
+        convolution or lookup.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxopt_compress as jc
+        >>> use = jc.uses(lambda p, x: x @ p["w"], {"w": jnp.ones((8, 3))}, jnp.ones((2, 8)))["w"][
+        ...     0
+        ... ]
+        >>> use.op, use.contracting, use.output, use.flops
+        ('dot_general', (-2,), (-1,), 96)
+    """
+    found: dict[str, dict[Any, Use]] = {p: {} for p, w in named_leaves(params) if followed(w)}
+
+    def observe(tape: Tape, call: Call, meeting: Meeting, activation: Any) -> None:
+        del activation
+        for member in meeting.w.members:
+            # A body may be traced more than once; its equations are the same objects.
+            key = (*call.replay.enclosing, id(call.eqn), member)
+            found[member.path][key] = _use(tape, call, meeting, member)
+
+    def run(params: Any, args: tuple, kwargs: dict) -> Any:
+        return observed_call(fn, Tape(observe), params, args, kwargs)
+
+    _abstract_call(run, params, args, kwargs)
+    return {path: _merge(list(each.values())) for path, each in found.items()}
+
+
+def _abstract_call(run: Callable[..., Any], params: Any, args: tuple, kwargs: dict) -> None:
+    """Traces ``run``; what is no array stays the static argument that it is."""
+    leaves, treedef = jax.tree.flatten((params, args, kwargs))
+    arrays = [i for i, x in enumerate(leaves) if hasattr(x, "shape")]
+
+    def body(*values: Any) -> None:
+        full = list(leaves)
+        for i, value in zip(arrays, values, strict=True):
+            full[i] = value
+        run(*jax.tree.unflatten(treedef, full))
+
+    jax.eval_shape(body, *(leaves[i] for i in arrays))
+
+
+def followed(leaf: Any) -> bool:
+    """Whether a leaf is a parameter whose axes are followed."""
+    return is_float(leaf) and len(leaf.shape) >= 2
+
+
+def observed_call(
+    fn: Callable[..., Any], tape: Tape, params: Any, args: tuple, kwargs: dict
+) -> Any:
+    """Runs ``fn`` with probes in the place of its parameters."""
+
+    def wrap(path: str, leaf: Any) -> Any:
+        dense = leaf.materialize() if isinstance(leaf, CompressedArray) else leaf
+        return probe(path, dense) if followed(dense) else dense
+
+    replay = Replay("densify", tape=tape)
+    return replay_call(fn, replay, (map_named(wrap, params), *args), kwargs)
+
+
+def _use(tape: Tape, call: Call, meeting: Meeting, member: Member) -> Use:
+    roles = member_axes(meeting, member)
+    named = {d for axes in roles for d in axes}
+    stack = tuple(d for d in range(-len(member.shape), 0) if d not in named)
+    lengths = [length for length, _ in tape.loops]
+    unknown = any(n is None for n in lengths)
+    runs = None if unknown else math.prod(lengths)
+    share = math.prod(member.shape[d] for d in stack)
+    entries = math.prod(member.shape) / share
+    flops = None if runs is None else 0
+    if runs is not None and meeting.op != "gather":
+        flops = round(2 * min(entries, math.prod(meeting.w.shape)) * meeting.rows * runs)
+    count = None if runs is None else runs / share
+    contracting, output, batch, gathered = roles
+    source = _compat.source_line(call.eqn)
+    return Use(meeting.op, contracting, output, stack, batch, gathered, flops, count, source)
+
+
+def member_axes(meeting: Meeting, member: Member) -> tuple[tuple[int, ...], ...]:
+    """The contracting, output, batch and looked-up axes of one parameter, sorted."""
+    axes = meeting.w.axes_of(member)
+    taken = (*meeting.contracting, *meeting.batch, *meeting.gathered)
+    output = [d for d in range(len(axes)) if d not in taken]
+    roles = (meeting.contracting, output, meeting.batch, meeting.gathered)
+    return tuple(tuple(sorted({n for d in role for n in axes[d]})) for role in roles)
+
+
+def _merge(found: list[Use]) -> list[Use]:
+    """Uses that differ in place and number only become one."""
+    merged: dict[Any, Use] = {}
+    for use in found:
+        key = use._replace(flops=None, count=None, source="")
+        if key in merged:
+            old = merged[key]
+            add = lambda a, b: None if a is None or b is None else a + b
+            use = old._replace(flops=add(old.flops, use.flops), count=add(old.count, use.count))
+        merged[key] = use
+    return list(merged.values())
+
+
+def layout_of(found: Sequence[Use]) -> Layout | None:
+    """The layout that serves the uses of one parameter; None if there are none.
+
+    A product decides before a lookup: a tied embedding gets its scales along the axis that the
+    product sums over, and a table that is only looked up one scale per row.
+    """
+    if not found:
+        return None
+    use = max(found, key=lambda u: (u.op != "gather", u.flops or 0))
+    stack = tuple(sorted((*use.stack, *use.batch)))
+    if use.op == "gather":
+        return Layout(use.output, use.gathered, stack)
+    return Layout(use.contracting, use.output, stack)
+
+
+Uses = Mapping[str, Sequence[Use]]
