@@ -1,0 +1,109 @@
+"""Several compressions of the same parameters, one after the other."""
+
+from typing import Any
+
+from jaxopt_compress.compression.base import (
+    ChainState,
+    Compression,
+    CompressionState,
+    apply_state,
+)
+
+# What may follow what on one parameter; everything else would break what came before.
+_REFUSED = {
+    ("prune", "low_rank"): "the factors of a pruned matrix are dense: its zeros would be lost; "
+    "factorize first and quantize the factors, or keep one of the two",
+    ("low_rank", "prune"): "a product with entries removed is no longer of low rank; "
+    "choose a smaller rank, or keep one of the two",
+    ("quantize", "low_rank"): "the factors of a quantized matrix are not quantized; "
+    "use chain(low_rank(...), quantize(...))",
+    ("quantize", "quantize"): "the second grid replaces the first; keep one of the two",
+    ("prune", "prune"): "the second mask replaces the first; keep one of the two",
+    ("low_rank", "low_rank"): "the second rank replaces the first; keep one of the two",
+}
+
+
+def chain(*compressions: Compression) -> Compression:
+    """Applies compressions in order, each one to what the ones before it have made.
+
+    Later elements keep what earlier ones established: zeros stay zeros and n:m patterns stay, and
+    after `low_rank` the factors are compressed. Elements may choose different parameters.
+
+    Args:
+        *compressions: At least one.
+
+    Returns:
+        A `Compression` with the state of all of them.
+
+    Raises:
+        ValueError: In ``init``, for an order that cannot keep what came before; names the parameter.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxopt_compress as jc
+        >>> c = jc.chain(jc.prune(jc.magnitude(), jc.constant(0.5)), jc.quantize("int8"))
+        >>> params = {"w": jnp.arange(1.0, 9.0).reshape(4, 2)}
+        >>> jc.compress(params, c)["w"].materialize()[:, 0].round(2)
+        Array([0.  , 0.  , 5.  , 6.97], dtype=float32)
+    """
+    if not compressions:
+        raise ValueError("chain() needs at least one compression")
+
+    def init(params: Any, *, uses: Any = None, stats: Any = None) -> ChainState:
+        states: list[Any] = []
+        history: dict[str, list[str]] = {}
+        for c in compressions:
+            state = c.init(params, uses=uses, stats=stats)
+            _extend(history, state)
+            params = c.apply(params, state, materialize=False)
+            states.append(state)
+        return ChainState(tuple(states))
+
+    def update(state: ChainState, params: Any) -> ChainState:
+        states = []
+        for c, inner in zip(compressions, state.states, strict=True):
+            inner = c.update(inner, params)
+            params = c.apply(params, inner, materialize=False)
+            states.append(inner)
+        return ChainState(tuple(states))
+
+    def apply(params: Any, state: Any, *, materialize: bool = True) -> Any:
+        if _is_own(state):
+            return apply_state(params, state, materialize=materialize)
+        pairs = list(zip(compressions, state.states, strict=True))
+        for i, (c, inner) in enumerate(pairs):
+            last = i == len(pairs) - 1
+            params = c.apply(params, inner, materialize=materialize and last)
+        return params
+
+    def compress(params: Any, state: ChainState) -> Any:
+        for c, inner in zip(compressions, state.states, strict=True):
+            params = c.compress(params, inner)
+        return params
+
+    return Compression(init, update, apply, compress)
+
+
+def _is_own(state: Any) -> bool:
+    if isinstance(state, ChainState):
+        return all(map(_is_own, state.states))
+    return isinstance(state, CompressionState)
+
+
+def _extend(history: dict[str, list[str]], state: Any) -> None:
+    """Adds what ``state`` does to each parameter, and refuses orders that do not compose."""
+    if isinstance(state, ChainState):
+        for inner in state.states:
+            _extend(history, inner)
+        return
+    kinds = {}
+    for path, leaf in getattr(state, "leaves", {}).items():
+        # Both factors of a parameter count as that parameter.
+        owner = path[:-2] if path.endswith(("/u", "/v")) and path[:-2] in history else path
+        kinds[owner] = getattr(leaf, "kind", type(leaf).__name__)
+    for path, kind in kinds.items():
+        for earlier in history.get(path, []):
+            if (earlier, kind) in _REFUSED:
+                raise ValueError(
+                    f"chain cannot {kind} {path!r} after {earlier}: {_REFUSED[earlier, kind]}"
+                )
+        history.setdefault(path, []).append(kind)

@@ -1,0 +1,122 @@
+"""From parameters to their stored form, by one compression or a recipe of several."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxopt_compress.compression.base import ChainState, Compression, training_states
+from jaxopt_compress.tree import map_named, named_leaves
+from jaxopt_compress.tree.paths import glob_matches, select
+
+Recipe = Mapping[str, Compression]
+
+
+def compress(
+    params: Any,
+    recipe: Compression | Recipe,
+    uses: Any = None,
+    stats: Any = None,
+    state: Any = None,
+) -> Any:
+    """Compresses a tree of parameters.
+
+    Runs outside of jit, one leaf at a time.
+
+    Args:
+        params: A pytree of arrays; compressed arrays in it may be compressed further.
+        recipe: A `Compression`, or a mapping from globs to compressions: each parameter goes to the
+            first glob that matches its path, and parameters that none matches stay as they are.
+        uses: What `uses` found, so that channels and groups follow the function; otherwise the axes
+            are assumed, with a warning where that is a guess.
+        stats: What `calibrate` found, for methods that need data.
+        state: The state of an optimizer made by `compressed_training`, or of the compression itself:
+            what was decided in training is what is stored. By default everything is decided here.
+
+    Returns:
+        The tree with compressed arrays as leaves.
+
+    Raises:
+        ValueError: A pattern that matches nothing, or a setting that cannot work for a leaf; names
+            the leaf, before anything is computed.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxopt_compress as jc
+        >>> params = {"embed": jnp.ones((8, 4)), "mlp": {"kernel": jnp.ones((4, 6))}}
+        >>> recipe = {"embed": jc.quantize("int8"), "**/kernel": jc.low_rank(rank=2)}
+        >>> small = jc.compress(params, recipe)
+        >>> type(small["embed"]).__name__, type(small["mlp"]["kernel"]).__name__
+        ('QuantizedArray', 'LowRankArray')
+    """
+    compression = as_compression(recipe)
+    if state is None:
+        return compression.compress(params, compression.init(params, uses=uses, stats=stats))
+    for each in _compression_states(state):
+        params = compression.compress(params, each)
+    return params
+
+
+def _compression_states(state: Any) -> list[Any]:
+    try:
+        return [s.compression for s in training_states(state)]
+    except ValueError:
+        # No optimizer state, then: the compression's own.
+        return [state]
+
+
+def as_compression(recipe: Compression | Recipe) -> Compression:
+    """A recipe as one compression, whose state holds that of each of its rules.
+
+    Raises:
+        TypeError: It is neither a compression nor a mapping of globs to compressions.
+    """
+    if isinstance(recipe, Compression):
+        return recipe
+    good = isinstance(recipe, Mapping) and all(
+        isinstance(k, str) and isinstance(v, Compression) for k, v in recipe.items()
+    )
+    if not good or not recipe:
+        raise TypeError(
+            f"a recipe is a Compression or a mapping of globs to Compressions, not {recipe!r}"
+        )
+    rules = dict(recipe)
+
+    def subtrees(params: Any) -> list[dict[str, Any]]:
+        leaves = dict(named_leaves(params))
+        taken: set[str] = set()
+        parts = []
+        for glob in rules:
+            chosen = [path for path in leaves if glob_matches(glob, path) and path not in taken]
+            taken.update(chosen)
+            parts.append({path: leaves[path] for path in chosen})
+        return parts
+
+    def init(params: Any, *, uses: Any = None, stats: Any = None) -> ChainState:
+        parts = subtrees(params)
+        for glob, part in zip(rules, parts, strict=True):
+            if not part:
+                select(params, glob, owner="recipe")
+                raise ValueError(
+                    f"recipe={glob!r} gets no leaf, since earlier patterns match all of its; put the "
+                    "narrower pattern first"
+                )
+        pairs = zip(rules.values(), parts, strict=True)
+        return ChainState(tuple(c.init(part, uses=uses, stats=stats) for c, part in pairs))
+
+    def each(run: Any, params: Any, state: ChainState) -> list[Any]:
+        trios = zip(rules.values(), subtrees(params), state.states, strict=True)
+        return [run(c, part, inner) for c, part, inner in trios]
+
+    def update(state: ChainState, params: Any) -> ChainState:
+        return ChainState(tuple(each(lambda c, p, s: c.update(s, p), params, state)))
+
+    def merged(params: Any, parts: list[dict[str, Any]]) -> Any:
+        new = {path: leaf for part in parts for path, leaf in part.items()}
+        return map_named(lambda path, leaf: new.get(path, leaf), params)
+
+    def apply(params: Any, state: ChainState, *, materialize: bool = True) -> Any:
+        run = lambda c, part, s: c.apply(part, s, materialize=materialize)
+        return merged(params, each(run, params, state))
+
+    def compress(params: Any, state: ChainState) -> Any:
+        return merged(params, each(lambda c, part, s: c.compress(part, s), params, state))
+
+    return Compression(init, update, apply, compress)

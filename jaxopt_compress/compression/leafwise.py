@@ -1,0 +1,113 @@
+"""Compressions that treat each chosen parameter on its own."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.arrays import LowRankArray
+from jaxopt_compress.compression.base import (
+    Compression,
+    CompressionState,
+    apply_state,
+    check_finite,
+    compress_state,
+    factor_layouts,
+    map_states,
+)
+from jaxopt_compress.lift.uses import layout_of
+from jaxopt_compress.tree import Layout, Where, assume_layout, named_leaves, select
+from jaxopt_compress.tree.layout import warn_assumed
+
+
+class Parameter(NamedTuple):
+    """One parameter that a method is to compress.
+
+    Attributes:
+        path: Its path in the tree.
+        value: A floating array, or a compressed array that an earlier method made.
+        layout: The roles of its axes.
+        stats: Statistics of the activations that meet it, or None.
+    """
+
+    path: str
+    value: Any
+    layout: Layout
+    stats: Any
+
+    def describe(self) -> str:
+        """How errors name it."""
+        return f"{self.path!r} of shape {tuple(self.value.shape)}"
+
+
+class Decision(NamedTuple):
+    """What a method decided for one parameter: its state, and what gradients train."""
+
+    state: Any
+    learned: Any = None
+
+
+class LeafMethod(NamedTuple):
+    """How one parameter is compressed.
+
+    Attributes:
+        check: ``check(parameter)``: raises, from shapes and dtypes alone, where the method cannot work.
+        init: ``init(parameter) -> Decision``.
+        update: ``update(state, count, value) -> state``, or None if nothing ever changes.
+    """
+
+    check: Callable[[Parameter], None]
+    init: Callable[[Parameter], Decision]
+    update: Callable[[Any, jax.Array, Any], Any] | None = None
+
+
+def leafwise(method: LeafMethod, where: Where) -> Compression:
+    """The compression that applies ``method`` to each parameter that ``where`` chooses."""
+
+    def init(params: Any, *, uses: Any = None, stats: Any = None) -> CompressionState:
+        parameters = _parameters(params, where, uses, stats)
+        for parameter in parameters:
+            method.check(parameter)
+        for parameter in parameters:
+            check_finite(parameter.path, parameter.value)
+        decisions = {p.path: method.init(p) for p in parameters}
+        learned = {k: d.learned for k, d in decisions.items() if d.learned is not None}
+        leaves = {k: d.state for k, d in decisions.items()}
+        return CompressionState(jnp.zeros((), jnp.int32), learned, leaves)
+
+    def update(state: CompressionState, params: Any) -> CompressionState:
+        count = state.count + 1
+        leaves = dict(state.leaves)
+        if method.update is not None:
+            seen: dict[str, Any] = {}
+            map_states(lambda path, w, leaf: seen.update({path: w}), params, state)
+            leaves = {k: method.update(s, count, seen[k]) for k, s in leaves.items()}
+        return CompressionState(count, state.learned, leaves)
+
+    def compress(params: Any, state: CompressionState) -> Any:
+        map_states(lambda path, w, leaf: check_finite(path, w), params, state)
+        return compress_state(params, state)
+
+    return Compression(init, update, apply_state, compress)
+
+
+def _parameters(params: Any, where: Where, uses: Any, stats: Any) -> list[Parameter]:
+    chosen = set(select(params, where))
+    found, assumed = [], []
+    for path, leaf in named_leaves(params):
+        if path not in chosen:
+            continue
+        layout = layout_of(uses[path]) if uses is not None and path in uses else None
+        if layout is None:
+            layout = assume_layout(leaf.shape)
+            assumed += [path] if len(leaf.shape) > 2 else []
+        stat = None if stats is None else stats.get(path)
+        if isinstance(leaf, LowRankArray):
+            left, right = factor_layouts(leaf, layout)
+            found.append(Parameter(f"{path}/u", leaf.u, left, None))
+            found.append(Parameter(f"{path}/v", leaf.v, right, None))
+        else:
+            found.append(Parameter(path, leaf, layout, stat))
+    warn_assumed(assumed, where)
+    return found

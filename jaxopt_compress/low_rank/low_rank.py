@@ -1,0 +1,139 @@
+"""Parameters as products of two thin factors."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.arrays import LowRankArray, is_compressed
+from jaxopt_compress.compression import Compression, Decision, LeafMethod, Parameter, leafwise
+from jaxopt_compress.numerics.svd import balanced_factors, rank_for_energy
+from jaxopt_compress.tree import Where
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=[], meta_fields=["dtype", "out_ndim"]
+)
+@dataclasses.dataclass(frozen=True)
+class FactoredState:
+    """How the learned factors of one parameter make up the dense array.
+
+    Attributes:
+        dtype: Its dtype.
+        out_ndim: How many trailing axes the second factor has.
+    """
+
+    dtype: np.dtype
+    out_ndim: int
+    kind = "low_rank"
+
+    def apply(self, w: Any, learned: Any) -> LowRankArray:
+        """The product of the factors, still apart; ``w`` itself is not used."""
+        del w
+        return LowRankArray(learned["u"], learned["v"], self.dtype, self.out_ndim)
+
+    def compress(self, w: Any, learned: Any, path: str) -> LowRankArray:
+        """The factors."""
+        del path
+        return self.apply(w, learned)
+
+
+def low_rank(
+    rank: int | None = None, energy: float | None = None, where: Where = None
+) -> Compression:
+    """Replaces parameters by the product of two factors, from a truncated SVD.
+
+    A parameter is read as a matrix from the axes that the function contracts to the others (or the
+    other way round); leading stack axes are matrices of their own with a common rank. In training the
+    factors are what learns: gradients go to them, and the dense parameter stays as it was.
+
+    Args:
+        rank: The inner dimension; or
+        energy: the share of the sum of squares to keep, in ``(0, 1]``; the rank is then chosen per
+            parameter in ``init``, which cannot run under jit.
+        where: Which parameters; the floating ones of rank 2 and more by default.
+
+    Returns:
+        A `Compression` that stores `LowRankArray`.
+
+    Raises:
+        ValueError: Not exactly one of ``rank`` and ``energy`` given, or out of range; in ``init``: a
+            rank above the limit, or axes that do not lie side by side.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxopt_compress as jc
+        >>> small = jc.compress(
+        ...     {"w": jnp.outer(jnp.arange(6.0), jnp.arange(4.0))}, jc.low_rank(rank=1)
+        ... )
+        >>> small["w"].u.shape, small["w"].v.shape, small["w"].shape
+        ((6, 1), (1, 4), (6, 4))
+
+    References:
+        Denton et al., 2014, Exploiting Linear Structure Within Convolutional Networks for Efficient
+        Evaluation.
+    """
+    if (rank is None) == (energy is None):
+        raise ValueError(f"give either rank or energy, not rank={rank} and energy={energy}")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank={rank}; a rank is at least 1")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"energy={energy}; it is the share of the squares kept, in (0, 1]")
+
+    def check(parameter: Parameter) -> None:
+        if is_compressed(parameter.value):
+            raise TypeError(
+                f"{parameter.describe()} is a {type(parameter.value).__name__} and cannot be "
+                "factorized; materialize it first"
+            )
+        stack, cut = _split(parameter)
+        shape = parameter.value.shape
+        limit = min(math.prod(shape[stack:cut]), math.prod(shape[cut:]))
+        if rank is not None and rank > limit:
+            raise ValueError(
+                f"rank={rank} is above the limit {limit} of {parameter.describe()}, read as a matrix "
+                f"of {math.prod(shape[stack:cut])} by {math.prod(shape[cut:])}; use a rank of at most "
+                f"{limit}"
+            )
+        if energy is not None and isinstance(parameter.value, jax.core.Tracer):
+            raise ValueError(
+                f"energy={energy} needs the values of {parameter.describe()} to choose a rank: run "
+                "init outside of jit, or give rank="
+            )
+
+    def init(parameter: Parameter) -> Decision:
+        w = parameter.value
+        stack, cut = _split(parameter)
+        left, right = w.shape[stack:cut], w.shape[cut:]
+        matrices = w.reshape(*w.shape[:stack], math.prod(left), math.prod(right))
+        r = rank if energy is None else int(jnp.max(rank_for_energy(matrices, energy)))
+        u, v = balanced_factors(matrices, r)  # pyright: ignore[reportArgumentType]
+        u = u.reshape(*w.shape[:stack], *left, *(1,) * (len(right) - 1), r)
+        v = v.reshape(*w.shape[:stack], *(1,) * (len(left) - 1), r, *right)
+        return Decision(FactoredState(np.dtype(w.dtype), len(right)), {"u": u, "v": v})
+
+    return leafwise(LeafMethod(check, init), where)
+
+
+def _split(parameter: Parameter) -> tuple[int, int]:
+    """Where the stack ends, and where the left axes end.
+
+    Raises:
+        ValueError: The contracted axes do not lie side by side at either end.
+    """
+    ndim, layout = len(parameter.value.shape), parameter.layout
+    stack = len(layout.stack)
+    left, right = sorted(layout.contracting), sorted(layout.output)
+    if left and right and left[0] > right[0]:
+        left, right = right, left
+    whole = [*sorted(layout.stack), *left, *right] == list(range(-ndim, 0))
+    if not (left and right and whole):
+        raise ValueError(
+            f"{parameter.describe()} cannot be read as a matrix: its contracted axes are "
+            f"{layout.contracting}, its output axes {layout.output} and its stack axes {layout.stack}; "
+            "exclude it"
+        )
+    return stack, ndim - len(right)

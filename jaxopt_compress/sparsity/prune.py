@@ -1,0 +1,184 @@
+"""Pruning by score, along a schedule, to a pattern."""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxopt_compress.arrays import QuantizedArray, is_compressed
+from jaxopt_compress.arrays.sparse import sparse_nm, sparse_rows
+from jaxopt_compress.compression import Compression, Decision, LeafMethod, Parameter, leafwise
+from jaxopt_compress.numerics.thresholds import largest, n_m_mask
+from jaxopt_compress.sparsity.schedules import Schedule, keep_count
+from jaxopt_compress.tree import Where
+
+Score = Callable[[jax.Array, Any], jax.Array]
+
+
+def magnitude() -> Score:
+    """Scores entries by their absolute value.
+
+    Returns:
+        ``score(w, stats) -> |w|``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> magnitude()(jnp.array([-2.0, 1.0]), None)
+        Array([2., 1.], dtype=float32)
+
+    References:
+        Han et al., 2015, Learning both Weights and Connections for Efficient Neural Networks.
+    """
+
+    def score(w: jax.Array, stats: Any) -> jax.Array:
+        del stats
+        return jnp.abs(w)
+
+    return score
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["mask", "threshold", "stats"],
+    meta_fields=["pattern", "axis", "stack"],
+)
+@dataclasses.dataclass(frozen=True)
+class PrunedState:
+    """The mask of one parameter.
+
+    Attributes:
+        mask: Booleans, true where an entry is kept.
+        threshold: The score that separated them, one per stack entry; where the next search starts.
+        stats: What the score needs besides the parameter, or None.
+        pattern: ``(n, m)``, or None if unstructured.
+        axis: The negative axis of the groups of an n:m pattern, or None.
+        stack: How many leading axes hold parameters of their own.
+    """
+
+    mask: Any
+    threshold: Any
+    stats: Any
+    pattern: tuple[int, int] | None
+    axis: int | None
+    stack: int
+    kind = "prune"
+
+    def apply(self, w: Any, learned: Any) -> jax.Array:
+        """``w`` under the mask."""
+        del learned
+        dense = w.materialize() if isinstance(w, QuantizedArray) else w
+        return jnp.where(self.mask, dense, jnp.zeros((), dense.dtype))
+
+    def compress(self, w: Any, learned: Any, path: str) -> Any:
+        """The kept entries; of a quantized array, the kept codes."""
+        del learned, path
+        if isinstance(w, QuantizedArray):
+            return w.replace(codes=self._store(w.integers()), block=None)
+        return self._store(w)
+
+    def _store(self, dense: jax.Array) -> Any:
+        if self.pattern is not None and not bool(jnp.all(self.mask)):
+            return sparse_nm(dense, self.mask, *self.pattern, self.axis)  # pyright: ignore
+        return sparse_rows(dense, self.mask, dense.ndim - self.stack)
+
+
+def prune(
+    score: Score, schedule: Schedule, pattern: str | None = None, where: Where = None
+) -> Compression:
+    """Sets the entries with the lowest scores to zero, per parameter, and stores only the others.
+
+    Each parameter (each entry of a stack on its own) keeps exactly ``size - round(size * sparsity)``
+    entries; among equal scores the ones with the lower row-major index. Masks are decided in ``init``
+    at step 0 and renewed by ``update`` at the steps where the schedule is due, from the parameters
+    passed in; entries that were pruned can come back, since the optimizer keeps all of them. The
+    derivative at a pruned entry is 0.
+
+    Args:
+        score: What is kept: `magnitude`, or any ``(w, stats) -> scores`` of the shape of ``w``, with
+            scores of at least 0.
+        schedule: `constant` or `polynomial`.
+        pattern: None or ``"unstructured"``; or ``"n:m"``, such as ``"2:4"``: of each ``m`` consecutive
+            entries along the contracted axis the ``n`` with the highest scores stay, from the first
+            step on at which the schedule asks for any sparsity. The schedule then has to end at
+            ``1 - n / m``.
+        where: Which parameters; the floating ones of rank 2 and more by default.
+
+    Returns:
+        A `Compression` that stores `SparseArray`.
+
+    Raises:
+        ValueError: A pattern that cannot be read, or that contradicts the schedule.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxopt_compress as jc
+        >>> c = jc.prune(jc.magnitude(), jc.constant(0.5), pattern="2:4")
+        >>> jc.compress({"w": jnp.arange(1.0, 9.0).reshape(8, 1)}, c)["w"].materialize()[:, 0]
+        Array([0., 0., 3., 4., 0., 0., 7., 8.], dtype=float32)
+
+    References:
+        Zhu and Gupta, 2017, To Prune, or Not to Prune. Mishra et al., 2021, Accelerating Sparse Deep
+        Neural Networks.
+    """
+    n_m = _read_pattern(pattern, schedule)
+
+    def check(parameter: Parameter) -> None:
+        value, layout = parameter.value, parameter.layout
+        if is_compressed(value) and not isinstance(value, QuantizedArray):
+            raise TypeError(
+                f"{parameter.describe()} is a {type(value).__name__} and cannot be pruned; prune "
+                "before, or materialize it first"
+            )
+        if not value.shape:
+            raise ValueError(f"{parameter.describe()} is a scalar and cannot be pruned; exclude it")
+        if n_m is not None and layout.group_axis is None:
+            raise ValueError(
+                f"{parameter.describe()} has no contracted axis for the pattern {pattern!r}; prune it "
+                "unstructured"
+            )
+
+    def init(parameter: Parameter) -> Decision:
+        ndim, layout = len(parameter.value.shape), parameter.layout
+        stack = next((d for d in range(ndim) if d - ndim not in layout.stack), ndim - 1)
+        axis = layout.group_axis if n_m is not None else None
+        state = PrunedState(None, None, parameter.stats, n_m, axis, stack)
+        return Decision(renew(state, jnp.zeros((), jnp.int32), parameter.value))
+
+    def renew(state: PrunedState, count: jax.Array, w: Any) -> PrunedState:
+        dense = w.materialize() if isinstance(w, QuantizedArray) else w
+        scores = score(dense, state.stats)
+        sparsity = schedule.sparsity(count)
+        if n_m is not None:
+            mask = n_m_mask(scores, *n_m, state.axis) | (sparsity <= 0)  # pyright: ignore
+            return dataclasses.replace(state, mask=mask)
+        keep = keep_count(math.prod(dense.shape[state.stack :]), sparsity)
+        found = largest(scores, keep, stack_ndim=state.stack, hint=state.threshold)
+        return dataclasses.replace(state, mask=found.mask, threshold=found.threshold)
+
+    def update(state: PrunedState, count: jax.Array, w: Any) -> PrunedState:
+        return lax.cond(schedule.due(count), lambda s: renew(s, count, w), lambda s: s, state)
+
+    return leafwise(LeafMethod(check, init, update), where)
+
+
+def _read_pattern(pattern: str | None, schedule: Schedule) -> tuple[int, int] | None:
+    if pattern in (None, "unstructured"):
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", pattern)
+    if match is None or not 0 < int(match[1]) < int(match[2]):
+        raise ValueError(
+            f"pattern={pattern!r}; it is 'unstructured' or 'n:m' with 0 < n < m, such as '2:4'"
+        )
+    n, m = int(match[1]), int(match[2])
+    final = float(schedule.sparsity(jnp.int32(2**31 - 1)))
+    if abs(final - (1 - n / m)) > 1e-6:
+        raise ValueError(
+            f"pattern={pattern!r} prunes {1 - n / m:.6g} of the entries, but the schedule ends at "
+            f"{final:.6g}; use constant({1 - n / m:.6g}) or a schedule that ends there"
+        )
+    return n, m

@@ -1,0 +1,5 @@
+"""Optax transformations."""
+
+from jaxopt_compress.transforms.training import compressed_training
+
+__all__ = ["compressed_training"]

@@ -1,0 +1,106 @@
+"""Training compressed parameters with any optax optimizer."""
+
+from typing import Any
+
+import jax
+import optax
+
+from jaxopt_compress.compression import Compression, TrainingState, as_compression
+from jaxopt_compress.compression.base import learned_parts, replace_learned
+from jaxopt_compress.compression.compress import Recipe
+from jaxopt_compress.tree import combine, partition
+
+
+def compressed_training(
+    inner: optax.GradientTransformation,
+    compression: Compression | Recipe,
+    learned: optax.GradientTransformation | None = None,
+    uses: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimizer, so that it trains parameters through their compressed view.
+
+    The loss is taken at ``compression.view(params, opt_state)``; ``update`` pulls its gradients back
+    through the compression to the parameters (and to learned parts, such as factors), lets ``inner``
+    update them, and advances the compression from the ``params`` passed in.
+
+    Args:
+        inner: Any optax optimizer, but one that accumulates gradients: use
+            ``optax.MultiSteps(compressed_training(...))`` for that, so that schedules count updates.
+        compression: A `Compression`, or a recipe ``{glob: Compression}``.
+        learned: The optimizer of learned parts; ``inner`` by default.
+        uses: What `uses` found, so that channels and groups follow the function.
+
+    Returns:
+        An optax transformation; extra arguments go to ``inner``. Its state holds arrays only.
+
+    Raises:
+        ValueError: In ``init``, if ``inner`` accumulates gradients; in ``update``, without ``params``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, jaxopt_compress as jc
+        >>> c = jc.quantize("int8")
+        >>> tx = jc.compressed_training(optax.sgd(0.1), c)
+        >>> params = {"w": jnp.ones((4, 2))}
+        >>> opt_state = tx.init(params)
+        >>> loss = lambda params, x: jnp.sum((x @ params["w"]) ** 2)
+        >>> grads = jax.grad(loss)(c.view(params, opt_state), jnp.ones((1, 4)))
+        >>> updates, opt_state = tx.update(grads, opt_state, params)
+        >>> optax.apply_updates(params, updates)["w"].shape
+        (4, 2)
+    """
+    compression = as_compression(compression)
+    outer = optax.with_extra_args_support(inner)
+    trainer = outer if learned is None else optax.with_extra_args_support(learned)
+
+    def init_fn(params: Any) -> TrainingState:
+        state = compression.init(params, uses=uses)
+        parts = learned_parts(state)
+        inner_state = outer.init(params)
+        _refuse_accumulation(inner_state)
+        trained = trainer.init(parts) if jax.tree.leaves(parts) else None
+        return TrainingState(inner_state, trained, state)
+
+    def update_fn(
+        updates: Any, state: TrainingState, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, TrainingState]:
+        if params is None:
+            raise ValueError(
+                "compressed_training needs the params: tx.update(grads, state, params)"
+            )
+        parts = learned_parts(state.compression)
+        updates, part_updates = _pull_back(compression, updates, state, params, parts)
+        updates, inner_state = outer.update(updates, state.inner, params, **extra_args)
+        new, trained = state.compression, state.learned
+        if trained is not None:
+            part_updates, trained = trainer.update(part_updates, trained, parts, **extra_args)
+            new = replace_learned(new, optax.apply_updates(parts, part_updates))
+        return updates, TrainingState(inner_state, trained, compression.update(new, params))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _pull_back(compression: Compression, grads: Any, state: Any, params: Any, parts: Any):
+    """Gradients at the view as gradients at parameters and learned parts."""
+    floats, rest = partition(params)
+
+    def view(floats: Any, parts: Any) -> Any:
+        whole = compression.apply(combine(floats, rest), replace_learned(state.compression, parts))
+        return partition(whole)[0]
+
+    seen, pull = jax.vjp(view, floats, parts)
+    hole = lambda x: x is None
+    at_floats = jax.tree.map(lambda x, g: None if x is None else g, seen, grads, is_leaf=hole)
+    cast = lambda g, x: g.astype(x.dtype)
+    back, part_grads = pull(jax.tree.map(cast, at_floats, seen))
+    back = jax.tree.map(cast, back, at_floats)
+    others = jax.tree.map(lambda x, g: g if x is None else None, seen, grads, is_leaf=hole)
+    return combine(back, others), part_grads
+
+
+def _refuse_accumulation(inner_state: Any) -> None:
+    is_multi = lambda x: isinstance(x, optax.MultiStepsState)
+    if any(map(is_multi, jax.tree.leaves(inner_state, is_leaf=is_multi))):
+        raise ValueError(
+            "compressed_training(MultiSteps(...)) would advance schedules at every micro-step: use "
+            "optax.MultiSteps(compressed_training(...), ...) instead"
+        )
