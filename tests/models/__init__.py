@@ -1,0 +1,15 @@
+"""Small models of every kind, with hand-written answers about how they use their parameters."""
+
+from . import control_flow, linen, nnx, others, plain, transforms
+from .case import Case, Expected, leaves_by_path
+
+__all__ = ["CASES", "Case", "Expected", "leaves_by_path"]
+
+CASES = [
+    *linen.CASES,
+    *nnx.CASES,
+    *others.CASES,
+    *plain.CASES,
+    *control_flow.CASES,
+    *transforms.CASES,
+]

@@ -1,0 +1,258 @@
+"""Plain functions: one weight, one way of using it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .case import Case, Expected, conv, dot, lookup, normal, weight
+
+
+class _Pair(NamedTuple):
+    first: jax.Array
+    second: jax.Array | None
+
+
+def weights(shapes):
+    """A tree of weights from a tree of shapes; `None` stays a hole."""
+
+    def is_shape(node):
+        return isinstance(node, tuple) and all(isinstance(n, int) for n in node)
+
+    leaves, treedef = jax.tree.flatten(shapes, is_leaf=is_shape)
+    return jax.tree.unflatten(treedef, [weight(i, *shape) for i, shape in enumerate(leaves)])
+
+
+def plain(name, fn, shapes, x, uses, expanded=(), reverse=True, extra=()):
+    """A case of `fn(params, x, *extra)` with an activation of shape `x` and integer arrays."""
+
+    def make():
+        return fn, weights(shapes), (normal(0, *x), *(jnp.asarray(value) for value in extra))
+
+    return Case(name, make, uses, expanded, reverse)
+
+
+def _einsum(name, equation, x, w, use):
+    return plain(f"einsum_{name}", lambda p, x: jnp.einsum(equation, x, p["w"]), {"w": w}, x, use)
+
+
+def _conv(name, numbers, x, w, use, strides=None, padding="SAME", **options):
+    strides = strides or (1,) * (len(x) - 2)
+
+    def fn(params, x):
+        return lax.conv_general_dilated(
+            x, params["w"], strides, padding, dimension_numbers=numbers, **options
+        )
+
+    return plain(f"conv_{name}", fn, {"w": w}, x, {"w": [use]})
+
+
+def _conv_transpose(params, x, transpose_kernel):
+    return lax.conv_transpose(
+        x,
+        params["w"],
+        strides=(2, 1),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        transpose_kernel=transpose_kernel,
+    )
+
+
+def _split(params, x):
+    query, key, value = jnp.split(params["qkv"], 3, axis=-1)
+    scores = jnp.einsum("bsd,btd->bst", x @ query, x @ key)
+    return jax.nn.softmax(scores) @ (x @ value)
+
+
+def _concatenate_inputs(params, x):
+    first, second = x[:, :16], x[:, 16:]
+    joined = jnp.concatenate([params.first, params.second], axis=0)
+    return jnp.concatenate([jnp.tanh(first), second], axis=-1) @ joined
+
+
+_HEADS_OUT = {"w": [dot((-3,), (-2, -1))]}
+_HEADS_IN = {"w": [dot((-3, -2), (-1,))]}
+
+CASES = [
+    plain(
+        "matmul",
+        lambda p, x: jnp.tanh(x @ p[0]) @ p[1],
+        ((16, 24), (24, 12)),
+        (2, 5, 16),
+        {"0": [dot()], "1": [dot()]},
+    ),
+    plain(
+        "matvec",
+        lambda p, x: p.first @ x,
+        _Pair((24, 16), None),
+        (16,),
+        {"first": [dot((-1,), (-2,))]},
+    ),
+    plain("lax_dot", lambda p, x: lax.dot(x, p["w"]), {"w": (16, 24)}, (5, 16), {"w": [dot()]}),
+    _einsum("heads_out", "bsd,dhk->bshk", (2, 5, 16), (16, 3, 8), _HEADS_OUT),
+    _einsum("heads_in", "bshk,hkd->bsd", (2, 5, 3, 8), (3, 8, 16), _HEADS_IN),
+    _einsum("output_first", "bk,nk->bn", (5, 16), (24, 16), {"w": [dot((-1,), (-2,))]}),
+    _einsum("transposed_result", "bk,kn->nb", (5, 16), (16, 24), {"w": [dot()]}),
+    _einsum(
+        "experts", "ebk,ekn->ebn", (3, 5, 16), (3, 16, 24), {"w": [dot((-2,), (-1,), batch=(-3,))]}
+    ),
+    plain(
+        "einsum_two_weights",
+        lambda p, x: jnp.einsum("bk,kr,rn->bn", x, p["down"], p["up"]),
+        {"down": (16, 8), "up": (8, 24)},
+        (5, 16),
+        {"down": [dot()], "up": [dot()]},
+    ),
+    plain(
+        "take",
+        lambda p, x, ids: jnp.take(p["table"], ids, axis=0) + x,
+        {"table": (40, 16)},
+        (2, 5, 16),
+        {"table": [lookup()]},
+        extra=([[3, 39, 0, 7, 7], [1, 2, 38, 12, 5]],),
+    ),
+    plain(
+        "take_columns",
+        lambda p, x, ids: jnp.take(p["table"], ids, axis=1) * x,
+        {"table": (16, 40)},
+        (16, 5),
+        {"table": [lookup((-1,), (-2,))]},
+        extra=([3, 39, 0, 7, 7],),
+    ),
+    plain(
+        "gather",
+        lambda p, x, ids: jnp.tanh(p["table"][ids] + x),
+        {"table": (40, 16)},
+        (5, 16),
+        {"table": [lookup()]},
+        extra=([3, 39, 0, 7, 7],),
+    ),
+    plain(
+        "transpose", lambda p, x: x @ p["w"].T, {"w": (24, 16)}, (5, 16), {"w": [dot((-1,), (-2,))]}
+    ),
+    plain(
+        "reshape_heads_out",
+        lambda p, x: x @ p["w"].reshape(16, 24),
+        {"w": (16, 3, 8)},
+        (5, 16),
+        _HEADS_OUT,
+    ),
+    plain(
+        "reshape_heads_in",
+        lambda p, x: x @ p["w"].reshape(24, 16),
+        {"w": (3, 8, 16)},
+        (5, 24),
+        _HEADS_IN,
+    ),
+    plain("split", _split, {"qkv": (16, 72)}, (2, 5, 16), {"qkv": [dot(count=3)]}),
+    plain(
+        "concatenate_outputs",
+        lambda p, x: x @ jnp.concatenate(p, axis=-1),
+        [(16, 24), (16, 8)],
+        (5, 16),
+        {"0": [dot()], "1": [dot()]},
+    ),
+    plain(
+        "concatenate_inputs",
+        _concatenate_inputs,
+        _Pair((16, 24), (8, 24)),
+        (5, 24),
+        {"first": [dot()], "second": [dot()]},
+    ),
+    plain(
+        "scaled_by_constant",
+        lambda p, x: x @ (0.5 * p["w"]),
+        {"w": (16, 24)},
+        (5, 16),
+        {"w": [dot()]},
+    ),
+    plain(
+        "scaled_by_parameter",
+        lambda p, x: x @ (p["w"] * p["scale"]),
+        {"w": (16, 24), "scale": ()},
+        (5, 16),
+        {"w": [dot()]},
+    ),
+    plain(
+        "cast",
+        lambda p, x: x.astype(jnp.bfloat16) @ p["w"].astype(jnp.bfloat16),
+        {"w": (16, 24)},
+        (5, 16),
+        {"w": [dot()]},
+    ),
+    _conv(
+        "strided",
+        ("NHWC", "HWIO", "NHWC"),
+        (2, 10, 12, 8),
+        (3, 2, 8, 24),
+        conv((-4, -3, -2), (-1,)),
+        strides=(2, 3),
+        padding=((1, 0), (2, 1)),
+    ),
+    _conv(
+        "grouped",
+        ("NCHW", "OIHW", "NCHW"),
+        (2, 16, 6, 5),
+        (24, 8, 3, 2),
+        conv((-3, -2, -1), (-4,)),
+        feature_group_count=2,
+    ),
+    _conv(
+        "depthwise",
+        ("NHWC", "HWIO", "NHWC"),
+        (2, 6, 5, 16),
+        (2, 4, 1, 32),
+        conv((-4, -3, -2), (-1,)),
+        feature_group_count=16,
+    ),
+    _conv(
+        "dilated",
+        ("NHWC", "OHWI", "NHWC"),
+        (2, 6, 7, 8),
+        (24, 3, 2, 8),
+        conv((-3, -2, -1), (-4,)),
+        rhs_dilation=(1, 2),
+    ),
+    _conv(
+        "channels_first_batch_last",
+        ("CHWN", "IHWO", "CHWN"),
+        (8, 6, 5, 2),
+        (8, 3, 2, 24),
+        conv((-4, -3, -2), (-1,)),
+    ),
+    _conv("one_dimensional", ("NWC", "WIO", "NWC"), (2, 9, 16), (3, 16, 24), conv((-3, -2), (-1,))),
+    _conv(
+        "input_dilated",
+        ("NHWC", "HWOI", "NHWC"),
+        (2, 4, 5, 8),
+        (3, 2, 24, 8),
+        conv((-4, -3, -1), (-2,)),
+        padding=((2, 1), (1, 1)),
+        lhs_dilation=(2, 2),
+    ),
+    plain(
+        "conv_transpose",
+        lambda p, x: _conv_transpose(p, x, False),
+        {"w": (3, 2, 8, 24)},
+        (2, 4, 5, 8),
+        {"w": [conv((-4, -3, -2), (-1,))]},
+    ),
+    # The gradient of a convolution from 24 to 8 channels: its kernel is mirrored in space.
+    plain(
+        "conv_transpose_kernel",
+        lambda p, x: _conv_transpose(p, x, True),
+        {"w": (3, 2, 24, 8)},
+        (2, 4, 5, 8),
+        {"w": [conv((-4, -3, -1), (-2,))]},
+    ),
+    plain(
+        "ragged_dot",
+        lambda p, x, sizes: lax.ragged_dot(x, p["w"], sizes),
+        {"w": (3, 16, 24)},
+        (10, 16),
+        {"w": [Expected("ragged_dot_general", (-2,), (-1,), batch=(-3,))]},
+        expanded=("ragged_dot_general",),
+        extra=([4, 1, 5],),
+    ),
+]
