@@ -1,16 +1,17 @@
 """Contractions of a dense array with a quantized weight that keep the weight compressed.
 
-Codes are converted inside the operand of the product, which a compiler fuses: integers of eight
-bits are exact in bfloat16, and scales multiply the float32 result. No dense weight is written to
-memory, and none of its codes unpacked. How the expression is written decides whether that holds,
-so the forms below are chosen from static shapes, by what XLA makes of them:
+Codes are converted inside the operand of the product: integers of eight bits are exact in
+bfloat16, and scales multiply the float32 result. XLA for TPU fuses the conversion, so that neither
+a dense weight nor its unpacked codes are written to memory; XLA for CPU and GPU may write one
+layer's weight. How the expression is written decides, so the forms are chosen from static shapes,
+by what the compiler makes of them:
 
 * One scale per output channel: one product, scaled afterwards.
 * Groups: a product per group, as a batch dimension, with the scaled sum over groups fused into it
-  on TPU. For few rows of `x` TPUs do better with a block-diagonal `x`, one block per group: the
-  weight then keeps the shape in which a scanned stack holds it, and is read straight from there,
-  and rows below the height of the matrix unit cost nothing. Elsewhere the partial products are
-  written out; once they outgrow the dense weight, dequantizing it takes less memory than they do.
+  on TPU. For few rows of `x`, TPU's cost model favours a block-diagonal `x`, one block per group:
+  the weight then keeps the shape in which a scanned stack holds it, and is read straight from
+  there. Elsewhere the partial products are written out; once they outgrow the dense weight,
+  dequantizing takes less memory than they do.
 * Planar words: broadcast over their planes and shifted, with plane and word as two contracting
   dimensions. Merging those into one, or one product per plane, writes unpacked copies.
 

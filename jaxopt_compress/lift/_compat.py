@@ -1,7 +1,8 @@
 """Every place where versions of JAX differ, or where more than its public API is needed."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -53,15 +54,39 @@ def explicit_mesh(x: Any) -> bool:
     return any(entry is not None for entry in jax.typeof(x).sharding.spec)
 
 
-def under_jit() -> bool:
-    """Whether operations are staged into a program, rather than run one by one."""
-    return core.unsafe_am_i_under_a_jit_DO_NOT_USE()
+def call_origin(jaxpr: core.Jaxpr) -> core.DebugInfo | None:
+    """What to name as the origin of calls made from parts of ``jaxpr``.
+
+    None where operations are run one by one rather than staged: a call would be compiled each time.
+    """
+    if not core.unsafe_am_i_under_a_jit_DO_NOT_USE():
+        return None
+    return jaxpr.debug_info._replace(arg_names=None, result_paths=None)
 
 
-def call_params(fn: Callable[..., Any]) -> tuple[core.Primitive, dict[str, Any]]:
-    """The primitive of a `jax.jit` call and its parameters, as JAX itself makes them."""
-    eqn = jax.make_jaxpr(jax.jit(fn))(0.0).jaxpr.eqns[0]
+@functools.cache
+def _call_template(mesh: Any) -> tuple[core.Primitive, dict[str, Any]]:
+    """The primitive and the parameters of a `jax.jit` call, as JAX itself makes them."""
+    del mesh  # the current one, which the parameters name
+    eqn = jax.make_jaxpr(jax.jit(lambda x: x))(0.0).jaxpr.eqns[0]
     return eqn.primitive, dict(eqn.params)
+
+
+def bind_call(closed: core.ClosedJaxpr, values: Sequence[Any]) -> list[Any]:
+    """Binds a jaxpr as one call, without tracing it again."""
+    primitive, template = _call_template(jax.sharding.get_abstract_mesh())
+    n, m = len(values), len(closed.jaxpr.outvars)
+    params = {
+        **template,
+        "jaxpr": closed,
+        "name": "replay",
+        "donated_invars": (False,) * n,
+        "in_shardings": template["in_shardings"] * n,
+        "in_layouts": template["in_layouts"] * n,
+        "out_shardings": template["out_shardings"] * m,
+        "out_layouts": template["out_layouts"] * m,
+    }
+    return primitive.bind(*values, **params)
 
 
 def scan_split(params: dict[str, Any], operands: list[Any]) -> tuple[list, list, list]:

@@ -1,4 +1,4 @@
-"""Matrix products, convolutions and lookups on the stored form of a weight.
+"""Matrix products on the stored form of a weight.
 
 The scale of a quantized weight leaves the product where it can: constant along the contracted axes
 it multiplies the result, constant along all others it multiplies the activation. A grouped scale
@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxopt_compress.arrays import LowRankArray, QuantizedArray, SparseArray
+from jaxopt_compress.arrays import LowRankArray, QuantizedArray, SparseArray, materialize
+from jaxopt_compress.kernels import planar_dot, scaled_dot
 from jaxopt_compress.lift.interpreter import Call, leaf_rule
-from jaxopt_compress.lift.views import STORED
+from jaxopt_compress.lift.views import STORED, Joined, cut, entrywise
 
 
 class Product(NamedTuple):
@@ -40,7 +41,8 @@ def levels(w: QuantizedArray, dtype: Any) -> jax.Array:
     and wider up to 2**8."""
     codes = w.integers()
     if w.zero is None:
-        return codes.astype(dtype)
+        # By way of float32: a TPU without arithmetic in shorter floats converts faster.
+        return codes.astype(jnp.promote_types(dtype, jnp.float32)).astype(dtype)
     value = codes.astype(jnp.int32) - w.per_entry(w.zero).astype(jnp.int32)
     if isinstance(w.codes, SparseArray):
         value = jnp.where(w.codes.mask(), value, 0)
@@ -52,7 +54,7 @@ def dense_operand(w: Any, dtype: Any) -> jax.Array:
     if isinstance(w, QuantizedArray):
         scaled = levels(w, jnp.float32) * w.per_entry(w.scale)
         return scaled.astype(w.dtype).astype(dtype)
-    return w.materialize().astype(dtype)
+    return materialize(w).astype(dtype)
 
 
 def contract(x: jax.Array, w: Any, how: Product) -> Any:
@@ -61,6 +63,8 @@ def contract(x: jax.Array, w: Any, how: Product) -> Any:
         return _contract_quantized(x, w, how)
     if isinstance(w, LowRankArray):
         return _contract_low_rank(x, w, how)
+    if isinstance(w, Joined):
+        return _contract_joined(x, w, how)
     if isinstance(w, SparseArray):
         w = w.materialize()
     return _dot(x, w.astype(x.dtype), how)
@@ -71,30 +75,68 @@ def _dot(x: jax.Array, w: jax.Array, how: Product, preferred: Any = None) -> jax
 
 
 def _contract_quantized(x: jax.Array, w: QuantizedArray, how: Product) -> Any:
+    w = entrywise(w) if isinstance(w.codes, SparseArray) else w
     summed, batch = how.contract[1], how.batch[1]
-    free = [d for d in range(w.ndim) if d not in summed and d not in batch]
-    scale = w.scale
-    wide = jnp.promote_types(how.dtype, jnp.float32)
-    if w.zero is None or w.dtype == jnp.float32 or x.dtype == jnp.float32:
-        operand = levels(w, x.dtype).astype(x.dtype)
-        if w.group is None and all(scale.shape[d] == 1 for d in summed):
-            y = _dot(x, operand, how, wide)
-            return (y * _beside(scale, y.ndim, batch, free)).astype(how.dtype)
-        if w.group is None and all(scale.shape[d] == 1 for d in free):
-            order = (*batch, *summed)
-            factor = jnp.transpose(scale, (*order, *free)).reshape([scale.shape[d] for d in order])
-            places = (*how.batch[0], *how.contract[0])
-            shape = [1] * x.ndim
-            for place, n in zip(places, factor.shape, strict=True):
-                shape[place] = n
-            # Sorted places: the factor's axes must come in the order that x has them.
-            factor = jnp.transpose(factor, _argsort(places)).reshape(shape)
-            return _dot((x * factor).astype(x.dtype), operand, how)
-    return _dot(x, dense_operand(w, x.dtype), how)
+    free = tuple(d for d in range(w.ndim) if d not in summed and d not in batch)
+    bound = w.group is not None or w.block is not None
+    if w.group is None and all(w.scale.shape[d] == 1 for d in summed):
+        if not bound and w.zero is None:
+            wide = jnp.promote_types(how.dtype, jnp.float32)
+            y = _dot(x, levels(w, x.dtype), how, wide)
+            return (y * _beside(w.scale, y.ndim, batch, free)).astype(how.dtype)
+    elif w.zero is None and w.group is None and all(w.scale.shape[d] == 1 for d in free):
+        return _dot(_scale_activation(x, w, how), levels(w, x.dtype), how)
+    elif w.group is None:
+        return _dot(x, dense_operand(w, x.dtype), how)
+    if bound and w.ndim + w.checked_axis not in summed:
+        return _dot(x, dense_operand(w, x.dtype), how)
+    return _contract_as_matrices(x, w, how, free)
 
 
-def _argsort(values: tuple[int, ...]) -> list[int]:
-    return sorted(range(len(values)), key=values.__getitem__)
+def _contract_as_matrices(
+    x: jax.Array, w: QuantizedArray, how: Product, free: tuple[int, ...]
+) -> jax.Array:
+    """The product as ``[*batch, m, k]`` times ``[*batch, k, n]``, groups and words along ``k``."""
+    (x_summed, summed), (x_batch, batch) = how.contract, how.batch
+    last = w.ndim + w.axis if w.axis is not None else None
+    order = sorted(range(len(summed)), key=lambda i: (summed[i] == last, summed[i]))
+    summed, x_summed = [summed[i] for i in order], [x_summed[i] for i in order]
+    x_free = [d for d in range(x.ndim) if d not in x_summed and d not in x_batch]
+    rows = jnp.transpose(x, (*x_batch, *x_free, *x_summed))
+    lead, middle = rows.shape[: len(batch)], rows.shape[len(batch) : len(batch) + len(x_free)]
+    rows = rows.reshape(*lead, math.prod(middle), -1)
+    grouped = w.group is not None
+
+    def matrix(field: jax.Array) -> jax.Array:
+        # A field that is whole along some axes of a run has to be whole along all of them.
+        full = list(field.shape)
+        for d in (*batch, *free, *(d for d in summed if grouped and d != last)):
+            full[d] = w.shape[d]
+        field = jnp.broadcast_to(field, full)
+        field = jnp.transpose(field, (*batch, *summed, *free))
+        n = math.prod(full[d] for d in free)
+        return field.reshape(*lead, math.prod(full[d] for d in summed), n)
+
+    scale, zero = matrix(w.scale), None if w.zero is None else matrix(w.zero)
+    given = {"group": w.group, "preferred": jnp.float32, "precision": how.precision}
+    if w.block is None:
+        y = scaled_dot(rows, matrix(w.codes), scale, zero, **given)
+    else:
+        y = planar_dot(rows, matrix(w.codes), scale, zero, bits=w.bits, block=w.block, **given)
+    return y.reshape(*lead, *middle, *(w.shape[d] for d in free)).astype(how.dtype)
+
+
+def _scale_activation(x: jax.Array, w: QuantizedArray, how: Product) -> jax.Array:
+    """``x`` times a scale that is constant along everything but summed and batch axes."""
+    axes = (*how.batch[1], *how.contract[1])
+    places = (*how.batch[0], *how.contract[0])
+    rest = [d for d in range(w.ndim) if d not in axes]
+    factor = jnp.transpose(w.scale, (*axes, *rest)).reshape([w.scale.shape[d] for d in axes])
+    # The factor's axes, in the order that x has them, and size 1 for the others.
+    factor = jnp.transpose(factor, sorted(range(len(places)), key=places.__getitem__))
+    return (x * jnp.expand_dims(factor, [d for d in range(x.ndim) if d not in places])).astype(
+        x.dtype
+    )
 
 
 def _beside(scale: jax.Array, ndim: int, batch: Any, free: Any) -> jax.Array:
@@ -129,7 +171,7 @@ def _contract_low_rank(x: jax.Array, w: LowRankArray, how: Product) -> Any:
     thin = thin.reshape(*lead, *free_x, w.rank)
     back = Product(
         ((thin.ndim - 1,), (other,)),
-        (tuple(range(stack)), tuple(_order_batch(how))),
+        (tuple(range(stack)), batch),
         how.dtype,
         how.precision,
     )
@@ -140,8 +182,26 @@ def _contract_low_rank(x: jax.Array, w: LowRankArray, how: Product) -> Any:
     return y.reshape(*lead, *free_x, *(w.shape[d] for d in kept))
 
 
-def _order_batch(how: Product) -> tuple[int, ...]:
-    return how.batch[1]
+def _contract_joined(x: jax.Array, w: Joined, how: Product) -> Any:
+    """A sum over the parts where they are summed over, otherwise their products end to end."""
+    (x_summed, summed), (x_batch, batch) = how.contract, how.batch
+    axis = w.ndim + w.axis
+    met = dict(zip((*summed, *batch), (*x_summed, *x_batch), strict=True)).get(axis)
+    wide = (
+        how if axis not in summed else how._replace(dtype=jnp.promote_types(how.dtype, "float32"))
+    )
+    results = []
+    for part, bounds in zip(w.parts, w.bounds(), strict=True):
+        y = contract(x if met is None else cut(x, {met: bounds}), part, wide)
+        results.append(
+            contract(x, dense_operand(part, x.dtype), wide) if y is NotImplemented else y
+        )
+    if axis in summed:
+        return sum(results[1:], results[0]).astype(how.dtype)
+    free = [d for d in range(w.ndim) if d not in summed and d not in batch]
+    if axis in batch:
+        return jnp.concatenate(results, batch.index(axis))
+    return jnp.concatenate(results, results[0].ndim - len(free) + free.index(axis))
 
 
 @leaf_rule("dot_general", *STORED)
@@ -169,150 +229,11 @@ def _dot_general(call: Call, at: int) -> Any:
 @leaf_rule("ragged_dot_general ragged_dot", *STORED)
 def _ragged_dot(call: Call, at: int) -> Any:
     """Products with one weight per group of rows take codes as an operand, the scale fused."""
-    if at != 1 or isinstance(call.operands[at].array, LowRankArray):
-        return NotImplemented
-    values = call.others(at)
-    values[1] = dense_operand(values[1], values[0].dtype)
-    return call.eqn.primitive.bind(*values, **call.params)
-
-
-@leaf_rule("conv_general_dilated", QuantizedArray, SparseArray)
-def _conv(call: Call, at: int) -> Any:
-    """The scale of an output channel multiplies the result; any other one the codes."""
     if at != 1:
         return NotImplemented
-    x, w = call.others(at)
-    spec = call.params["dimension_numbers"]
-    out_axis = spec.rhs_spec[0]
-    wide = jnp.promote_types(call.out.dtype, jnp.float32)
-    per_channel = isinstance(w, QuantizedArray) and w.group is None
-    if not per_channel or any(w.scale.shape[d] > 1 for d in spec.rhs_spec[1:]):
-        return _conv_bind(call, x, dense_operand(w, x.dtype), call.out.dtype)
-    y = _conv_bind(call, x, levels(w, x.dtype).astype(x.dtype), wide)
-    shape = [1] * y.ndim
-    shape[spec.out_spec[1]] = w.scale.shape[out_axis]
-    return (y * w.scale.reshape(shape)).astype(call.out.dtype)
-
-
-def _conv_bind(call: Call, x: jax.Array, w: jax.Array, dtype: Any, **params: Any) -> jax.Array:
-    given = {**call.params, **params}
-    return lax.conv_general_dilated(
-        x,
-        w,
-        given["window_strides"],
-        given["padding"],
-        given["lhs_dilation"],
-        given["rhs_dilation"],
-        given["dimension_numbers"],
-        given["feature_group_count"],
-        given["batch_group_count"],
-        given["precision"],
-        dtype,
-    )
-
-
-@leaf_rule("conv_general_dilated", LowRankArray)
-def _conv_low_rank(call: Call, at: int) -> Any:
-    """A convolution to ``rank`` channels, then one of size 1 to the outputs."""
-    params, spec = call.params, call.params["dimension_numbers"]
-    w = call.operands[at].array
-    last = w.ndim - 1
-    grouped = params["feature_group_count"] > 1 or params["batch_group_count"] > 1
-    if at != 1 or grouped or w.out_ndim != 1 or spec.rhs_spec[0] != last:
-        return NotImplemented
-    x, w = call.others(at)
-    u, v = (dense_operand(f, x.dtype) if not isinstance(f, jax.Array) else f for f in (w.u, w.v))
-    thin = _conv_bind(call, x, u.astype(x.dtype), call.out.dtype)
-    # v is [1, ..., 1, rank, out]: the channel axis of the result is contracted with its rank.
-    channel = spec.out_spec[1]
-    v = v.reshape(w.rank, w.shape[-1]).astype(thin.dtype)
-    y = jnp.tensordot(thin, v, ((channel,), (0,)), precision=params["precision"])
-    return jnp.moveaxis(y, -1, channel).astype(call.out.dtype)
-
-
-@leaf_rule("gather", *STORED)
-def _gather(call: Call, at: int) -> Any:
-    """Looks whole rows up in every field; the rest of the table is not read."""
-    if at != 0:
-        return NotImplemented
-    w, indices = call.others(at)
-    if isinstance(w, SparseArray):
-        return _bind_gather(call, w.materialize(), indices, call.params["slice_sizes"])
-    if isinstance(w, LowRankArray):
-        return _gather_low_rank(call, w, indices)
-    sizes, looked_up = call.params["slice_sizes"], call.params["dimension_numbers"].start_index_map
-    bound = w.checked_axis + w.ndim if w.group is not None or w.block is not None else None
-    whole = all(sizes[d] == w.shape[d] for d in range(w.ndim) if d not in looked_up)
-    if not whole or bound in looked_up or isinstance(w.codes, SparseArray):
-        return _bind_gather(call, dense_operand(w, w.dtype), indices, sizes)
-    rows = lambda x: _gather_rows(call, x, w.shape, indices, looked_up)
-    codes = rows(w.codes)
-    if w.block is not None or w.group is not None:
-        return _assemble_rows(call, w, rows)
-    scale = rows(w.scale)
-    value = codes.astype(jnp.float32)
-    if w.zero is not None:
-        value = value - rows(w.zero).astype(jnp.float32)
-    return (value * scale).astype(call.out.dtype)
-
-
-def _gather_rows(call: Call, x: jax.Array, shape: Any, indices: jax.Array, looked_up: Any):
-    """The gather on a field, which may have size 1 along an axis that is looked up."""
-    sizes = [
-        min(n, x.shape[d]) if d in looked_up else x.shape[d]
-        for d, n in enumerate(call.params["slice_sizes"])
-    ]
-    full = [x.shape[d] == shape[d] for d in looked_up]
-    if not all(full):
-        indices = jnp.where(jnp.asarray(full), indices, 0)
-    fill = None
-    if jnp.issubdtype(x.dtype, jnp.integer):
-        # Codes have no NaN to mark a row out of bounds with; the scale, a float, carries it.
-        fill = 0
-    return _bind_gather(call, x, indices, tuple(sizes), fill)
-
-
-def _bind_gather(call: Call, x: jax.Array, indices: jax.Array, sizes: Any, fill: Any = None):
-    given = call.params
-    return lax.gather(
-        x,
-        indices,
-        given["dimension_numbers"],
-        tuple(sizes),
-        unique_indices=given["unique_indices"],
-        indices_are_sorted=given["indices_are_sorted"],
-        mode=given["mode"],
-        fill_value=given["fill_value"] if fill is None else fill,
-    )
-
-
-def _assemble_rows(call: Call, w: QuantizedArray, rows: Any) -> Any:
-    """Rows of packed or grouped fields, dequantized after the lookup."""
-    spec = call.params["dimension_numbers"]
-    axis = w.ndim + w.checked_axis
-    kept = [d for d in range(w.ndim) if d not in spec.collapsed_slice_dims]
-    place = spec.offset_dims[kept.index(axis)]
-    codes, scale = rows(w.codes), rows(w.scale)
-    zero = None if w.zero is None else rows(w.zero)
-    row = w.replace(codes=codes, scale=scale, zero=zero, axis=place - codes.ndim)
-    return dense_operand(row, call.out.dtype)
-
-
-def _gather_low_rank(call: Call, w: LowRankArray, indices: jax.Array) -> Any:
-    """Rows of ``u``, times ``v``: for a table looked up along its first axis."""
-    spec, sizes = call.params["dimension_numbers"], call.params["slice_sizes"]
-    lookup = tuple(spec.start_index_map) == tuple(spec.collapsed_slice_dims) == (0,)
-    last = tuple(spec.offset_dims) == (len(call.out.shape) - 1,)
-    if w.ndim != 2 or not lookup or not last or tuple(sizes) != (1, w.shape[1]):
-        return NotImplemented
-    u = dense_operand(w.u, w.dtype) if not isinstance(w.u, jax.Array) else w.u
-    rows = _bind_gather(call, u, indices, (1, w.rank))
-    how = Product(((rows.ndim - 1,), (0,)), ((), ()), call.out.dtype)
-    return contract(rows, w.v, how)
-
-
-def work(x: jax.Array | Any, w: Any, how: Product) -> int:
-    """Floating operations of a dense product: two per weight entry and row of the activation."""
-    used = {*how.contract[0], *how.batch[0]}
-    rows = math.prod(n for d, n in enumerate(x.shape) if d not in used)
-    return 2 * math.prod(w.shape) * rows
+    x, w, *rest = call.others(at)
+    factored = isinstance(w, LowRankArray) and w.ndim == 3 and w.out_ndim == 1
+    for factor in (w.u, w.v) if factored else (w,):
+        operands = (x, dense_operand(factor, x.dtype), *rest)
+        x = call.eqn.primitive.bind(*operands, **call.params)
+    return x

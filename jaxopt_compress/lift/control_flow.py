@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 
 from jaxopt_compress.lift import _compat, tape as tapes
 from jaxopt_compress.lift.interpreter import Call, Ref, control_rule, replay_jaxpr
+from jaxopt_compress.lift.views import NoView, stacked
 
 
 @control_rule("jit", "pjit", "closed_call", "core_call")
@@ -40,7 +41,8 @@ def _constrain(values: Sequence[Any], shardings: Sequence[Any]) -> list[Any]:
 def _remat(call: Call) -> list[Any]:
     def body(*values):
         with tapes.collect(call.replay.tape) as seen:
-            return replay_jaxpr(call.replay, call.params["jaxpr"], values), seen.values
+            results = replay_jaxpr(call.replay, call.params["jaxpr"], values)
+        return results, seen.values
 
     wrap = jax.checkpoint(
         body, prevent_cse=call.params["prevent_cse"], policy=call.params["policy"]
@@ -63,6 +65,7 @@ def _scan(call: Call) -> list[Any]:
     carry_in = jaxpr.invars[len(consts) : len(consts) + len(carry)]
     kept = _unchanged(carry, carry_in, jaxpr.outvars)
     carry = _dense(call, carry, kept)
+    xs = [_stacked(call, x) for x in xs]
     moving = [x for i, x in enumerate(carry) if i not in kept]
 
     def body(state, slices):
@@ -83,6 +86,17 @@ def _scan(call: Call) -> list[Any]:
     )
     tapes.absorb_scan(tape, seen, _paths(xs))
     return [*_merge(state, kept), *ys]
+
+
+def _stacked(call: Call, x: Any) -> Any:
+    """Makes the leading axis of a compressed value one that all of its fields have."""
+    length = call.params["length"]
+    if not isinstance(x, Ref) or all(f.shape[0] == length for f in jax.tree.leaves(x)):
+        return x
+    try:
+        return x.replace(stacked(x.array, length))
+    except NoView:
+        return call.replay.fall_back(call.eqn, x)
 
 
 @control_rule("while")
@@ -182,22 +196,35 @@ def _shard_map(call: Call) -> list[Any]:
     def body(*values):
         with tapes.collect(tape) as seen:
             results = replay_jaxpr(call.replay, params["jaxpr"], values)
+        if seen.values and not params["check_vma"]:
+            raise ValueError(
+                "calibrate cannot tell which devices of a shard_map see different rows: build it with "
+                f"check_vma=True, at {_compat.source_line(call.eqn)}"
+            )
         return _dense(call, results), tapes.absorb_manual(tape, seen.values)
 
-    specs = [
-        x.replace(array=x.array.specs(spec)) if isinstance(x, Ref) else spec
-        for x, spec in zip(call.operands, params["in_specs"], strict=True)
-    ]
+    pairs = [_split(call, *each) for each in zip(call.operands, params["in_specs"], strict=True)]
+    operands, specs = zip(*pairs, strict=True)
     results, seen = jax.shard_map(
         body,
         mesh=params["mesh"],
-        in_specs=tuple(specs),
+        in_specs=specs,
         out_specs=(list(params["out_specs"]), PartitionSpec()),
         axis_names=_compat.manual_axes(params),
         check_vma=params["check_vma"],
-    )(*call.operands)
+    )(*operands)
     tapes.absorb(tape, seen)
     return results
+
+
+def _split(call: Call, x: Any, spec: PartitionSpec) -> tuple[Any, Any]:
+    """An operand and the specs of its fields; dense where its stored form cannot be split."""
+    if not isinstance(x, Ref):
+        return x, spec
+    try:
+        return x, x.replace(x.array.specs(spec))
+    except ValueError:
+        return call.replay.fall_back(call.eqn, x), spec
 
 
 def _dense(call: Call, values: Sequence[Any], kept: Any = ()) -> list[Any]:

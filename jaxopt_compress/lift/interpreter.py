@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 from jax.extend.core import Literal as Constant
 
 from jaxopt_compress.arrays import CompressedArray
 from jaxopt_compress.lift import _compat
+from jaxopt_compress.lift.segments import bind_run, last_uses
 
 OnFallback = Literal["warn", "error", "densify"]
 
@@ -162,14 +163,22 @@ def replay_jaxpr(replay: Replay, closed: ClosedJaxpr | Jaxpr, args: Sequence[Any
     env.update(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
     read = lambda v: v.val if isinstance(v, Constant) else env[v]
-    for eqn in jaxpr.eqns:
+    last, origin = last_uses(jaxpr), _compat.call_origin(jaxpr)
+    run: list[JaxprEqn] = []  # equations that wait to be bound at once
+    for i, eqn in enumerate(jaxpr.eqns):
+        values = [v.val if isinstance(v, Constant) else env.get(v) for v in eqn.invars]
+        if not any(isinstance(x, Ref) for x in values):
+            run.append(eqn)
+            continue
+        # A view of a weight needs nothing that waits, and does not cut the run in two.
+        if eqn.effects or any(isinstance(v, Var) and v not in env for v in eqn.invars):
+            bind_run(run, env, last, i, origin)
+            run = []
         operands = [read(v) for v in eqn.invars]
         with _compat.equation_scope(eqn):
-            if any(isinstance(x, Ref) for x in operands):
-                results = _replay_equation(Call(eqn, replay, operands))
-            else:
-                results = _compat.bind(eqn, operands)
+            results = _replay_equation(Call(eqn, replay, operands))
         env.update(zip(eqn.outvars, results, strict=True))
+    bind_run(run, env, last, len(jaxpr.eqns), origin)
     return [read(v) for v in jaxpr.outvars]
 
 

@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
@@ -15,7 +16,22 @@ from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import Call, Ref, leaf_rule
 from jaxopt_compress.lift.views import matching_runs
 
-Axes = tuple[tuple[int, ...], ...]
+
+class Axis(NamedTuple):
+    """What one axis of a probe holds of a parameter.
+
+    Attributes:
+        names: The negative axes of the parameter that make it up; none if it is new.
+        start: Where the parameter's part begins, in a concatenation.
+        size: How long that part is; None for all of the axis.
+    """
+
+    names: tuple[int, ...] = ()
+    start: int = 0
+    size: int | None = None
+
+
+Axes = tuple[Axis, ...]
 
 
 class Member(NamedTuple):
@@ -24,7 +40,7 @@ class Member(NamedTuple):
     Attributes:
         path: Its path.
         shape: Its shape.
-        axes: For each axis of the probe, the negative axes of the parameter that make it up.
+        axes: What each axis of the probe holds of it.
     """
 
     path: str
@@ -67,7 +83,7 @@ class Probe(CompressedArray):
 def probe(path: str, value: Any) -> Probe:
     """A probe of a whole parameter."""
     shape = tuple(value.shape)
-    return Probe(value, (Member(path, shape, tuple((d,) for d in range(-len(shape), 0))),))
+    return Probe(value, (Member(path, shape, tuple(Axis((d,)) for d in range(-len(shape), 0))),))
 
 
 def _bind(call: Call) -> Any:
@@ -92,7 +108,7 @@ def _squeeze(call: Call, at: int) -> Any:
 @leaf_rule("broadcast_in_dim", Probe)
 def _broadcast(call: Call, at: int) -> Any:
     dims, rank = call.params["broadcast_dimensions"], len(call.params["shape"])
-    place = lambda axes: [axes[dims.index(d)] if d in dims else () for d in range(rank)]
+    place = lambda axes: [axes[dims.index(d)] if d in dims else Axis() for d in range(rank)]
     return call.operands[at].array.relabel(_bind(call), place)
 
 
@@ -104,15 +120,15 @@ def _reshape(call: Call, at: int) -> Any:
     if runs is None or call.params["dimensions"] is not None:
         return NotImplemented
 
-    def regroup(axes: Axes) -> list[tuple[int, ...]]:
-        new: list[tuple[int, ...]] = [()] * len(call.params["new_sizes"])
+    def regroup(axes: Axes) -> list[Axis]:
+        new = [Axis()] * len(call.params["new_sizes"])
         for old_axes, new_axes in runs:
-            names = tuple(n for d in old_axes for n in axes[d])
+            names = tuple(n for d in old_axes for n in axes[d].names)
             sizes = call.params["new_sizes"]
             # An axis of size 1 beside others is new, and belongs to none of them.
             own = [d for d in new_axes if sizes[d] > 1] or new_axes
             for d in own:
-                new[d] = names
+                new[d] = axes[old_axes[0]] if len(old_axes) == len(own) == 1 else Axis(names)
         return new
 
     return array.relabel(_bind(call), regroup)
@@ -129,9 +145,17 @@ def _split(call: Call, at: int) -> Any:
 @leaf_rule("concatenate", Probe)
 def _concatenate(call: Call, at: int) -> Any:
     value = _bind(call)
-    probes = [x.array for x in call.operands if isinstance(x, Ref)]
-    members = (p.relabel(value, lambda a: a).members for p in probes)
-    return Probe(value, tuple(m for group in members for m in group))
+    along, start, members = call.params["dimension"], 0, []
+    for x in call.operands:
+        part = x.array if isinstance(x, Ref) else x
+        size = part.shape[along]
+        if isinstance(x, Ref):
+            place = lambda axes, at=start, n=size: [
+                Axis(a.names, at, n) if d == along else a for d, a in enumerate(axes)
+            ]
+            members += part.relabel(value, place).members
+        start += size
+    return Probe(value, tuple(members))
 
 
 @leaf_rule(
@@ -156,7 +180,7 @@ def _elementwise(call: Call, at: int) -> Any:
     ]
     if any(getattr(x, "ndim", 0) for x in call.operands if not isinstance(x, Ref)):
         # A bias that is broadcast over an activation ends here: what it makes is no parameter.
-        members = [m for m in members if all(m.axes)]
+        members = [m for m in members if all(a.names for a in m.axes)]
     return Probe(result, tuple(dict.fromkeys(members))) if members else result
 
 
@@ -184,7 +208,9 @@ def _ragged_dot(call: Call, at: int) -> Any:
         w, x = call.operands[1].array, _value(call.operands[0])
         # rhs is [group, k, n]: each row of x meets the matrix of its group.
         rows = math.prod(x.shape[:-1]) / max(w.shape[0], 1)
-        _observe(call, Meeting("ragged_dot_general", w, (1,), (0,), (), rows), None)
+        sizes = _value(call.operands[2])
+        meeting = Meeting("ragged_dot_general", w, (1,), (0,), (), rows)
+        _observe(call, meeting, lambda: _rows_of_groups(x, sizes))
     return _bind(call)
 
 
@@ -237,6 +263,15 @@ class Meeting(NamedTuple):
     rows: float
 
 
+def member_axes(meeting: Meeting, member: Member) -> tuple[tuple[int, ...], ...]:
+    """The contracting, output, batch and looked-up axes of one parameter, sorted."""
+    axes = meeting.w.axes_of(member)
+    taken = (*meeting.contracting, *meeting.batch, *meeting.gathered)
+    output = [d for d in range(len(axes)) if d not in taken]
+    roles = (meeting.contracting, output, meeting.batch, meeting.gathered)
+    return tuple(tuple(sorted({n for d in role for n in axes[d].names})) for role in roles)
+
+
 def _value(x: Any) -> Any:
     return x.array.materialize() if isinstance(x, Ref) else x
 
@@ -255,6 +290,14 @@ def _rows(x: jax.Array, batch: tuple[int, ...], summed: tuple[int, ...]) -> jax.
     return x.reshape(*lead, -1, *tail)
 
 
+def _rows_of_groups(x: jax.Array, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``[groups, rows, k]`` of consecutive groups of rows, and which rows belong to which group."""
+    ends = jnp.cumsum(sizes)[:, None]
+    row = jnp.arange(x.shape[0])
+    belongs = (row >= ends - sizes[:, None]) & (row < ends)
+    return jnp.broadcast_to(x, (sizes.shape[0], *x.shape)), belongs
+
+
 def _patches(call: Call, x: jax.Array, kernel: tuple[int, ...]) -> jax.Array:
     """``[groups, rows, *contracting axes of the kernel, in its order]`` of a convolution's input."""
     params, spec = call.params, call.params["dimension_numbers"]
@@ -270,7 +313,7 @@ def _patches(call: Call, x: jax.Array, kernel: tuple[int, ...]) -> jax.Array:
         dimension_numbers=spec,
     )
     # The patch axis is [channels, *window]; the channels fall into groups.
-    patches = jax.numpy.moveaxis(patches, spec.out_spec[1], -1)
+    patches = jnp.moveaxis(patches, spec.out_spec[1], -1)
     channels = kernel[spec.rhs_spec[1]]
     patches = patches.reshape(-1, groups, channels, *window)
     named = (spec.rhs_spec[1], *spec.rhs_spec[2:])

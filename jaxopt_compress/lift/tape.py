@@ -142,8 +142,15 @@ class Reducible:
         return self._map(lambda x: x.sum(0), lambda x: x.min(0), lambda x: x.max(0))
 
     def reduce_devices(self) -> "Reducible":
-        """All devices together, inside of a shard_map."""
-        over = lambda op: lambda x: op(x, tuple(jax.typeof(x).manual_axis_type.varying))
+        """All devices together that see different rows, inside of a shard_map."""
+        varying = lambda x: jax.typeof(x).manual_axis_type.varying
+        # Counts do not depend on data: they vary over whatever axes the sums vary over.
+        axes = frozenset().union(*map(varying, jax.tree.leaves(self)))
+
+        def over(op: Callable) -> Callable:
+            spread = lambda x: lax.pcast(x, tuple(axes - varying(x)), to="varying")
+            return lambda x: op(spread(x) if axes - varying(x) else x, tuple(axes))
+
         return self._map(over(lax.psum), over(lax.pmin), over(lax.pmax))
 
     def identity(self) -> "Reducible":

@@ -10,7 +10,7 @@ from jaxopt_compress.arrays import CompressedArray
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import Call, Replay
 from jaxopt_compress.lift.lift import replay_call
-from jaxopt_compress.lift.probe import Meeting, Member, probe
+from jaxopt_compress.lift.probe import Meeting, Member, member_axes, probe
 from jaxopt_compress.lift.tape import Tape
 from jaxopt_compress.tree import Layout, map_named
 from jaxopt_compress.tree.paths import is_float, named_leaves
@@ -129,15 +129,6 @@ def _use(tape: Tape, call: Call, meeting: Meeting, member: Member) -> Use:
     contracting, output, batch, gathered = roles
     source = _compat.source_line(call.eqn)
     return Use(meeting.op, contracting, output, stack, batch, gathered, flops, count, source)
-
-
-def member_axes(meeting: Meeting, member: Member) -> tuple[tuple[int, ...], ...]:
-    """The contracting, output, batch and looked-up axes of one parameter, sorted."""
-    axes = meeting.w.axes_of(member)
-    taken = (*meeting.contracting, *meeting.batch, *meeting.gathered)
-    output = [d for d in range(len(axes)) if d not in taken]
-    roles = (meeting.contracting, output, meeting.batch, meeting.gathered)
-    return tuple(tuple(sorted({n for d in role for n in axes[d]})) for role in roles)
 
 
 def _merge(found: list[Use]) -> list[Use]:

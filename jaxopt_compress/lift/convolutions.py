@@ -1,0 +1,76 @@
+"""Convolutions on the stored form of a kernel."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxopt_compress.arrays import LowRankArray, QuantizedArray, SparseArray
+from jaxopt_compress.lift.contractions import dense_operand, levels
+from jaxopt_compress.lift.interpreter import Call, leaf_rule
+
+
+@leaf_rule("conv_general_dilated", QuantizedArray, SparseArray)
+def _conv(call: Call, at: int) -> Any:
+    """The scale of an output channel multiplies the result; any other one the codes."""
+    if at != 1:
+        return NotImplemented
+    x, w = call.others(at)
+    spec = call.params["dimension_numbers"]
+    out_axis = spec.rhs_spec[0]
+    wide = jnp.promote_types(call.out.dtype, jnp.float32)
+    per_channel = isinstance(w, QuantizedArray) and w.group is None
+    if not per_channel or any(w.scale.shape[d] > 1 for d in spec.rhs_spec[1:]):
+        return _bind(call, x, dense_operand(w, x.dtype), call.out.dtype)
+    y = _bind(call, x, levels(w, x.dtype).astype(x.dtype), wide)
+    shape = [1] * y.ndim
+    shape[spec.out_spec[1]] = w.scale.shape[out_axis]
+    return (y * w.scale.reshape(shape)).astype(call.out.dtype)
+
+
+def _bind(call: Call, x: jax.Array, w: jax.Array, dtype: Any) -> jax.Array:
+    given = call.params
+    return lax.conv_general_dilated(
+        x,
+        w,
+        given["window_strides"],
+        given["padding"],
+        given["lhs_dilation"],
+        given["rhs_dilation"],
+        given["dimension_numbers"],
+        given["feature_group_count"],
+        given["batch_group_count"],
+        given["precision"],
+        dtype,
+    )
+
+
+@leaf_rule("conv_general_dilated", LowRankArray)
+def _conv_low_rank(call: Call, at: int) -> Any:
+    """A convolution to ``rank`` channels per group, then one of size 1 to the outputs."""
+    params, spec = call.params, call.params["dimension_numbers"]
+    w, out_axis = call.operands[at].array, spec.rhs_spec[0]
+    last = w.ndim - 1
+    first = out_axis == 0 and w.out_ndim == last
+    if (
+        at != 1
+        or params["batch_group_count"] > 1
+        or not (first or (out_axis == last and w.out_ndim == 1))
+    ):
+        return NotImplemented
+    x, w = call.others(at)
+    # Of the two factors, one is a kernel with the rank in the place of the output channels.
+    kernel, mix = (w.v, w.u) if first else (w.u, w.v)
+    mix = dense_operand(mix, x.dtype).reshape(
+        (w.shape[0], w.rank) if first else (w.rank, w.shape[last])
+    )
+    groups, channel = params["feature_group_count"], spec.out_spec[1]
+    repeats = [groups if d == out_axis else 1 for d in range(w.ndim)]
+    thin = _bind(call, x, jnp.tile(dense_operand(kernel, x.dtype), repeats), call.out.dtype)
+    thin = jnp.moveaxis(thin, channel, -1)
+    thin = thin.reshape(*thin.shape[:-1], groups, w.rank)
+    mix = (mix.T if first else mix).reshape(w.rank, groups, -1)
+    y = jnp.einsum("...gr,rgn->...gn", thin, mix.astype(thin.dtype), precision=params["precision"])
+    y = y.reshape(*y.shape[:-2], w.shape[out_axis])
+    return jnp.moveaxis(y, -1, channel).astype(call.out.dtype)

@@ -1,0 +1,96 @@
+"""Lookups in the stored form of a table: rows of every field, the rest of the table is not read."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxopt_compress.arrays import LowRankArray, QuantizedArray, SparseArray
+from jaxopt_compress.lift.contractions import dense_operand
+from jaxopt_compress.lift.interpreter import Call, leaf_rule
+
+
+@leaf_rule("gather", QuantizedArray)
+def _gather(call: Call, at: int) -> Any:
+    """Gathers from each field, and dequantizes what was found."""
+    if at != 0:
+        return NotImplemented
+    w, indices = call.others(at)
+    sizes, looked_up = call.params["slice_sizes"], call.params["dimension_numbers"].start_index_map
+    bound = w.group is not None or w.block is not None
+    whole = all(sizes[d] == w.shape[d] for d in range(w.ndim) if d not in looked_up)
+    along = bound and w.ndim + w.checked_axis in looked_up
+    if not whole or along or isinstance(w.codes, SparseArray):
+        return _bind(call, dense_operand(w, w.dtype), indices, sizes)
+    rows = lambda x: _rows(call, x, w.shape, indices)
+    codes, scale = rows(w.codes), rows(w.scale)
+    zero = None if w.zero is None else rows(w.zero)
+    axis = _place(call, w) - codes.ndim if bound else None
+    found = w.replace(codes=codes, scale=scale, zero=zero, axis=axis)
+    return dense_operand(found, call.out.dtype)
+
+
+def _place(call: Call, w: QuantizedArray) -> int:
+    """Where the result has the axis along which codes are grouped or packed."""
+    spec = call.params["dimension_numbers"]
+    kept = [d for d in range(w.ndim) if d not in spec.collapsed_slice_dims]
+    return spec.offset_dims[kept.index(w.ndim + w.checked_axis)]
+
+
+def _rows(call: Call, x: jax.Array, shape: tuple[int, ...], indices: jax.Array) -> jax.Array:
+    """The gather on a field, which may have size 1 along an axis that is looked up."""
+    looked_up = call.params["dimension_numbers"].start_index_map
+    sizes = [
+        min(n, x.shape[d]) if d in looked_up else x.shape[d]
+        for d, n in enumerate(call.params["slice_sizes"])
+    ]
+    full = [x.shape[d] == shape[d] for d in looked_up]
+    if not all(full):
+        indices = jnp.where(jnp.asarray(full), indices, 0)
+    # Codes have no NaN to mark a row out of bounds with; the scale, a float, carries it.
+    integers = jnp.issubdtype(x.dtype, jnp.integer)
+    return _bind(call, x, indices, tuple(sizes), 0 if integers else None)
+
+
+def _bind(call: Call, x: jax.Array, indices: jax.Array, sizes: Any, fill: Any = None) -> jax.Array:
+    given = call.params
+    return lax.gather(
+        x,
+        indices,
+        given["dimension_numbers"],
+        tuple(sizes),
+        unique_indices=given["unique_indices"],
+        indices_are_sorted=given["indices_are_sorted"],
+        mode=given["mode"],
+        fill_value=given["fill_value"] if fill is None else fill,
+    )
+
+
+@leaf_rule("gather", SparseArray)
+def _gather_sparse(call: Call, at: int) -> Any:
+    if at != 0:
+        return NotImplemented
+    w, indices = call.others(at)
+    return _bind(call, w.materialize(), indices, call.params["slice_sizes"])
+
+
+@leaf_rule("gather", LowRankArray)
+def _gather_low_rank(call: Call, at: int) -> Any:
+    """Rows of one factor, times the other; for matrices."""
+    spec, sizes = call.params["dimension_numbers"], call.params["slice_sizes"]
+    w = call.operands[at].array
+    looked_up = tuple(spec.start_index_map)
+    if at != 0 or w.ndim != 2 or looked_up not in ((0,), (1,)):
+        return NotImplemented
+    (axis,) = looked_up
+    if tuple(spec.collapsed_slice_dims) != (axis,) or sizes[1 - axis] != w.shape[1 - axis]:
+        return NotImplemented
+    w, indices = call.others(at)
+    table, other = (w.u, w.v) if axis == 0 else (w.v, w.u)
+    table, other = dense_operand(table, w.dtype), dense_operand(other, w.dtype)
+    # The rank stands where the whole axis of the dense rows would.
+    found = _bind(call, table, indices, (1, w.rank) if axis == 0 else (w.rank, 1))
+    (place,) = spec.offset_dims
+    y = jnp.tensordot(found, other, ((place,), (axis,)))
+    return jnp.moveaxis(y, -1, place).astype(call.out.dtype)

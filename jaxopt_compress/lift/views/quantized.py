@@ -1,0 +1,119 @@
+"""Views of quantized arrays: each field is whole, constant, or counted in groups along an axis."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxopt_compress.arrays import QuantizedArray, SparseArray
+from jaxopt_compress.lift.views import base
+from jaxopt_compress.lift.views.base import Cut, NoView, Regrouping
+
+
+def entrywise(q: QuantizedArray) -> QuantizedArray:
+    """The same array with one plain code per entry, for views that words or masks do not have."""
+    if q.block is None and not isinstance(q.codes, SparseArray):
+        return q
+    codes = q.integers()
+    if isinstance(q.codes, SparseArray) and q.zero is not None:
+        zero = q.per_entry(q.zero)
+        codes = jnp.where(q.codes.mask(), codes, jnp.broadcast_to(zero, codes.shape))
+    return q.replace(codes=codes, block=None)
+
+
+def _unmasked(q: QuantizedArray) -> QuantizedArray:
+    return entrywise(q) if isinstance(q.codes, SparseArray) else q
+
+
+def _map_fields(q: QuantizedArray, fn: Any, **meta: Any) -> QuantizedArray:
+    zero = None if q.zero is None else fn(q.zero)
+    return q.replace(codes=fn(q.codes), scale=fn(q.scale), zero=zero, **meta)
+
+
+def _front(q: QuantizedArray) -> int | None:
+    return None if q.axis is None else q.ndim + q.checked_axis
+
+
+@base.transposed.register
+def _transposed(q: QuantizedArray, order: Sequence[int]) -> QuantizedArray:
+    q, axis = _unmasked(q), _front(q)
+    axis = None if axis is None else tuple(order).index(axis) - q.ndim
+    return _map_fields(q, lambda x: jnp.transpose(x, order), axis=axis)
+
+
+@base.cut.register
+def _cut(q: QuantizedArray, cuts: Mapping[int, Cut]) -> QuantizedArray:
+    """Cuts every field along the axes that it has in full; along groups, between them."""
+    q, axis = _unmasked(q), _front(q)
+    q = entrywise(q) if axis in cuts else q
+    grouped = q.group is not None and axis in cuts
+    groups = dict(cuts)
+    if grouped:
+        start, size, stride = cuts[axis]  # pyright: ignore
+        if not isinstance(start, int) or stride != 1 or start % q.group or size % q.group:
+            raise NoView
+        groups[axis] = Cut(start // q.group, size // q.group)
+
+    def part(x):
+        own = groups if grouped and x is not q.codes else cuts
+        counted = lambda d: own is groups and d == axis
+        return base.cut(x, {d: c for d, c in own.items() if counted(d) or x.shape[d] == q.shape[d]})
+
+    return _map_fields(q, part)
+
+
+@base.reshaped.register
+def _reshaped(q: QuantizedArray, new: tuple[int, ...]) -> QuantizedArray:
+    q = _unmasked(q)
+    try:
+        return _regrouped(q, new)
+    except NoView:
+        if q.block is None:
+            raise
+        return _regrouped(entrywise(q), new)
+
+
+def _regrouped(q: QuantizedArray, new: tuple[int, ...]) -> QuantizedArray:
+    """Merges and splits axes; groups and words go on along the last part of their own."""
+    how = Regrouping.of(q.shape, new, _front(q))
+    unit = math.lcm(q.group or 1, q.block or 1)
+    bound = q.group is not None or q.block is not None
+    if bound and (how.place is None or new[how.place] % unit):
+        raise NoView
+    codes = q.codes.reshape(how.shape(q.codes.shape, q.block is not None))
+    steps = lambda x: x.reshape(how.shape(x.shape, q.group is not None))
+    axis = None if how.place is None else how.place - len(new)
+    zero = None if q.zero is None else steps(q.zero)
+    return q.replace(codes=codes, scale=steps(q.scale), zero=zero, axis=axis)
+
+
+@base.flipped.register
+def _flipped(q: QuantizedArray, axes: Sequence[int]) -> QuantizedArray:
+    q, axis = _unmasked(q), _front(q)
+    if axis in axes:
+        q = entrywise(q)
+        if q.group is not None:
+            raise NoView
+    return _map_fields(q, lambda x: lax.rev(x, [d for d in axes if x.shape[d] > 1]))
+
+
+@base.scaled.register
+def _scaled(q: QuantizedArray, factor: Any) -> QuantizedArray:
+    return q.replace(scale=q.scale * jnp.asarray(factor, jnp.float32))
+
+
+@base.cast.register
+def _cast(q: QuantizedArray, dtype: Any) -> QuantizedArray:
+    return q.replace(dtype=jnp.dtype(dtype))
+
+
+@base.stacked.register
+def _stacked(q: QuantizedArray, length: int) -> QuantizedArray:
+    """Copies scales; an axis that groups or words run along cannot become a stack."""
+    q = _unmasked(q)
+    if q.ndim < 3 or (_front(q) == 0 and (q.group is not None or q.block is not None)):
+        raise NoView
+    axis = -1 if _front(q) == 0 else q.axis
+    return _map_fields(q, lambda x: base.stacked(x, length), axis=axis)

@@ -1,0 +1,162 @@
+"""The primitives that are views of a compressed array."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxopt_compress.arrays import CompressedArray, LowRankArray, QuantizedArray, SparseArray
+from jaxopt_compress.lift.interpreter import Call, Ref, leaf_rule
+from jaxopt_compress.lift.views.joined import Joined
+from jaxopt_compress.lift.views import base, low_rank, quantized, sparse
+from jaxopt_compress.lift.views.base import Cut, NoView
+
+STORED = (QuantizedArray, SparseArray, LowRankArray, Joined)
+
+del low_rank, quantized, sparse  # imported for the views they register
+
+
+def _view(primitives: str) -> Callable[[Callable[[Call, Any], Any]], Any]:
+    """Registers ``rule(call, array)`` for primitives of which the first operand is looked at."""
+
+    def register(rule):
+        @leaf_rule(primitives, *STORED)
+        def _(call: Call, at: int) -> Any:
+            try:
+                return rule(call, call.operands[at].array) if at == 0 else NotImplemented
+            except NoView:
+                return NotImplemented
+
+        return rule
+
+    return register
+
+
+@_view("transpose")
+def _transpose(call: Call, array: Any) -> Any:
+    return base.transposed(array, call.params["permutation"])
+
+
+@_view("squeeze")
+def _squeeze(call: Call, array: Any) -> Any:
+    return base.reshaped(array, tuple(call.out.shape))
+
+
+@_view("reshape")
+def _reshape(call: Call, array: Any) -> Any:
+    if call.params["dimensions"] is not None:
+        return NotImplemented
+    return base.reshaped(array, tuple(call.out.shape))
+
+
+@_view("broadcast_in_dim")
+def _broadcast(call: Call, array: Any) -> Any:
+    """New axes of size 1 only: anything else would copy codes."""
+    if array.size != call.out.size:
+        return NotImplemented
+    return base.reshaped(array, tuple(call.out.shape))
+
+
+@_view("slice")
+def _slice(call: Call, array: Any) -> Any:
+    starts, limits = call.params["start_indices"], call.params["limit_indices"]
+    strides = call.params["strides"] or (1,) * array.ndim
+    cuts = {
+        d: Cut(start, limit - start, stride)
+        for d, (start, limit, stride) in enumerate(zip(starts, limits, strides, strict=True))
+        if (start, limit, stride) != (0, array.shape[d], 1)
+    }
+    return base.cut(array, cuts)
+
+
+@_view("dynamic_slice")
+def _dynamic_slice(call: Call, array: Any) -> Any:
+    pairs = zip(call.dense(0)[1:], call.params["slice_sizes"], strict=False)
+    cuts = {d: Cut(s, n) for d, (s, n) in enumerate(pairs) if n != array.shape[d]}
+    return base.cut(array, cuts)
+
+
+@_view("split")
+def _split(call: Call, array: Any) -> Any:
+    axis, sizes = call.params["axis"], call.params["sizes"]
+    starts = itertools.accumulate(sizes, initial=0)
+    return [base.cut(array, {axis: Cut(s, n)}) for s, n in zip(starts, sizes, strict=False)]
+
+
+@_view("rev")
+def _reverse(call: Call, array: Any) -> Any:
+    return base.flipped(array, call.params["dimensions"])
+
+
+@_view("convert_element_type")
+def _convert(call: Call, array: Any) -> Any:
+    dtype = call.params["new_dtype"]
+    return base.cast(array, dtype) if jnp.issubdtype(dtype, jnp.floating) else NotImplemented
+
+
+@_view("copy copy_p pvary pcast name")
+def _as_is(call: Call, array: Any) -> Any:
+    return array
+
+
+@_view("stop_gradient")
+def _stop_gradient(call: Call, array: Any) -> Any:
+    return jax.tree.map(lambda x: lax.stop_gradient(x), array)
+
+
+@leaf_rule("optimization_barrier", *STORED)
+def _barrier(call: Call, at: int) -> Any:
+    return lax.optimization_barrier(call.operands)
+
+
+@_view("sharding_constraint reshard")
+def _constrain(call: Call, array: Any) -> Any:
+    sharding = call.params.get("sharding", call.params.get("dst_sharding"))
+    if not isinstance(sharding, NamedSharding):
+        return array
+    try:
+        specs = array.specs(sharding.spec)
+    except ValueError:
+        return NotImplemented
+    move = call.eqn.primitive.name == "reshard"
+    pin = jax.sharding.reshard if move else lax.with_sharding_constraint
+    place = lambda spec, x: pin(x, NamedSharding(sharding.mesh, spec))
+    return jax.tree.map(place, specs, array, is_leaf=lambda s: isinstance(s, PartitionSpec))
+
+
+@_view("neg")
+def _negative(call: Call, array: Any) -> Any:
+    return base.scaled(array, -1.0)
+
+
+@leaf_rule("mul", *STORED)
+def _multiply(call: Call, at: int) -> Any:
+    """One number is a factor of the scale, of the values or of one of the factors."""
+    other = call.operands[1 - at]
+    if isinstance(other, Ref) or getattr(other, "ndim", 0):
+        return NotImplemented
+    return base.scaled(call.operands[at].array, other)
+
+
+@_view("div")
+def _divide(call: Call, array: Any) -> Any:
+    other = call.operands[1]
+    if isinstance(other, Ref) or getattr(other, "ndim", 0):
+        return NotImplemented
+    return base.scaled(array, 1 / other)
+
+
+@leaf_rule("concatenate", *STORED)
+def _concatenate(call: Call, at: int) -> Any:
+    parts = tuple(x.array if isinstance(x, Ref) else x for x in call.operands)
+    flat = [q for p in parts for q in (p.parts if _same_axis(p, call) else (p,))]
+    ours = all(isinstance(p, STORED) or not isinstance(p, CompressedArray) for p in flat)
+    return Joined(tuple(flat), call.params["dimension"] - call.out.ndim) if ours else NotImplemented
+
+
+def _same_axis(part: Any, call: Call) -> bool:
+    return isinstance(part, Joined) and part.axis == call.params["dimension"] - call.out.ndim
