@@ -1,0 +1,68 @@
+"""The import order of the package, and that what is public is documented."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import jaxopt_compress as jc
+
+PACKAGE = Path(jc.__file__).parent
+ROOMS = [
+    {"numerics"},
+    {"kernels"},
+    {"arrays"},
+    {"tree"},
+    {"lift"},
+    {"compression"},
+    {"sparsity", "quantization", "low_rank"},
+    {"transforms"},
+    {"storage"},
+    {"planning"},
+    {"demo"},
+    {"cli"},
+]
+LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+
+
+def imported_rooms(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            names = [node.module or ""]
+            if node.module == "jaxopt_compress":
+                names = [f"jaxopt_compress.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (n.split(".")[1] for n in names if n.startswith("jaxopt_compress."))
+
+
+def test_a_room_imports_only_rooms_above_it():
+    files = [f for f in PACKAGE.rglob("*.py") if f != PACKAGE / "__init__.py"]
+    assert len(files) > 30
+    for file in files:
+        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for other in imported_rooms(file):
+            assert other == room or LEVEL[other] < LEVEL[room], f"{file} imports {other}"
+
+
+def test_private_api_of_jax_stays_in_compat():
+    for file in PACKAGE.rglob("*.py"):
+        if file.name != "_compat.py":
+            assert "jax._src" not in file.read_text(), f"{file} uses private API"
+
+
+def test_modules_stay_short():
+    for file in PACKAGE.rglob("*.py"):
+        assert len(file.read_text().splitlines()) <= 500, f"{file} is too long"
+
+
+def test_every_public_name_is_documented():
+    assert list(jc.__all__) == sorted(jc.__all__)
+    for name in jc.__all__:
+        value = getattr(jc, name)
+        doc = inspect.getdoc(value)
+        assert doc, f"{name} has no docstring"
+        if inspect.isfunction(value) and inspect.signature(value).parameters:
+            assert any(part in doc for part in ("Args:", "Returns:", "Example:")), name
