@@ -80,23 +80,27 @@ def absmax_scale(low: jax.Array, high: jax.Array, fmt: Format, symmetric: bool):
         Jacob et al., 2018, Quantization and Training of Neural Networks for Efficient
         Integer-Arithmetic-Only Inference.
     """
+    # Unknown to the compiler, which would divide by constants through their reciprocals.
+    steps = fmt.qmax + 0.5 if symmetric else (fmt.qmax - fmt.qmin) / 2
+    steps = lax.optimization_barrier(jnp.full(low.shape, steps, jnp.float32))
     if symmetric:
-        scale = jnp.maximum(jnp.abs(low), jnp.abs(high)) / (fmt.qmax + 0.5)
+        scale = jnp.maximum(jnp.abs(low), jnp.abs(high)) / steps
     else:
         low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
         # Halves first: high - low overflows for ranges over half of float32's.
-        scale = (high / 2 - low / 2) / ((fmt.qmax - fmt.qmin) / 2)
+        scale = (high / 2 - low / 2) / steps
     scale = jnp.where(scale >= jnp.finfo(jnp.float32).tiny, scale, 1.0).astype(jnp.float32)
     if symmetric:
         return scale, None
-    zero = jnp.clip(fmt.qmin - jnp.round(low / scale), fmt.qmin, fmt.qmax)
+    zero = jnp.clip(fmt.qmin - jnp.round(low / lax.optimization_barrier(scale)), fmt.qmin, fmt.qmax)
     return scale, zero.astype(jnp.int8)
 
 
 def encode(x: jax.Array, scale: jax.Array, zero: jax.Array | None, fmt: Format):
     """Rounds to the nearest code (ties to even), and says which entries were in range.
 
-    ``codes = clip(round(x / scale) + zero, qmin, qmax)``.
+    ``codes = clip(round(x * (1 / scale)) + zero, qmin, qmax)``, where both factors are rounded to
+    float32; steps above ``2**126``, whose reciprocals are subnormal, give codes of zero.
 
     Args:
         x: Floats, any shape.
@@ -108,8 +112,8 @@ def encode(x: jax.Array, scale: jax.Array, zero: jax.Array | None, fmt: Format):
         ``(codes, inside)``: int8 codes and booleans, both of the shape of ``x``; an entry is inside
         if rounding alone brought it to a code.
     """
-    # Of a scale known to the compiler it would take the reciprocal, and round differently.
-    level = jnp.round(x.astype(jnp.float32) / lax.optimization_barrier(scale))
+    # A division by a broadcast or constant scale becomes this in some programs and not in others.
+    level = jnp.round(x.astype(jnp.float32) * (1 / scale))
     if zero is not None:
         level = level + zero.astype(jnp.float32)
     codes = jnp.clip(level, fmt.qmin, fmt.qmax)

@@ -21,11 +21,13 @@ def expand(values: jax.Array, mask: jax.Array) -> jax.Array:
         >>> expand(jnp.array([7, 8]), jnp.array([False, True, False, True]))
         Array([0, 7, 0, 8], dtype=int32)
     """
+    zero = jnp.zeros((), values.dtype)
     if values.shape[-1] == 0:
-        return jnp.zeros(mask.shape, values.dtype)
+        # Of the mask, so that it lies on the mask's devices.
+        return jnp.where(mask, zero, zero)
     rank = jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
     spread = jnp.take_along_axis(values, rank, axis=-1, mode="clip")
-    return jnp.where(mask, spread, jnp.zeros((), values.dtype))
+    return jnp.where(mask, spread, zero)
 
 
 def gather_kept(dense: jax.Array, mask: jax.Array, capacity: int) -> jax.Array:

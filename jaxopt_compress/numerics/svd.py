@@ -7,8 +7,8 @@ import jax.numpy as jnp
 def balanced_factors(w: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
     """The best approximation of rank ``rank``, its singular values shared by both factors.
 
-    ``w ~ u @ v`` with ``u = U sqrt(S)`` and ``v = sqrt(S) V^T`` of the largest singular values, which
-    is the nearest matrix of that rank in the Frobenius and the spectral norm.
+    ``w ~ u @ v`` with ``u = U sqrt(S)`` and ``v = sqrt(S) V^T`` of the largest singular values: the
+    nearest matrix of that rank in the Frobenius and the spectral norm.
 
     Args:
         w: Floats, ``[*stack, m, n]``.
@@ -20,10 +20,24 @@ def balanced_factors(w: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
     References:
         Eckart and Young, 1936, The Approximation of One Matrix by Another of Lower Rank.
     """
-    u, s, v = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
-    root = jnp.sqrt(s[..., :rank])
+    scaled, exponent = _unit_range(w)
+    u, s, v = jnp.linalg.svd(scaled, full_matrices=False)
+    # Of an even exponent the root is exact, and no singular value overflows on the way.
+    root = jnp.ldexp(jnp.sqrt(s[..., :rank]), exponent // 2)
     u, v = u[..., :rank] * root[..., None, :], root[..., :, None] * v[..., :rank, :]
     return u.astype(w.dtype), v.astype(w.dtype)
+
+
+def _unit_range(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``w / 2**exponent`` with entries of at most 1, so that sums of their squares stay finite.
+
+    Returns:
+        Float32 of the shape of ``w``, and even exponents ``[*stack, 1]``.
+    """
+    w = w.astype(jnp.float32)
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(w), (-2, -1), keepdims=True))
+    exponent = exponent + exponent % 2
+    return jnp.ldexp(w, -exponent), exponent[..., 0]
 
 
 def rank_for_energy(w: jax.Array, energy: float) -> jax.Array:
@@ -36,7 +50,7 @@ def rank_for_energy(w: jax.Array, energy: float) -> jax.Array:
     Returns:
         int32 of the shape of the stack, at least 1.
     """
-    s = jnp.linalg.svd(w.astype(jnp.float32), compute_uv=False)
+    s = jnp.linalg.svd(_unit_range(w)[0], compute_uv=False)
     power = jnp.cumsum(jnp.square(s), -1)
     short = jnp.sum(power < energy * power[..., -1:], -1, dtype=jnp.int32)
     return jnp.clip(short + 1, 1, s.shape[-1])

@@ -54,8 +54,8 @@ def warn_assumed(paths: list[str], where: Where) -> None:
     if paths:
         warnings.warn(
             f"assumed the axes of {', '.join(paths)} (last axis: output; rank 4: convolution; "
-            "other leading axes: stacked layers); pass uses=jaxopt_compress.uses(fn, params, *args) "
-            "to take them from the function",
+            "other leading axes: stacked layers); pass uses=jaxopt_compress.uses(fn, params, *args)"
+            " to take them from the function",
             AssumedLayout,
             stacklevel=4,
         )

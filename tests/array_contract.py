@@ -1,0 +1,297 @@
+"""Examples of every compressed array; whatever joins `LEAVES` is held to the contract."""
+
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.arrays import LowRankArray, QuantizedArray
+from jaxopt_compress.arrays.sparse import sparse_nm, sparse_rows
+from jaxopt_compress.numerics.packing import pack
+
+STACK = 8
+
+
+class Example(NamedTuple):
+    """A leaf and what it has to mean.
+
+    Attributes:
+        leaf: The compressed array.
+        formula: Its dense array from its float fields, in the order of the tree, in plain jnp.
+    """
+
+    leaf: Any
+    formula: Callable[..., jax.Array]
+
+
+class Leaf(NamedTuple):
+    """One kind of compressed array.
+
+    Attributes:
+        name: Unique name, which is also the test's id.
+        build: Makes an example; a stack adds leading axes.
+        nbytes: Bytes in a file without a stack, worked out by hand.
+        resident: Bytes in memory on a CPU without a stack, worked out by hand.
+        splits: Axes that eight devices can split.
+        whole: Axes that cannot be split in this form.
+        exact: Whether a part of the array has the same bits as that part computed alone. A matrix
+            product sums in an order that depends on its shape, so a product of factors has not.
+    """
+
+    name: str
+    build: Callable[[np.random.Generator, tuple[int, ...]], Example]
+    nbytes: int
+    resident: int
+    splits: tuple[int, ...] = ()
+    whole: tuple[int, ...] = ()
+    exact: bool = True
+
+    def example(self, stack: tuple[int, ...] = (), seed: int = 0) -> Example:
+        """The example with other values per seed, and the same structure."""
+        return self.build(np.random.default_rng(seed), stack)
+
+
+def normal(rng, *shape, dtype="float32"):
+    """Normal values, some of them -0.0."""
+    x = rng.normal(size=shape)
+    x.reshape(-1)[::7] = -0.0
+    return jnp.asarray(x, "float32").astype(dtype)
+
+
+def quantized(shape, bits, axis, scale_shape, *, dtype="float32", keep=None, **static):
+    """Codes in the dtype of their width, in words with ``block``, or under a mask with ``keep``."""
+
+    def build(rng, stack):
+        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
+        codes = rng.integers(low, high, (*stack, *shape), np.int8)
+        scale = jnp.asarray(rng.uniform(0.01, 2.0, (*stack, *scale_shape)), jnp.float32)
+        zero = None
+        if static.get("asymmetric"):
+            zero = jnp.asarray(rng.integers(low, high, scale.shape), jnp.int8)
+        group, block = static.get("group"), static.get("block")
+        stored = jnp.asarray(codes).astype(jnp.int4 if bits == 4 else jnp.int8)
+        mask = np.ones(codes.shape, bool)
+        if block is not None:
+            stored = pack(stored, bits, axis, block)
+        if keep is not None:
+            mask = keep.mask(rng, stack)
+            stored = keep.store(stored, mask)
+
+        def formula(scale):
+            wide = [scale, jnp.zeros_like(scale) if zero is None else zero.astype(jnp.float32)]
+            if group is not None:
+                wide = [jnp.repeat(x, group, axis=axis) for x in wide]
+            levels = jnp.where(mask, codes.astype(np.float32) - wide[1], 0.0)
+            return (levels * wide[0]).astype(dtype)
+
+        return Example(
+            QuantizedArray(stored, scale, zero, jnp.dtype(dtype), bits, axis, group, block), formula
+        )
+
+    return build
+
+
+class Rows(NamedTuple):
+    """An unstructured mask: ``kept`` entries in the first row of a stack, fewer in the others."""
+
+    shape: tuple[int, ...]
+    kept: int
+
+    def mask(self, rng, stack):
+        rows, size = math.prod(stack), math.prod(self.shape)
+        mask = np.zeros((rows, size), bool)
+        for i in range(rows):
+            mask[i, rng.permutation(size)[: max(self.kept - 9 * i, 0)]] = True
+        return mask.reshape(*stack, *self.shape)
+
+    def store(self, dense, mask):
+        return sparse_rows(dense, jnp.asarray(mask), len(self.shape))
+
+    def place(self, dense, mask, values):
+        rows = mask.reshape(-1, math.prod(self.shape))
+        values = values.reshape(len(rows), values.shape[-1])
+        at, column = np.nonzero(rows)
+        slot = np.concatenate([np.arange(row.sum()) for row in rows]).astype(int)
+        flat = dense.reshape(rows.shape).at[at, column].set(values[at, slot])
+        return flat.reshape(mask.shape)
+
+
+class Groups(NamedTuple):
+    """A mask of at most ``n`` of ``m`` entries along ``axis``; some groups keep fewer."""
+
+    shape: tuple[int, ...]
+    n: int
+    m: int
+    axis: int
+
+    def mask(self, rng, stack):
+        mask = np.zeros((*stack, *self.shape), bool)
+        lines = np.moveaxis(mask, self.axis, -1)
+        for index in np.ndindex(lines.shape[:-1]):
+            for start in range(0, lines.shape[-1], self.m):
+                order = start + rng.permutation(min(self.m, lines.shape[-1] - start))
+                lines[index][order[: rng.integers(self.n, endpoint=True)]] = True
+        return mask
+
+    def store(self, dense, mask):
+        return sparse_nm(dense, jnp.asarray(mask), self.n, self.m, self.axis)
+
+    def place(self, dense, mask, values):
+        at = mask.ndim + self.axis
+        index, source = np.nonzero(mask), []
+        seen = {}
+        for entry in zip(*index, strict=True):
+            group = (*entry[:at], entry[at] // self.m, *entry[at + 1 :])
+            seen[group] = slot = seen.get(group, -1) + 1
+            source.append((*entry[:at], group[at] * self.n + slot, *entry[at + 1 :]))
+        return dense.at[index].set(values[tuple(np.array(source).T)])
+
+
+def sparse(keep, dtype="float32"):
+    """Float values under a mask."""
+
+    def build(rng, stack):
+        mask = keep.mask(rng, stack)
+        leaf = keep.store(normal(rng, *stack, *keep.shape, dtype=dtype), mask)
+        return Example(leaf, lambda v: keep.place(jnp.zeros(mask.shape, v.dtype), mask, v))
+
+    return build
+
+
+def low_rank(left, right, rank, *, dtype="float32", factor="float32"):
+    """Two dense factors."""
+
+    def build(rng, stack):
+        u = normal(rng, *stack, *left, *(1,) * (len(right) - 1), rank, dtype=factor)
+        v = normal(rng, *stack, *(1,) * (len(left) - 1), rank, *right, dtype=factor)
+        leaf = LowRankArray(u, v, jnp.dtype(dtype), len(right))
+        return Example(leaf, lambda u, v: multiply(u, v, stack, left, right).astype(dtype))
+
+    return build
+
+
+def multiply(u, v, stack, left, right):
+    """The product of two factors as one einsum of matrices."""
+    u = u.reshape(*stack, -1, u.shape[-1]).astype(jnp.float32)
+    v = v.reshape(*stack, u.shape[-1], -1).astype(jnp.float32)
+    w = jnp.einsum("...kr,...rn->...kn", u, v, precision="highest")
+    return w.reshape(*stack, *left, *right)
+
+
+def quantized_factors(rng, stack):
+    """Factors of 8 and of 4 bits."""
+    u, pu = quantized((K, 3), 8, -2, (1, 3))(rng, stack)
+    v, pv = quantized((3, N), 4, -2, (1, N))(rng, stack)
+    leaf = LowRankArray(u, v, jnp.dtype("float32"))
+    return Example(leaf, lambda a, b: multiply(pu(a), pv(b), stack, (K,), (N,)))
+
+
+K, N = 64, 8
+ROWS, TWO = Rows((K, N), 172), Groups((K, N), 2, 4, -2)
+CHANNEL, GROUPED, BOTH = (1, N), (8, N), (-2, -1)
+HALF = "bfloat16"
+
+LEAVES = [
+    Leaf("int8", quantized((K, N), 8, -2, CHANNEL), 512 + 32, 512 + 32, BOTH),
+    Leaf("int8_tensor", quantized((K, N), 8, -2, (1, 1), dtype=HALF), 512 + 4, 516, BOTH),
+    Leaf("int8_scalar", quantized((), 8, None, ()), 1 + 4, 5),
+    Leaf("int8_qkv", quantized((16, 8, 4), 8, -3, (1, 8, 4)), 512 + 128, 640, (-3, -2)),
+    Leaf("int4", quantized((K, N), 4, -2, CHANNEL, dtype=HALF), 256 + 32, 512 + 32, BOTH),
+    Leaf(
+        "int4_grouped_asymmetric",
+        quantized((K, N), 4, -2, GROUPED, group=8, asymmetric=True),
+        256 + 256 + 64,
+        512 + 256 + 64,
+        BOTH,
+    ),
+    Leaf("int8_last", quantized((K, N), 8, -1, (K, 2), group=4), 512 + 512, 1024, (-2,)),
+    Leaf("int8_one_group", quantized((K, N), 8, -2, CHANNEL, group=K), 512 + 32, 544, BOTH),
+    Leaf(
+        "int2",
+        quantized((K, N), 2, -2, GROUPED, dtype="float16", group=8, block=8, asymmetric=True),
+        128 + 256 + 64,
+        128 + 256 + 64,
+        BOTH,
+    ),
+    Leaf("int2_unpacked", quantized((K, N), 2, -2, CHANNEL), 128 + 32, 512 + 32, BOTH),
+    Leaf("int4_planar", quantized((K, N), 4, -1, (K, 1), block=8), 256 + 256, 512, (-2,), (-1,)),
+    Leaf("int1", quantized((K, N), 1, -2, CHANNEL, block=K), 64 + 32, 96, (-1,), (-2,)),
+    Leaf("rows", sparse(ROWS), 688 + 64, 688 + 64, (), BOTH),
+    Leaf("rows_empty", sparse(Rows((K, N), 0), HALF), 64, 64, (), BOTH),
+    Leaf("2:4", sparse(TWO), 1024 + 64, 1024 + 64, BOTH),
+    Leaf("1:4", sparse(Groups((K, N), 1, 4, -1), HALF), 256 + 64, 320, (-2,)),
+    Leaf("2:4_ragged", sparse(Groups((30, N), 2, 4, -2)), 512 + 32, 544, (-1,), (-2,)),
+    Leaf("low_rank", low_rank((K,), (N,), 3), 768 + 96, 864, BOTH, exact=False),
+    Leaf("low_rank_qkv", low_rank((16,), (8, 4), 3), 192 + 384, 576, (-3, -2), exact=False),
+    Leaf(
+        "low_rank_out",
+        low_rank((8, 4), (16,), 3, dtype=HALF, factor=HALF),
+        192 + 96,
+        288,
+        (-3, -1),
+        exact=False,
+    ),
+    Leaf("int8_rows", quantized((K, N), 8, -2, CHANNEL, keep=ROWS), 172 + 64 + 32, 268, (), BOTH),
+    Leaf(
+        "int4_rows_asymmetric",
+        quantized((K, N), 4, -2, CHANNEL, keep=ROWS, asymmetric=True),
+        86 + 64 + 32 + 8,
+        172 + 64 + 32 + 8,
+        (),
+        BOTH,
+    ),
+    Leaf(
+        "int4_2:4",
+        quantized((K, N), 4, -2, GROUPED, keep=TWO, group=8, dtype=HALF),
+        128 + 64 + 256,
+        256 + 64 + 256,
+        BOTH,
+    ),
+    Leaf(
+        "int8_2:4_asymmetric",
+        quantized((K, N), 8, -2, CHANNEL, keep=TWO, asymmetric=True),
+        256 + 64 + 32 + 8,
+        256 + 64 + 32 + 8,
+        BOTH,
+    ),
+    Leaf(
+        "quantized_factors",
+        quantized_factors,
+        192 + 12 + 12 + 32,
+        192 + 12 + 24 + 32,
+        BOTH,
+        exact=False,
+    ),
+]
+
+
+def reflatten(leaf):
+    """Through its list of arrays."""
+    leaves, treedef = jax.tree.flatten(leaf)
+    return jax.tree.unflatten(treedef, leaves)
+
+
+# Ways there and back that keep every bit; a storage form joins with a line.
+ROUND_TRIPS = {
+    "flatten": reflatten,
+    "pickle": lambda leaf: pickle.loads(pickle.dumps(leaf)),
+    "device_get": lambda leaf: jax.device_put(jax.device_get(leaf)),
+}
+
+
+def float_fields(leaf):
+    """The floating arrays within a leaf, in the order of the tree."""
+    return [x for x in jax.tree.leaves(leaf) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+def assert_same_bits(got, want):
+    """The dtype, the shape and every bit, the sign of zero included."""
+    got, want = np.asarray(got), np.asarray(want)
+    assert (got.dtype, got.shape) == (want.dtype, want.shape)
+    if got.tobytes() != want.tobytes():
+        wrong = np.flatnonzero((got != want) | (np.signbit(got) != np.signbit(want)))
+        raise AssertionError(f"{len(wrong)} of {got.size} entries differ, the first at {wrong[:1]}")

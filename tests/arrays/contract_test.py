@@ -1,0 +1,257 @@
+"""The laws of every compressed array."""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxopt_compress.tree import combine, nbytes, partition, resident_bytes, shard
+from tests.array_contract import LEAVES, ROUND_TRIPS, STACK, assert_same_bits, float_fields
+
+each_leaf = pytest.mark.parametrize("case", LEAVES, ids=lambda case: case.name)
+both_meshes = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+
+
+@functools.cache
+def made(case, stack=(), seed=0):
+    """An example and its dense array, computed once for all tests."""
+    leaf, formula = case.example(stack, seed)
+    dense = jax.jit(materialize)(leaf) if stack else leaf.materialize()
+    return leaf, jax.jit(formula), np.asarray(dense)
+
+
+def materialize(leaf):
+    return leaf.materialize()
+
+
+def assert_parts(case, got, want):
+    """Equal bits where the form promises them, else equal up to the order of a sum over ranks."""
+    if case.exact:
+        return assert_same_bits(got, want)
+    got, want = np.asarray(got), np.asarray(want)
+    assert (got.dtype, got.shape) == (want.dtype, want.shape)
+    # Two sums of three products, in units of the last place of the largest.
+    bound = 3 * float(jnp.finfo(want.dtype).eps) * np.abs(want.astype("float32")).max()
+    np.testing.assert_allclose(got.astype("float32"), want.astype("float32"), rtol=0, atol=bound)
+
+
+def is_spec(x):
+    return isinstance(x, PartitionSpec)
+
+
+def spec_of(ndim, axis):
+    """Splits one negative axis."""
+    return PartitionSpec(*("x" if i - ndim == axis else None for i in range(ndim)))
+
+
+def mesh_of(kind):
+    return jax.make_mesh((STACK,), ("x",), axis_types=(kind,))
+
+
+@pytest.mark.parametrize("stack", [(), (STACK,)], ids=["single", "stacked"])
+@each_leaf
+def test_value_and_metadata(case, stack):
+    leaf, formula, dense = made(case, stack)
+    assert_parts(case, dense, formula(*float_fields(leaf)))
+    assert (leaf.shape, leaf.dtype) == (dense.shape, dense.dtype)
+    assert (leaf.ndim, leaf.size) == (dense.ndim, dense.size)
+    assert jax.eval_shape(materialize, leaf) == jax.ShapeDtypeStruct(dense.shape, dense.dtype)
+    times = STACK if stack else 1
+    assert (leaf.nbytes, leaf.resident_bytes) == (times * case.nbytes, times * case.resident)
+    assert (nbytes([leaf]), resident_bytes([leaf])) == (leaf.nbytes, leaf.resident_bytes)
+    assert sum(map(nbytes, partition(leaf))) == leaf.nbytes
+
+
+@pytest.mark.parametrize("stack", [(), (STACK,)], ids=["single", "stacked"])
+@each_leaf
+def test_same_bits_in_every_program(case, stack):
+    """Alone, and fused with what makes its fields and with what consumes its result."""
+    leaf, _, dense = made(case, stack)
+
+    @jax.jit
+    def larger(leaf):
+        # Identities that the compiler cannot drop before it has seen what to fuse them with.
+        leaf = jax.tree.map(lambda x: x[::-1][::-1] if x.ndim else x, leaf)
+        w = leaf.materialize()
+        wide = w.astype(jnp.float32)
+        total = wide * 3.1 + 1.7
+        if w.ndim > 1:
+            total = total + jnp.swapaxes(wide, -1, -2).sum() + (w[..., :1, :] @ w.mT).sum()
+        return w, total, (w * w + w).astype(jnp.bfloat16)
+
+    if not stack:
+        assert_same_bits(jax.jit(materialize)(leaf), dense)
+    assert_same_bits(larger(leaf)[0], dense)
+
+
+@each_leaf
+def test_stacks(case):
+    leaf, _, dense = made(case, (STACK,))
+    assert_parts(case, jax.jit(jax.vmap(materialize))(leaf), dense)
+    layers = jax.jit(lambda leaf: jax.lax.scan(lambda c, x: (c, x.materialize()), 0, leaf)[1])
+    assert_parts(case, layers(leaf), dense)
+    assert_parts(case, jax.tree.map(lambda x: x[2], leaf).materialize(), dense[2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert_parts(case, jax.pmap(materialize)(leaf), dense)
+
+
+@pytest.mark.parametrize("stack", [(), (STACK,)], ids=["single", "stacked"])
+@each_leaf
+def test_other_axes_than_the_leading_one_are_right_or_refused(case, stack):
+    leaf, _, dense = made(case, stack)
+    if not dense.ndim:
+        return
+    try:
+        columns = jax.vmap(materialize, in_axes=-1)(leaf)
+    except ValueError as error:
+        # The second is JAX's own: fields of other sizes, such as a scale of size 1.
+        assert any(s in str(error) for s in ("only leading axes", "inconsistent sizes"))
+    else:
+        assert_parts(case, columns, np.moveaxis(dense, -1, 0))
+
+
+def test_other_axes_are_named_where_fields_are_of_equal_length():
+    cases = {case.name: case for case in LEAVES}
+    for name in ("int8", "int4_grouped_asymmetric", "int2", "2:4"):
+        with pytest.raises(ValueError, match="only leading axes can be mapped over or scanned"):
+            jax.vmap(materialize, in_axes=-1)(made(cases[name])[0])
+
+
+@both_meshes
+@each_leaf
+def test_shards(case, kind):
+    """Parts by `specs` are the parts of the dense array, along every axis that can be split."""
+    mesh = mesh_of(kind)
+    for stack, axes in (((), case.splits), ((STACK,), (-1 - made(case)[2].ndim,))):
+        leaf, _, dense = made(case, stack)
+        for axis in axes:
+            spec = spec_of(dense.ndim, axis)
+            placed = shard({"w": leaf}, NamedSharding(mesh, spec))["w"]
+            specs = leaf.specs(spec)
+            for x, s in zip(
+                jax.tree.leaves(placed), jax.tree.leaves(specs, is_leaf=is_spec), strict=True
+            ):
+                assert x.sharding.is_equivalent_to(NamedSharding(mesh, s), x.ndim)
+            parts = jax.shard_map(materialize, mesh=mesh, in_specs=(specs,), out_specs=spec)
+            if kind == AxisType.Auto or stack:
+                assert_parts(case, jax.jit(parts)(placed), dense)
+            if kind == AxisType.Explicit or stack:
+                whole = jax.jit(materialize)(placed)
+                assert_parts(case, whole, dense)
+                assert whole.sharding.is_equivalent_to(NamedSharding(mesh, spec), dense.ndim)
+
+
+@each_leaf
+def test_refused_shards(case):
+    leaf, _, dense = made(case)
+    mesh = mesh_of(AxisType.Auto)
+    for axis in case.whole:
+        with pytest.raises(ValueError, match="cannot be split by"):
+            leaf.specs(spec_of(dense.ndim, axis))
+        with pytest.raises(ValueError, match=r"'layer/w' of shape .* cannot be split by"):
+            shard({"layer": {"w": leaf}}, NamedSharding(mesh, spec_of(dense.ndim, axis)))
+    with pytest.raises(ValueError, match=f"entries for an array of rank {dense.ndim}"):
+        leaf.specs(PartitionSpec(*[None] * (dense.ndim + 1)))
+
+
+@each_leaf
+def test_gradients(case):
+    """With respect to the float fields, as of the formula, through remat and a scan."""
+    stacked, formula, dense = made(case, (STACK,))
+    floats, rest = partition(stacked)
+    assert all(jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(floats))
+    assert jax.tree.structure(combine(floats, rest)) == jax.tree.structure(stacked)
+    weight = jnp.cos(3.0 * jnp.arange(dense.size)).reshape(dense.shape)
+
+    def loss(floats):
+        body = jax.checkpoint(lambda f, r: combine(f, r).materialize())
+
+        def step(total, x):
+            return total + jnp.sum(body(*x[:2]).astype(jnp.float32) * x[2]), None
+
+        return jax.lax.scan(step, 0.0, (floats, rest, weight))[0]
+
+    def plain(*floats):
+        return jnp.sum(formula(*floats).astype(jnp.float32) * weight)
+
+    got = jax.tree.leaves(jax.jit(jax.grad(loss))(floats))
+    fields = float_fields(stacked)
+    want = jax.jit(jax.grad(plain, argnums=tuple(range(len(fields)))))(*fields)
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == b.dtype
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        # Cotangents are rounded to the leaf's dtype in both; sums differ in their order.
+        eps = max(float(jnp.finfo(x.dtype).eps) for x in fields)
+        bound = 4 * eps * np.abs(b).max(initial=1.0)
+        np.testing.assert_allclose(a, b, rtol=0, atol=bound)
+
+
+@each_leaf
+def test_structure(case):
+    leaf, _, dense = made(case)
+    treedef = jax.tree.structure(leaf)
+    other = jax.tree.structure(made(case, seed=1)[0])
+    assert treedef == other and hash(treedef) == hash(other)
+    same = jax.tree.map(lambda x: x, leaf)
+    assert type(same) is type(leaf) and jax.tree.structure(same) == treedef
+    assert_same_bits(same.materialize(), dense)
+    for odd in (None, PartitionSpec("x"), object()):
+        filled = jax.tree.unflatten(treedef, [odd] * treedef.num_leaves)
+        back = jax.tree.leaves(filled, is_leaf=lambda x: x is None)
+        assert all(x is odd for x in back if x is not None)
+        assert repr(filled)
+
+
+@each_leaf
+def test_compiles_once(case):
+    traces = []
+
+    @jax.jit
+    def fn(leaf):
+        traces.append(leaf)
+        return leaf.materialize()
+
+    for seed in (0, 1):
+        leaf, _, dense = made(case, seed=seed)
+        assert_same_bits(fn(leaf), dense)
+    assert len(traces) == 1
+
+
+@each_leaf
+def test_donation(case):
+    leaf = case.example(seed=2).leaf
+    want = np.asarray(leaf.materialize())
+    kept = jax.jit(lambda leaf: jax.tree.map(lambda x: x, leaf), donate_argnums=0)(leaf)
+    assert all(x.is_deleted() for x in jax.tree.leaves(leaf) if x.size)
+    assert_same_bits(kept.materialize(), want)
+
+
+@pytest.mark.parametrize("there_and_back", ROUND_TRIPS.values(), ids=ROUND_TRIPS)
+@each_leaf
+def test_round_trips(case, there_and_back):
+    leaf, _, _ = made(case)
+    back = there_and_back(leaf)
+    assert jax.tree.structure(back) == jax.tree.structure(leaf)
+    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(leaf), strict=True):
+        assert_same_bits(a, b)
+
+
+@each_leaf
+def test_is_no_array(case):
+    leaf, _, _ = made(case)
+    message = "is not an array: pass it as an argument of a lifted function .* or materialize it"
+    for use in (np.asarray, jnp.asarray, lambda x: jnp.add(x, 1.0), lambda x: jnp.ones(3) + x):
+        with pytest.raises(TypeError, match=message):
+            use(leaf)
+    for use in (lambda x: x + 1.0, lambda x: 2 * x, jnp.sum):
+        with pytest.raises(TypeError):
+            use(leaf)
+
+
+def test_names_are_unique():
+    assert len({case.name for case in LEAVES}) == len(LEAVES)
