@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 from jaxopt_compress.arrays import LowRankArray, QuantizedArray
 from jaxopt_compress.arrays.sparse import sparse_nm, sparse_rows
 from jaxopt_compress.numerics.packing import pack
+from jaxopt_compress.storage import load, save
 
 STACK = 8
 
@@ -275,11 +277,19 @@ def reflatten(leaf):
     return jax.tree.unflatten(treedef, leaves)
 
 
+def through_files(leaf):
+    """Saved, and loaded without a template."""
+    with tempfile.TemporaryDirectory() as folder:
+        save(f"{folder}/leaf", leaf)
+        return load(f"{folder}/leaf")
+
+
 # Ways there and back that keep every bit; a storage form joins with a line.
 ROUND_TRIPS = {
     "flatten": reflatten,
     "pickle": lambda leaf: pickle.loads(pickle.dumps(leaf)),
     "device_get": lambda leaf: jax.device_put(jax.device_get(leaf)),
+    "checkpoint": through_files,
 }
 
 

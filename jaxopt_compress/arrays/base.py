@@ -7,6 +7,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
 
@@ -122,7 +123,7 @@ def stored_bytes(x: Any) -> int:
     """Bytes of ``x`` in a file: sub-byte codes packed, each array filled up to a whole byte."""
     if isinstance(x, CompressedArray):
         return x.nbytes
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return math.prod(x.shape) * x.dtype.itemsize
     bits = 8 if x.dtype == bool else bits_of(x.dtype)
     return -(-math.prod(x.shape) * bits // 8)
@@ -132,13 +133,15 @@ def memory_bytes(x: Any) -> int:
     """Bytes of ``x`` in device memory: only TPUs and GPUs pack codes of less than a byte."""
     if isinstance(x, CompressedArray):
         return x.resident_bytes
-    platform = next(iter(x.devices())).platform if _is_concrete(x) else jax.default_backend()
+    traced = is_traced(x) or not isinstance(x, jax.Array)
+    platform = jax.default_backend() if traced else next(iter(x.devices())).platform
     packs = platform in ("tpu", "gpu", "cuda", "rocm")
     return stored_bytes(x) if packs else math.prod(x.shape) * x.dtype.itemsize
 
 
-def _is_concrete(x: Any) -> bool:
-    return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+def is_traced(x: Any) -> bool:
+    """Whether ``x`` has no values yet, being an argument of a function that is traced."""
+    return isinstance(x, Tracer)
 
 
 def pad_spec(spec: PartitionSpec, ndim: int) -> tuple[Any, ...]:

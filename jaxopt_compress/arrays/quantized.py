@@ -63,7 +63,7 @@ class QuantizedArray(CompressedArray):
         at = 0 if self.axis is None else len(shape) + self.checked_axis
         if self.block is not None:
             shape[at] = shape[at] * 8 // self.bits
-        sizes = [(1, n) for n in shape]
+        sizes: list[tuple[int, ...]] = [(1, n) for n in shape]
         if self.group is not None:
             groups, rest = divmod(shape[at], self.group)
             # One group may be split over devices, which then hold copies of its scale.

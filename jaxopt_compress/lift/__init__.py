@@ -6,6 +6,15 @@ from jaxopt_compress.lift.interpreter import FallbackError, FallbackWarning
 from jaxopt_compress.lift.lift import lift
 from jaxopt_compress.lift.uses import Use, layout_of, uses
 
-__all__ = ["FallbackError", "FallbackWarning", "Statistics", "Use", "calibrate", "layout_of", "lift", "uses"]
+__all__ = [
+    "FallbackError",
+    "FallbackWarning",
+    "Statistics",
+    "Use",
+    "calibrate",
+    "layout_of",
+    "lift",
+    "uses",
+]
 
 del contractions, control_flow, convolutions, lookups, views  # imported for the rules they register

@@ -10,7 +10,7 @@ from jax.extend import core, source_info_util
 
 
 def parts(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
-    """The open jaxpr and its constants; newer versions no longer tell closed jaxprs from open ones."""
+    """The open jaxpr and its constants; newer versions know one kind of jaxpr only."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
@@ -59,7 +59,7 @@ def call_origin(jaxpr: core.Jaxpr) -> core.DebugInfo | None:
 
     None where operations are run one by one rather than staged: a call would be compiled each time.
     """
-    if not core.unsafe_am_i_under_a_jit_DO_NOT_USE():
+    if not core.unsafe_am_i_under_a_jit_DO_NOT_USE():  # pyright: ignore
         return None
     return jaxpr.debug_info._replace(arg_names=None, result_paths=None)
 

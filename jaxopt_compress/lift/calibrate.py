@@ -70,8 +70,8 @@ def calibrate(
 ) -> dict[str, Statistics]:
     """Runs a function over batches and gathers statistics of what meets each parameter.
 
-    One compiled step per shape of a batch adds each batch to running sums, so memory holds one batch
-    and the sums. Sharded parameters and batches are summed over all devices.
+    One compiled step per shape of a batch adds each batch to running sums, so memory holds one
+    batch and the sums. Sharded parameters and batches are summed over all devices.
 
     Args:
         fn: Any JAX function, called as ``fn(params, *batch)`` if a batch is a tuple, else as
@@ -95,7 +95,6 @@ def calibrate(
         >>> stats.mean, stats.absmax, stats.rows
         (Array([2., 0.], dtype=float32), Array([3., 2.], dtype=float32), Array(3, dtype=int32))
     """
-
     observe = functools.partial(_observe, second_moment)
 
     @jax.jit
@@ -171,8 +170,10 @@ def _vectors(x: jax.Array, meeting: Meeting, member: Any, lead: int) -> jax.Arra
     x = x.reshape(*x.shape[: lead + 1], -1)
     if x.shape[-1] != whole:
         raise ValueError(
-            f"{member.path!r} of shape {member.shape} meets activations of {x.shape[-1]} entries where "
-            f"its contracted axes have {whole}: it is cut, or split over devices inside a shard_map, "
+            f"{member.path!r} of shape {member.shape} meets activations of {x.shape[-1]} entries "
+            "where "
+            f"its contracted axes have {whole}: it is cut, or split over devices inside a "
+            "shard_map, "
             "along an axis that is summed over; calibrate with a function that leaves it whole"
         )
     return x

@@ -8,16 +8,49 @@ used: XLA has no sparse product.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType
 
 from jaxopt_compress.arrays import LowRankArray, QuantizedArray, SparseArray, materialize
 from jaxopt_compress.kernels import planar_dot, scaled_dot
 from jaxopt_compress.lift.interpreter import Call, leaf_rule
-from jaxopt_compress.lift.views import STORED, Joined, cut, entrywise
+from jaxopt_compress.lift.views import STORED, Joined, NoView, cut, entrywise
+
+
+def contraction_rule(primitives: str, *types: type) -> Callable[[Any], Any]:
+    """As `leaf_rule`, for ``rule(call, at, values)`` with all operands dense but the one at ``at``.
+
+    Where mesh axes are explicit, types name shardings, and an equation says how its result is
+    split. The stored form takes other equations: the compiler splits those, and the result is split
+    as staged.
+    """
+
+    def register(rule: Any) -> Any:
+        @leaf_rule(primitives, *types)
+        def _(call: Call, at: int) -> Any:
+            sharding = call.out.sharding
+            if AxisType.Explicit not in sharding.mesh.axis_types:
+                return rule(call, at, call.others(at))
+
+            def run(*values: Any) -> Any:
+                y = rule(call, at, values)
+                if y is NotImplemented:
+                    raise NoView
+                return y
+
+            try:
+                return jax.sharding.auto_axes(run, out_sharding=sharding)(*call.others(at))
+            except NoView:
+                return NotImplemented
+
+        return rule
+
+    return register
 
 
 class Product(NamedTuple):
@@ -37,8 +70,7 @@ class Product(NamedTuple):
 
 
 def levels(w: QuantizedArray, dtype: Any) -> jax.Array:
-    """``codes - zero`` in a floating dtype; integers of 8 bits and their differences fit bfloat16
-    and wider up to 2**8."""
+    """``codes - zero`` in a floating dtype: float32 with zero points, else ``dtype``."""
     codes = w.integers()
     if w.zero is None:
         # By way of float32: a TPU without arithmetic in shorter floats converts faster.
@@ -158,9 +190,9 @@ def _contract_low_rank(x: jax.Array, w: LowRankArray, how: Product) -> Any:
     summed = tuple(sorted(how.contract[1]))
     if tuple(sorted(batch)) != tuple(range(stack)) or summed not in (left, right):
         return NotImplemented
-    first, second, inner, other = (w.u, w.v, ndim - 1, cut - 1)
+    first, second, other = w.u, w.v, cut - 1
     if summed == right:
-        first, second, inner, other = w.v, w.u, cut - 1, ndim - 1
+        first, second, other = w.v, w.u, ndim - 1
     wide = jnp.promote_types(how.dtype, jnp.float32) if x.dtype == jnp.float32 else x.dtype
     thin = contract(x, first, how._replace(dtype=wide))
     if thin is NotImplemented:
@@ -204,19 +236,15 @@ def _contract_joined(x: jax.Array, w: Joined, how: Product) -> Any:
     return jnp.concatenate(results, results[0].ndim - len(free) + free.index(axis))
 
 
-@leaf_rule("dot_general", *STORED)
-def _dot_general(call: Call, at: int) -> Any:
+@contraction_rule("dot_general", *STORED)
+def _dot_general(call: Call, at: int, values: Sequence[Any]) -> Any:
     ((lhs, rhs), (lhs_batch, rhs_batch)) = call.params["dimension_numbers"]
-    values = call.others(at)
     x, w = values[1 - at], values[at]
-    sides = ((lhs, rhs), (lhs_batch, rhs_batch))
-    contracted, batched = sides if at == 1 else tuple(s[::-1] for s in sides)
+    order = lambda left, right: (tuple(left), tuple(right))[:: 1 if at == 1 else -1]
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return NotImplemented
-    how = Product(
-        tuple(map(tuple, contracted)), tuple(map(tuple, batched)), call.out.dtype,
-        call.params["precision"],
-    )  # fmt: skip
+    given = call.out.dtype, call.params["precision"]
+    how = Product(order(lhs, rhs), order(lhs_batch, rhs_batch), *given)
     y = contract(x, w, how)
     if y is NotImplemented or at == 1:
         return y
@@ -226,12 +254,12 @@ def _dot_general(call: Call, at: int) -> Any:
     return jnp.transpose(y, (*range(stack), *range(first, y.ndim), *range(stack, first)))
 
 
-@leaf_rule("ragged_dot_general ragged_dot", *STORED)
-def _ragged_dot(call: Call, at: int) -> Any:
+@contraction_rule("ragged_dot_general ragged_dot", *STORED)
+def _ragged_dot(call: Call, at: int, values: Sequence[Any]) -> Any:
     """Products with one weight per group of rows take codes as an operand, the scale fused."""
     if at != 1:
         return NotImplemented
-    x, w, *rest = call.others(at)
+    x, w, *rest = values
     factored = isinstance(w, LowRankArray) and w.ndim == 3 and w.out_ndim == 1
     for factor in (w.u, w.v) if factored else (w,):
         operands = (x, dense_operand(factor, x.dtype), *rest)

@@ -11,7 +11,8 @@ import jax
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxopt_compress.lift import _compat, tape as tapes
+from jaxopt_compress.lift import _compat
+from jaxopt_compress.lift import tape as tapes
 from jaxopt_compress.lift.interpreter import Call, Ref, control_rule, replay_jaxpr
 from jaxopt_compress.lift.views import NoView, stacked
 

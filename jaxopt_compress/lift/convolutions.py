@@ -1,5 +1,6 @@
 """Convolutions on the stored form of a kernel."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,16 +8,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxopt_compress.arrays import LowRankArray, QuantizedArray, SparseArray
-from jaxopt_compress.lift.contractions import dense_operand, levels
-from jaxopt_compress.lift.interpreter import Call, leaf_rule
+from jaxopt_compress.lift.contractions import contraction_rule, dense_operand, levels
+from jaxopt_compress.lift.interpreter import Call
 
 
-@leaf_rule("conv_general_dilated", QuantizedArray, SparseArray)
-def _conv(call: Call, at: int) -> Any:
+@contraction_rule("conv_general_dilated", QuantizedArray, SparseArray)
+def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
     """The scale of an output channel multiplies the result; any other one the codes."""
     if at != 1:
         return NotImplemented
-    x, w = call.others(at)
+    x, w = values
     spec = call.params["dimension_numbers"]
     out_axis = spec.rhs_spec[0]
     wide = jnp.promote_types(call.out.dtype, jnp.float32)
@@ -46,20 +47,17 @@ def _bind(call: Call, x: jax.Array, w: jax.Array, dtype: Any) -> jax.Array:
     )
 
 
-@leaf_rule("conv_general_dilated", LowRankArray)
-def _conv_low_rank(call: Call, at: int) -> Any:
+@contraction_rule("conv_general_dilated", LowRankArray)
+def _conv_low_rank(call: Call, at: int, values: Sequence[Any]) -> Any:
     """A convolution to ``rank`` channels per group, then one of size 1 to the outputs."""
     params, spec = call.params, call.params["dimension_numbers"]
-    w, out_axis = call.operands[at].array, spec.rhs_spec[0]
+    if at != 1 or params["batch_group_count"] > 1:
+        return NotImplemented
+    (x, w), out_axis = values, spec.rhs_spec[0]
     last = w.ndim - 1
     first = out_axis == 0 and w.out_ndim == last
-    if (
-        at != 1
-        or params["batch_group_count"] > 1
-        or not (first or (out_axis == last and w.out_ndim == 1))
-    ):
+    if not first and (out_axis != last or w.out_ndim != 1):
         return NotImplemented
-    x, w = call.others(at)
     # Of the two factors, one is a kernel with the rank in the place of the output channels.
     kernel, mix = (w.v, w.u) if first else (w.u, w.v)
     mix = dense_operand(mix, x.dtype).reshape(

@@ -24,7 +24,7 @@ OnFallback = Literal["warn", "error", "densify"]
 
 
 class FallbackWarning(UserWarning):
-    """A compressed array was materialized, since no rule executes an operation on its stored form."""
+    """A compressed array was materialized: no rule runs an operation on its stored form."""
 
 
 class FallbackError(TypeError):
@@ -73,8 +73,8 @@ class Replay:
         event = Fallback(eqn.primitive.name, ref.path, _compat.source_line(eqn))
         array = ref.array
         text = (
-            f"{event.primitive!r} has no rule for the {type(array).__name__} {event.path!r} of shape "
-            f"{array.shape} here and uses its dense form, at {event.source}"
+            f"{event.primitive!r} has no rule for the {type(array).__name__} {event.path!r} of "
+            f"shape {array.shape} here and uses its dense form, at {event.source}"
         )
         if self.on_fallback == "error":
             raise FallbackError(
@@ -150,7 +150,7 @@ def control_rule(*primitives: str):
     """
 
     def register(rule):
-        CONTROL_RULES.update(dict.fromkeys(primitives, rule))
+        CONTROL_RULES.update({name: rule for name in primitives})
         return rule
 
     return register

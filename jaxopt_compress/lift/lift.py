@@ -33,14 +33,15 @@ def lift(fn: Fn, on_fallback: OnFallback = "warn") -> Fn:
         fn: Any JAX function; compressed arrays may be anywhere in its arguments. It must return
             arrays.
         on_fallback: What to do where an operation has no rule for a compressed value, so that the
-            value has to be materialized: ``"warn"``, raise an ``"error"``, or ``"densify"`` silently.
+            value has to be materialized: ``"warn"``, raise an ``"error"``, or ``"densify"``
+            silently.
 
     Returns:
         A function with the signature of ``fn``.
 
     Raises:
-        FallbackError: In a call, with ``on_fallback="error"``; names the primitive, the argument and
-            the line of ``fn``.
+        FallbackError: In a call, with ``on_fallback="error"``; names the primitive, the argument
+            and the line of ``fn``.
         ValueError: ``on_fallback`` is none of the three.
 
     Example:

@@ -1,5 +1,6 @@
 """Lookups in the stored form of a table: rows of every field, the rest of the table is not read."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,16 +8,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxopt_compress.arrays import LowRankArray, QuantizedArray, SparseArray
-from jaxopt_compress.lift.contractions import dense_operand
-from jaxopt_compress.lift.interpreter import Call, leaf_rule
+from jaxopt_compress.lift.contractions import contraction_rule, dense_operand
+from jaxopt_compress.lift.interpreter import Call
 
 
-@leaf_rule("gather", QuantizedArray)
-def _gather(call: Call, at: int) -> Any:
+@contraction_rule("gather", QuantizedArray)
+def _gather(call: Call, at: int, values: Sequence[Any]) -> Any:
     """Gathers from each field, and dequantizes what was found."""
     if at != 0:
         return NotImplemented
-    w, indices = call.others(at)
+    w, indices = values
     sizes, looked_up = call.params["slice_sizes"], call.params["dimension_numbers"].start_index_map
     bound = w.group is not None or w.block is not None
     whole = all(sizes[d] == w.shape[d] for d in range(w.ndim) if d not in looked_up)
@@ -67,26 +68,25 @@ def _bind(call: Call, x: jax.Array, indices: jax.Array, sizes: Any, fill: Any = 
     )
 
 
-@leaf_rule("gather", SparseArray)
-def _gather_sparse(call: Call, at: int) -> Any:
+@contraction_rule("gather", SparseArray)
+def _gather_sparse(call: Call, at: int, values: Sequence[Any]) -> Any:
     if at != 0:
         return NotImplemented
-    w, indices = call.others(at)
+    w, indices = values
     return _bind(call, w.materialize(), indices, call.params["slice_sizes"])
 
 
-@leaf_rule("gather", LowRankArray)
-def _gather_low_rank(call: Call, at: int) -> Any:
+@contraction_rule("gather", LowRankArray)
+def _gather_low_rank(call: Call, at: int, values: Sequence[Any]) -> Any:
     """Rows of one factor, times the other; for matrices."""
     spec, sizes = call.params["dimension_numbers"], call.params["slice_sizes"]
-    w = call.operands[at].array
+    w, indices = values
     looked_up = tuple(spec.start_index_map)
     if at != 0 or w.ndim != 2 or looked_up not in ((0,), (1,)):
         return NotImplemented
     (axis,) = looked_up
     if tuple(spec.collapsed_slice_dims) != (axis,) or sizes[1 - axis] != w.shape[1 - axis]:
         return NotImplemented
-    w, indices = call.others(at)
     table, other = (w.u, w.v) if axis == 0 else (w.v, w.u)
     table, other = dense_operand(table, w.dtype), dense_operand(other, w.dtype)
     # The rank stands where the whole axis of the dense rows would.

@@ -58,16 +58,20 @@ class Probe(CompressedArray):
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the array."""
         return tuple(self.value.shape)
 
     @property
     def dtype(self) -> np.dtype:  # pyright: ignore
+        """The dtype of the array."""
         return self.value.dtype
 
     def materialize(self) -> jax.Array:
+        """The array itself."""
         return self.value
 
     def specs(self, spec: PartitionSpec) -> "Probe":
+        """The spec of the array, in a probe."""
         return self.replace(value=spec)
 
     def axes_of(self, member: Member) -> Axes:
@@ -299,7 +303,7 @@ def _rows_of_groups(x: jax.Array, sizes: jax.Array) -> tuple[jax.Array, jax.Arra
 
 
 def _patches(call: Call, x: jax.Array, kernel: tuple[int, ...]) -> jax.Array:
-    """``[groups, rows, *contracting axes of the kernel, in its order]`` of a convolution's input."""
+    """A convolution's input as ``[groups, rows, *contracting axes of the kernel, in order]``."""
     params, spec = call.params, call.params["dimension_numbers"]
     groups = params["feature_group_count"]
     window = [kernel[d] for d in spec.rhs_spec[2:]]

@@ -32,7 +32,7 @@ def bind_run(
     now: int,
     debug_info: DebugInfo | None,
 ) -> None:
-    """Binds the equations of ``run`` and writes what is read at equation ``now`` or later to ``env``.
+    """Binds the equations of ``run`` and writes to ``env`` what is read at ``now`` or later.
 
     Args:
         run: Equations in order, none of which reads a compressed value.

@@ -118,8 +118,8 @@ def _use(tape: Tape, call: Call, meeting: Meeting, member: Member) -> Use:
     named = {d for axes in roles for d in axes}
     stack = tuple(d for d in range(-len(member.shape), 0) if d not in named)
     lengths = [length for length, _ in tape.loops]
-    unknown = any(n is None for n in lengths)
-    runs = None if unknown else math.prod(lengths)
+    known = [n for n in lengths if n is not None]
+    runs = math.prod(known) if len(known) == len(lengths) else None
     share = math.prod(member.shape[d] for d in stack)
     entries = math.prod(member.shape) / share
     flops = None if runs is None else 0

@@ -35,6 +35,7 @@ def range_of(x: jax.Array, reduce: tuple[int, ...], axis: int | None, group: int
     x = x.astype(jnp.float32)
     axes = tuple(reduce)
     if group is not None:
+        assert axis is not None
         x = split_groups(x, axis, group)
         # Axes left of the cut moved one further from the end; its own entries are reduced too.
         axes = (*tuple(a - (a < axis) for a in axes), axis)
@@ -45,5 +46,6 @@ def range_of(x: jax.Array, reduce: tuple[int, ...], axis: int | None, group: int
     else:
         low, high = jnp.min(x, axes, keepdims=True), jnp.max(x, axes, keepdims=True)
     if group is not None:
+        assert axis is not None
         low, high = jnp.squeeze(low, axis), jnp.squeeze(high, axis)
     return low, high

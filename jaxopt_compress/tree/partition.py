@@ -32,7 +32,16 @@ def partition(tree: Any) -> tuple[Any, Any]:
 
 
 def combine(floats: Any, rest: Any) -> Any:
-    """Inverts `partition`: each leaf from the half that has it."""
+    """Inverts `partition`: each leaf from the half that has it.
+
+    Args:
+        floats: A tree with None where ``rest`` has the leaf.
+        rest: A tree of the same structure, with None where ``floats`` has the leaf.
+
+    Example:
+        >>> combine({"w": 1.0, "step": None}, {"w": None, "step": 2})
+        {'step': 2, 'w': 1.0}
+    """
 
     def either(a, b):
         return b if a is None else a
@@ -41,12 +50,24 @@ def combine(floats: Any, rest: Any) -> Any:
 
 
 def nbytes(tree: Any) -> int:
-    """Bytes that a file needs for the leaves of a tree, codes packed to their true width."""
+    """Bytes that a file needs for the leaves of a tree, codes packed to their true width.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> nbytes({"codes": jnp.zeros((3, 5), jnp.int4), "scale": jnp.zeros(5)})
+        28
+    """
     return sum(stored_bytes(x) for x in _arrays(tree))
 
 
 def resident_bytes(tree: Any) -> int:
-    """Bytes that the leaves of a tree take in memory on the backend that holds them."""
+    """Bytes that the leaves of a tree take in memory on the backend that holds them.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> resident_bytes({"w": jnp.zeros((3, 5), jnp.bfloat16)})
+        30
+    """
     return sum(memory_bytes(x) for x in _arrays(tree))
 
 

@@ -1,6 +1,6 @@
-"""What can be looked at in another way without a product, on arrays; compressed ones register theirs.
+"""Views of arrays; each kind of compressed array registers its own.
 
-Each function takes an array of any kind and returns one with its fields permuted, cut or relabelled.
+Each function takes an array and returns one with its fields permuted, cut or relabelled.
 Axes are counted from the front.
 """
 
@@ -75,7 +75,7 @@ def cast(x: Any, dtype: Any) -> Any:
 
 @functools.singledispatch
 def stacked(x: Any, length: int) -> Any:
-    """The same array with all its fields whole along the leading axis, so that a scan can strip it."""
+    """The same array, its fields whole along the leading axis, so that a scan can strip it."""
     return jnp.broadcast_to(x, (length, *x.shape[1:]))
 
 

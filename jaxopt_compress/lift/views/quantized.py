@@ -48,20 +48,20 @@ def _cut(q: QuantizedArray, cuts: Mapping[int, Cut]) -> QuantizedArray:
     """Cuts every field along the axes that it has in full; along groups, between them."""
     q, axis = _unmasked(q), _front(q)
     q = entrywise(q) if axis in cuts else q
-    grouped = q.group is not None and axis in cuts
-    groups = dict(cuts)
-    if grouped:
-        start, size, stride = cuts[axis]  # pyright: ignore
-        if not isinstance(start, int) or stride != 1 or start % q.group or size % q.group:
-            raise NoView
-        groups[axis] = Cut(start // q.group, size // q.group)
+    own = lambda x: {d: c for d, c in cuts.items() if x.shape[d] == q.shape[d]}
+    if q.group is None or axis is None or axis not in cuts:
+        return _map_fields(q, lambda x: base.cut(x, own(x)))
+    groups = _whole_groups(cuts[axis], q.group)
+    counted = lambda x: base.cut(x, {**own(x), axis: groups})
+    zero = None if q.zero is None else counted(q.zero)
+    return q.replace(codes=base.cut(q.codes, cuts), scale=counted(q.scale), zero=zero)
 
-    def part(x):
-        own = groups if grouped and x is not q.codes else cuts
-        counted = lambda d: own is groups and d == axis
-        return base.cut(x, {d: c for d, c in own.items() if counted(d) or x.shape[d] == q.shape[d]})
 
-    return _map_fields(q, part)
+def _whole_groups(cut: Cut, group: int) -> Cut:
+    start, size, stride = cut
+    if not isinstance(start, int) or stride != 1 or start % group or size % group:
+        raise NoView
+    return Cut(start // group, size // group)
 
 
 @base.reshaped.register

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxopt_compress.arrays import CompressedArray, LowRankArray, QuantizedArray, SparseArray
+from jaxopt_compress.arrays import LowRankArray, QuantizedArray, SparseArray
 from jaxopt_compress.lift.interpreter import Call, Ref, leaf_rule
-from jaxopt_compress.lift.views.joined import Joined
 from jaxopt_compress.lift.views import base, low_rank, quantized, sparse
 from jaxopt_compress.lift.views.base import Cut, NoView
+from jaxopt_compress.lift.views.joined import Joined
 
 STORED = (QuantizedArray, SparseArray, LowRankArray, Joined)
 
@@ -154,8 +154,7 @@ def _divide(call: Call, array: Any) -> Any:
 def _concatenate(call: Call, at: int) -> Any:
     parts = tuple(x.array if isinstance(x, Ref) else x for x in call.operands)
     flat = [q for p in parts for q in (p.parts if _same_axis(p, call) else (p,))]
-    ours = all(isinstance(p, STORED) or not isinstance(p, CompressedArray) for p in flat)
-    return Joined(tuple(flat), call.params["dimension"] - call.out.ndim) if ours else NotImplemented
+    return Joined(tuple(flat), call.params["dimension"] - call.out.ndim)
 
 
 def _same_axis(part: Any, call: Call) -> bool:

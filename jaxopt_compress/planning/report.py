@@ -1,0 +1,211 @@
+"""What a compression has saved, and what it has cost."""
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.arrays import (
+    LowRankArray,
+    QuantizedArray,
+    SparseArray,
+    is_compressed,
+    materialize,
+)
+from jaxopt_compress.arrays.base import stored_bytes
+from jaxopt_compress.tree import named_leaves
+
+
+class Report(dict[str, Any]):
+    """A table of leaves that is also a plain dict: ``{"leaves": [row, ...], "total": row}``.
+
+    A row has ``path``, ``shape``, ``dtype``, ``method``, ``bits_per_weight``, ``stored_bytes``,
+    ``dense_bytes``, ``ratio`` (of these two), ``sparsity`` (the share of zeros in the dense form)
+    and ``relative_error`` (``||w - materialize(small)||_F / ||w||_F``). The total has ``size``, the
+    number of entries, in the place of shape and dtype. What is not known is None. `json.dumps`
+    takes it as it is; `str` and rich print it as a table.
+    """
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), width=10_000, color_system=None, legacy_windows=False)
+        console.print(self.__rich__())
+        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # pyright: ignore
+
+    def __rich__(self) -> Any:
+        from rich.table import Table
+        from rich.text import Text
+
+        columns = [c for c in _COLUMNS if any(row.get(c) is not None for row in self["leaves"])]
+        table = Table(show_footer=True)
+        for column in columns:
+            title, text = _COLUMNS[column]
+            value = self["total"].get(column)
+            footer = "total" if column == "path" else "" if value is None else text(value)
+            right = column not in ("path", "shape", "method")
+            table.add_column(title, footer, justify="right" if right else "left", no_wrap=True)
+        for row in self["leaves"]:
+            values = [row.get(c) for c in columns]
+            shown = zip(columns, values, strict=True)
+            # Not markup: paths may hold brackets.
+            table.add_row(*(Text("" if v is None else _COLUMNS[c][1](v)) for c, v in shown))
+        return table
+
+
+_COLUMNS = {
+    "path": ("leaf", str),
+    "shape": ("shape", lambda v: "x".join(map(str, v)) or "scalar"),
+    "method": ("method", str),
+    "bits_per_weight": ("bits/weight", "{:.3g}".format),
+    "stored_bytes": ("bytes", "{:,}".format),
+    "ratio": ("ratio", "{:.2f}".format),
+    "sparsity": ("sparsity", "{:.1%}".format),
+    "relative_error": ("rel. error", "{:.2e}".format),
+}
+
+
+def report(params: Any, small: Any) -> Report:
+    """Compares a compressed tree with what it was made of, leaf by leaf.
+
+    Args:
+        params: The tree before.
+        small: The tree after: leaves of the same paths, in any containers.
+
+    Returns:
+        The `Report`; at no time is more than one leaf materialized.
+
+    Raises:
+        ValueError: The two trees have different leaves, or a leaf has another shape.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxopt_compress as jc
+        >>> params = {"w": jnp.linspace(-1.0, 1.0, 8).reshape(4, 2)}
+        >>> found = jc.report(params, jc.compress(params, jc.quantize("int8")))
+        >>> found["leaves"][0]["method"], found["total"]["stored_bytes"]
+        ('int8', 16)
+    """
+    before, after = ({k: x for k, x in named_leaves(t) if _is_array(x)} for t in (params, small))
+    unmatched = sorted(before.keys() ^ after.keys())
+    if unmatched:
+        where = "params" if unmatched[0] in before else "small"
+        raise ValueError(f"only {where} has {unmatched[0]!r}: these trees have different leaves")
+    return summarize([leaf_report(path, w, after[path]) for path, w in before.items()])
+
+
+def leaf_report(path: str, w: Any, small: Any) -> dict[str, Any]:
+    """One row of a `Report`.
+
+    Args:
+        path: The leaf's path.
+        w: The parameter before, or None if it is not known: then ``small`` may be abstract.
+        small: The parameter after.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    shape = tuple(small.shape)
+    if w is not None and tuple(w.shape) != shape:
+        raise ValueError(f"{path!r} has shape {tuple(w.shape)} in params and {shape} in small")
+    source = small if w is None else w
+    dense = jax.ShapeDtypeStruct(shape, source.dtype)
+    row: dict[str, Any] = {
+        "path": path,
+        "shape": list(shape),
+        "dtype": str(source.dtype),
+        "method": describe(small),
+        "stored_bytes": stored_bytes(small),
+        "dense_bytes": stored_bytes(dense),
+        "sparsity": None,
+        "relative_error": None,
+    }
+    if w is not None and jnp.issubdtype(source.dtype, jnp.number):
+        # Numbers on the host are added up in double precision, at any scale.
+        zeros, *norms = (float(x) for x in _compare(w, small, same=w is small))
+        row["zeros"] = zeros
+        row["norm"], row["error_norm"] = (
+            norms[0] * math.sqrt(norms[1]),
+            norms[2] * math.sqrt(norms[3]),
+        )
+    return row
+
+
+def summarize(rows: Sequence[dict[str, Any]]) -> Report:
+    """A `Report` of the rows of `leaf_report`."""
+    total: dict[str, Any] = {"path": "total", "size": sum(math.prod(r["shape"]) for r in rows)}
+    for key in ("stored_bytes", "dense_bytes"):
+        total[key] = sum(r[key] for r in rows)
+    known = [r for r in rows if "norm" in r]
+    if known:
+        total["zeros"] = sum(r["zeros"] for r in known)
+        for key in ("norm", "error_norm"):
+            total[key] = math.hypot(*(r[key] for r in known))
+    measured = sum(math.prod(r["shape"]) for r in known)
+    leaves = [_finish(dict(r), math.prod(r["shape"]), math.prod(r["shape"])) for r in rows]
+    return Report(leaves=leaves, total=_finish(total, total["size"], measured))
+
+
+def _finish(row: dict[str, Any], size: int, measured: int) -> dict[str, Any]:
+    """Quotients, in the place of the sums that they are made of."""
+    row["bits_per_weight"] = _quotient(8 * row["stored_bytes"], size)
+    row["ratio"] = _quotient(row["dense_bytes"], row["stored_bytes"])
+    row["sparsity"] = row["relative_error"] = None
+    if "norm" in row:
+        norm, error = row.pop("norm"), row.pop("error_norm")
+        row["sparsity"] = _quotient(row.pop("zeros"), measured)
+        row["relative_error"] = 0.0 if error == 0 else _quotient(error, norm)
+    return row
+
+
+def _quotient(a: float, b: float) -> float | None:
+    """``a / b``, or None where that is no finite number, which JSON cannot hold."""
+    return a / b if b and math.isfinite(a) and math.isfinite(b) else None
+
+
+def describe(leaf: Any) -> str:
+    """The method behind a leaf, in a few words.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxopt_compress as jc
+        >>> describe(jc.compress({"w": jnp.ones((8, 2))}, jc.quantize("int4", group=4))["w"])
+        'int4 g4'
+    """
+    if isinstance(leaf, QuantizedArray):
+        group = f" g{leaf.group}" if leaf.group is not None else ""
+        grid = f"int{leaf.bits}{group}{' asymmetric' if leaf.zero is not None else ''}"
+        return f"{describe(leaf.codes)} + {grid}" if isinstance(leaf.codes, SparseArray) else grid
+    if isinstance(leaf, SparseArray):
+        return "sparse" if leaf.pattern is None else "sparse {}:{}".format(*leaf.pattern)
+    if isinstance(leaf, LowRankArray):
+        factors = list(dict.fromkeys((describe(leaf.u), describe(leaf.v))))
+        of = "" if factors == ["dense"] else f" of {' and '.join(factors)}"
+        return f"low rank {leaf.rank}{of}"
+    return type(leaf).__name__ if is_compressed(leaf) else "dense"
+
+
+@jax.jit
+def _measure(w: Any, small: Any) -> tuple[jax.Array, ...]:
+    w, small = materialize((w, small))
+    wide = jnp.complex64 if jnp.iscomplexobj(w) else jnp.float32
+    zeros = jnp.sum(small == jnp.zeros((), small.dtype), dtype=jnp.uint32)
+    return zeros, *_norm(w.astype(wide)), *_norm(w.astype(wide) - small.astype(wide))
+
+
+def _norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The Frobenius norm as ``largest * sqrt(sum)``, which neither overflows nor underflows."""
+    magnitude = jnp.abs(x)
+    largest = jnp.max(magnitude, initial=0)
+    return largest, jnp.sum((magnitude / jnp.where(largest > 0, largest, 1)) ** 2)
+
+
+def _compare(w: Any, small: Any, same: bool) -> tuple[jax.Array, ...]:
+    found = _measure(w, small)
+    # A leaf with NaNs that was left alone is still equal to itself.
+    return (*found[:3], jnp.zeros(()), jnp.zeros(())) if same else found
+
+
+def _is_array(x: Any) -> bool:
+    return is_compressed(x) or (hasattr(x, "shape") and hasattr(x, "dtype"))

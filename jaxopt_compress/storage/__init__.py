@@ -1,0 +1,6 @@
+"""On-disk forms."""
+
+from jaxopt_compress.storage.checkpoint import load, load_shapes, save
+from jaxopt_compress.storage.readers import Source, open_checkpoint
+
+__all__ = ["Source", "load", "load_shapes", "open_checkpoint", "save"]

@@ -1,0 +1,181 @@
+"""Checkpoints of several kinds as flat lists of leaves, each read when it is asked for."""
+
+import contextlib
+import functools
+import os
+import pathlib
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxopt_compress.storage.checkpoint import is_checkpoint, load, load_shapes
+from jaxopt_compress.tree import map_named, named_leaves
+
+
+class Source(NamedTuple):
+    """A checkpoint that is open for reading.
+
+    Attributes:
+        kind: ``"jaxopt-compress"``, ``"orbax"`` or ``"safetensors"``.
+        tree: The tree with a `jax.ShapeDtypeStruct` in the place of each array.
+        read: ``read(path)`` returns one leaf.
+        output_first: Whether kernels have their output axis first, as PyTorch writes them.
+    """
+
+    kind: str
+    tree: Any
+    read: Callable[[str], Any]
+    output_first: bool = False
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Source:
+    """Opens a checkpoint of `save`, any orbax checkpoint, or safetensors.
+
+    Args:
+        path: A directory; for safetensors also a file. Of an orbax checkpoint manager, the
+            directory of one step.
+
+    Raises:
+        FileNotFoundError: There is nothing at ``path``.
+        ImportError: It needs the package safetensors, which is not installed.
+        ValueError: It is of no known kind, or holds several checkpoints.
+    """
+    root = pathlib.Path(path).expanduser().resolve()
+    if not root.exists():
+        raise FileNotFoundError(f"there is no checkpoint at {root}")
+    if is_checkpoint(root):
+        return _open_own(root)
+    files = sorted(root.glob("*.safetensors")) if root.is_dir() else [root]
+    if files and files[0].suffix == ".safetensors":
+        return _open_safetensors(files)
+    return _open_orbax(root)
+
+
+def _open_own(root: pathlib.Path) -> Source:
+    @functools.cache
+    def leaves() -> dict[str, Any]:
+        with warnings.catch_warnings():
+            # Plain containers are what is wanted here.
+            warnings.simplefilter("ignore")
+            return dict(named_leaves(load(root)))
+
+    return Source("jaxopt-compress", load_shapes(root), lambda path: leaves()[path])
+
+
+def _open_orbax(root: pathlib.Path) -> Source:
+    import orbax.checkpoint as ocp
+    from etils import epath
+
+    folder = _find_orbax(root)
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        found: Any = handler.metadata(epath.Path(folder))
+        described = getattr(found, "tree", found)
+    except Exception as error:
+        raise ValueError(f"the orbax checkpoint {folder} cannot be read: {error}") from error
+    tree = map_named(_abstract, described)
+
+    def read(path: str) -> Any:
+        item = map_named(lambda name, x: x if name == path else ocp.PLACEHOLDER, described)
+        to_host = ocp.RestoreArgs(restore_type=np.ndarray)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(lambda _: to_host, item))
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                restored = checkpointer.restore(folder, args)
+        except Exception as error:
+            raise ValueError(f"{path!r} cannot be read from {folder}: {error}") from error
+        return dict(named_leaves(restored))[path]
+
+    return Source("orbax", tree, read)
+
+
+def _find_orbax(root: pathlib.Path) -> pathlib.Path:
+    """The one directory at most two levels down that holds arrays of orbax."""
+    for depth in ("", "*/", "*/*/"):
+        found = sorted(p.parent for p in root.glob(f"{depth}_METADATA"))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(str(p.relative_to(root)) for p in found[:8])
+            raise ValueError(f"{root} holds several checkpoints, {names}: give the path of one")
+    raise ValueError(
+        f"{root} is no checkpoint that can be read: there are no files of jaxopt_compress.save, of "
+        "orbax or of safetensors in it"
+    )
+
+
+def _abstract(path: str, x: Any) -> jax.ShapeDtypeStruct:
+    del path
+    return jax.ShapeDtypeStruct(tuple(x.shape or ()), x.dtype)
+
+
+def _open_safetensors(files: list[pathlib.Path]) -> Source:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise ImportError(
+            "safetensors checkpoints need the package safetensors: "
+            "pip install 'jaxopt-compress[examples]'"
+        ) from error
+
+    @contextlib.contextmanager
+    def opened(file: pathlib.Path):
+        try:
+            with safe_open(file, "numpy") as tensors:
+                yield tensors
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} cannot be read: {error}") from error
+
+    where: dict[str, tuple[pathlib.Path, str]] = {}
+    shapes: dict[str, Any] = {}
+    output_first = False
+    for file in files:
+        with opened(file) as tensors:
+            output_first |= (tensors.metadata() or {}).get("format") == "pt"
+            for key in tensors.keys():
+                path = key.replace(".", "/")
+                where[path] = file, key
+                part = tensors.get_slice(key)
+                shapes[path] = jax.ShapeDtypeStruct(part.get_shape(), _dtype(part.get_dtype(), key))
+
+    def read(path: str) -> Any:
+        file, key = where[path]
+        with opened(file) as tensors:
+            return tensors.get_tensor(key)
+
+    return Source("safetensors", _nest(shapes), read, output_first)
+
+
+def _dtype(name: str, key: str) -> np.dtype:
+    dtypes = {
+        "BOOL": "bool",
+        "BF16": "bfloat16",
+        "C64": "complex64",
+        "F8_E4M3": "float8_e4m3fn",
+        "F8_E5M2": "float8_e5m2",
+        "F8_E8M0": "float8_e8m0fnu",
+    }
+    for letter, kind in (("F", "float"), ("I", "int"), ("U", "uint")):
+        dtypes |= {f"{letter}{bits}": f"{kind}{bits}" for bits in (8, 16, 32, 64)}
+    if name not in dtypes:
+        raise ValueError(f"tensor {key!r} has the dtype {name}, which is not known here")
+    return np.dtype(dtypes[name])
+
+
+def _nest(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Nested dicts from ``/``-joined paths."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{path!r} lies below a tensor of the name {parent!r}")
+        if name in node:
+            raise ValueError(f"{path!r} is the name of a tensor and of a group of tensors")
+        node[name] = leaf
+    return tree

@@ -1,0 +1,289 @@
+"""The structure of a checkpoint as JSON: containers, scalars, compressed arrays, array entries.
+
+`docs/checkpoint_format.md` describes what is written here.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from jaxopt_compress.arrays import (
+    CompressedArray,
+    LowRankArray,
+    QuantizedArray,
+    SparseArray,
+    is_compressed,
+)
+from jaxopt_compress.arrays.base import bits_of
+from jaxopt_compress.storage.words import is_native, words_axis, words_shape
+from jaxopt_compress.tree import path_of
+
+NAME = "jaxopt-compress"
+VERSION = 1
+
+# Compressed arrays by the name that files call them; fields that are arrays, and static ones.
+LEAVES: dict[str, tuple[type[CompressedArray], tuple[str, ...], tuple[str, ...]]] = {
+    "LowRankArray": (LowRankArray, ("u", "v"), ("dtype", "out_ndim")),
+    "QuantizedArray": (
+        QuantizedArray,
+        ("codes", "scale", "zero"),
+        ("dtype", "bits", "axis", "group", "block"),
+    ),
+    "SparseArray": (SparseArray, ("values", "words"), ("pattern", "axis", "length", "core")),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One array of a checkpoint, without its values.
+
+    Attributes:
+        key: Its name among the stored arrays, or None if it is empty and needs no data.
+        shape: Its shape.
+        dtype: Its dtype.
+        kind: ``"jax"``, ``"numpy"``, ``"scalar"`` (of NumPy) or ``"key"`` (of `jax.random`).
+        bits: Bits per entry in the words that are stored; None if the file knows the dtype.
+        axis: The negative axis along which words run; None if they hold the flattened array.
+        impl: The implementation of a random key, else None.
+    """
+
+    key: str | None
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    kind: str
+    bits: int | None = None
+    axis: int | None = None
+    impl: str | None = None
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of the stored array."""
+        return self.shape if self.bits is None else words_shape(self.shape, self.bits, self.axis)
+
+    @property
+    def stored_dtype(self) -> np.dtype:
+        """The dtype of the stored array."""
+        return self.dtype if self.bits is None else np.dtype(np.uint8)
+
+
+class Encoded(NamedTuple):
+    """A tree as JSON and the arrays that it names.
+
+    Attributes:
+        node: What JSON can hold.
+        arrays: Key -> ``(entry, array)``, the array not yet packed.
+    """
+
+    node: Any
+    arrays: dict[str, tuple[Entry, Any]]
+
+
+class Decoded(NamedTuple):
+    """A tree with an `Entry` in the place of each array.
+
+    Attributes:
+        tree: Dicts, lists, tuples, None, scalars, compressed arrays and entries.
+        converted: Type names of containers that were saved as dicts.
+    """
+
+    tree: Any
+    converted: list[str]
+
+
+def encode(tree: Any) -> Encoded:
+    """Describes a tree; see `decode`.
+
+    Raises:
+        TypeError: A leaf, a container's key or a field that has no form in a file; names its path.
+    """
+    arrays: dict[str, tuple[Entry, Any]] = {}
+    return Encoded(_encode(tree, "", None, arrays), arrays)
+
+
+def _encode(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) -> Any:
+    below = lambda name: f"{path}/{name}" if path else str(name)
+    if x is None:
+        return None
+    if isinstance(x, (np.ndarray, np.generic, jax.Array)):
+        return _encode_array(x, path, bits, arrays)
+    if is_compressed(x):
+        return _encode_leaf(x, path, bits, arrays)
+    if type(x) is dict:
+        if len({type(k) for k in x}) > 1:
+            raise TypeError(f"cannot save {path or 'the tree'!r}: its keys are of different types")
+        return {"dict": [[_key(k, path), _encode(v, below(k), None, arrays)] for k, v in x.items()]}
+    if type(x) in (list, tuple):
+        items = [_encode(v, below(i), None, arrays) for i, v in enumerate(x)]
+        return {type(x).__name__: items}
+    for kind, (scalar, write, _) in _SCALARS.items():
+        if type(x) is scalar:
+            return {kind: write(x)}
+    return _encode_container(x, path, arrays)
+
+
+def _encode_container(x: Any, path: str, arrays: dict[str, Any]) -> Any:
+    """Any other pytree node as a dict of its children."""
+    children, _ = jax.tree_util.tree_flatten_with_path(x, is_leaf=lambda y: y is not x)
+    if any(not keys for keys, _ in children):
+        raise TypeError(
+            f"cannot save {path or 'the tree'!r}, a {type(x).__name__}: a checkpoint holds "
+            "arrays, compressed arrays, numbers, strings and None; replace it by None, or save "
+            "only the arrays of a module (flax.nnx.state, equinox.filter)"
+        )
+    attr = jax.tree_util.GetAttrKey("value")
+    if len(children) == 1 and children[0][0] == (attr,):
+        # A Flax variable goes by its own name, as everywhere in paths.
+        return _encode(children[0][1], path, None, arrays)
+    items = []
+    for (key,), child in children:
+        name = key.key if isinstance(key, jax.tree_util.DictKey) else path_of((key,))
+        below = f"{path}/{name}" if path else str(name)
+        items.append([_key(name, path), _encode(child, below, None, arrays)])
+    return {"dict": items, "was": f"{type(x).__module__}.{type(x).__qualname__}"}
+
+
+def _key(key: Any, path: str) -> Any:
+    if not isinstance(key, (str, int)):
+        raise TypeError(
+            f"cannot save the key {key!r} of {path or 'the tree'!r}: keys are strings or integers"
+        )
+    return key
+
+
+def _encode_leaf(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) -> Any:
+    name = type(x).__name__
+    cls, fields, static = LEAVES.get(name, (None, (), ()))
+    if cls is not type(x):
+        raise TypeError(f"cannot save {path!r}: checkpoints know {', '.join(LEAVES)}, not {name}")
+    if isinstance(x, QuantizedArray):
+        bits = x.bits if x.block is None else None
+    # Codes may fill bytes in memory; only what holds them knows their width.
+    widths = {"codes": bits, "values": bits}
+    return {
+        "leaf": name,
+        "static": {k: _encode_static(getattr(x, k)) for k in static},
+        "fields": {k: _encode(getattr(x, k), f"{path}/{k}", widths.get(k), arrays) for k in fields},
+    }
+
+
+def _encode_static(value: Any) -> Any:
+    if isinstance(value, np.dtype):
+        return value.name
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _decode_static(name: str, value: Any) -> Any:
+    if name == "dtype":
+        return _read_dtype(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _encode_array(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) -> Any:
+    if isinstance(x, Tracer):
+        raise TypeError(f"cannot save {path!r} inside of jit: it has no value there")
+    kind, impl = "scalar" if isinstance(x, np.generic) else "numpy", None
+    if isinstance(x, jax.Array):
+        kind = "jax"
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        kind, impl, x = "key", str(jax.random.key_impl(x)), jax.random.key_data(x)
+    if not _is_known(x.dtype):
+        raise TypeError(f"cannot save {path!r}: there is no form for the dtype {x.dtype}")
+    shape, axis = tuple(x.shape), None
+    bits = bits or bits_of(x.dtype)
+    if (bits >= 8 and is_native(x.dtype)) or x.dtype == bool:
+        bits = None
+    elif bits < 8:
+        axis = words_axis(x.sharding.shard_shape(shape) if isinstance(x, jax.Array) else shape)
+    key = str(len(arrays)) if x.size else None
+    entry = Entry(key, shape, np.dtype(x.dtype), kind, bits, axis, impl)
+    if key is not None:
+        arrays[key] = (entry, x)
+    node: dict[str, Any] = {"array": key, "shape": list(shape), "dtype": x.dtype.name, "kind": kind}
+    optional = {"bits": bits, "axis": axis, "impl": impl}
+    return node | {k: v for k, v in optional.items() if v is not None}
+
+
+def decode(node: Any) -> Decoded:
+    """Inverts `encode`, with an `Entry` for each array.
+
+    Raises:
+        ValueError: The description is not one of this version.
+    """
+    converted: list[str] = []
+
+    def visit(node: Any) -> Any:
+        if node is None:
+            return None
+        if not isinstance(node, Mapping):
+            raise ValueError(f"{node!r} describes nothing")
+        if "dict" in node:
+            converted.extend([node["was"]] if "was" in node else [])
+            return {key: visit(child) for key, child in node["dict"]}
+        for kind, container in (("list", list), ("tuple", tuple)):
+            if kind in node:
+                return container(map(visit, node[kind]))
+        if "array" in node:
+            return _decode_array(node)
+        if "leaf" in node:
+            return _decode_leaf(node, visit)
+        for kind, (_, _, read) in _SCALARS.items():
+            if kind in node:
+                return read(node[kind])
+        raise ValueError(f"unknown kind of leaf, described by {sorted(node)}")
+
+    return Decoded(visit(node), converted)
+
+
+def _decode_array(node: Mapping[str, Any]) -> Entry:
+    if node["kind"] not in ("jax", "numpy", "scalar", "key"):
+        raise ValueError(f"unknown kind of array {node['kind']!r}")
+    optional = {k: node[k] for k in ("bits", "axis", "impl") if k in node}
+    dtype = _read_dtype(node["dtype"])
+    return Entry(node["array"], tuple(node["shape"]), dtype, node["kind"], **optional)
+
+
+def _decode_leaf(node: Mapping[str, Any], visit: Callable[[Any], Any]) -> CompressedArray:
+    name = node["leaf"]
+    if name not in LEAVES:
+        raise ValueError(
+            f"unknown compressed array {name!r}; this version knows {', '.join(LEAVES)}"
+        )
+    cls, fields, static = LEAVES[name]
+    unknown = {*node["fields"], *node["static"]} - {*fields, *static}
+    if unknown:
+        raise ValueError(f"{name} has no {', '.join(sorted(unknown))}")
+    values = {k: _decode_static(k, v) for k, v in node["static"].items()}
+    leaf = cls(**{k: visit(v) for k, v in node["fields"].items()}, **values)
+    # Computed from the fields, and refused if they do not fit each other.
+    _ = leaf.shape
+    return leaf
+
+
+def _is_known(dtype: np.dtype) -> bool:
+    small = dtype.itemsize == 1 and jnp.issubdtype(dtype, jnp.number)
+    return is_native(dtype) or small
+
+
+def _read_dtype(name: str) -> np.dtype:
+    try:
+        dtype = np.dtype(name)
+    except TypeError:
+        dtype = None
+    if dtype is None or not _is_known(dtype):
+        raise ValueError(f"unknown dtype {name!r}: this version of JAX does not have it")
+    return dtype
+
+
+# Python scalars: their type, how JSON holds them, and the way back. JSON has no infinities.
+_SCALARS: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "bool": (bool, bool, bool),
+    "int": (int, int, int),
+    "float": (float, repr, float),
+    "complex": (complex, repr, complex),
+    "str": (str, str, str),
+}

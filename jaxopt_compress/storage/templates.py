@@ -1,0 +1,82 @@
+"""Matching what a checkpoint holds with the template that it is restored into."""
+
+import difflib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxopt_compress.arrays import is_compressed
+from jaxopt_compress.tree import named_leaves
+
+
+def match(stored: Any, like: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The leaves of a checkpoint and the shardings that a template asks for, by path.
+
+    Args:
+        stored: A tree with entries in the place of arrays.
+        like: A tree with leaves of the same paths.
+
+    Returns:
+        ``(leaves, shardings)``: path -> leaf, and path -> a sharding or None per entry of it.
+
+    Raises:
+        ValueError: Paths, shapes or dtypes differ, or a compressed form cannot be split as asked.
+    """
+    leaves, templates = _by_name(stored, "the checkpoint"), _by_name(like, "like")
+    _check_names(leaves, templates)
+    return leaves, {name: _shardings(name, x, templates[name]) for name, x in leaves.items()}
+
+
+def is_split(sharding: Any) -> bool:
+    """Whether an array of this sharding lies on several devices."""
+    return isinstance(sharding, NamedSharding) and len(sharding.device_set) > 1
+
+
+def _by_name(tree: Any, what: str) -> dict[str, Any]:
+    leaves = named_leaves(tree)
+    named = dict(leaves)
+    if len(named) < len(leaves):
+        raise ValueError(
+            f"{what} has several leaves of the same path and cannot be matched by path"
+        )
+    return named
+
+
+def _check_names(stored: dict[str, Any], templates: dict[str, Any]) -> None:
+    for names, others, problem in (
+        (templates, stored, "the checkpoint has no"),
+        (stored, templates, "like has no"),
+    ):
+        missing = [name for name in names if name not in others]
+        if missing:
+            near = difflib.get_close_matches(missing[0], others, n=3, cutoff=0.0)
+            raise ValueError(f"{problem} {missing[0]!r}; it has {', '.join(near) or 'no leaves'}")
+
+
+def _shardings(name: str, stored: Any, template: Any) -> Any:
+    """A sharding or None per entry of one stored leaf, from its template."""
+    if hasattr(stored, "shape") and hasattr(template, "shape"):
+        ours, theirs = ((tuple(x.shape), jnp.dtype(x.dtype)) for x in (stored, template))
+        if ours != theirs:
+            raise ValueError(
+                f"{name!r} is {ours[1]}{list(ours[0])} in the checkpoint and "
+                f"{theirs[1]}{list(theirs[0])} in like"
+            )
+    none = jax.tree.map(lambda _: None, stored)
+    if not is_compressed(stored):
+        return getattr(template, "sharding", None)
+    if is_compressed(template):
+        same = jax.tree.structure(stored) == jax.tree.structure(template)
+        sharding_of = lambda _, x: getattr(x, "sharding", None)
+        return jax.tree.map(sharding_of, stored, template) if same else none
+    sharding = getattr(template, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or not is_split(sharding):
+        return none
+    try:
+        specs = stored.specs(sharding.spec)
+    except ValueError as error:
+        raise ValueError(f"cannot place {name!r} by {sharding.spec}: {error}") from error
+    named = lambda spec: NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
+    return jax.tree.map(named, specs, is_leaf=lambda x: isinstance(x, PartitionSpec))

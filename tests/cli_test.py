@@ -1,0 +1,183 @@
+import json
+import subprocess
+import sys
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from safetensors.numpy import save_file
+
+import jaxopt_compress as jc
+from jaxopt_compress.arrays import QuantizedArray
+from jaxopt_compress.cli import main
+
+RECIPE = """
+[[rule]]
+where = "**/kernel"
+quantize = {format = "int4", group = 8}
+
+[[rule]]
+where = "embed"
+low_rank = {energy = 0.9}
+"""
+
+
+def params():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    return {
+        "embed": draw(20, 6),
+        "layers": [{"kernel": draw(16, 8), "bias": draw(8)}, {"kernel": draw(8, 4), "bias": None}],
+        "half": draw(3).astype(jnp.bfloat16),
+        "step": jnp.int32(7),
+    }
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def run(capsys, *argv, code=0):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert main([str(a) for a in argv]) == code
+    done = capsys.readouterr()
+    assert "Traceback" not in done.err
+    return done.out if code == 0 else done.err
+
+
+@pytest.fixture(params=["own", "plain", "manager"])
+def ckpt(request, tmp_path):
+    path = tmp_path / "ckpt"
+    if request.param == "own":
+        jc.save(path, params())
+    elif request.param == "plain":
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path, params())
+    else:
+        with ocp.CheckpointManager(path) as manager:
+            manager.save(3, args=ocp.args.StandardSave(params()))
+    return path
+
+
+def test_orbax_checkpoints_are_compressed_without_a_template(ckpt, recipe, tmp_path, capsys):
+    text = run(capsys, "compress", ckpt, recipe, tmp_path / "out")
+    assert "int4 g8" in text and "low rank" in text and "rel. error" in text
+    kernels, embed = jc.quantize("int4", group=8), jc.low_rank(energy=0.9)
+    expected = jc.compress(params(), {"**/kernel": kernels, "embed": embed})
+    found = jc.load(tmp_path / "out")
+    for path in (0, 1):
+        a, b = (tree["layers"][path]["kernel"] for tree in (found, expected))
+        np.testing.assert_array_equal(a.codes, b.codes)
+        np.testing.assert_array_equal(a.scale, b.scale)
+    assert found["embed"].rank == expected["embed"].rank
+    np.testing.assert_array_equal(found["half"], params()["half"])
+    assert found["layers"][1]["bias"] is None and found["step"] == 7
+    # The result can be inspected, and compressed further.
+    text = run(capsys, "inspect", tmp_path / "out")
+    assert "layers/0/kernel" in text and "int4 g8" in text and "rel. error" not in text
+    recipe.write_text('[[rule]]\nwhere = "embed"\nquantize = {format = "int8"}')
+    text = run(capsys, "compress", tmp_path / "out", recipe, tmp_path / "more")
+    assert "of int8" in text and "int4 g8" in text
+
+
+def test_inspect_reports_as_json(ckpt, capsys):
+    found = json.loads(run(capsys, "inspect", ckpt, "--json"))
+    rows = {row["path"]: row for row in found["leaves"]}
+    assert rows["layers/0/kernel"]["shape"] == [16, 8]
+    assert rows["half"]["stored_bytes"] == 6
+    assert found["total"]["stored_bytes"] == jc.nbytes(params())
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_safetensors_of_pytorch_have_their_output_axis_first(split, recipe, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(8, 16)).astype(np.float32)
+    tensors = {"model.0.kernel": w, "model.0.bias": np.ones(8, jnp.bfloat16)}
+    recipe.write_text('[[rule]]\nwhere = "**/kernel"\nquantize = {format = "int4", group = 8}')
+    source = tmp_path / "model"
+    source.mkdir()
+    if split:
+        for i, (key, value) in enumerate(tensors.items()):
+            save_file({key: value}, source / f"part{i}.safetensors", metadata={"format": "pt"})
+    else:
+        save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+        source = source / "model.safetensors"
+    assert "model/0/kernel" in run(capsys, "inspect", source)
+    run(capsys, "compress", source, recipe, tmp_path / "out")
+    found = jc.load(tmp_path / "out")["model"]["0"]
+    assert isinstance(found["kernel"], QuantizedArray)
+    assert found["kernel"].scale.shape == (8, 2)
+    assert found["bias"].dtype == jnp.bfloat16
+    transposed = jc.compress({"kernel": jnp.asarray(w.T)}, jc.quantize("int4", group=8))["kernel"]
+    np.testing.assert_array_equal(found["kernel"].codes, transposed.codes.T)
+    run(capsys, "compress", source, recipe, tmp_path / "out", "--overwrite", "--layout", "flax")
+    assert jc.load(tmp_path / "out")["model"]["0"]["kernel"].scale.shape == (1, 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('where = "**/kernl"\nquantize = {format="int8"}', "matches no leaf; the nearest paths"),
+        ('where = "step"\nquantize = {format="int8"}', "only floating leaves"),
+        ('where = "**/kernel"\nquantize = {format="int4", group=5}', "group=5 does not divide"),
+        ("low_rank = {rank=99}", "rank=99 is above the limit"),
+        ('qantize = {format="int8"}', "did you mean 'quantize'"),
+        (
+            'low_rank = {rank=2}\n[[rule]]\nwhere="embed"\nlow_rank={rank=2}',
+            "put the narrower rule first",
+        ),
+    ],
+)
+def test_recipes_that_do_not_fit_are_refused_before_anything_is_read(
+    text, message, recipe, tmp_path, capsys
+):
+    jc.save(tmp_path / "ckpt", params())
+    recipe.write_text(f"[[rule]]\n{text}")
+    error = run(capsys, "compress", tmp_path / "ckpt", recipe, tmp_path / "out", code=2)
+    assert error.startswith("error: ") and message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_paths_that_cannot_be_read_are_named(recipe, tmp_path, capsys):
+    missing, out = tmp_path / "missing", tmp_path / "out"
+    assert "no checkpoint at" in run(capsys, "inspect", missing, code=2)
+    assert "no checkpoint that can be read" in run(capsys, "inspect", tmp_path, code=2)
+    (tmp_path / "bad.safetensors").write_bytes(b"12345678abc")
+    assert "cannot be read" in run(capsys, "inspect", tmp_path / "bad.safetensors", code=2)
+    out.mkdir()
+    jc.save(tmp_path / "ckpt", params())
+    error = run(capsys, "compress", tmp_path / "ckpt", recipe, out, code=2)
+    assert "pass --overwrite" in error
+    error = run(capsys, "compress", tmp_path / "ckpt", tmp_path / "no.toml", out, code=2)
+    assert "no.toml" in error
+
+
+def test_several_checkpoints_in_a_folder_are_listed(tmp_path, capsys):
+    with ocp.CheckpointManager(tmp_path / "run") as manager:
+        for step in (3, 5):
+            manager.save(step, args=ocp.args.StandardSave(params()))
+    error = run(capsys, "inspect", tmp_path / "run", code=2)
+    assert "several checkpoints, 3/default, 5/default: give the path of one" in error
+    assert "layers/0/kernel" in run(capsys, "inspect", tmp_path / "run" / "5")
+
+
+def test_a_missing_safetensors_says_how_to_install_it(tmp_path, capsys, monkeypatch):
+    save_file({"w": np.ones(2, np.float32)}, tmp_path / "m.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    error = run(capsys, "inspect", tmp_path / "m.safetensors", code=2)
+    assert "pip install 'jaxopt-compress[examples]'" in error
+
+
+def test_wrong_arguments_exit_with_2():
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxopt_compress.cli", "inspekt", "x"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
