@@ -102,4 +102,8 @@ def product(u: jax.Array, v: jax.Array, dtype: Any, out_ndim: int) -> jax.Array:
     rows = u.reshape(*u.shape[:stack], math.prod(u.shape[stack:-1]), rank)
     v = v.reshape(*v.shape[:stack], rank, right)
     rows, v = lax.optimization_barrier((rows, v))
-    return seal(jnp.matmul(rows, v, precision=lax.Precision.HIGHEST), dtype).reshape(shape)
+    # The bounds keep results finite in dtype, and a product of rank 1, which XLA turns into plain
+    # multiplications, from being contracted with a sum that follows.
+    top = float(jnp.finfo(dtype).max)
+    dense = jnp.clip(jnp.matmul(rows, v, precision=lax.Precision.HIGHEST), -top, top)
+    return seal(dense, dtype).reshape(shape)

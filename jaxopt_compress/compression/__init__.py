@@ -5,6 +5,7 @@ from jaxopt_compress.compression.base import (
     Compression,
     CompressionState,
     LeafState,
+    NeedsValues,
     TrainingState,
 )
 from jaxopt_compress.compression.chain import chain
@@ -18,6 +19,7 @@ __all__ = [
     "Decision",
     "LeafMethod",
     "LeafState",
+    "NeedsValues",
     "Parameter",
     "TrainingState",
     "as_compression",

@@ -1,5 +1,6 @@
 """What a compression is: four pure functions and the state between them."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -7,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import LowRankArray, is_compressed, materialize
-from jaxopt_compress.tree import Layout, map_named
+from jaxopt_compress.arrays.base import is_traced
+from jaxopt_compress.tree import Layout, map_named, named_leaves
 
 Params = TypeVar("Params")
 
@@ -68,17 +70,17 @@ class Compression(NamedTuple):
     """A compression of parameters, as pure functions.
 
     Attributes:
-        init: ``init(params, *, uses=None, stats=None) -> state``. Decides masks, scales, ranks. ``uses``
-            and ``stats`` are what `uses` and `calibrate` return.
+        init: ``init(params, *, uses=None, stats=None) -> state``. Decides masks, scales, ranks.
+            ``uses`` and ``stats`` are what `uses` and `calibrate` return.
         update: ``update(state, params) -> state``. Advances schedules, refreshes masks and scales;
             jit-able, no Python branches on values.
-        apply: ``apply(params, state, *, materialize=True) -> view``. What the forward pass uses, with
-            straight-through derivatives; jit-able. With ``materialize=False`` factored parameters
-            stay factored, so that the next element of a chain can compress the factors.
-        compress: ``compress(params, state) -> small``. The stored form: a tree with compressed arrays
-            as leaves. Runs outside of jit, leaf by leaf.
+        apply: ``apply(params, state, *, materialize=True) -> view``. What the forward pass uses,
+            with straight-through derivatives; jit-able. With ``materialize=False`` factored
+            parameters stay factored, so that the next element of a chain can compress the factors.
+        compress: ``compress(params, state) -> small``. The stored form: a tree with compressed
+            arrays as leaves. Runs outside of jit, leaf by leaf.
 
-    The contract: ``materialize(compress(params, state))`` equals ``apply(params, state)``, bit for bit.
+    The contract, bit for bit: ``materialize(compress(params, state)) == apply(params, state)``.
     """
 
     init: Callable[..., Any]
@@ -91,8 +93,8 @@ class Compression(NamedTuple):
 
         Args:
             params: The parameters that the optimizer updates.
-            opt_state: The state of an optimizer that contains `compressed_training` somewhere, inside
-                any optax wrapper.
+            opt_state: The state of an optimizer that contains `compressed_training` somewhere,
+                inside any optax wrapper.
 
         Returns:
             The compressed view of ``params``; gradients are taken at it.
@@ -100,49 +102,54 @@ class Compression(NamedTuple):
         Raises:
             ValueError: ``opt_state`` holds no state of a compression.
         """
-        for state in training_states(opt_state):
+        found = training_states(opt_state)
+        if not found:
+            raise ValueError(NO_COMPRESSION)
+        for state in found:
             params = self.apply(params, state.compression)
         return params
 
 
-def training_states(opt_state: Any) -> list[TrainingState]:
-    """The states of `compressed_training` inside an optimizer state.
+NO_COMPRESSION = (
+    "this state holds no compression: wrap the optimizer by "
+    "jaxopt_compress.compressed_training(optimizer, compression) before its init"
+)
 
-    Raises:
-        ValueError: There is none.
-    """
+
+def training_states(opt_state: Any) -> list[TrainingState]:
+    """The states of `compressed_training` inside an optimizer state."""
     is_state = lambda x: isinstance(x, TrainingState)
-    found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(x)]
-    if not found:
-        raise ValueError(
-            "the optimizer state holds no compression: wrap the optimizer by "
-            "jaxopt_compress.compressed_training(optimizer, compression) before its init"
-        )
-    return found
+    return [x for x in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(x)]
 
 
 def learned_parts(state: Any) -> list[dict[str, Any]]:
-    """The learned arrays of every compression inside a state."""
-    return [s.learned for s in _leaf_states(state)[0]]
+    """The learned arrays of every compression inside a state that tells them apart."""
+    return [s.learned for s in leaf_states(state)]
 
 
 def replace_learned(state: Any, learned: list[dict[str, Any]]) -> Any:
     """The same state with other learned arrays."""
-    states, treedef = _leaf_states(state)
-    new = [s._replace(learned=part) for s, part in zip(states, learned, strict=True)]
-    return jax.tree.unflatten(treedef, new)
+    parts = iter(learned)
+    new = lambda x: x._replace(learned=next(parts)) if isinstance(x, CompressionState) else x
+    return jax.tree.map(new, state, is_leaf=lambda x: isinstance(x, CompressionState))
 
 
-def _leaf_states(state: Any) -> tuple[list[Any], Any]:
-    is_state = lambda x: isinstance(x, CompressionState)
-    leaves, treedef = jax.tree.flatten(state, is_leaf=is_state)
-    if not all(map(is_state, leaves)):
-        raise TypeError(f"the state of a compression holds no CompressionState: {type(state)}")
-    return leaves, treedef
+def leaf_states(state: Any) -> list[CompressionState]:
+    """The states made of leaf states inside a state."""
+    return [x for x in _split(state) if isinstance(x, CompressionState)]
+
+
+def describes_itself(state: Any) -> bool:
+    """Whether a state is made of leaf states alone, which carry out what they decided."""
+    return all(isinstance(x, CompressionState) for x in _split(state))
+
+
+def _split(state: Any) -> list[Any]:
+    return jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, CompressionState))
 
 
 def apply_state(params: Any, state: Any, *, materialize: bool = True) -> Any:
-    """The view that a state describes; the ``apply`` of every compression built from leaf states."""
+    """The view that a state describes; the ``apply`` of all compressions made of leaf states."""
     if isinstance(state, ChainState):
         for inner in state.states:
             params = apply_state(params, inner, materialize=False)
@@ -153,28 +160,49 @@ def apply_state(params: Any, state: Any, *, materialize: bool = True) -> Any:
 
 
 def compress_state(params: Any, state: Any) -> Any:
-    """The stored form that a state describes."""
+    """The stored form that a state describes; the ``compress`` of every such compression.
+
+    Raises:
+        ValueError: A parameter holds infinities or NaNs.
+    """
     if isinstance(state, ChainState):
         for inner in state.states:
             params = compress_state(params, inner)
         return params
+    map_states(lambda path, w, leaf: check_finite(path, w), params, state)
     run = lambda path, w, leaf: leaf.compress(w, state.learned.get(path), path)
     return map_states(run, params, state)
 
 
 def map_states(fn: Callable[[str, Any, Any], Any], params: Any, state: CompressionState) -> Any:
-    """Maps ``fn(path, leaf, leaf state)`` over the parameters that the state knows."""
+    """Maps ``fn(path, leaf, leaf state)`` over the parameters that the state knows.
 
-    def visit(path: str, leaf: Any) -> Any:
-        known = lambda name, x: fn(name, x, state.leaves[name]) if name in state.leaves else x
-        return map_factors(known, path, leaf)
+    Raises:
+        ValueError: It is no such state, or knows a parameter that is not there.
+    """
+    if not isinstance(state, CompressionState):
+        raise ValueError(NO_COMPRESSION)
+    missing = set(state.leaves)
 
-    return map_named(visit, params)
+    def known(path: str, leaf: Any) -> Any:
+        if path not in state.leaves:
+            return leaf
+        missing.discard(path)
+        return fn(path, leaf, state.leaves[path])
+
+    mapped = map_named(lambda path, leaf: map_factors(known, path, leaf), params)
+    if missing:
+        paths = [path for path, _ in named_leaves(params)]
+        raise ValueError(
+            "the state was made for parameters that are not here: "
+            f"{', '.join(sorted(missing)[:8])}; here are {', '.join(paths[:8])}"
+        )
+    return mapped
 
 
 def _dense(params: Any, state: Any) -> Any:
     """Materializes what the state has made; compressed leaves that it leaves alone stay."""
-    touched = {path for s in _leaf_states(state)[0] for path in s.leaves}
+    touched = {path for s in leaf_states(state) for path in s.leaves}
     owner = lambda path, leaf: any(t == path or t.startswith(f"{path}/") for t in touched)
     dense = lambda path, leaf: (
         materialize(leaf) if is_compressed(leaf) and owner(path, leaf) else leaf
@@ -198,13 +226,40 @@ def factor_layouts(leaf: LowRankArray, layout: Layout) -> tuple[Layout, Layout]:
     return Layout(left, (-1,), stack), Layout((cut - 1,), right, stack)
 
 
+class NeedsValues(ValueError):
+    """Something is decided from values, which are not known while a function is traced."""
+
+
+def check_init(init: Callable[..., Any], params: Any, uses: Any, stats: Any) -> None:
+    """Runs an ``init`` of several steps on shapes alone: none refuses after another's work.
+
+    It ends early, and silently, at a step that needs values.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    if any(is_traced(x) for x in leaves):
+        return  # Nothing is computed yet.
+    at = [i for i, x in enumerate(leaves) if hasattr(x, "shape") and hasattr(x, "dtype")]
+
+    def run(arrays: list[Any]) -> None:
+        new = dict(zip(at, arrays, strict=True))
+        tree = jax.tree.unflatten(treedef, [new.get(i, x) for i, x in enumerate(leaves)])
+        init(tree, uses=uses, stats=stats)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The real run repeats them.
+        try:
+            jax.eval_shape(run, [leaves[i] for i in at])
+        except (NeedsValues, jax.errors.JAXTypeError):
+            pass
+
+
 def check_finite(path: str, w: Any) -> None:
     """Refuses infinities and NaNs, where the values are known.
 
     Raises:
         ValueError: Names the path and how many there are.
     """
-    if is_compressed(w) or isinstance(w, jax.core.Tracer) or not w.size:
+    if is_compressed(w) or is_traced(w) or not w.size:
         return
     bad = int(jnp.sum(~jnp.isfinite(w)))
     if bad:

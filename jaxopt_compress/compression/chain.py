@@ -5,8 +5,10 @@ from typing import Any
 from jaxopt_compress.compression.base import (
     ChainState,
     Compression,
-    CompressionState,
     apply_state,
+    check_init,
+    compress_state,
+    describes_itself,
 )
 
 # What may follow what on one parameter; everything else would break what came before.
@@ -36,7 +38,8 @@ def chain(*compressions: Compression) -> Compression:
         A `Compression` with the state of all of them.
 
     Raises:
-        ValueError: In ``init``, for an order that cannot keep what came before; names the parameter.
+        ValueError: In ``init``, for an order that cannot keep what came before, or what an element
+            refuses; names the parameter, before anything is computed.
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
@@ -49,6 +52,10 @@ def chain(*compressions: Compression) -> Compression:
         raise ValueError("chain() needs at least one compression")
 
     def init(params: Any, *, uses: Any = None, stats: Any = None) -> ChainState:
+        check_init(decide, params, uses, stats)
+        return decide(params, uses=uses, stats=stats)
+
+    def decide(params: Any, *, uses: Any, stats: Any) -> ChainState:
         states: list[Any] = []
         history: dict[str, list[str]] = {}
         for c in compressions:
@@ -66,27 +73,23 @@ def chain(*compressions: Compression) -> Compression:
             states.append(inner)
         return ChainState(tuple(states))
 
-    def apply(params: Any, state: Any, *, materialize: bool = True) -> Any:
-        if _is_own(state):
+    def apply(params: Any, state: ChainState, *, materialize: bool = True) -> Any:
+        if describes_itself(state):
             return apply_state(params, state, materialize=materialize)
         pairs = list(zip(compressions, state.states, strict=True))
-        for i, (c, inner) in enumerate(pairs):
-            last = i == len(pairs) - 1
-            params = c.apply(params, inner, materialize=materialize and last)
-        return params
+        for c, inner in pairs[:-1]:
+            params = c.apply(params, inner, materialize=False)
+        last, inner = pairs[-1]
+        return last.apply(params, inner, materialize=materialize)
 
     def compress(params: Any, state: ChainState) -> Any:
+        if describes_itself(state):
+            return compress_state(params, state)
         for c, inner in zip(compressions, state.states, strict=True):
             params = c.compress(params, inner)
         return params
 
     return Compression(init, update, apply, compress)
-
-
-def _is_own(state: Any) -> bool:
-    if isinstance(state, ChainState):
-        return all(map(_is_own, state.states))
-    return isinstance(state, CompressionState)
 
 
 def _extend(history: dict[str, list[str]], state: Any) -> None:

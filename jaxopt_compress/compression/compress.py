@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxopt_compress.compression.base import ChainState, Compression, training_states
+from jaxopt_compress.compression.base import (
+    ChainState,
+    Compression,
+    apply_state,
+    check_init,
+    compress_state,
+    describes_itself,
+    training_states,
+)
 from jaxopt_compress.tree import map_named, named_leaves
 from jaxopt_compress.tree.paths import glob_matches, select
 
@@ -28,8 +36,9 @@ def compress(
         uses: What `uses` found, so that channels and groups follow the function; otherwise the axes
             are assumed, with a warning where that is a guess.
         stats: What `calibrate` found, for methods that need data.
-        state: The state of an optimizer made by `compressed_training`, or of the compression itself:
-            what was decided in training is what is stored. By default everything is decided here.
+        state: The state of an optimizer made by `compressed_training`, or of the compression
+            itself: what was decided in training is what is stored. By default everything is decided
+            here, as at step 0 of a schedule.
 
     Returns:
         The tree with compressed arrays as leaves.
@@ -55,11 +64,8 @@ def compress(
 
 
 def _compression_states(state: Any) -> list[Any]:
-    try:
-        return [s.compression for s in training_states(state)]
-    except ValueError:
-        # No optimizer state, then: the compression's own.
-        return [state]
+    found = [s.compression for s in training_states(state)]
+    return found or [state]
 
 
 def as_compression(recipe: Compression | Recipe) -> Compression:
@@ -90,33 +96,40 @@ def as_compression(recipe: Compression | Recipe) -> Compression:
         return parts
 
     def init(params: Any, *, uses: Any = None, stats: Any = None) -> ChainState:
+        check_init(decide, params, uses, stats)
+        return decide(params, uses=uses, stats=stats)
+
+    def decide(params: Any, *, uses: Any, stats: Any) -> ChainState:
         parts = subtrees(params)
         for glob, part in zip(rules, parts, strict=True):
             if not part:
                 select(params, glob, owner="recipe")
                 raise ValueError(
-                    f"recipe={glob!r} gets no leaf, since earlier patterns match all of its; put the "
-                    "narrower pattern first"
+                    f"recipe={glob!r} gets no leaf, since earlier patterns match all of its; put "
+                    "the narrower pattern first"
                 )
         pairs = zip(rules.values(), parts, strict=True)
         return ChainState(tuple(c.init(part, uses=uses, stats=stats) for c, part in pairs))
 
-    def each(run: Any, params: Any, state: ChainState) -> list[Any]:
-        trios = zip(rules.values(), subtrees(params), state.states, strict=True)
-        return [run(c, part, inner) for c, part, inner in trios]
-
-    def update(state: ChainState, params: Any) -> ChainState:
-        return ChainState(tuple(each(lambda c, p, s: c.update(s, p), params, state)))
+    def each(params: Any, state: ChainState) -> Any:
+        return zip(rules.values(), subtrees(params), state.states, strict=True)
 
     def merged(params: Any, parts: list[dict[str, Any]]) -> Any:
         new = {path: leaf for part in parts for path, leaf in part.items()}
         return map_named(lambda path, leaf: new.get(path, leaf), params)
 
+    def update(state: ChainState, params: Any) -> ChainState:
+        return ChainState(tuple(c.update(inner, part) for c, part, inner in each(params, state)))
+
     def apply(params: Any, state: ChainState, *, materialize: bool = True) -> Any:
-        run = lambda c, part, s: c.apply(part, s, materialize=materialize)
-        return merged(params, each(run, params, state))
+        if describes_itself(state):
+            return apply_state(params, state, materialize=materialize)
+        trios = each(params, state)
+        return merged(params, [c.apply(p, s, materialize=materialize) for c, p, s in trios])
 
     def compress(params: Any, state: ChainState) -> Any:
-        return merged(params, each(lambda c, part, s: c.compress(part, s), params, state))
+        if describes_itself(state):
+            return compress_state(params, state)
+        return merged(params, [c.compress(p, s) for c, p, s in each(params, state)])
 
     return Compression(init, update, apply, compress)

@@ -52,7 +52,8 @@ class LeafMethod(NamedTuple):
     """How one parameter is compressed.
 
     Attributes:
-        check: ``check(parameter)``: raises, from shapes and dtypes alone, where the method cannot work.
+        check: ``check(parameter)``: raises, from shapes and dtypes alone, where the method cannot
+            work.
         init: ``init(parameter) -> Decision``.
         update: ``update(state, count, value) -> state``, or None if nothing ever changes.
     """
@@ -85,15 +86,16 @@ def leafwise(method: LeafMethod, where: Where) -> Compression:
             leaves = {k: method.update(s, count, seen[k]) for k, s in leaves.items()}
         return CompressionState(count, state.learned, leaves)
 
-    def compress(params: Any, state: CompressionState) -> Any:
-        map_states(lambda path, w, leaf: check_finite(path, w), params, state)
-        return compress_state(params, state)
-
-    return Compression(init, update, apply_state, compress)
+    return Compression(init, update, apply_state, compress_state)
 
 
 def _parameters(params: Any, where: Where, uses: Any, stats: Any) -> list[Parameter]:
     chosen = set(select(params, where))
+    if where is None and uses is not None:
+        # Where uses are known, biases of rank 2 and other leaves without one are no weights.
+        chosen = {path for path in chosen if uses.get(path)}
+        if not chosen:
+            raise ValueError(f"uses name no product, convolution or lookup of {select(params)}")
     found, assumed = [], []
     for path, leaf in named_leaves(params):
         if path not in chosen:

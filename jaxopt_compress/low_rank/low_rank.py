@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.arrays import LowRankArray, is_compressed
-from jaxopt_compress.compression import Compression, Decision, LeafMethod, Parameter, leafwise
+from jaxopt_compress.arrays.base import is_traced
+from jaxopt_compress.compression import (
+    Compression,
+    Decision,
+    LeafMethod,
+    NeedsValues,
+    Parameter,
+    leafwise,
+)
 from jaxopt_compress.numerics.svd import balanced_factors, rank_for_energy
 from jaxopt_compress.tree import Where
 
@@ -48,21 +56,22 @@ def low_rank(
     """Replaces parameters by the product of two factors, from a truncated SVD.
 
     A parameter is read as a matrix from the axes that the function contracts to the others (or the
-    other way round); leading stack axes are matrices of their own with a common rank. In training the
-    factors are what learns: gradients go to them, and the dense parameter stays as it was.
+    other way round); leading stack axes are matrices of their own with a common rank. In training
+    the factors are what learns: gradients go to them, and the dense parameter stays as it was.
 
     Args:
         rank: The inner dimension; or
         energy: the share of the sum of squares to keep, in ``(0, 1]``; the rank is then chosen per
             parameter in ``init``, which cannot run under jit.
-        where: Which parameters; the floating ones of rank 2 and more by default.
+        where: Which parameters; by default the floating ones of rank 2 and more, and where uses are
+            given only those with a use.
 
     Returns:
         A `Compression` that stores `LowRankArray`.
 
     Raises:
-        ValueError: Not exactly one of ``rank`` and ``energy`` given, or out of range; in ``init``: a
-            rank above the limit, or axes that do not lie side by side.
+        ValueError: Not exactly one of ``rank`` and ``energy`` given, or out of range; in ``init``:
+            a rank above the limit, or axes that do not lie side by side.
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
@@ -91,15 +100,17 @@ def low_rank(
             )
         stack, cut = _split(parameter)
         shape = parameter.value.shape
+        if not math.prod(shape):
+            raise ValueError(f"{parameter.describe()} is empty and has no factors; exclude it")
         limit = min(math.prod(shape[stack:cut]), math.prod(shape[cut:]))
         if rank is not None and rank > limit:
             raise ValueError(
-                f"rank={rank} is above the limit {limit} of {parameter.describe()}, read as a matrix "
-                f"of {math.prod(shape[stack:cut])} by {math.prod(shape[cut:])}; use a rank of at most "
-                f"{limit}"
+                f"rank={rank} is above the limit {limit} of {parameter.describe()}, read as a "
+                f"matrix of {math.prod(shape[stack:cut])} by {math.prod(shape[cut:])}; use a rank "
+                f"of at most {limit}"
             )
-        if energy is not None and isinstance(parameter.value, jax.core.Tracer):
-            raise ValueError(
+        if energy is not None and is_traced(parameter.value):
+            raise NeedsValues(
                 f"energy={energy} needs the values of {parameter.describe()} to choose a rank: run "
                 "init outside of jit, or give rank="
             )
@@ -133,7 +144,7 @@ def _split(parameter: Parameter) -> tuple[int, int]:
     if not (left and right and whole):
         raise ValueError(
             f"{parameter.describe()} cannot be read as a matrix: its contracted axes are "
-            f"{layout.contracting}, its output axes {layout.output} and its stack axes {layout.stack}; "
-            "exclude it"
+            f"{layout.contracting}, its output axes {layout.output} and its stack axes "
+            f"{layout.stack}; exclude it"
         )
     return stack, ndim - len(right)

@@ -112,12 +112,18 @@ def encode(x: jax.Array, scale: jax.Array, zero: jax.Array | None, fmt: Format):
         ``(codes, inside)``: int8 codes and booleans, both of the shape of ``x``; an entry is inside
         if rounding alone brought it to a code.
     """
+    levels, inside = round_to_grid(x, scale, zero, fmt)
+    return levels.astype(jnp.int8), inside
+
+
+def round_to_grid(x: jax.Array, scale: jax.Array, zero: jax.Array | None, fmt: Format):
+    """The codes of `encode` before they are made integers: ``(float32 codes, inside)``."""
     # A division by a broadcast or constant scale becomes this in some programs and not in others.
     level = jnp.round(x.astype(jnp.float32) * (1 / scale))
     if zero is not None:
         level = level + zero.astype(jnp.float32)
     codes = jnp.clip(level, fmt.qmin, fmt.qmax)
-    return codes.astype(jnp.int8), codes == level
+    return codes, codes == level
 
 
 def decode(levels: jax.Array, scale: jax.Array, dtype) -> jax.Array:

@@ -19,7 +19,13 @@ def spread(per_group: jax.Array, axis: int, group: int) -> jax.Array:
     return jnp.broadcast_to(wide, shape).reshape(merged)
 
 
-def range_of(x: jax.Array, reduce: tuple[int, ...], axis: int | None, group: int | None):
+def range_of(
+    x: jax.Array,
+    reduce: tuple[int, ...],
+    axis: int | None,
+    group: int | None,
+    symmetric: bool = False,
+) -> tuple[jax.Array, jax.Array]:
     """Minimum and maximum over the axes ``reduce``, by groups along ``axis`` if ``group`` is given.
 
     Args:
@@ -27,6 +33,7 @@ def range_of(x: jax.Array, reduce: tuple[int, ...], axis: int | None, group: int
         reduce: Negative axes that share one range.
         axis: The negative axis that is cut into groups; not in ``reduce``.
         group: Entries per group; divides the length of ``axis``.
+        symmetric: Whether the range is to be centred on 0, which takes one reduction less.
 
     Returns:
         ``(low, high)``: float32, the rank of ``x``, size 1 along ``reduce`` and ``length / group``
@@ -43,6 +50,9 @@ def range_of(x: jax.Array, reduce: tuple[int, ...], axis: int | None, group: int
         low = high = jnp.zeros(
             [1 if i - x.ndim in axes else n for i, n in enumerate(x.shape)], jnp.float32
         )
+    elif symmetric:
+        high = jnp.max(jnp.abs(x), axes, keepdims=True)
+        low = -high
     else:
         low, high = jnp.min(x, axes, keepdims=True), jnp.max(x, axes, keepdims=True)
     if group is not None:

@@ -18,6 +18,7 @@ from jaxopt_compress.numerics.formats import (
     decode,
     encode,
     format_of,
+    round_to_grid,
 )
 from jaxopt_compress.numerics.groups import range_of, spread
 from jaxopt_compress.numerics.packing import pack
@@ -53,10 +54,11 @@ class QuantizedState:
     kind = "quantize"
 
     def _grid(self) -> tuple[jax.Array, jax.Array | None]:
-        if self.group is None:
+        if self.group is None or self.axis is None:
             return self.scale, self.zero
-        wide = lambda x: None if x is None else spread(x, self.axis, self.group)
-        return wide(self.scale), wide(self.zero)
+        axis, group = self.axis, self.group
+        wide = lambda x: None if x is None else spread(x, axis, group)
+        return spread(self.scale, axis, group), wide(self.zero)
 
     def apply(self, w: Any, learned: Any) -> jax.Array:
         """``w`` rounded to the grid."""
@@ -73,7 +75,7 @@ class QuantizedState:
         if isinstance(w, SparseArray):
             sparse = w.with_entries(store_codes(codes, self.format.bits))
             return QuantizedArray(sparse, self.scale, self.zero, *meta)
-        if self.block is not None:
+        if self.block is not None and self.axis is not None:
             words = pack(codes, self.format.bits, self.axis, self.block)
             return QuantizedArray(words, self.scale, self.zero, *meta, self.block)
         return QuantizedArray(store_codes(codes, self.format.bits), self.scale, self.zero, *meta)
@@ -85,17 +87,19 @@ def quantize(
     """Rounds parameters to integers with a scale per channel or group.
 
     A channel is what shares no sum: axes that the function contracts share one scale, output and
-    stack axes have one each. ``symmetric``: ``scale = max|w| / (qmax + 1/2)``. Otherwise the range is
-    that of the values and 0, with an integer zero point, so that 0.0 stays exact. The scale is
-    decided in ``init`` and refreshed by each ``update``. The derivative is straight-through: 1 where
-    rounding alone made the code, 0 where the value was clipped.
+    stack axes have one each; a parameter without contracted axes, such as a bias, has one in all.
+    ``symmetric``: ``scale = max|w| / (qmax + 1/2)``. Otherwise the range is that of the values and
+    0, with an integer zero point, so that 0.0 stays exact. The scale is decided in ``init`` and
+    refreshed by each ``update``. The derivative is straight-through: 1 where rounding alone made
+    the code, 0 where the value was clipped.
 
     Args:
         format: ``"int8"``, ``"int4"`` or ``"int2"``.
         group: Consecutive entries along the last contracted axis that share a scale; by default all
             entries of a channel do. Must divide that axis.
         symmetric: Whether the grid is centred on 0.
-        where: Which parameters; the floating ones of rank 2 and more by default.
+        where: Which parameters; by default the floating ones of rank 2 and more, and where uses are
+            given only those with a use.
 
     Returns:
         A `Compression` that stores `QuantizedArray`.
@@ -122,8 +126,8 @@ def quantize(
     def check(parameter: Parameter) -> None:
         if isinstance(parameter.value, (QuantizedArray, LowRankArray)):
             raise TypeError(
-                f"{parameter.describe()} is already a {type(parameter.value).__name__} and cannot be "
-                "quantized; materialize it first"
+                f"{parameter.describe()} is already a {type(parameter.value).__name__} and cannot "
+                "be quantized; materialize it first"
             )
         if group is not None:
             _check_group(parameter, group)
@@ -131,14 +135,15 @@ def quantize(
     def init(parameter: Parameter) -> Decision:
         shape, layout = tuple(parameter.value.shape), parameter.layout
         axis, block = _packing(shape, layout, fmt, group)
-        # With groups every index of the other contracted axes has scales of its own.
-        reduce = layout.contracting if group is None else ()
+        # With groups every index of the other contracted axes has scales of its own; where nothing
+        # is contracted, such as in a bias, a scale per entry would be larger than the entry.
+        reduce = (layout.contracting or layout.output) if group is None else ()
         state = QuantizedState(None, None, fmt, reduce, axis, group, block)
         return Decision(refresh(state, None, parameter.value))
 
     def refresh(state: QuantizedState, count: Any, w: Any) -> QuantizedState:
         del count
-        low, high = range_of(_dense(w), state.reduce, state.axis, state.group)
+        low, high = range_of(_dense(w), state.reduce, state.axis, state.group, symmetric)
         scale, zero = absmax_scale(low, high, fmt, symmetric)
         return dataclasses.replace(state, scale=scale, zero=zero)
 
@@ -158,15 +163,17 @@ def fake_quantize(w: jax.Array, scale: jax.Array, zero: jax.Array | None, fmt: F
     Returns:
         Floats of the shape and dtype of ``w``.
     """
-    codes, _ = encode(w, scale, zero, fmt)
-    levels = codes.astype(jnp.int32)
-    return decode(levels if zero is None else levels - zero.astype(jnp.int32), scale, w.dtype)
+    levels, _ = round_to_grid(w, scale, zero, fmt)
+    if zero is not None:
+        levels = levels - zero.astype(jnp.float32)
+    # Integers have one zero, so the view of a small negative entry is 0.0, not -0.0.
+    return decode(jnp.where(levels == 0, 0, levels), scale, w.dtype)
 
 
 @fake_quantize.defjvp
 def _fake_quantize_jvp(fmt, primals, tangents):
     w, scale, zero = primals
-    _, inside = encode(w, scale, zero, fmt)
+    _, inside = round_to_grid(w, scale, zero, fmt)
     return fake_quantize(w, scale, zero, fmt), jnp.where(inside, tangents[0], 0)
 
 
@@ -185,8 +192,8 @@ def _check_group(parameter: Parameter, group: int) -> None:
         fitting = [g for g in range(1, length + 1) if length % g == 0]
         near = sorted(fitting, key=lambda g: abs(math.log(g / group)))[:3]
         raise ValueError(
-            f"group={group} does not divide axis {axis} of {parameter.describe()}, of length {length}; "
-            f"the nearest groups that do are {', '.join(map(str, sorted(near)))}"
+            f"group={group} does not divide axis {axis} of {parameter.describe()}, of length "
+            f"{length}; the nearest groups that do are {', '.join(map(str, sorted(near)))}"
         )
 
 

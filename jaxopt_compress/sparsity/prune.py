@@ -14,7 +14,8 @@ from jax import lax
 from jaxopt_compress.arrays import QuantizedArray, is_compressed
 from jaxopt_compress.arrays.sparse import sparse_nm, sparse_rows
 from jaxopt_compress.compression import Compression, Decision, LeafMethod, Parameter, leafwise
-from jaxopt_compress.numerics.thresholds import largest, n_m_mask
+from jaxopt_compress.numerics.patterns import n_m_mask
+from jaxopt_compress.numerics.thresholds import largest
 from jaxopt_compress.sparsity.schedules import Schedule, keep_count
 from jaxopt_compress.tree import Where
 
@@ -35,12 +36,12 @@ def magnitude() -> Score:
     References:
         Han et al., 2015, Learning both Weights and Connections for Efficient Neural Networks.
     """
+    return _absolute
 
-    def score(w: jax.Array, stats: Any) -> jax.Array:
-        del stats
-        return jnp.abs(w)
 
-    return score
+def _absolute(w: jax.Array, stats: Any) -> jax.Array:
+    del stats
+    return jnp.abs(w)
 
 
 @functools.partial(
@@ -72,8 +73,15 @@ class PrunedState:
     def apply(self, w: Any, learned: Any) -> jax.Array:
         """``w`` under the mask."""
         del learned
-        dense = w.materialize() if isinstance(w, QuantizedArray) else w
+        dense = _dense(w)
         return jnp.where(self.mask, dense, jnp.zeros((), dense.dtype))
+
+    def before(self, g: jax.Array) -> jax.Array:
+        """``g`` itself, computed after the mask."""
+        if self.threshold is None:
+            return g
+        # Thresholds are never negative, but the compiler cannot know.
+        return lax.select(~jnp.any(self.threshold < 0), g, jnp.zeros_like(g))
 
     def compress(self, w: Any, learned: Any, path: str) -> Any:
         """The kept entries; of a quantized array, the kept codes."""
@@ -93,21 +101,22 @@ def prune(
 ) -> Compression:
     """Sets the entries with the lowest scores to zero, per parameter, and stores only the others.
 
-    Each parameter (each entry of a stack on its own) keeps exactly ``size - round(size * sparsity)``
-    entries; among equal scores the ones with the lower row-major index. Masks are decided in ``init``
-    at step 0 and renewed by ``update`` at the steps where the schedule is due, from the parameters
-    passed in; entries that were pruned can come back, since the optimizer keeps all of them. The
-    derivative at a pruned entry is 0.
+    Each parameter (each entry of a stack on its own) keeps exactly
+    ``size - round(size * sparsity)`` entries; among equal scores the ones with the lower row-major
+    index. Masks are decided in ``init`` at step 0 and renewed by ``update`` at the steps where the
+    schedule is due, from the parameters passed in; entries that were pruned can come back, since
+    the optimizer keeps all of them. The derivative at a pruned entry is 0.
 
     Args:
-        score: What is kept: `magnitude`, or any ``(w, stats) -> scores`` of the shape of ``w``, with
-            scores of at least 0.
+        score: What is kept: `magnitude`, or any ``(w, stats) -> scores`` of the shape of ``w``,
+            with scores of at least 0.
         schedule: `constant` or `polynomial`.
-        pattern: None or ``"unstructured"``; or ``"n:m"``, such as ``"2:4"``: of each ``m`` consecutive
-            entries along the contracted axis the ``n`` with the highest scores stay, from the first
-            step on at which the schedule asks for any sparsity. The schedule then has to end at
-            ``1 - n / m``.
-        where: Which parameters; the floating ones of rank 2 and more by default.
+        pattern: None or ``"unstructured"``; or ``"n:m"``, such as ``"2:4"``: of each ``m``
+            consecutive entries along the contracted axis the ``n`` with the highest scores stay,
+            from the first step on at which the schedule asks for any sparsity. The schedule then
+            has to end at ``1 - n / m``.
+        where: Which parameters; by default the floating ones of rank 2 and more, and where uses are
+            given only those with a use.
 
     Returns:
         A `Compression` that stores `SparseArray`.
@@ -122,8 +131,8 @@ def prune(
         Array([0., 0., 3., 4., 0., 0., 7., 8.], dtype=float32)
 
     References:
-        Zhu and Gupta, 2017, To Prune, or Not to Prune. Mishra et al., 2021, Accelerating Sparse Deep
-        Neural Networks.
+        Zhu and Gupta, 2017, To Prune, or Not to Prune. Mishra et al., 2021, Accelerating Sparse
+        Deep Neural Networks.
     """
     n_m = _read_pattern(pattern, schedule)
 
@@ -138,20 +147,27 @@ def prune(
             raise ValueError(f"{parameter.describe()} is a scalar and cannot be pruned; exclude it")
         if n_m is not None and layout.group_axis is None:
             raise ValueError(
-                f"{parameter.describe()} has no contracted axis for the pattern {pattern!r}; prune it "
-                "unstructured"
+                f"{parameter.describe()} has no contracted axis for the pattern {pattern!r}; "
+                "prune it unstructured"
             )
 
     def init(parameter: Parameter) -> Decision:
         ndim, layout = len(parameter.value.shape), parameter.layout
+        made = jax.eval_shape(lambda w: score(_dense(w), parameter.stats), parameter.value)
+        if made.shape != tuple(parameter.value.shape):
+            raise ValueError(
+                f"the score has shape {made.shape} for {parameter.describe()}; it has to "
+                "score each entry"
+            )
         stack = next((d for d in range(ndim) if d - ndim not in layout.stack), ndim - 1)
         axis = layout.group_axis if n_m is not None else None
         state = PrunedState(None, None, parameter.stats, n_m, axis, stack)
         return Decision(renew(state, jnp.zeros((), jnp.int32), parameter.value))
 
     def renew(state: PrunedState, count: jax.Array, w: Any) -> PrunedState:
-        dense = w.materialize() if isinstance(w, QuantizedArray) else w
-        scores = score(dense, state.stats)
+        dense = _dense(w)
+        # The search ignores signs; absolute values would be one more array of this size.
+        scores = dense if score is _absolute else score(dense, state.stats)
         sparsity = schedule.sparsity(count)
         if n_m is not None:
             mask = n_m_mask(scores, *n_m, state.axis) | (sparsity <= 0)  # pyright: ignore
@@ -164,6 +180,10 @@ def prune(
         return lax.cond(schedule.due(count), lambda s: renew(s, count, w), lambda s: s, state)
 
     return leafwise(LeafMethod(check, init, update), where)
+
+
+def _dense(w: Any) -> jax.Array:
+    return w.materialize() if isinstance(w, QuantizedArray) else w
 
 
 def _read_pattern(pattern: str | None, schedule: Schedule) -> tuple[int, int] | None:

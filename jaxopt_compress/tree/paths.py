@@ -89,9 +89,10 @@ def select(tree: Any, where: Where = None, owner: str = "where") -> list[str]:
     for path, leaf in chosen:
         if not is_float(leaf):
             dtype = getattr(leaf, "dtype", type(leaf).__name__)
+            shape = tuple(getattr(leaf, "shape", ()))
             raise TypeError(
-                f"{owner}={where!r} matches {path!r} of dtype {dtype}: only floating leaves can be "
-                "compressed; exclude it, or choose by a narrower pattern"
+                f"{owner}={where!r} matches {path!r} of shape {shape} and dtype {dtype}: only "
+                "floating leaves can be compressed; exclude it, or choose by a narrower pattern"
             )
     return [path for path, _ in chosen]
 

@@ -1,0 +1,86 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxopt_compress as jc
+from jaxopt_compress.compression import as_compression
+
+W = jnp.asarray(np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32))
+PARAMS = {"embed": W, "mlp": [{"kernel": W + 1, "bias": W[0]}, {"kernel": W + 2}]}
+INT8, INT4 = jc.quantize("int8"), jc.quantize("int4")
+
+
+def bits(small):
+    leaves = jax.tree.leaves(small, is_leaf=lambda x: isinstance(x, jc.QuantizedArray))
+    return [x.bits if isinstance(x, jc.QuantizedArray) else 32 for x in leaves]
+
+
+def test_first_pattern_that_matches_wins():
+    assert bits(jc.compress(PARAMS, {"mlp/0/*": INT8, "**/kernel": INT4})) == [32, 32, 8, 4]
+    with pytest.raises(ValueError, match=r"recipe='mlp/0/kernel' gets no leaf.*narrower"):
+        jc.compress(PARAMS, {"**/kernel": INT4, "mlp/0/kernel": INT8})
+
+
+def test_what_no_pattern_matches_stays():
+    small = jc.compress(PARAMS, {"embed": INT8})
+    assert small["mlp"][1]["kernel"] is PARAMS["mlp"][1]["kernel"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "error", "message"),
+    [
+        ({"**/kernle": INT8}, ValueError, r"recipe='\*\*/kernle' matches no leaf.*mlp/0/kernel"),
+        ({}, TypeError, "a recipe is a Compression or a mapping"),
+        ({"embed": "int8"}, TypeError, "a recipe is a Compression or a mapping"),
+        ({"embed": jc.low_rank(rank=9)}, ValueError, r"rank=9 .* limit 4 of 'embed' .*\(8, 4\)"),
+    ],
+)
+def test_errors(recipe, error, message):
+    with pytest.raises(error, match=message):
+        jc.compress(PARAMS, recipe)
+
+
+def test_a_late_rule_refuses_before_an_early_one_computes():
+    def score(w, stats):
+        assert isinstance(w, jax.core.Tracer), "computed"
+        return jnp.abs(w)
+
+    recipe = {"embed": jc.prune(score, jc.constant(0.5)), "**/kernel": jc.low_rank(rank=9)}
+    with pytest.raises(ValueError, match="'mlp/0/kernel' of shape"):
+        jc.compress(PARAMS, recipe)
+
+
+def test_state_decides_what_is_stored():
+    c = as_compression({"**/kernel": jc.prune(jc.magnitude(), jc.constant(0.5))})
+    tx = optax.chain(optax.clip(1.0), jc.compressed_training(optax.sgd(0.1), c))
+    opt_state = tx.init(PARAMS)
+    moved = jax.tree.map(lambda w: -3 * w[::-1], PARAMS)
+    view = c.view(moved, opt_state)
+    for recipe in (c, {"**/kernel": INT4}):
+        small = jc.compress(moved, recipe, state=opt_state)
+        np.testing.assert_array_equal(
+            jc.materialize(small)["mlp"][1]["kernel"], view["mlp"][1]["kernel"]
+        )
+    state = c.init(PARAMS)
+    small = jc.compress(moved, c, state=state)
+    np.testing.assert_array_equal(
+        jc.materialize(small)["mlp"][0]["kernel"], c.apply(moved, state)["mlp"][0]["kernel"]
+    )
+
+
+def test_a_state_of_something_else_is_refused():
+    with pytest.raises(ValueError, match=r"holds no compression.*compressed_training"):
+        jc.compress(PARAMS, INT8, state=optax.adam(1e-3).init(PARAMS))
+    state = INT8.init({"other": W})
+    with pytest.raises(ValueError, match="not here: other; here are embed, mlp/0/bias"):
+        jc.compress(PARAMS, INT8, state=state)
+    with pytest.raises(ValueError, match="not here: other"):
+        INT8.apply(PARAMS, state)
+
+
+def test_what_is_no_array_stays():
+    params = {"w": W, "activation": jax.nn.relu, "name": "mlp", "none": None}
+    small = jc.compress(params, jc.chain(jc.prune(jc.magnitude(), jc.constant(0.5)), INT8))
+    assert small["activation"] is jax.nn.relu and small["name"] == "mlp"

@@ -1,0 +1,102 @@
+"""The laws of `tests.method_contract` for every method and every allowed chain."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxopt_compress as jc
+from tests import method_contract as laws
+from tests.method_contract import CHAINS, DTYPES, KINDS, METHODS
+
+pytestmark = pytest.mark.filterwarnings("ignore::jaxopt_compress.AssumedLayout")
+
+EVERY = METHODS + CHAINS
+each = pytest.mark.parametrize("method", EVERY, ids=lambda m: m.name)
+SHAPES = st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple)
+
+
+@functools.cache
+def compiled(method):
+    return laws.programs(method, laws.tree(method, 0, "normal"))
+
+
+@functools.cache
+def small(method):
+    """Few leaves are enough for laws about how a compression runs."""
+    params = laws.tree(method, 7, "normal", ["even", "empty"])
+    return laws.made(method, params), params
+
+
+@each
+def test_stored_form_is_the_view_bit_for_bit(method):
+    run = compiled(method)
+    # Ranks chosen by values are shapes, and compile anew.
+    kinds = KINDS[:1] if method.needs_values else KINDS
+    for seed, kind in enumerate(kinds):
+        params = laws.tree(method, 100 * seed, kind)
+        state = laws.check_init(run, params)
+        laws.check_contract(run, params, state)
+        if "low_rank" not in laws.kinds(state):
+            laws.check_zeros(run, params, state)
+
+
+@pytest.mark.parametrize("name", ["int4-asymmetric", "prune+int8"])
+@settings(deadline=None, derandomize=True, max_examples=6)
+@given(st.data())
+def test_any_shape(name, data):
+    build = {
+        "int4-asymmetric": laws.quantize("int4", symmetric=False),
+        "prune+int8": laws.chained(laws.prune(0.5), laws.quantize("int8")),
+    }[name]
+    method = laws.Method(name, build)
+    shape = data.draw(SHAPES)
+    dtype = data.draw(st.sampled_from(DTYPES))
+    params = {
+        "w": laws.values(
+            data.draw(st.integers(0, 99)), data.draw(st.sampled_from(KINDS)), shape, dtype
+        )
+    }
+    c = laws.made(method, params)
+    state = c.init(params)
+    view = jax.jit(c.apply)(params, state)
+    laws.assert_same_bits(jc.materialize(c.compress(params, state)), view)
+
+
+@each
+def test_steps_compile_once_and_keep_types(method):
+    laws.check_stable(*small(method))
+
+
+@each
+def test_gradients(method):
+    c, params = small(method)
+    laws.check_gradient(c, params, c.init(params))
+
+
+@pytest.mark.parametrize("method", [m for m in EVERY if not m.needs_values], ids=lambda m: m.name)
+def test_vmap(method):
+    c, params = small(method)
+    laws.check_vmap(c, [params, laws.tree(method, 50, "normal", ["even", "empty"])])
+
+
+@pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
+@each
+def test_donation(method):
+    laws.check_donation(*small(method))
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("method", [METHODS[0], METHODS[7], METHODS[10]], ids=lambda m: m.name)
+def test_values_that_are_not_finite_are_refused(method, bad):
+    c, params = small(method)
+    state = c.init(params)
+    broken = {**params, "even": params["even"].at[2, 3].set(bad)}
+    message = r"'even' of shape \(8, 6\) holds 1 infinite or NaN"
+    with pytest.raises(ValueError, match=message):
+        c.init(broken)
+    with pytest.raises(ValueError, match=message):
+        c.compress(broken, state)

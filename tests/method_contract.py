@@ -1,0 +1,297 @@
+"""What every compression must obey: the methods, the chains, and the laws as functions.
+
+A new method joins by one line of `METHODS`, a new order of methods by one of `CHAINS`.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+import jaxopt_compress as jc
+from jaxopt_compress.compression import as_compression
+
+Where = Any
+
+
+class Method(NamedTuple):
+    """A compression under test.
+
+    Attributes:
+        name: The test's id.
+        build: ``build(where) -> Compression``.
+        takes: Whether it works for a leaf of a shape; by default for every one.
+        needs_values: Whether ``init`` chooses shapes by values, and cannot run under jit.
+    """
+
+    name: str
+    build: Callable[[Where], jc.Compression]
+    takes: Callable[[tuple[int, ...]], bool] = lambda shape: True
+    needs_values: bool = False
+
+
+def quantize(*args: Any, **kwargs: Any) -> Callable[[Where], jc.Compression]:
+    """A builder of `jaxopt_compress.quantize`."""
+    return lambda where: jc.quantize(*args, **kwargs, where=where)
+
+
+def prune(sparsity: float, pattern: str | None = None) -> Callable[[Where], jc.Compression]:
+    """A builder of `jaxopt_compress.prune` by magnitude."""
+    return lambda where: jc.prune(jc.magnitude(), jc.constant(sparsity), pattern, where)
+
+
+def low_rank(**kwargs: Any) -> Callable[[Where], jc.Compression]:
+    """A builder of `jaxopt_compress.low_rank`."""
+    return lambda where: jc.low_rank(**kwargs, where=where)
+
+
+def chained(*builders: Callable[[Where], jc.Compression]) -> Callable[[Where], jc.Compression]:
+    """A builder of a chain of the same leaves."""
+    return lambda where: jc.chain(*(build(where) for build in builders))
+
+
+def has_axes(shape: tuple[int, ...]) -> bool:
+    """What can be pruned."""
+    return len(shape) >= 1
+
+
+def is_matrix(shape: tuple[int, ...]) -> bool:
+    """What has a contracted axis."""
+    return len(shape) >= 2
+
+
+def in_fours(shape: tuple[int, ...]) -> bool:
+    """What can be cut into groups of 4."""
+    return len(shape) >= 2 and shape[-2] % 4 == 0
+
+
+def has_rank_two(shape: tuple[int, ...]) -> bool:
+    """What has two factors of rank 2."""
+    return len(shape) >= 2 and min(shape) >= 2
+
+
+def has_factors(shape: tuple[int, ...]) -> bool:
+    """What has factors at all."""
+    return len(shape) >= 2 and min(shape) >= 1
+
+
+def recipe(where: Where) -> jc.Compression:
+    """A recipe whose first rule is a chain."""
+    del where
+    return as_compression(
+        {"even": chained(prune(0.5), quantize("int8"))(None), "*": jc.quantize("int4")}
+    )
+
+
+METHODS = [
+    Method("int8", quantize("int8")),
+    Method("int4", quantize("int4")),
+    Method("int2", quantize("int2")),
+    Method("int8-asymmetric", quantize("int8", symmetric=False)),
+    Method("int2-asymmetric", quantize("int2", symmetric=False)),
+    Method("int4-grouped", quantize("int4", group=4), in_fours),
+    Method("int2-grouped-asymmetric", quantize("int2", group=4, symmetric=False), in_fours),
+    Method("unstructured", prune(0.6), has_axes),
+    Method("2:4", prune(0.5, "2:4"), is_matrix),
+    Method("3:5", prune(0.4, "3:5"), is_matrix),
+    Method("rank", low_rank(rank=2), has_rank_two),
+    Method("rank-1", low_rank(rank=1), has_factors),
+    Method("energy", low_rank(energy=0.7), has_factors, needs_values=True),
+]
+CHAINS = [
+    Method("prune+int8", chained(prune(0.5), quantize("int8", symmetric=False)), has_axes),
+    Method("int2+prune", chained(quantize("int2", symmetric=False), prune(0.5)), has_axes),
+    Method("2:4+int4", chained(prune(0.5, "2:4"), quantize("int4", 4, symmetric=False)), in_fours),
+    Method("int4+2:4", chained(quantize("int4"), prune(0.5, "2:4")), is_matrix),
+    Method("rank+int4", chained(low_rank(rank=2), quantize("int4")), has_rank_two),
+    Method("nested", chained(chained(prune(0.5)), chained(quantize("int8"))), has_axes),
+    Method("recipe", recipe, is_matrix),
+]
+
+DTYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
+# Few shapes, so that what is compiled for one example serves the next.
+SHAPES = {"even": (8, 6), "stack": (3, 8, 4), "ragged": (5, 1), "scalar": (), "empty": (0, 4)}
+KINDS = ("normal", "wide", "subnormal", "huge", "positive", "ties")
+
+
+def values(seed: int, kind: str, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
+    """Entries of one kind, a third of them zeros of either sign."""
+    rng, info = np.random.default_rng(seed), ml_dtypes.finfo(dtype)
+    x = rng.standard_normal(shape)
+    if kind == "wide":
+        x = x * np.exp(rng.uniform(-9, 9, shape))
+    elif kind == "subnormal":
+        x = rng.integers(-9, 10, shape) * float(info.smallest_subnormal)
+    elif kind == "huge":
+        x = np.clip(x, -1, 1) * float(info.max)
+    elif kind == "positive":
+        x = np.abs(x) + 0.5
+    elif kind == "ties":
+        x = rng.integers(-2, 3, shape) * 0.5
+    zero = np.where(rng.random(shape) < 0.5, 0.0, -0.0)
+    return jnp.asarray(np.where(rng.random(shape) < 0.3, zero, x).astype(dtype))
+
+
+def tree(method: Method, seed: int, kind: str, names: Sequence[str] = tuple(SHAPES)) -> Any:
+    """A leaf of each shape that the method takes, the dtypes in turn."""
+    shapes = [(i, name) for i, name in enumerate(SHAPES) if name in names]
+    return {
+        name: values(seed + i, kind, SHAPES[name], DTYPES[i % 3])
+        for i, name in shapes
+        if method.takes(SHAPES[name])
+    }
+
+
+def made(method: Method, params: dict[str, jax.Array]) -> jc.Compression:
+    """The method for all leaves of a tree."""
+    return method.build(list(params))
+
+
+def assert_same_bits(got: Any, want: Any, what: str = "") -> None:
+    """Equal structures, shapes, dtypes and bytes: -0.0 and 0.0 differ."""
+    assert jax.tree.structure(got) == jax.tree.structure(want), what
+    pairs = zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True)
+    for (path, a), b in pairs:
+        a, b = np.asarray(a), np.asarray(b)
+        where = f"{what} {jax.tree_util.keystr(path)}"
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), where
+        assert a.tobytes() == b.tobytes(), f"{where}\n{a}\n{b}"
+
+
+def consume(view: Any, x: jax.Array) -> tuple[Any, ...]:
+    """Float32 uses of a view that a compiler would like to fuse with how it is made."""
+    wide = jax.tree.map(lambda w: w.astype(jnp.float32), view)
+
+    def dot(w):
+        rows = w.reshape(w.shape[0], int(np.prod(w.shape[1:]))) if w.ndim else w.reshape(1, 1)
+        return jnp.full((2, rows.shape[0]), x) @ rows
+
+    return (
+        jax.tree.map(lambda w: w + 1, wide),
+        jax.tree.map(lambda w: w * x, wide),
+        jax.tree.map(dot, wide),
+    )
+
+
+class Programs(NamedTuple):
+    """The compiled forms of one compression, reused for many examples."""
+
+    compression: jc.Compression
+    init: Callable[..., Any]
+    apply: Callable[..., Any]
+    consume: Callable[..., Any]
+    consume_view: Callable[..., Any]
+    consume_small: Callable[..., Any]
+    materialize: Callable[..., Any]
+
+
+def programs(method: Method, params: dict[str, jax.Array]) -> Programs:
+    """Compiles on first use."""
+    c = made(method, params)
+    return Programs(
+        c,
+        c.init if method.needs_values else jax.jit(c.init),
+        jax.jit(c.apply),
+        jax.jit(consume),
+        jax.jit(lambda params, state, x: consume(c.apply(params, state), x)),
+        jax.jit(lambda small, x: consume(jc.materialize(small), x)),
+        jax.jit(jc.materialize),
+    )
+
+
+def check_contract(run: Programs, params: Any, state: Any) -> None:
+    """`materialize(compress(p, s)) == apply(p, s)`, whatever each is compiled into."""
+    view = run.compression.apply(params, state)
+    small = run.compression.compress(params, state)
+    assert jax.tree.map(lambda w: (w.shape, w.dtype), view) == jax.tree.map(
+        lambda w: (w.shape, w.dtype), params
+    )
+    assert_same_bits(run.apply(params, state), view, "apply under jit")
+    assert_same_bits(jc.materialize(small), view, "materialize")
+    assert_same_bits(run.materialize(small), view, "materialize under jit")
+    x = jnp.float32(1.7)
+    want = run.consume(view, x)
+    assert_same_bits(run.consume_view(params, state, x), want, "a consumer of apply")
+    assert_same_bits(run.consume_small(small, x), want, "a consumer of materialize")
+
+
+def check_init(run: Programs, params: Any) -> Any:
+    """`init` decides the same under jit; returns the state."""
+    state = run.compression.init(params)
+    # Low rank goes through LAPACK, and its products are fused differently.
+    exact = "low_rank" not in kinds(state)
+    if exact:
+        assert_same_bits(run.init(params), state, "init under jit")
+    return state
+
+
+def kinds(state: Any) -> set[str]:
+    """The kinds of a state's leaves."""
+    inner = getattr(state, "states", None)
+    if inner is not None:
+        return set().union(*map(kinds, inner))
+    return {leaf.kind for leaf in state.leaves.values()}
+
+
+def check_zeros(run: Programs, params: Any, state: Any) -> None:
+    """Where a parameter is zero, its view is."""
+    view = run.apply(params, state)
+    for path, w in params.items():
+        assert not np.any(np.asarray(view[path])[np.asarray(w) == 0]), path
+
+
+def signature(tree: Any) -> Any:
+    """Structure, shapes, dtypes and weak types."""
+    return jax.tree.map(lambda x: (x.shape, x.dtype, jax.typeof(x).weak_type), tree)
+
+
+def check_stable(c: jc.Compression, params: Any) -> None:
+    """States are arrays that keep their types; a second step is not traced again."""
+    traced = []
+
+    @jax.jit
+    def step(state, params):
+        traced.append(1)
+        state = c.update(state, params)
+        return state, c.apply(params, state)
+
+    state = c.init(params)
+    for _ in range(3):
+        new, view = step(state, params)
+        assert jax.tree.structure(new) == jax.tree.structure(state)
+        assert signature(new) == signature(state)
+        assert signature(view) == signature(params)
+        state = new
+    assert len(traced) == 1
+
+
+def check_vmap(c: jc.Compression, trees: list[Any]) -> None:
+    """A stack of parameters and states has the stack of views."""
+    states = [c.init(params) for params in trees]
+    stack = lambda xs: jax.tree.map(lambda *x: jnp.stack(x), *xs)
+    want = stack([c.apply(p, s) for p, s in zip(trees, states, strict=True)])
+    assert_same_bits(jax.vmap(c.apply)(stack(trees), stack(states)), want, "apply under vmap")
+
+
+def check_donation(c: jc.Compression, params: Any) -> None:
+    """A state may be given away; what an update does not read need not be reused."""
+    state = c.init(params)
+    want = jax.jit(c.update)(state, params)
+    donated = jax.tree.map(jnp.copy, state)
+    assert_same_bits(jax.jit(c.update, donate_argnums=0)(donated, params), want, "donation")
+    assert any(x.is_deleted() for x in jax.tree.leaves(donated))
+
+
+def check_gradient(c: jc.Compression, params: Any, state: Any) -> None:
+    """Slopes at the parameters are 0 or exactly those at the view; jvp and vjp agree."""
+    weights = jax.tree.map(lambda w: jnp.full(w.shape, 1.5, w.dtype), params)
+    _, pull = jax.vjp(functools.partial(c.apply, state=state), params)
+    _, pushed = jax.jvp(functools.partial(c.apply, state=state), (params,), (weights,))
+    back = pull(weights)[0]
+    assert_same_bits(back, pushed, "jvp")
+    for path, slope in back.items():
+        assert np.isin(np.asarray(slope, np.float32), [0.0, 1.5]).all(), path
