@@ -3,12 +3,14 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxopt_compress.compression import Compression, TrainingState, as_compression
-from jaxopt_compress.compression.base import learned_parts, replace_learned
+from jaxopt_compress.compression.base import leaf_states, learned_parts, replace_learned
 from jaxopt_compress.compression.compress import Recipe
-from jaxopt_compress.tree import combine, partition
+from jaxopt_compress.tree import combine, map_named, named_leaves, partition
+from jaxopt_compress.tree.paths import is_float
 
 
 def compressed_training(
@@ -19,13 +21,15 @@ def compressed_training(
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer, so that it trains parameters through their compressed view.
 
-    The loss is taken at ``compression.view(params, opt_state)``; ``update`` pulls its gradients back
-    through the compression to the parameters (and to learned parts, such as factors), lets ``inner``
-    update them, and advances the compression from the ``params`` passed in.
+    The loss is taken at ``compression.view(params, opt_state)``; ``update`` pulls its gradients
+    back through the compression to the parameters (and to learned parts, such as factors), lets
+    ``inner`` update them, and advances the compression from the ``params`` passed in. A parameter
+    that `low_rank` replaces by factors, and an integer one, gets no update, whatever ``inner``
+    decays; gradients of ``allow_int=True`` may be passed as they are.
 
     Args:
-        inner: Any optax optimizer, but one that accumulates gradients: use
-            ``optax.MultiSteps(compressed_training(...))`` for that, so that schedules count updates.
+        inner: Any optax optimizer, but one that accumulates gradients: for that use
+            ``optax.MultiSteps(compressed_training(...))``, so that schedules count updates.
         compression: A `Compression`, or a recipe ``{glob: Compression}``.
         learned: The optimizer of learned parts; ``inner`` by default.
         uses: What `uses` found, so that channels and groups follow the function.
@@ -34,7 +38,8 @@ def compressed_training(
         An optax transformation; extra arguments go to ``inner``. Its state holds arrays only.
 
     Raises:
-        ValueError: In ``init``, if ``inner`` accumulates gradients; in ``update``, without ``params``.
+        ValueError: In ``init``, if ``inner`` accumulates gradients; in ``update``, without
+            ``params``.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxopt_compress as jc
@@ -61,20 +66,27 @@ def compressed_training(
         return TrainingState(inner_state, trained, state)
 
     def update_fn(
-        updates: Any, state: TrainingState, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, TrainingState]:
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
         if params is None:
             raise ValueError(
                 "compressed_training needs the params: tx.update(grads, state, params)"
             )
         parts = learned_parts(state.compression)
+        new, trained = state.compression, state.learned
+        if trained is None:
+            new = compression.update(new, params)
+            updates = _before(updates, new)
         updates, part_updates = _pull_back(compression, updates, state, params, parts)
         updates, inner_state = outer.update(updates, state.inner, params, **extra_args)
-        new, trained = state.compression, state.learned
+        updates = _hold(updates, params, new)
         if trained is not None:
             part_updates, trained = trainer.update(part_updates, trained, parts, **extra_args)
-            new = replace_learned(new, optax.apply_updates(parts, part_updates))
-        return updates, TrainingState(inner_state, trained, compression.update(new, params))
+            trained_parts: Any = optax.apply_updates(parts, part_updates)
+            new = replace_learned(new, trained_parts)
+            # Grids of factors follow the factors that the next view is made of.
+            new = compression.update(new, params)
+        return updates, TrainingState(inner_state, trained, new)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -93,8 +105,31 @@ def _pull_back(compression: Compression, grads: Any, state: Any, params: Any, pa
     cast = lambda g, x: g.astype(x.dtype)
     back, part_grads = pull(jax.tree.map(cast, at_floats, seen))
     back = jax.tree.map(cast, back, at_floats)
-    others = jax.tree.map(lambda x, g: g if x is None else None, seen, grads, is_leaf=hole)
-    return combine(back, others), part_grads
+    still = lambda x: None if x is None else jnp.zeros_like(x)
+    return combine(back, jax.tree.map(still, rest, is_leaf=hole)), part_grads
+
+
+def _before(grads: Any, new: Any) -> Any:
+    """Gradients that wait for the new masks, which read the parameters.
+
+    If the masks and the new parameters, which follow from the gradients, did not depend on each
+    other, XLA would copy each parameter to be free to compute them in either order.
+    """
+    leaves = {}
+    for state in leaf_states(new):
+        leaves |= {k: s.before for k, s in state.leaves.items() if hasattr(s, "before")}
+    return map_named(lambda path, g: leaves[path](g) if path in leaves else g, grads)
+
+
+def _hold(updates: Any, params: Any, new: Any) -> Any:
+    """No updates, such as from weight decay, for parameters that gradients do not reach.
+
+    These are integers, and parameters that learned factors stand for.
+    """
+    kinds = [(path, s.kind) for state in leaf_states(new) for path, s in state.leaves.items()]
+    held = {path for path, kind in kinds if kind == "low_rank"}
+    held |= {path for path, leaf in named_leaves(params) if not is_float(leaf)}
+    return map_named(lambda path, u: jnp.zeros_like(u) if path in held else u, updates)
 
 
 def _refuse_accumulation(inner_state: Any) -> None:
