@@ -16,8 +16,10 @@ by what the compiler makes of them:
   dimensions. Merging those into one, or one product per plane, writes unpacked copies.
 
 Multiplying by group scales before the product streams on some TPUs and writes a dense copy on
-others. Loops over slices of the weight stream too, but gather a weight that is sharded.
+others.
 """
+
+import functools
 
 import jax.numpy as jnp
 import numpy as np
@@ -60,32 +62,17 @@ def scaled_dot(x, codes, scale, zero=None, *, group=None, preferred=jnp.float32,
     scale = scale.astype(preferred)
     groups = scale.shape[-2]
 
-    def per_group(x, codes, scale):
-        spread = codes.reshape(*codes.shape[:-2], groups, -1, codes.shape[-1])
-        return _sum_groups(x, spread.astype(x.dtype), scale, precision)
-
-    def block_diagonal(x, codes, scale):
-        *batch, rows, depth = x.shape
-        own = np.repeat(np.eye(groups, dtype=bool), depth // groups, axis=1)
-        blocks = jnp.where(own[:, None], x[..., None, :, :], jnp.zeros((), x.dtype))
-        blocks = blocks.reshape(*batch, groups * rows, depth)
-        partial = _matmul(blocks, _convert(codes, x.dtype), scale.dtype, precision)
-        partial = partial.reshape(*batch, groups, rows, codes.shape[-1])
-        return (partial * scale[..., None, :]).sum(-3)
-
-    def dequantized(x, codes, scale):
-        return _dequantized(x, codes, scale, precision)
-
     if groups == 1:
         y = _matmul(x, _convert(codes, x.dtype), preferred, precision) * scale
     else:
         few = groups * x.shape[-2] <= _MAX_BLOCK_DIAGONAL_ROWS
+        outgrown = _partials_outgrow_weight(x, groups)
         y = lax.platform_dependent(
             x,
             codes,
             scale,
-            tpu=block_diagonal if few else per_group,
-            default=dequantized if _partials_outgrow_weight(x, groups) else per_group,
+            tpu=functools.partial(block_diagonal if few else per_group, precision=precision),
+            default=functools.partial(dequantized if outgrown else per_group, precision=precision),
         )
     return y if zero is None else y - _zero_product(x, scale, zero)
 
@@ -148,16 +135,55 @@ def planar_dot(
         codes = _unpack(words, groups, bits)
         return _sum_groups(x, _convert(codes, x.dtype), scale, precision)
 
-    def dequantized(x, words, scale):
+    def unpacked(x, words, scale):
         codes = _unpack(words, groups, bits)
         codes = codes.reshape(*words.shape[:-2], depth, words.shape[-1])
-        return _dequantized(x, codes, scale, precision)
+        return dequantized(x, codes, scale, precision)
 
     if groups == 1 or not _partials_outgrow_weight(x, groups):
         y = partials(x, words, scale)
     else:
-        y = lax.platform_dependent(x, words, scale, tpu=partials, default=dequantized)
+        y = lax.platform_dependent(x, words, scale, tpu=partials, default=unpacked)
     return y if zero is None else y - _zero_product(x, scale, zero)
+
+
+def per_group(x, codes, scale, precision=None):
+    """One product per group, as a batch dimension.
+
+    Args:
+      x: `[*batch, M, K]`, floating point.
+      codes: `[*batch, K, N]`.
+      scale: `[*batch, groups, N or 1]`, of the type of the result.
+      precision: as in `jax.lax.dot_general`.
+
+    Returns:
+      `[*batch, M, N]` of the type of `scale`.
+    """
+    spread = codes.reshape(*codes.shape[:-2], scale.shape[-2], -1, codes.shape[-1])
+    return _sum_groups(x, spread.astype(x.dtype), scale, precision)
+
+
+def block_diagonal(x, codes, scale, precision=None):
+    """One product with `x` spread out to one row per group; arguments as for `per_group`."""
+    *batch, rows, depth = x.shape
+    groups = scale.shape[-2]
+    own = np.repeat(np.eye(groups, dtype=bool), depth // groups, axis=1)
+    blocks = jnp.where(own[:, None], x[..., None, :, :], jnp.zeros((), x.dtype))
+    blocks = blocks.reshape(*batch, groups * rows, depth)
+    partial = _matmul(blocks, _convert(codes, x.dtype), scale.dtype, precision)
+    partial = partial.reshape(*batch, groups, rows, codes.shape[-1])
+    return (partial * scale[..., None, :]).sum(-3)
+
+
+def dequantized(x, codes, scale, precision=None):
+    """A product with the dense weight; arguments as for `per_group`.
+
+    The weight is rounded to the type of `x`, as a stored one would be.
+    """
+    wide = _wide(x.dtype)
+    repeated = jnp.repeat(scale.astype(wide), codes.shape[-2] // scale.shape[-2], axis=-2)
+    weight = (codes.astype(wide) * repeated).astype(x.dtype)
+    return _matmul(x, weight, scale.dtype, precision)
 
 
 def _planes_first(x, groups, blocks, planes):
@@ -201,22 +227,12 @@ def _sum_groups(x, codes, scale, precision):
         x, codes = x.squeeze(batch + 1), codes.squeeze(batch)
     else:
         shared = ((*shared[0], batch + 1), (*shared[1], batch))
-    contracting = tuple(
-        tuple(range(array.ndim - len(inner) - trailing, array.ndim - trailing))
-        for array, trailing in ((x, 0), (codes, 1))
-    )
+    n = len(inner)
+    last = (tuple(range(x.ndim - n, x.ndim)), tuple(range(codes.ndim - n - 1, codes.ndim - 1)))
     y = lax.dot_general(
-        x, codes, (contracting, shared), precision=precision, preferred_element_type=scale.dtype
+        x, codes, (last, shared), precision=precision, preferred_element_type=scale.dtype
     )
     return y * scale if groups == 1 else (y * scale[..., None, :]).sum(-3)
-
-
-def _dequantized(x, codes, scale, precision):
-    """Contracts with the dense weight, rounded to the type of `x` as a stored one would be."""
-    wide = _wide(x.dtype)
-    repeated = jnp.repeat(scale.astype(wide), codes.shape[-2] // scale.shape[-2], axis=-2)
-    weight = (codes.astype(wide) * repeated).astype(x.dtype)
-    return _matmul(x, weight, scale.dtype, precision)
 
 
 def _zero_product(x, scale, zero):

@@ -112,10 +112,13 @@ def _contract_quantized(x: jax.Array, w: QuantizedArray, how: Product) -> Any:
     free = tuple(d for d in range(w.ndim) if d not in summed and d not in batch)
     bound = w.group is not None or w.block is not None
     if w.group is None and all(w.scale.shape[d] == 1 for d in summed):
-        if not bound and w.zero is None:
+        if not bound:
             wide = jnp.promote_types(how.dtype, jnp.float32)
-            y = _dot(x, levels(w, x.dtype), how, wide)
-            return (y * _beside(w.scale, y.ndim, batch, free)).astype(how.dtype)
+            y = _dot(x, levels(w.replace(zero=None), x.dtype), how, wide)
+            beside = lambda field: _beside(field, y.ndim, batch, free)
+            if w.zero is not None:
+                y = y - _activation_sums(x, y.ndim, how, wide) * beside(w.zero)
+            return (y * beside(w.scale)).astype(how.dtype)
     elif w.zero is None and w.group is None and all(w.scale.shape[d] == 1 for d in free):
         return _dot(_scale_activation(x, w, how), levels(w, x.dtype), how)
     elif w.group is None:
@@ -169,6 +172,14 @@ def _scale_activation(x: jax.Array, w: QuantizedArray, how: Product) -> jax.Arra
     return (x * jnp.expand_dims(factor, [d for d in range(x.ndim) if d not in places])).astype(
         x.dtype
     )
+
+
+def _activation_sums(x: jax.Array, ndim: int, how: Product, dtype: Any) -> jax.Array:
+    """``x`` summed over what the product sums over: what it gains per unit of a zero point."""
+    kept = [d for d in range(x.ndim) if d not in how.contract[0]]
+    order = (*how.batch[0], *(d for d in kept if d not in how.batch[0]))
+    sums = jnp.transpose(x.astype(dtype).sum(how.contract[0]), [kept.index(d) for d in order])
+    return jnp.expand_dims(sums, tuple(range(sums.ndim, ndim)))
 
 
 def _beside(scale: jax.Array, ndim: int, batch: Any, free: Any) -> jax.Array:
@@ -240,7 +251,8 @@ def _contract_joined(x: jax.Array, w: Joined, how: Product) -> Any:
 def _dot_general(call: Call, at: int, values: Sequence[Any]) -> Any:
     ((lhs, rhs), (lhs_batch, rhs_batch)) = call.params["dimension_numbers"]
     x, w = values[1 - at], values[at]
-    order = lambda left, right: (tuple(left), tuple(right))[:: 1 if at == 1 else -1]
+    pair = lambda left, right: (tuple(left), tuple(right))
+    order = pair if at == 1 else lambda left, right: pair(right, left)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return NotImplemented
     given = call.out.dtype, call.params["precision"]

@@ -199,8 +199,8 @@ def _shard_map(call: Call) -> list[Any]:
             results = replay_jaxpr(call.replay, params["jaxpr"], values)
         if seen.values and not params["check_vma"]:
             raise ValueError(
-                "calibrate cannot tell which devices of a shard_map see different rows: build it with "
-                f"check_vma=True, at {_compat.source_line(call.eqn)}"
+                "calibrate cannot tell which devices of a shard_map see different rows: build it "
+                f"with check_vma=True, at {_compat.source_line(call.eqn)}"
             )
         return _dense(call, results), tapes.absorb_manual(tape, seen.values)
 

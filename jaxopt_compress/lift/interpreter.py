@@ -60,17 +60,22 @@ class Replay:
         on_fallback: What happens when a compressed value has to be materialized.
         fallbacks: Those that happened.
         tape: What observes uses and activations, if anything does.
-        enclosing: Identities of the control-flow equations around the current one.
+        enclosing: The control-flow equations around the current one.
     """
 
     on_fallback: OnFallback = "warn"
     fallbacks: list[Fallback] = dataclasses.field(default_factory=list)
     tape: Any = None
-    enclosing: tuple[int, ...] = ()
+    enclosing: tuple[JaxprEqn, ...] = ()
+
+    def source_line(self, eqn: JaxprEqn) -> str:
+        """The user's line that made ``eqn``; inside of JAX's own functions, that of their call."""
+        lines = map(_compat.source_line, (eqn, *reversed(self.enclosing)))
+        return next(filter(None, lines), "")
 
     def fall_back(self, eqn: JaxprEqn, ref: Ref) -> jax.Array:
         """Materializes ``ref`` for ``eqn``, and says so."""
-        event = Fallback(eqn.primitive.name, ref.path, _compat.source_line(eqn))
+        event = Fallback(eqn.primitive.name, ref.path, self.source_line(eqn))
         array = ref.array
         text = (
             f"{event.primitive!r} has no rule for the {type(array).__name__} {event.path!r} of "
@@ -186,7 +191,7 @@ def _replay_equation(call: Call) -> list[Any]:
     name = call.eqn.primitive.name
     if name in CONTROL_RULES:
         outer = call.replay.enclosing
-        call.replay.enclosing = (*outer, id(call.eqn))
+        call.replay.enclosing = (*outer, call.eqn)
         try:
             return CONTROL_RULES[name](call)
         finally:

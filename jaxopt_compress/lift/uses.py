@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxopt_compress.arrays import CompressedArray
-from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import Call, Replay
 from jaxopt_compress.lift.lift import replay_call
 from jaxopt_compress.lift.probe import Meeting, Member, member_axes, probe
@@ -71,7 +70,7 @@ def uses(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> dict
         del activation
         for member in meeting.w.members:
             # A body may be traced more than once; its equations are the same objects.
-            key = (*call.replay.enclosing, id(call.eqn), member)
+            key = (*map(id, call.replay.enclosing), id(call.eqn), member)
             found[member.path][key] = _use(tape, call, meeting, member)
 
     def run(params: Any, args: tuple, kwargs: dict) -> Any:
@@ -127,7 +126,7 @@ def _use(tape: Tape, call: Call, meeting: Meeting, member: Member) -> Use:
         flops = round(2 * min(entries, math.prod(meeting.w.shape)) * meeting.rows * runs)
     count = None if runs is None else runs / share
     contracting, output, batch, gathered = roles
-    source = _compat.source_line(call.eqn)
+    source = call.replay.source_line(call.eqn)
     return Use(meeting.op, contracting, output, stack, batch, gathered, flops, count, source)
 
 

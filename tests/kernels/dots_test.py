@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxopt_compress.kernels import planar_dot, scaled_dot
+from jaxopt_compress.kernels.dots import block_diagonal, dequantized, per_group
 
 K, N = 64, 24
 RANGES = {"int8": (-128, 127), "int4": (-8, 7)}
@@ -149,6 +150,19 @@ def test_forms_agree_across_row_counts():
         words = jnp.asarray(pack(codes, 2, 16))
         y = planar_dot(x, words, scale, zero, bits=2, block=16, group=16)
         assert_close(y, x, codes, scale, zero)
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+@pytest.mark.parametrize("columns", [1, N])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("form", [block_diagonal, per_group, dequantized])
+def test_forms_of_each_platform(form, dtype, columns, batch, rows):
+    """`scaled_dot` chooses by platform; here every form runs on this one."""
+    x, codes, scale, _ = inputs(
+        np.random.default_rng(7), batch, rows, 16, dtype, -8, 7, columns=columns
+    )
+    assert_close(form(x, jnp.asarray(codes, jnp.int4), scale), x, codes, scale, None)
 
 
 @pytest.mark.parametrize(

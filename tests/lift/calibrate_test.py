@@ -139,9 +139,7 @@ def test_while_loops_and_branches_count_what_ran():
 def test_concatenated_weights_see_their_own_part():
     params = {"a": normal(0, 3, 4), "b": normal(1, 5, 4)}
     x = normal(2, 6, 8)
-    stats = jc.calibrate(
-        lambda p, x: x @ jnp.concatenate([p["a"], p["b"]], axis=0), params, [x]
-    )
+    stats = jc.calibrate(lambda p, x: x @ jnp.concatenate([p["a"], p["b"]], axis=0), params, [x])
     check(stats["a"], x[:, :3])
     check(stats["b"], x[:, 3:])
 

@@ -1,0 +1,264 @@
+"""What `lift` promises besides numbers: what it leaves alone, what it says, what survives it."""
+
+import functools
+import inspect
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxopt_compress as jc
+from tests.lift.compressed import KINDS, assert_close, made, small_params
+
+W = jnp.sin(jnp.arange(16.0 * 24)).reshape(16, 24)
+X = jnp.cos(jnp.arange(5.0 * 16)).reshape(5, 16)
+PARAMS = {"mlp": {"w": W, "b": jnp.ones(24)}}
+SMALL = jc.compress(PARAMS, jc.quantize("int8"))
+
+
+def dense_layer(params, x):
+    return jnp.tanh(x @ params["mlp"]["w"] + params["mlp"]["b"])
+
+
+def sorts_its_weight(params, x):
+    return x @ jnp.sort(params["mlp"]["w"], axis=0)
+
+
+def test_a_dense_tree_gives_the_jaxpr_of_the_function():
+    for name in ("linen_scanned_transformer", "custom_vjp_of_weight", "shard_map_data_parallel"):
+        fn, params, args, _ = made(name)
+        assert str(jax.make_jaxpr(jc.lift(fn))(params, *args)) == str(
+            jax.make_jaxpr(fn)(params, *args)
+        )
+
+
+def test_error_names_primitive_path_and_source_line():
+    lines, start = inspect.getsourcelines(sorts_its_weight)
+    with pytest.raises(jc.FallbackError) as error:
+        jc.lift(sorts_its_weight, on_fallback="error")(SMALL, X)
+    text = str(error.value)
+    assert "'sort'" in text and "'mlp/w'" in text and "(16, 24)" in text
+    assert f"lift_test.py:{start + len(lines) - 1}" in text
+
+
+def test_warn_warns_once_per_place():
+    def twice(params, xs):
+        return (
+            jax.lax.map(lambda x: sorts_its_weight(params, x), xs)
+            + jnp.sort(params["mlp"]["w"])[0, 0]
+        )
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        jax.jit(jc.lift(twice))(SMALL, jnp.stack([X, X]))
+    places = [str(w.message) for w in caught if w.category is jc.FallbackWarning]
+    assert len(places) == 2 and len(set(places)) == 2, places
+
+
+def test_densify_is_silent_and_right():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", jc.FallbackWarning)
+        got = jc.lift(sorts_its_weight, on_fallback="densify")(SMALL, X)
+    assert_close(got, sorts_its_weight(jc.materialize(SMALL), X))
+
+
+def test_policies_are_checked():
+    with pytest.raises(ValueError, match=r"'maybe'.*warn, error, densify"):
+        jc.lift(dense_layer, on_fallback="maybe")
+
+
+def test_static_arguments_stay_static():
+    def fn(params, x, transposed, mode, times, nothing, *, scale=1):
+        assert transposed is False and mode == "tanh" and times == 3 and nothing is None
+        for _ in range(times):
+            x = x @ params["mlp"]["w"] @ params["mlp"]["w"].T / scale
+        return getattr(jnp, mode)(x)
+
+    call = lambda fn, params: fn(params, X, False, "tanh", 3, None, scale=100)
+    assert_close(call(jc.lift(fn, "error"), SMALL), call(fn, jc.materialize(SMALL)))
+
+
+def test_keyword_and_numpy_arguments():
+    got = jc.lift(dense_layer, "error")(x=np.asarray(X), params=SMALL)
+    assert_close(got, dense_layer(jc.materialize(SMALL), X))
+
+
+def test_numpy_leaves_beside_compressed_ones():
+    small = {"mlp": {"w": SMALL["mlp"]["w"], "b": np.ones(24, "float32")}}
+    assert_close(jc.lift(dense_layer, "error")(small, X), dense_layer(jc.materialize(small), X))
+
+
+def test_compressed_leaves_pass_through():
+    step = lambda params, x: (params, dense_layer(params, x))
+    params, _ = jax.jit(jc.lift(step, "error"))(SMALL, X)
+    assert jax.tree.structure(params) == jax.tree.structure(SMALL)
+    assert jnp.array_equal(params["mlp"]["w"].codes, SMALL["mlp"]["w"].codes)
+
+
+def test_a_closure_over_a_compressed_array_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"QuantizedArray of shape .*pass it as an argument"):
+        jc.lift(lambda x: x @ SMALL["mlp"]["w"])(X)
+
+
+def test_the_lifted_function_keeps_its_name_and_signature():
+    lifted = jc.lift(dense_layer)
+    assert lifted.__name__ == "dense_layer"
+    assert inspect.signature(lifted) == inspect.signature(dense_layer)
+
+
+def test_eager_calls_work_for_every_kind():
+    for kind in KINDS:
+        small = small_params("concatenate_inputs", kind)
+        fn, _, args, _ = made("concatenate_inputs")
+        assert_close(jc.lift(fn, "error")(small, *args), fn(jc.materialize(small), *args))
+
+
+def test_outer_trace_values_may_be_closed_over():
+    def outer(params, x, shift):
+        return jc.lift(lambda params: dense_layer(params, x) + shift, "error")(params)
+
+    got = jax.jit(outer)(SMALL, X, 2.0)
+    assert_close(got, dense_layer(jc.materialize(SMALL), X) + 2.0)
+
+
+def test_name_stacks_survive():
+    def fn(params, x):
+        with jax.named_scope("projection"):
+            x = x @ params["mlp"]["w"]
+        with jax.named_scope("activation"):
+            return jnp.sin(x)
+
+    lowered = jax.jit(jc.lift(fn, "error")).lower(SMALL, X).as_text(debug_info=True)
+    assert "projection/dot_general" in lowered
+    assert "activation/sin" in lowered
+
+
+def _dots(jaxpr):
+    """How many products a jaxpr holds, bodies included."""
+    count = 0
+    for eqn in jaxpr.eqns:
+        count += eqn.primitive.name == "dot_general"
+        inner = jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns"))
+        count += sum(_dots(getattr(j, "jaxpr", j)) for j in inner if hasattr(j, "eqns"))
+    return count
+
+
+@pytest.mark.parametrize("policy", ["nothing_saveable", "dots_saveable"])
+def test_checkpoint_policies_survive(policy):
+    """Saving products or not decides how many of them the gradient has."""
+
+    @functools.partial(jax.checkpoint, policy=getattr(jax.checkpoint_policies, policy))
+    def fn(params, x):
+        return jnp.sin(jnp.sin(x @ params["mlp"]["w"]) @ params["mlp"]["w"].T)
+
+    def products(fn, params):
+        grad = jax.grad(lambda x: jnp.sum(fn(params, x)))
+        return _dots(jax.make_jaxpr(grad)(X).jaxpr)
+
+    assert products(jc.lift(fn, "error"), SMALL) == products(fn, PARAMS)
+
+
+def test_remat_saves_as_little_as_it_does_with_dense_weights():
+    def residual_bytes(fn, params):
+        fn = jax.checkpoint(fn)
+        _, pull = jax.eval_shape(lambda x: jax.vjp(lambda x: fn(params, x), x), X)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pull))
+
+    deep = lambda params, x: dense_layer(params, jnp.sin(jnp.sin(x)))
+    assert residual_bytes(jc.lift(deep, "error"), SMALL) < residual_bytes(deep, PARAMS)
+
+
+@jax.custom_vjp
+def reversed_gradient(x):
+    """The identity, with the opposite gradient."""
+    return x
+
+
+reversed_gradient.defvjp(lambda x: (x, None), lambda _, g: (-g,))
+
+
+def test_custom_rules_are_used_for_activations_and_for_weights():
+    of_activation = lambda params, x: reversed_gradient(x @ params["mlp"]["w"]).sum()
+    of_weight = lambda params, x: (x @ reversed_gradient(params["mlp"]["w"])).sum()
+    floats, rest = jc.partition(SMALL)
+    for fn, sign in ((of_activation, -1), (of_weight, -1)):
+        grad = lambda fn: jax.grad(lambda f: jc.lift(fn, "densify")(jc.combine(f, rest), X))(floats)
+        plain = grad(lambda params, x: (x @ params["mlp"]["w"]).sum())
+        got = grad(fn)
+        assert_close(got["mlp"]["w"].scale, sign * plain["mlp"]["w"].scale, 1e-4)
+
+
+def test_donated_fields_are_reused():
+    step = jax.jit(jc.lift(lambda params, x: (params, x), "error"), donate_argnums=0)
+    mine = jax.tree.map(jnp.copy, SMALL)
+    out, _ = step(mine, X)
+    assert mine["mlp"]["w"].codes.is_deleted()
+    assert jnp.array_equal(out["mlp"]["w"].codes, SMALL["mlp"]["w"].codes)
+
+
+def _mesh(kind):
+    return jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind, kind))
+
+
+@pytest.mark.parametrize("axes", [AxisType.Explicit, AxisType.Auto], ids=str)
+@pytest.mark.parametrize("spec", [P("model", None), P(None, "model")], ids=str)
+@pytest.mark.parametrize("kind", ["int8", "int4_groups", "two_of_four", "low_rank"])
+def test_sharded_weights_on_meshes_of_both_kinds(kind, spec, axes):
+    """One layer is left to the compiler; the other is a shard_map of its own."""
+    mesh = _mesh(axes)
+    params = {
+        "first": jnp.sin(jnp.arange(32.0 * 32)).reshape(32, 32),
+        "second": jnp.cos(jnp.arange(32.0 * 32)).reshape(32, 32),
+    }
+    x = jnp.cos(jnp.arange(8.0 * 32)).reshape(8, 32) / 8
+    summed = spec[0] is not None
+    # A product over a split axis has to say where its sum goes, if axes are explicit.
+    where = NamedSharding(mesh, P()) if axes == AxisType.Explicit else None
+
+    def local(w, h):
+        y = h @ w
+        return jax.lax.psum(y, "model") if summed else y
+
+    def model(params, x):
+        h = jnp.tanh(jnp.dot(x, params["first"], out_sharding=where))
+        inner, outer = (
+            (P("data", "model"), P("data")) if summed else (P("data"), P("data", "model"))
+        )
+        if axes == AxisType.Explicit:
+            h = jax.sharding.reshard(h, inner)
+        return jax.shard_map(local, mesh=mesh, in_specs=(spec, inner), out_specs=outer)(
+            params["second"], h
+        )
+
+    small = jc.compress(params, KINDS[kind])
+    expected = jnp.tanh(x @ small["first"].materialize()) @ small["second"].materialize()
+    placed = jc.shard(small, NamedSharding(mesh, spec))
+    with jax.set_mesh(mesh):
+        got = jax.jit(jc.lift(model, "error"))(placed, x)
+    assert_close(np.asarray(got), np.asarray(expected))
+
+
+def test_a_form_that_a_shard_map_cannot_split_is_reported():
+    mesh = _mesh(AxisType.Auto)
+    small = jc.compress({"w": W}, KINDS["sparse"])
+    model = jax.shard_map(
+        lambda params, x: x @ params["w"],
+        mesh=mesh,
+        in_specs=(P(None, "model"), P()),
+        out_specs=P(None, "model"),
+    )
+    with pytest.raises(jc.FallbackError, match=r"'shard_map'.*'w'"):
+        jc.lift(model, "error")(small, X)
+    got = jax.jit(jc.lift(model, "densify"))(small, X)
+    assert_close(got, X @ small["w"].materialize())
+
+
+def test_pmap_of_a_lifted_function():
+    replicas = jax.tree.map(lambda a: jnp.stack([a] * 8), SMALL)
+    xs = jnp.stack([X * i for i in range(8)])
+    expected = jax.vmap(lambda x: dense_layer(jc.materialize(SMALL), x))(xs)
+    assert_close(jax.pmap(jc.lift(dense_layer, "error"))(replicas, xs), expected)
