@@ -1,0 +1,208 @@
+"""Compiles lifted functions and training steps for TPUs and GPUs that this machine lacks.
+
+    python benchmarks/compile_targets.py [--quick] [--only stack/v5e] [--json]
+
+Needs libtpu for TPUs; for an H100 also jax-cuda13-plugin, jax-cuda13-pjrt and CUDA's ptxas. Nothing
+runs: bytes of arguments and of temporaries, and the largest buffer between fusions, are what the
+compiler decided. A training step's weights come with the optimizer's state. The time is what the
+compiler predicts, which counts the body of a scan once: compare it within a program only. Exits with
+1 if a claim fails: on the bytes of the stack's weights, on dense copies of them, or on a sharded
+weight that is gathered.
+"""
+
+import argparse
+import fnmatch
+import functools
+import importlib.util
+import math
+import os
+import sys
+import time
+
+import hlo_tools
+import jax
+import target_programs as programs
+import timing
+
+AXES = ("data", "model")
+TPUS = {
+    "v5e": functools.partial(hlo_tools.tpu_mesh, "v5e", (1, 1), AXES),
+    "v6e": functools.partial(hlo_tools.tpu_mesh, "v6e", (1, 1), AXES),
+}
+SLICE = {"v5e 2x2": functools.partial(hlo_tools.tpu_mesh, "v5e", (2, 2), AXES)}
+# The 256 chips of a whole pod.
+POD = {"v5e 16x16": functools.partial(hlo_tools.tpu_mesh, "v5e", (16, 16), AXES, "16x16")}
+GPU = {"h100": functools.partial(hlo_tools.h100_mesh, (1, 1), AXES)}
+
+# Bytes of the weights over those in bfloat16, at most.
+CLAIMS = {"int8": 0.51, "int4 g128": 0.28, "int2": 0.16}
+
+
+def plan():
+    """All cases: name -> (program, its weights, mesh); names are program/target/weights."""
+    everywhere = TPUS | SLICE | GPU
+    sizes = {f"stack of 4, batch {rows}": rows for rows in (8, 1024)}
+    groups = [
+        (name, TPUS, list(programs.FORMATS), functools.partial(programs.stack, rows=rows))
+        for name, rows in sizes.items()
+    ]
+    weights = [*programs.FORMATS, "rank 256"]
+    groups.append(("transformer blocks", everywhere, weights, programs.blocks))
+    groups.append(("training step", everywhere, list(programs.TRAINED), programs.training))
+    pod = functools.partial(programs.mlp_stack, rows=1024, width=8192, hidden=32768)
+    groups.append(("MLP stack", POD, ["bfloat16", "int8"], pod))
+    return {
+        f"{name}/{target}/{w}": (functools.partial(build, w), w, mesh)
+        for name, targets, all_weights, build in groups
+        for target, mesh in targets.items()
+        for w in all_weights
+    }
+
+
+def missing(target):
+    """What has to be installed to compile for a target, or None."""
+    package = "jax_plugins.xla_cuda13" if target in GPU else "libtpu"
+    try:
+        found = importlib.util.find_spec(package)
+    except ModuleNotFoundError:
+        found = None
+    return None if found else package.rpartition(".")[2]
+
+
+def measure(name, build, mesh):
+    """Compiles one case."""
+    title, target, weights = name.split("/")
+    row = {"program": title, "target": target, "weights": weights}
+    program, mesh = build(), mesh()
+    args = programs.place(program, mesh)
+    begin = time.perf_counter()
+    compiled = hlo_tools.compile_for(program.fn, args, "cuda" if target in GPU else "tpu")
+    row["compile_s"] = round(time.perf_counter() - begin, 1)
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    batch = args[1].sharding.shard_shape(args[1].shape)
+    batch_bytes = math.prod(batch) * args[1].dtype.itemsize
+    row["argument_bytes"] = memory.argument_size_in_bytes
+    row["weight_bytes"] = memory.argument_size_in_bytes - batch_bytes
+    row["temporary_bytes"] = memory.temp_size_in_bytes
+    largest = hlo_tools.largest_buffers(text, count=1)
+    row["largest_buffer"] = describe(largest[0]) if largest else None
+    row["largest_buffer_bytes"] = largest[0].size if largest else 0
+    if program.sizes:
+        row["weight_copies"] = [describe(b) for b in copies_of(program, mesh, text)]
+    if mesh.devices.size > 1:
+        row["collectives"] = hlo_tools.collectives(text)
+    # Below zero where the compiler has no model for some instruction; absent for GPUs.
+    seconds = (compiled.cost_analysis() or {}).get("optimal_seconds", -1)
+    row["predicted_us"] = round(1e6 * seconds, 1) if seconds > 0 else None
+    return row
+
+
+def copies_of(program, mesh, hlo_text):
+    """The buffers of the size of a device's share of a weight, in another type than it has.
+
+    Where weights differ in size, an activation may be as large as half of the smallest one, so that
+    only buffers of exactly one of the sizes count.
+    """
+    shards = dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))["model"]
+    sizes = {size // shards for size in program.sizes}
+    large = hlo_tools.weight_copies(hlo_text, min(sizes), program.stored)
+    return [b for b in large if len(sizes) == 1 or math.prod(b.shape) in sizes]
+
+
+def describe(buffer):
+    """A buffer in a few words, such as `bf16[8,128] VMEM`."""
+    return f"{buffer.dtype}[{','.join(map(str, buffer.shape))}] {buffer.space}"
+
+
+def compare(rows):
+    """Adds to each row its ratios to the uncompressed program; returns the claims that fail."""
+    base, failed = {}, []
+    for row in rows:
+        first = base.setdefault((row["program"], row["target"]), row)
+        if first["weights"] in CLAIMS:
+            continue  # The uncompressed program was not asked for.
+        for key in ("argument", "weight"):
+            row[f"{key}_ratio"] = round(row[f"{key}_bytes"] / first[f"{key}_bytes"], 4)
+        where = f"{row['program']}, {row['target']}, {row['weights']}"
+        gathered = [k for k in row.get("collectives", {}) if k.endswith("all-gather")]
+        if gathered and "weight_copies" in row:
+            failed.append(f"{where}: {', '.join(gathered)}")
+        if row["program"].startswith("stack") and row["weights"] in CLAIMS:
+            limit = CLAIMS[row["weights"]]
+            if row["weight_ratio"] > limit:
+                failed.append(f"{where}: {row['weight_ratio']} of bfloat16's bytes, not {limit}")
+            if row["weight_copies"]:
+                failed.append(f"{where}: dense copies {', '.join(row['weight_copies'])}")
+    return failed
+
+
+def show(rows):
+    """One table per program."""
+    if not sys.stdout.isatty():
+        os.environ.setdefault("COLUMNS", "160")  # A file has no width, and tables are wide.
+    columns = (
+        "target", "weights", "weights MB", "ratio", "arguments MB", "ratio", "temp. MB",
+        "largest buffer", "dense copies", "predicted us",
+    )  # fmt: skip
+    megabytes = lambda n: f"{n / 1e6:.2f}"
+    for title in dict.fromkeys(row["program"] for row in rows):
+        table = [
+            (
+                row["target"],
+                row["weights"],
+                megabytes(row["weight_bytes"]),
+                row.get("weight_ratio", "-"),
+                megabytes(row["argument_bytes"]),
+                row.get("argument_ratio", "-"),
+                megabytes(row["temporary_bytes"]),
+                row["largest_buffer"],
+                len(row["weight_copies"]) if "weight_copies" in row else "-",
+                "-" if row["predicted_us"] is None else row["predicted_us"],
+            )
+            for row in rows
+            if row["program"] == title
+        ]
+        timing.show(title, columns, table)
+        for row in rows:
+            if row["program"] == title and "collectives" in row:
+                found = ", ".join(f"{k} {v}" for k, v in row["collectives"].items())
+                print(f"collectives on {row['target']}, {row['weights']}: {found}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", help="words of program/target/weights, or globs")
+    parser.add_argument("--quick", action="store_true", help="the stack at batch 8 on v5e only")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON only")
+    args = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    patterns = ["stack of 4, batch 8/v5e/*"] if args.quick else args.only or ["*"]
+    cases = {
+        name: case
+        for name, case in plan().items()
+        if any(fnmatch.fnmatchcase(name, p) or p in name for p in patterns)
+    }
+    if not cases:
+        sys.exit(f"--only {' '.join(patterns)} matches none of:\n" + "\n".join(plan()))
+    rows, absent = [], {}
+    for name, (build, _, mesh) in cases.items():
+        package = missing(target := name.split("/")[1])
+        if package:
+            absent[target] = f"{package} is not installed"
+            continue
+        print(f"compiling {name}", file=sys.stderr, flush=True)
+        rows.append(measure(name, build, mesh))
+    failed = compare(rows)
+    if args.json:
+        timing.emit({"rows": rows, "not_installed": absent, "failed": failed})
+    else:
+        show(rows)
+        for target, reason in absent.items():
+            print(f"{target}: {reason}")
+        for claim in failed:
+            print(f"FAILED {claim}")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
