@@ -5,9 +5,9 @@
 Needs libtpu for TPUs; for an H100 also jax-cuda13-plugin, jax-cuda13-pjrt and CUDA's ptxas. Nothing
 runs: bytes of arguments and of temporaries, and the largest buffer between fusions, are what the
 compiler decided. A training step's weights come with the optimizer's state. The time is what the
-compiler predicts, which counts the body of a scan once: compare it within a program only. Exits with
-1 if a claim fails: on the bytes of the stack's weights, on dense copies of them, or on a sharded
-weight that is gathered.
+compiler predicts, which counts the body of a scan once: compare it within a program only. Exits
+with 1 if a claim fails: on the bytes of the stack's weights, on dense copies of them, or on a
+sharded weight that is gathered.
 """
 
 import argparse
