@@ -6,13 +6,12 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxopt_compress.arrays import CompressedArray
 from jaxopt_compress.lift import _compat
+from jaxopt_compress.lift.activations import patches_of, rows_of, rows_of_groups
 from jaxopt_compress.lift.interpreter import Call, Ref, leaf_rule
 from jaxopt_compress.lift.views import matching_runs
 
@@ -202,7 +201,7 @@ def _dot_general(call: Call, at: int) -> Any:
             )
             meeting = Meeting("dot_general", w, tuple(summed), tuple(shared), (), rows)
             order = (tuple(batch[1 - side]), tuple(contract[1 - side]))
-            _observe(call, meeting, lambda other=other, order=order: _rows(other, *order))
+            _observe(call, meeting, lambda other=other, order=order: rows_of(other, *order))
     return _bind(call)
 
 
@@ -214,7 +213,7 @@ def _ragged_dot(call: Call, at: int) -> Any:
         rows = math.prod(x.shape[:-1]) / max(w.shape[0], 1)
         sizes = _value(call.operands[2])
         meeting = Meeting("ragged_dot_general", w, (1,), (0,), (), rows)
-        _observe(call, meeting, lambda: _rows_of_groups(x, sizes))
+        _observe(call, meeting, lambda: rows_of_groups(x, sizes))
     return _bind(call)
 
 
@@ -227,7 +226,7 @@ def _conv(call: Call, at: int) -> Any:
         out = call.out.shape
         rows = math.prod(n for d, n in enumerate(out) if d != spec.out_spec[1])
         meeting = Meeting("conv_general_dilated", w, summed, (), (), rows)
-        _observe(call, meeting, lambda: _patches(call, x, w.shape))
+        _observe(call, meeting, lambda: patches_of(call, x, w.shape))
     return _bind(call)
 
 
@@ -284,42 +283,3 @@ def _observe(call: Call, meeting: Meeting, activation: Any) -> None:
     tape = call.replay.tape
     if tape is not None:
         tape.observe(tape, call, meeting, activation)
-
-
-def _rows(x: jax.Array, batch: tuple[int, ...], summed: tuple[int, ...]) -> jax.Array:
-    """``[*batch, rows, *summed]`` of an activation."""
-    rest = [d for d in range(x.ndim) if d not in batch and d not in summed]
-    x = x.transpose(*batch, *rest, *summed)
-    lead, tail = x.shape[: len(batch)], x.shape[x.ndim - len(summed) :]
-    return x.reshape(*lead, -1, *tail)
-
-
-def _rows_of_groups(x: jax.Array, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """``[groups, rows, k]`` of consecutive groups of rows, and which rows belong to which group."""
-    ends = jnp.cumsum(sizes)[:, None]
-    row = jnp.arange(x.shape[0])
-    belongs = (row >= ends - sizes[:, None]) & (row < ends)
-    return jnp.broadcast_to(x, (sizes.shape[0], *x.shape)), belongs
-
-
-def _patches(call: Call, x: jax.Array, kernel: tuple[int, ...]) -> jax.Array:
-    """A convolution's input as ``[groups, rows, *contracting axes of the kernel, in order]``."""
-    params, spec = call.params, call.params["dimension_numbers"]
-    groups = params["feature_group_count"]
-    window = [kernel[d] for d in spec.rhs_spec[2:]]
-    patches = lax.conv_general_dilated_patches(
-        x,
-        window,
-        params["window_strides"],
-        params["padding"],
-        params["lhs_dilation"],
-        params["rhs_dilation"],
-        dimension_numbers=spec,
-    )
-    # The patch axis is [channels, *window]; the channels fall into groups.
-    patches = jnp.moveaxis(patches, spec.out_spec[1], -1)
-    channels = kernel[spec.rhs_spec[1]]
-    patches = patches.reshape(-1, groups, channels, *window)
-    named = (spec.rhs_spec[1], *spec.rhs_spec[2:])
-    order = sorted(range(len(named)), key=named.__getitem__)
-    return patches.transpose(1, 0, *(2 + i for i in order))

@@ -109,10 +109,10 @@ def quantize(
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
-        >>> params = {"w": jnp.array([[0.5, -3.0], [-0.9, 1.5]])}
+        >>> params = {"w": jnp.array([[0.5, 3.0], [0.9, -1.5]])}
         >>> jc.compress(params, jc.quantize("int4"))["w"].codes
-        Array([[4, -7],
-               [-7, 4]], dtype=int4)
+        Array([[4, 7],
+               [7, -4]], dtype=int4)
 
     References:
         Jacob et al., 2018, Quantization and Training of Neural Networks for Efficient

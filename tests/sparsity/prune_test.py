@@ -153,7 +153,7 @@ def test_patterns_follow_the_function():
         (
             lambda: magnitude(jc.constant(0.5), where="i").init({"i": jnp.arange(3)}),
             TypeError,
-            "'i' of dtype int32",
+            r"'i' of shape \(3,\) and dtype int32",
         ),
         (
             lambda: magnitude(jc.constant(0.5)).init(
