@@ -146,5 +146,7 @@ def test_the_owner_is_named():
 def test_leaves_that_are_no_floats(leaf):
     tree = {"w": jnp.ones((2, 2)), "step": leaf}
     assert select(tree) == ["w"]
-    with pytest.raises(TypeError, match=r"where='\*\*' matches 'step' of shape .* and dtype .*: only floating"):
+    with pytest.raises(
+        TypeError, match=r"where='\*\*' matches 'step' of shape .* and dtype .*: only floating"
+    ):
         select(tree, "**")
