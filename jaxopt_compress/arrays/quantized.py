@@ -89,7 +89,18 @@ class QuantizedArray(CompressedArray):
         return self.axis
 
     def integers(self) -> jax.Array:
-        """The codes of the dense shape, one per entry, as int8 or int4."""
+        """The codes of the dense shape, one per entry, as int8 or int4.
+
+        Raises:
+            TypeError: Something has been done to codes or scales as if they were parameters.
+        """
+        kinds = {"codes": self.codes.dtype, "scales": self.scale.dtype}
+        if not jnp.issubdtype(kinds["codes"], jnp.integer) or kinds["scales"] != jnp.float32:
+            raise TypeError(
+                f"a QuantizedArray of shape {tuple(self.codes.shape)} has {kinds['codes']} codes "
+                f"and {kinds['scales']} scales, not integers and float32: map over the floats of "
+                "jaxopt_compress.partition(tree) instead of the whole tree"
+            )
         if isinstance(self.codes, SparseArray):
             return self.codes.materialize()
         if self.block is None:

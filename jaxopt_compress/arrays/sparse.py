@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxopt_compress.arrays.base import CompressedArray, pad_spec
+from jaxopt_compress.arrays.base import CompressedArray, is_traced, pad_spec
 from jaxopt_compress.numerics import sparse
 from jaxopt_compress.numerics.packing import pack_mask, unpack_mask
 
@@ -162,6 +162,10 @@ def sparse_rows(dense: jax.Array, mask: jax.Array, core_ndim: int) -> SparseArra
     """
     if not 1 <= core_ndim <= dense.ndim:
         raise ValueError(f"core_ndim={core_ndim} of an array of shape {dense.shape}")
+    if is_traced(mask):
+        raise TypeError(
+            "how many entries a sparse array keeps depends on values: compress outside of jit"
+        )
     core = tuple(dense.shape[dense.ndim - core_ndim :])
     rows, kept = sparse.flatten_core(dense, core), sparse.flatten_core(mask, core)
     capacity = int(jnp.max(jnp.sum(kept, -1), initial=0))

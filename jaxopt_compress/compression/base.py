@@ -1,7 +1,7 @@
 """What a compression is: four pure functions and the state between them."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
@@ -19,9 +19,14 @@ class LeafState(Protocol):
 
     Its arrays are masks, scales and the like; what is static never depends on values. The two
     methods must agree: ``materialize(compress(w, learned)) == materialize(apply(w, learned))``.
+
+    Attributes:
+        kind: The method's name, by which chains refuse orders that do not compose.
+        replaces: Whether learned arrays stand for the parameter, which then gets no updates.
     """
 
     kind: str
+    replaces: bool
 
     def apply(self, w: Any, learned: Any) -> Any:
         """The parameter that the forward pass uses; differentiable, jit-able."""
@@ -267,6 +272,3 @@ def check_finite(path: str, w: Any) -> None:
             f"{path!r} of shape {tuple(w.shape)} holds {bad} infinite or NaN entries, which no "
             "compressed form can hold; repair the checkpoint or exclude this leaf"
         )
-
-
-Uses = Mapping[str, Any]

@@ -10,6 +10,7 @@ from jaxopt_compress.compression.base import (
     compress_state,
     describes_itself,
 )
+from jaxopt_compress.compression.compress import Recipe, as_compression
 
 # What may follow what on one parameter; everything else would break what came before.
 _REFUSED = {
@@ -25,14 +26,14 @@ _REFUSED = {
 }
 
 
-def chain(*compressions: Compression) -> Compression:
+def chain(*compressions: Compression | Recipe) -> Compression:
     """Applies compressions in order, each one to what the ones before it have made.
 
     Later elements keep what earlier ones established: zeros stay zeros and n:m patterns stay, and
     after `low_rank` the factors are compressed. Elements may choose different parameters.
 
     Args:
-        *compressions: At least one.
+        *compressions: At least one; recipes ``{glob: Compression}`` too.
 
     Returns:
         A `Compression` with the state of all of them.
@@ -50,6 +51,7 @@ def chain(*compressions: Compression) -> Compression:
     """
     if not compressions:
         raise ValueError("chain() needs at least one compression")
+    elements = [as_compression(c) for c in compressions]
 
     def init(params: Any, *, uses: Any = None, stats: Any = None) -> ChainState:
         check_init(decide, params, uses, stats)
@@ -58,7 +60,7 @@ def chain(*compressions: Compression) -> Compression:
     def decide(params: Any, *, uses: Any, stats: Any) -> ChainState:
         states: list[Any] = []
         history: dict[str, list[str]] = {}
-        for c in compressions:
+        for c in elements:
             state = c.init(params, uses=uses, stats=stats)
             _extend(history, state)
             params = c.apply(params, state, materialize=False)
@@ -67,7 +69,7 @@ def chain(*compressions: Compression) -> Compression:
 
     def update(state: ChainState, params: Any) -> ChainState:
         states = []
-        for c, inner in zip(compressions, state.states, strict=True):
+        for c, inner in zip(elements, state.states, strict=True):
             inner = c.update(inner, params)
             params = c.apply(params, inner, materialize=False)
             states.append(inner)
@@ -76,7 +78,7 @@ def chain(*compressions: Compression) -> Compression:
     def apply(params: Any, state: ChainState, *, materialize: bool = True) -> Any:
         if describes_itself(state):
             return apply_state(params, state, materialize=materialize)
-        pairs = list(zip(compressions, state.states, strict=True))
+        pairs = list(zip(elements, state.states, strict=True))
         for c, inner in pairs[:-1]:
             params = c.apply(params, inner, materialize=False)
         last, inner = pairs[-1]
@@ -85,7 +87,7 @@ def chain(*compressions: Compression) -> Compression:
     def compress(params: Any, state: ChainState) -> Any:
         if describes_itself(state):
             return compress_state(params, state)
-        for c, inner in zip(compressions, state.states, strict=True):
+        for c, inner in zip(elements, state.states, strict=True):
             params = c.compress(params, inner)
         return params
 

@@ -3,13 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from jaxopt_compress.compression.base import (
     ChainState,
     Compression,
+    NeedsValues,
     apply_state,
     check_init,
     compress_state,
     describes_itself,
+    leaf_states,
     training_states,
 )
 from jaxopt_compress.tree import map_named, named_leaves
@@ -58,9 +62,43 @@ def compress(
     compression = as_compression(recipe)
     if state is None:
         return compression.compress(params, compression.init(params, uses=uses, stats=stats))
-    for each in _compression_states(state):
+    states = _compression_states(state)
+    _check_asked(compression, params, uses, stats, states)
+    for each in states:
         params = compression.compress(params, each)
     return params
+
+
+def _check_asked(
+    compression: Compression, params: Any, uses: Any, stats: Any, states: list[Any]
+) -> None:
+    """Refuses to store less than the recipe asks for: the states decide what is stored.
+
+    Raises:
+        ValueError: A parameter's state lacks a method that the recipe has; names both.
+    """
+    if not all(map(describes_itself, states)):
+        return
+    try:
+        asked = jax.eval_shape(lambda p: compression.init(p, uses=uses, stats=stats), params)
+    except (NeedsValues, jax.errors.JAXTypeError):
+        return
+    trained, wanted = _methods(states), _methods([asked])
+    for path in trained.keys() & wanted.keys():
+        if wanted[path] - trained[path]:
+            raise ValueError(
+                f"the recipe asks for {', '.join(sorted(wanted[path]))} of {path!r}, and the state "
+                f"holds {', '.join(sorted(trained[path]))}: compress with what was trained, and "
+                "compress its result further, without state"
+            )
+
+
+def _methods(states: list[Any]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for state in leaf_states(states):
+        for path, leaf in state.leaves.items():
+            found.setdefault(path, set()).add(leaf.kind)
+    return found
 
 
 def _compression_states(state: Any) -> list[Any]:

@@ -91,6 +91,11 @@ def leafwise(method: LeafMethod, where: Where) -> Compression:
 
 def _parameters(params: Any, where: Where, uses: Any, stats: Any) -> list[Parameter]:
     chosen = set(select(params, where))
+    if uses is not None and not any(path in uses for path, _ in named_leaves(params)):
+        raise ValueError(
+            f"uses name {', '.join(sorted(uses)[:8])}, and the parameters are "
+            f"{', '.join(sorted(chosen)[:8])}: call uses(fn, params, *args) with the same tree"
+        )
     if where is None and uses is not None:
         # Where uses are known, biases of rank 2 and other leaves without one are no weights.
         chosen = {path for path in chosen if uses.get(path)}

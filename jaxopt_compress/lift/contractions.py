@@ -120,7 +120,11 @@ def _contract_quantized(x: jax.Array, w: QuantizedArray, how: Product) -> Any:
                 y = y - _activation_sums(x, y.ndim, how, wide) * beside(w.zero)
             return (y * beside(w.scale)).astype(how.dtype)
     elif w.zero is None and w.group is None and all(w.scale.shape[d] == 1 for d in free):
-        return _dot(_scale_activation(x, w, how), levels(w, x.dtype), how)
+        # Relative to the largest one: a small scale would take 16-bit activations out of range.
+        top = jnp.max(w.scale)
+        scaled = _scale_activation(x, w.replace(scale=w.scale / top), how)
+        wide = jnp.promote_types(how.dtype, jnp.float32)
+        return (_dot(scaled, levels(w, x.dtype), how, wide) * top).astype(how.dtype)
     elif w.group is None:
         return _dot(x, dense_operand(w, x.dtype), how)
     if bound and w.ndim + w.checked_axis not in summed:
@@ -200,6 +204,10 @@ def _contract_low_rank(x: jax.Array, w: LowRankArray, how: Product) -> Any:
     left, right = tuple(range(stack, cut)), tuple(range(cut, ndim))
     summed = tuple(sorted(how.contract[1]))
     if tuple(sorted(batch)) != tuple(range(stack)) or summed not in (left, right):
+        return NotImplemented
+    # The stack of the factors has to be the batch of the product: left axes follow it, of size 1.
+    v = w.v.shape
+    if stack >= cut or v[:stack] != w.shape[:stack] or any(n != 1 for n in v[stack : cut - 1]):
         return NotImplemented
     first, second, other = w.u, w.v, cut - 1
     if summed == right:

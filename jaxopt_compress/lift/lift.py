@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 
 from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import OnFallback, Ref, Replay, replay_jaxpr
+from jaxopt_compress.lift.views.joined import Joined
 from jaxopt_compress.tree.paths import path_of
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
@@ -27,7 +27,8 @@ def lift(fn: Fn, on_fallback: OnFallback = "warn") -> Fn:
     `jax.grad`, `jax.vmap` and the rest; use it under `jax.jit`, since each call stages ``fn`` anew.
 
     Results equal those of the dense weights up to the order of rounding: the sum of a product is
-    taken over codes and scaled once.
+    taken over codes and scaled once, and a weight that ``fn`` casts is not rounded in between. A
+    result that is a view of a compressed argument, such as its transpose, stays compressed.
 
     Args:
         fn: Any JAX function; compressed arrays may be anywhere in its arguments. It must return
@@ -85,8 +86,15 @@ def replay_call(fn: Callable[..., Any], replay: Replay, args: tuple, kwargs: dic
         for i in staged
     ]
     results = replay_jaxpr(replay, closed, operands)
-    results = [x.array if isinstance(x, Ref) else x for x in results]
+    results = [_result(x) for x in results]
     return jax.tree.unflatten(jax.tree.structure(out_tree), results)
+
+
+def _result(x: Any) -> Any:
+    """A result, out of its `Ref`; what only exists inside a replay becomes an array."""
+    if not isinstance(x, Ref):
+        return x
+    return x.array.materialize() if isinstance(x.array, Joined) else x.array
 
 
 def _is_staged(leaf: Any) -> bool:
@@ -107,8 +115,3 @@ def _argument_path(keys: tuple[Any, ...]) -> str:
     """The path of a leaf within the argument that holds it."""
     _, position, *inner = keys
     return path_of(tuple(inner)) or f"argument {path_of((position,))}"
-
-
-def is_static(leaf: Any) -> bool:
-    """Whether a leaf is left alone by staging."""
-    return not isinstance(leaf, (jax.Array, np.ndarray)) and not is_compressed(leaf)

@@ -29,13 +29,26 @@ def _gather(call: Call, at: int, values: Sequence[Any]) -> Any:
     zero = None if w.zero is None else rows(w.zero)
     axis = _place(call, w) - codes.ndim if bound else None
     found = w.replace(codes=codes, scale=scale, zero=zero, axis=axis)
-    return dense_operand(found, call.out.dtype)
+    return _fill(call, dense_operand(found, call.out.dtype), w.shape, indices)
+
+
+def _fill(call: Call, y: jax.Array, shape: tuple[int, ...], indices: jax.Array) -> jax.Array:
+    """Puts the fill value where a lookup was out of bounds, which codes cannot mark."""
+    given = call.params
+    if lax.GatherScatterMode.from_any(given["mode"]) != lax.GatherScatterMode.FILL_OR_DROP:
+        return y
+    looked_up = given["dimension_numbers"].start_index_map
+    there = jnp.ones([n if d in looked_up else 1 for d, n in enumerate(shape)], bool)
+    sizes = [n if d in looked_up else 1 for d, n in enumerate(given["slice_sizes"])]
+    fill = jnp.nan if given["fill_value"] is None else given["fill_value"]
+    return jnp.where(_bind(call, there, indices, sizes, False), y, jnp.asarray(fill, y.dtype))
 
 
 def _place(call: Call, w: QuantizedArray) -> int:
     """Where the result has the axis along which codes are grouped or packed."""
     spec = call.params["dimension_numbers"]
-    kept = [d for d in range(w.ndim) if d not in spec.collapsed_slice_dims]
+    gone = (*spec.collapsed_slice_dims, *spec.operand_batching_dims)
+    kept = [d for d in range(w.ndim) if d not in gone]
     return spec.offset_dims[kept.index(w.ndim + w.checked_axis)]
 
 
@@ -49,9 +62,7 @@ def _rows(call: Call, x: jax.Array, shape: tuple[int, ...], indices: jax.Array) 
     full = [x.shape[d] == shape[d] for d in looked_up]
     if not all(full):
         indices = jnp.where(jnp.asarray(full), indices, 0)
-    # Codes have no NaN to mark a row out of bounds with; the scale, a float, carries it.
-    integers = jnp.issubdtype(x.dtype, jnp.integer)
-    return _bind(call, x, indices, tuple(sizes), 0 if integers else None)
+    return _bind(call, x, indices, tuple(sizes), 0)
 
 
 def _bind(call: Call, x: jax.Array, indices: jax.Array, sizes: Any, fill: Any = None) -> jax.Array:
@@ -90,7 +101,8 @@ def _gather_low_rank(call: Call, at: int, values: Sequence[Any]) -> Any:
     table, other = (w.u, w.v) if axis == 0 else (w.v, w.u)
     table, other = dense_operand(table, w.dtype), dense_operand(other, w.dtype)
     # The rank stands where the whole axis of the dense rows would.
-    found = _bind(call, table, indices, (1, w.rank) if axis == 0 else (w.rank, 1))
+    found = _bind(call, table, indices, (1, w.rank) if axis == 0 else (w.rank, 1), 0)
     (place,) = spec.offset_dims
     y = jnp.tensordot(found, other, ((place,), (axis,)))
-    return jnp.moveaxis(y, -1, place).astype(call.out.dtype)
+    y = jnp.moveaxis(y, -1, place).astype(call.out.dtype)
+    return _fill(call, y, w.shape, indices)

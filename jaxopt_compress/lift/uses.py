@@ -1,7 +1,7 @@
 """How a function uses each of its parameters."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -156,6 +156,3 @@ def layout_of(found: Sequence[Use]) -> Layout | None:
     if use.op == "gather":
         return Layout(use.output, use.gathered, stack)
     return Layout(use.contracting, use.output, stack)
-
-
-Uses = Mapping[str, Sequence[Use]]

@@ -38,6 +38,7 @@ class FactoredState:
     dtype: np.dtype
     out_ndim: int
     kind = "low_rank"
+    replaces = True
 
     def apply(self, w: Any, learned: Any) -> LowRankArray:
         """The product of the factors, still apart; ``w`` itself is not used."""

@@ -52,6 +52,7 @@ class QuantizedState:
     group: int | None
     block: int | None
     kind = "quantize"
+    replaces = False
 
     def _grid(self) -> tuple[jax.Array, jax.Array | None]:
         if self.group is None or self.axis is None:

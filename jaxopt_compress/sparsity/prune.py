@@ -69,6 +69,7 @@ class PrunedState:
     axis: int | None
     stack: int
     kind = "prune"
+    replaces = False
 
     def apply(self, w: Any, learned: Any) -> jax.Array:
         """``w`` under the mask."""

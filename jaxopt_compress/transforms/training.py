@@ -126,8 +126,8 @@ def _hold(updates: Any, params: Any, new: Any) -> Any:
 
     These are integers, and parameters that learned factors stand for.
     """
-    kinds = [(path, s.kind) for state in leaf_states(new) for path, s in state.leaves.items()]
-    held = {path for path, kind in kinds if kind == "low_rank"}
+    pairs = [pair for state in leaf_states(new) for pair in state.leaves.items()]
+    held = {path for path, state in pairs if state.replaces}
     held |= {path for path, leaf in named_leaves(params) if not is_float(leaf)}
     return map_named(lambda path, u: jnp.zeros_like(u) if path in held else u, updates)
 

@@ -1,5 +1,6 @@
 """Names of leaves, and choosing leaves by name."""
 
+import collections
 import difflib
 import re
 from collections.abc import Callable, Sequence
@@ -16,32 +17,41 @@ Where = str | Callable[[str, Any], bool] | Sequence["Where"] | None
 def path_of(keys: tuple[Any, ...]) -> str:
     """``/``-joined names of a pytree key path: ``encoder/layers/0/kernel``.
 
-    The value inside a Flax variable is named like the variable itself.
-
     Example:
         >>> import jax
         >>> [path_of(k) for k, _ in jax.tree_util.tree_leaves_with_path({"a": [1, 2]})]
         ['a/0', 'a/1']
     """
-    names = [jax.tree_util.keystr((k,), simple=True).lstrip(".") for k in keys]
-    if len(names) > 1 and isinstance(keys[-1], jax.tree_util.GetAttrKey) and names[-1] == "value":
-        names = names[:-1]
-    return "/".join(names)
+    return "/".join(jax.tree_util.keystr((k,), simple=True).lstrip(".") for k in keys)
+
+
+def paths_of(keyed: Sequence[tuple[Any, ...]]) -> list[str]:
+    """The paths of a tree's leaves; the value in a Flax variable is named like the variable."""
+    paths = [path_of(keys) for keys in keyed]
+    parents = collections.Counter(path.rpartition("/")[0] for path in paths)
+
+    def named(keys: tuple[Any, ...], path: str) -> str:
+        # A variable holds its value and nothing else; a layer may have a field of that name.
+        parent = path.rpartition("/")[0]
+        field = len(keys) > 1 and isinstance(keys[-1], jax.tree_util.GetAttrKey)
+        alone = field and path == f"{parent}/value" and parents[parent] == 1
+        return parent if alone and parent not in paths else path
+
+    return [named(keys, path) for keys, path in zip(keyed, paths, strict=True)]
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """``(path, leaf)`` for each leaf, a compressed array being one leaf."""
     flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_compressed)
-    return [(path_of(keys), leaf) for keys, leaf in flat]
+    return list(zip(paths_of([keys for keys, _ in flat]), (x for _, x in flat), strict=True))
 
 
 def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Maps ``fn(path, leaf, ...)`` over the leaves, a compressed array being one leaf."""
-
-    def named(keys, *leaves):
-        return fn(path_of(keys), *leaves)
-
-    return jax.tree_util.tree_map_with_path(named, tree, *rest, is_leaf=is_compressed)
+    treedef = jax.tree.structure(tree, is_leaf=is_compressed)
+    columns = [treedef.flatten_up_to(other) for other in rest]
+    rows = zip(named_leaves(tree), *columns, strict=True)
+    return treedef.unflatten([fn(path, leaf, *others) for (path, leaf), *others in rows])
 
 
 def glob_matches(pattern: str, path: str) -> bool:
@@ -83,6 +93,13 @@ def select(tree: Any, where: Where = None, owner: str = "where") -> list[str]:
         ['dense/kernel']
     """
     leaves = named_leaves(tree)
+    counts = collections.Counter(path for path, _ in leaves)
+    twice = [path for path, n in counts.items() if n > 1]
+    if twice:
+        raise ValueError(
+            f"two leaves have the path {twice[0]!r}: keys that contain '/' are ambiguous; rename "
+            "them"
+        )
     chosen = [(path, leaf) for path, leaf in leaves if _fits(where, path, leaf)]
     if not chosen:
         raise ValueError(f"{owner}={where!r} matches no leaf; {_nearest(where, leaves)}")

@@ -58,16 +58,23 @@ def test_state_decides_what_is_stored():
     opt_state = tx.init(PARAMS)
     moved = jax.tree.map(lambda w: -3 * w[::-1], PARAMS)
     view = c.view(moved, opt_state)
-    for recipe in (c, {"**/kernel": INT4}):
-        small = jc.compress(moved, recipe, state=opt_state)
-        np.testing.assert_array_equal(
-            jc.materialize(small)["mlp"][1]["kernel"], view["mlp"][1]["kernel"]
-        )
+    small = jc.compress(moved, c, state=opt_state)
+    np.testing.assert_array_equal(
+        jc.materialize(small)["mlp"][1]["kernel"], view["mlp"][1]["kernel"]
+    )
+    with pytest.raises(ValueError, match=r"asks for quantize of 'mlp/0/kernel'.*holds prune"):
+        jc.compress(moved, {"mlp/0/kernel": INT4}, state=opt_state)
     state = c.init(PARAMS)
     small = jc.compress(moved, c, state=state)
     np.testing.assert_array_equal(
         jc.materialize(small)["mlp"][0]["kernel"], c.apply(moved, state)["mlp"][0]["kernel"]
     )
+
+
+def test_uses_of_another_tree_are_refused():
+    found = jc.uses(lambda p, x: x @ p["params"]["w"], {"params": {"w": W}}, W.T)
+    with pytest.raises(ValueError, match="uses name params/w, and the parameters are w"):
+        jc.compress({"w": W}, jc.quantize("int8", where="w"), uses=found)
 
 
 def test_a_state_of_something_else_is_refused():

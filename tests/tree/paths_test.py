@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 from jaxopt_compress.arrays import QuantizedArray
-from jaxopt_compress.tree import map_named, named_leaves, path_of, select
-from jaxopt_compress.tree.paths import glob_matches
+from jaxopt_compress.tree import map_named, named_leaves, select
+from jaxopt_compress.tree.paths import glob_matches, paths_of
 
 
 def compressed(shape=(4, 2)):
@@ -66,11 +66,19 @@ def test_a_compressed_array_is_one_leaf():
     assert named == {"a": ("a", "QuantizedArray", 3)}
 
 
-def test_path_of_the_value_of_a_variable():
-    attribute, key = jax.tree_util.GetAttrKey("value"), jax.tree_util.DictKey("kernel")
-    assert path_of((key, attribute)) == "kernel"
-    assert path_of((attribute,)) == "value"
-    assert path_of((key, jax.tree_util.DictKey("value"))) == "kernel/value"
+def test_the_value_of_a_variable_is_named_like_it():
+    value, query = jax.tree_util.GetAttrKey("value"), jax.tree_util.GetAttrKey("query")
+    kernel, item = jax.tree_util.DictKey("kernel"), jax.tree_util.DictKey("value")
+    assert paths_of([(kernel, value)]) == ["kernel"]
+    assert paths_of([(value,)]) == ["value"]
+    assert paths_of([(kernel, item)]) == ["kernel/value"]
+    # A layer with fields query and value is no variable.
+    assert paths_of([(kernel, query), (kernel, value)]) == ["kernel/query", "kernel/value"]
+
+
+def test_paths_that_collide_are_refused():
+    with pytest.raises(ValueError, match="two leaves have the path 'a/b'"):
+        select({"a/b": jnp.ones((2, 2)), "a": {"b": jnp.ones((2, 2))}})
 
 
 @pytest.mark.parametrize(

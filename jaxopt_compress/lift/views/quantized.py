@@ -19,7 +19,8 @@ def entrywise(q: QuantizedArray) -> QuantizedArray:
     codes = q.integers()
     if isinstance(q.codes, SparseArray) and q.zero is not None:
         zero = q.per_entry(q.zero)
-        codes = jnp.where(q.codes.mask(), codes, jnp.broadcast_to(zero, codes.shape))
+        zero = jnp.broadcast_to(zero, codes.shape).astype(codes.dtype)
+        codes = jnp.where(q.codes.mask(), codes, zero)
     return q.replace(codes=codes, block=None)
 
 

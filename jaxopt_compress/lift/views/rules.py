@@ -147,7 +147,7 @@ def _divide(call: Call, array: Any) -> Any:
     other = call.operands[1]
     if isinstance(other, Ref) or getattr(other, "ndim", 0):
         return NotImplemented
-    return base.scaled(array, 1 / other)
+    return base.scaled(array, 1 / jnp.asarray(other, jnp.float32))
 
 
 @leaf_rule("concatenate", *STORED)

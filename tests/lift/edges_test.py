@@ -1,0 +1,93 @@
+"""Edges of lifted functions: lookups out of bounds, mixed dtypes, partly contracted factors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_compress as jc
+
+W = jax.random.normal(jax.random.key(0), (8, 8))
+STACK = jax.random.normal(jax.random.key(1), (3, 8, 8))
+X = jax.random.normal(jax.random.key(2), (4, 8))
+# Float32 sums of eight products in two orders.
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def both(fn, small, *args):
+    """The lifted result, without fallback, and that of the dense weights."""
+    return jc.lift(fn, on_fallback="error")(small, *args), fn(jc.materialize(small), *args)
+
+
+@pytest.mark.parametrize("pattern", [None, "2:4"])
+def test_asymmetric_codes_of_a_sparse_weight(pattern):
+    c = jc.chain(
+        jc.prune(jc.magnitude(), jc.constant(0.5), pattern), jc.quantize("int4", symmetric=False)
+    )
+    small = jc.compress({"w": W}, c)
+    np.testing.assert_allclose(*both(lambda p, x: x @ p["w"] @ p["w"].T, small, X), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "compression",
+    [jc.quantize("int8"), jc.quantize("int4", group=4), jc.quantize("int2"), jc.low_rank(rank=4)],
+    ids=["int8", "int4 groups", "int2", "low rank"],
+)
+@pytest.mark.parametrize(
+    "mode, fill", [("fill", None), ("fill", -1.0), ("fill", 0.0), ("clip", None)]
+)
+def test_lookups_out_of_bounds(compression, mode, fill):
+    small = jc.compress({"w": W}, compression)
+    ids = jnp.array([0, 7, 8, 99, -1])
+    look = lambda p, i: jnp.take(p["w"], i, axis=0, mode=mode, fill_value=fill)
+    found, dense = (
+        jc.lift(look, on_fallback="densify")(small, ids),
+        look(jc.materialize(small), ids),
+    )
+    np.testing.assert_allclose(found, dense, **CLOSE)
+
+
+def test_mapped_lookups_in_a_stack_of_one():
+    small = jc.compress({"w": STACK[:1]}, jc.quantize("int4", group=4, where="w"))
+    look = jax.vmap(lambda w, i: jnp.take(w, i, axis=1))
+    found, dense = both(lambda p, i: look(p["w"], i), small, jnp.array([[1, 5]]))
+    np.testing.assert_allclose(found, dense, **CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore::jaxopt_compress.AssumedLayout")
+@pytest.mark.parametrize(
+    "form, rows", [("bhd,hde->be", (2, 3, 8)), ("hd,hde->he", (3, 8)), ("bd,hde->bhe", (2, 8))]
+)
+def test_factors_of_a_stack_that_is_summed_over(form, rows):
+    """Without uses, three axes are taken for a stack: results are right all the same."""
+    small = jc.compress({"w": STACK}, jc.low_rank(rank=4))
+    x = jax.random.normal(jax.random.key(3), rows)
+    fn = lambda p, x: jnp.einsum(form, x, p["w"])
+    found, dense = jc.lift(fn, on_fallback="densify")(small, x), fn(jc.materialize(small), x)
+    np.testing.assert_allclose(found, dense, **CLOSE)
+
+
+def test_small_scales_leave_float16_activations_in_range():
+    w = (0.01 * jax.random.normal(jax.random.key(4), (64, 512))).astype(jnp.float16)
+    x = (1e-3 * jax.random.normal(jax.random.key(5), (4, 512))).astype(jnp.float16)
+    small = jc.compress({"w": w}, jc.quantize("int8"))
+    found = jc.lift(lambda p, x: x @ p["w"].T)(small, x)
+    exact = x.astype(jnp.float32) @ jc.materialize(small)["w"].T.astype(jnp.float32)
+    # A few roundings to float16, of 2**-11 each.
+    assert np.abs(found - exact).max() <= 4 * 2.0**-11 * np.abs(exact).max()
+
+
+def test_what_only_a_replay_knows_comes_back_as_an_array():
+    small = jc.compress({"w": W}, jc.quantize("int8"))
+    joined = jc.lift(lambda p: jnp.concatenate([p["w"], p["w"]]))(small)
+    assert isinstance(joined, jax.Array) and joined.shape == (16, 8)
+
+
+def test_codes_that_were_treated_as_parameters_are_refused():
+    small = jc.compress({"w": W}, jc.quantize("int8"))
+    with pytest.raises(TypeError, match=r"float32 codes.*jaxopt_compress\.partition"):
+        jc.materialize(jax.tree.map(lambda x: 0.9 * x, small))
+    with pytest.raises(TypeError, match="bfloat16 scales"):
+        floats, rest = jc.partition(small)
+        floats = jax.tree.map(lambda x: x.astype(jnp.bfloat16), floats)
+        jc.materialize(jc.combine(floats, rest))
