@@ -53,7 +53,7 @@ def _compressed(params, compression, uses):
     run = lambda params: compression.compress(params, compression.init(params, uses=uses))
     try:
         return jax.jit(run)(params)
-    except jax.errors.JAXTypeError:
+    except TypeError:  # Sizes depend on values: not in one program.
         return compression.compress(params, init(params))
 
 
