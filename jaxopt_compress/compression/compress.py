@@ -77,8 +77,8 @@ def _check_asked(
     Raises:
         ValueError: A parameter's state lacks a method that the recipe has; names both.
     """
-    if not all(map(describes_itself, states)):
-        return
+    if len(states) > 1 or not all(map(describes_itself, states)):
+        return  # Of several compressions in one optimizer, each has parameters of its own.
     try:
         asked = jax.eval_shape(lambda p: compression.init(p, uses=uses, stats=stats), params)
     except (NeedsValues, jax.errors.JAXTypeError):
