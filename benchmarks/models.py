@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import optax
 
 
 def matrix(key, *shape):
@@ -85,3 +86,16 @@ def cross_entropy(logits, labels):
     """The mean negative log-likelihood of int32 labels."""
     likely = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1)
     return -jnp.mean(likely)
+
+
+def train_step(loss, tx, compression):
+    """One training step, ``(state, *batch) -> state``; through the view if there is one."""
+
+    def step(state, *batch):
+        params, opt_state = state
+        seen = params if compression is None else compression.view(params, opt_state)
+        grads = jax.grad(loss)(seen, *batch)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return step

@@ -23,14 +23,7 @@ def make_step(tx, compression):
     def loss(params, x, labels):
         return models.cross_entropy(models.mlp(params, x), labels)
 
-    def step(state, x, labels):
-        params, opt_state = state
-        seen = params if compression is None else compression.view(params, opt_state)
-        grads = jax.grad(loss)(seen, x, labels)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    return step
+    return models.train_step(loss, tx, compression)
 
 
 def build(name, batch, steps, end):

@@ -22,14 +22,7 @@ def make_step(tx, compression):
         logits = models.transformer(params, tokens[:, :-1])
         return models.cross_entropy(logits, tokens[:, 1:])
 
-    def step(state, tokens):
-        params, opt_state = state
-        seen = params if compression is None else compression.view(params, opt_state)
-        grads = jax.grad(loss)(seen, tokens)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    return step
+    return models.train_step(loss, tx, compression)
 
 
 def build(compression, tokens):

@@ -111,13 +111,7 @@ def training(weights: str, layers: int = 2, width: int = 512, vocabulary: int = 
         logits = models.transformer(half, tokens[:, :-1]).astype(jnp.float32)
         return models.cross_entropy(logits, tokens[:, 1:])
 
-    def step(state, tokens):
-        params, opt_state = state
-        seen = params if compression is None else compression.view(params, opt_state)
-        grads = jax.grad(loss)(seen, tokens)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
+    step = models.train_step(loss, tx, compression)
     state = (params, jax.eval_shape(tx.init, params))
     return Program(step, state, tokens, _megatron, (), "")
 
