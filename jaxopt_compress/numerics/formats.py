@@ -1,47 +1,102 @@
-"""Number formats and the rounding between floats and their codes."""
+"""Number formats: which levels there are, how codes are held, and what shares a step."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from jaxopt_compress.numerics.rounding import seal
+from jaxopt_compress.numerics.codebooks import BINARY, NF4, Codebook, odd_integers
+from jaxopt_compress.numerics.integers import Integers
+from jaxopt_compress.numerics.minifloats import Minifloat
+
+Grid = Integers | Minifloat | Codebook
 
 
 class Format(NamedTuple):
-    """A signed integer format.
+    """How one parameter's entries are coded, and what its steps are by default.
 
     Attributes:
         name: Its usual name, such as ``"int4"``.
         bits: Stored bits per code.
-        dtype: The dtype that holds one code in memory when it is not packed.
+        grid: The levels that codes stand for.
+        top: The multiple of the step that the largest magnitude is brought to.
+        dtype: The dtype that holds one code in memory where codes are not packed.
         packed: Whether codes live in memory as planar uint8 words.
+        group: Entries that share a step, or None for a whole channel.
+        scale: The dtype that stores steps.
+        absmean: Whether the step is the mean magnitude, which nothing bounds: then the
+            straight-through derivative is 1 everywhere.
     """
 
     name: str
     bits: int
+    grid: Grid
+    top: float
     dtype: np.dtype
-    packed: bool
+    packed: bool = False
+    group: int | None = None
+    scale: str = "float32"
+    absmean: bool = False
 
     @property
-    def qmin(self) -> int:
-        """The lowest code."""
-        return -(2 ** (self.bits - 1))
+    def has_zero(self) -> bool:
+        """Whether 0.0 has a code."""
+        return not isinstance(self.grid, Codebook) or 0.0 in self.grid.levels
 
-    @property
-    def qmax(self) -> int:
-        """The highest code."""
-        return 2 ** (self.bits - 1) - 1
+
+def _integers(bits: int, signed: bool) -> Format:
+    low = -(2 ** (bits - 1)) if signed else 0
+    high = low + 2**bits - 1
+    name = f"{'' if signed else 'u'}int{bits}"
+    native = {4: f"{'' if signed else 'u'}int4", 8: name, 16: name}
+    dtype = jnp.dtype(native.get(bits, "int8" if signed else "uint8"))
+    return Format(name, bits, Integers(low, high), high + 0.5, dtype, bits not in native)
+
+
+def _patterns(name: str, bits: int, grid: Grid, **given: Any) -> Format:
+    """A format whose codes are bit patterns or positions."""
+    given = {"packed": bits != 4, **given}
+    return Format(
+        name, bits, grid, grid.high, jnp.dtype("uint4" if bits == 4 else "uint8"), **given
+    )
+
+
+E4M3, _E5M2 = Minifloat(4, 3, 448.0), Minifloat(5, 2, 57344.0)
+_E2M3, _E3M2, _E2M1 = Minifloat(2, 3, 7.5), Minifloat(3, 2, 28.0), Minifloat(2, 1, 6.0)
+_MX = {"group": 32, "scale": "float8_e8m0fnu"}
+
+
+def _float8(name: str, grid: Minifloat, dtype: str, **given: Any) -> Format:
+    return Format(name, 8, grid, grid.high, jnp.dtype(dtype), **given)
+
+
+def _powers_of_two(bits: int) -> Format:
+    bias = 2 ** (bits - 2) - 1
+    grid = Minifloat(bits - 1, 0, 2.0 ** (2 ** (bits - 1) - 1 - bias))
+    return _patterns(f"pot{bits}", bits, grid)
 
 
 FORMATS = {
     f.name: f
     for f in (
-        Format("int8", 8, np.dtype(np.int8), False),
-        Format("int4", 4, np.dtype(jnp.int4), False),
-        Format("int2", 2, np.dtype(np.int8), True),
+        *(_integers(bits, True) for bits in (16, 8, 7, 6, 5, 4, 3, 2, 1)),
+        *(_integers(bits, False) for bits in (8, 7, 6, 5, 4, 3, 2, 1)),
+        Format("ternary", 2, Integers(-1, 1), 1.0, jnp.dtype("int8"), True, absmean=True),
+        _patterns("binary", 1, BINARY, absmean=True),
+        _float8("float8_e4m3fn", E4M3, "float8_e4m3fn"),
+        _float8("float8_e5m2", _E5M2, "float8_e5m2"),
+        _patterns("float6_e2m3fn", 6, _E2M3),
+        _patterns("float6_e3m2fn", 6, _E3M2),
+        _patterns("float4_e2m1fn", 4, _E2M1),
+        *map(_powers_of_two, (5, 4, 3)),
+        _patterns("nf4", 4, NF4),
+        *(_patterns(f"odd{bits}", bits, odd_integers(bits)) for bits in (4, 3, 2)),
+        _float8("mxfp8", E4M3, "float8_e4m3fn", **_MX),
+        _float8("mxfp8_e5m2", _E5M2, "float8_e5m2", **_MX),
+        _patterns("mxfp6", 6, _E2M3, **_MX),
+        _patterns("mxfp6_e3m2", 6, _E3M2, **_MX),
+        _patterns("mxfp4", 4, _E2M1, **_MX),
+        _patterns("nvfp4", 4, _E2M1, group=16, scale="float8_e4m3fn"),
     )
 }
 
@@ -57,81 +112,3 @@ def format_of(name: str | Format) -> Format:
     if name not in FORMATS:
         raise ValueError(f"unknown number format {name!r}; there are {', '.join(FORMATS)}")
     return FORMATS[name]
-
-
-def absmax_scale(low: jax.Array, high: jax.Array, fmt: Format, symmetric: bool):
-    """The step and the integer zero point that cover ``[low, high]``.
-
-    Symmetric: ``scale = max(|low|, |high|) / (qmax + 1/2)``, no zero point. Asymmetric: the range
-    is widened to hold 0, ``scale = (high - low) / (qmax - qmin)`` and
-    ``zero = qmin - round(low / scale)``, so that 0.0 is represented exactly.
-
-    Args:
-        low: Float32 minima.
-        high: Float32 maxima, the same shape.
-        fmt: The number format.
-        symmetric: Whether the grid is centred on zero.
-
-    Returns:
-        ``(scale, zero)``: float32, and int8 or None. A range too small for a normal float32 step
-        gets the step 1, and with it codes of zero.
-
-    References:
-        Jacob et al., 2018, Quantization and Training of Neural Networks for Efficient
-        Integer-Arithmetic-Only Inference.
-    """
-    # Unknown to the compiler, which would divide by constants through their reciprocals.
-    steps = fmt.qmax + 0.5 if symmetric else (fmt.qmax - fmt.qmin) / 2
-    steps = lax.optimization_barrier(jnp.full(low.shape, steps, jnp.float32))
-    if symmetric:
-        scale = jnp.maximum(jnp.abs(low), jnp.abs(high)) / steps
-    else:
-        low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
-        # Halves first: high - low overflows for ranges over half of float32's.
-        scale = (high / 2 - low / 2) / steps
-    scale = jnp.where(scale >= jnp.finfo(jnp.float32).tiny, scale, 1.0).astype(jnp.float32)
-    if symmetric:
-        return scale, None
-    zero = jnp.clip(fmt.qmin - jnp.round(low / lax.optimization_barrier(scale)), fmt.qmin, fmt.qmax)
-    return scale, zero.astype(jnp.int8)
-
-
-def encode(x: jax.Array, scale: jax.Array, zero: jax.Array | None, fmt: Format):
-    """Rounds to the nearest code (ties to even), and says which entries were in range.
-
-    ``codes = clip(round(x * (1 / scale)) + zero, qmin, qmax)``, where both factors are rounded to
-    float32; steps above ``2**126``, whose reciprocals are subnormal, give codes of zero.
-
-    Args:
-        x: Floats, any shape.
-        scale: Float32 steps that broadcast against ``x``.
-        zero: Integer zero points that broadcast likewise, or None.
-        fmt: The number format.
-
-    Returns:
-        ``(codes, inside)``: int8 codes and booleans, both of the shape of ``x``; an entry is inside
-        if rounding alone brought it to a code.
-    """
-    levels, inside = round_to_grid(x, scale, zero, fmt)
-    return levels.astype(jnp.int8), inside
-
-
-def round_to_grid(x: jax.Array, scale: jax.Array, zero: jax.Array | None, fmt: Format):
-    """The codes of `encode` before they are made integers: ``(float32 codes, inside)``."""
-    # A division by a broadcast or constant scale becomes this in some programs and not in others.
-    level = jnp.round(x.astype(jnp.float32) * (1 / scale))
-    if zero is not None:
-        level = level + zero.astype(jnp.float32)
-    codes = jnp.clip(level, fmt.qmin, fmt.qmax)
-    return codes, codes == level
-
-
-def decode(levels: jax.Array, scale: jax.Array, dtype) -> jax.Array:
-    """``levels * scale`` in float32, rounded once to ``dtype`` and kept finite.
-
-    The lowest code of a symmetric format lies half a step beyond the largest magnitude, which near
-    the top of a format's range would overflow.
-    """
-    top = float(jnp.finfo(dtype).max)
-    value = jnp.clip(levels.astype(jnp.float32) * scale, -top, top)
-    return seal(value, dtype)

@@ -1,13 +1,12 @@
 """Values per group of consecutive entries, and how they meet the entries."""
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 
-
-def split_groups(x: jax.Array, axis: int, group: int) -> jax.Array:
-    """Splits ``axis`` (negative) of length ``n * group`` into two, ``(n, group)``."""
-    at = x.ndim + axis
-    return x.reshape(*x.shape[:at], x.shape[at] // group, group, *x.shape[at + 1 :])
+# (negative axis, entries per group)
+Cuts = Sequence[tuple[int, int]]
 
 
 def spread(per_group: jax.Array, axis: int, group: int) -> jax.Array:
@@ -19,43 +18,49 @@ def spread(per_group: jax.Array, axis: int, group: int) -> jax.Array:
     return jnp.broadcast_to(wide, shape).reshape(merged)
 
 
-def range_of(
+def spread_to(per_group: jax.Array, cuts: Cuts, shape: Sequence[int]) -> jax.Array:
+    """As `spread`, along several axes and cut to ``shape``; axes of size 1 stay."""
+    for axis, group in cuts:
+        if per_group.shape[axis] > 1:
+            wide = spread(per_group, axis, group)
+            per_group = jax.lax.slice_in_dim(wide, 0, shape[axis], axis=wide.ndim + axis)
+    return per_group
+
+
+def by_groups(
+    fn: Callable[[jax.Array, tuple[int, ...]], tuple[jax.Array, ...]],
     x: jax.Array,
-    reduce: tuple[int, ...],
-    axis: int | None,
-    group: int | None,
-    symmetric: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-    """Minimum and maximum over the axes ``reduce``, by groups along ``axis`` if ``group`` is given.
+    reduce: Sequence[int],
+    cuts: Cuts = (),
+) -> tuple[jax.Array, ...]:
+    """Reduces an array over some axes whole, and over others group by group.
 
     Args:
-        x: Floats, any shape.
-        reduce: Negative axes that share one range.
-        axis: The negative axis that is cut into groups; not in ``reduce``.
-        group: Entries per group; divides the length of ``axis``.
-        symmetric: Whether the range is to be centred on 0, which takes one reduction less.
+        fn: ``fn(x, axes) -> results``, which have size 1 along ``axes``.
+        x: Any shape.
+        reduce: Negative axes that are reduced.
+        cuts: Axes, not in ``reduce``, that are cut into groups; a last one that is shorter is
+            filled up with zeros.
 
     Returns:
-        ``(low, high)``: float32, the rank of ``x``, size 1 along ``reduce`` and ``length / group``
-        along ``axis``. An empty range is ``(0, 0)``.
+        The results, of the rank of ``x``, with one entry per group.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> largest = lambda x, axes: (jnp.max(x, axes, keepdims=True),)
+        >>> by_groups(largest, jnp.arange(6.0).reshape(2, 3), (-2,), [(-1, 2)])
+        (Array([[4., 5.]], dtype=float32),)
     """
-    x = x.astype(jnp.float32)
-    axes = tuple(reduce)
-    if group is not None:
-        assert axis is not None
-        x = split_groups(x, axis, group)
-        # Axes left of the cut moved one further from the end; its own entries are reduced too.
-        axes = (*tuple(a - (a < axis) for a in axes), axis)
-    if x.size == 0:
-        low = high = jnp.zeros(
-            [1 if i - x.ndim in axes else n for i, n in enumerate(x.shape)], jnp.float32
-        )
-    elif symmetric:
-        high = jnp.max(jnp.abs(x), axes, keepdims=True)
-        low = -high
-    else:
-        low, high = jnp.min(x, axes, keepdims=True), jnp.max(x, axes, keepdims=True)
-    if group is not None:
-        assert axis is not None
-        low, high = jnp.squeeze(low, axis), jnp.squeeze(high, axis)
-    return low, high
+    groups = dict(cuts)
+    widths = [(0, -n % groups.get(d - x.ndim, 1)) for d, n in enumerate(x.shape)]
+    if any(fill for _, fill in widths):
+        x = jnp.pad(x, widths)
+    shape, axes, inner = [], [], []
+    for d, n in enumerate(x.shape):
+        axes += [len(shape)] if d - x.ndim in reduce else []
+        shape += [n]
+        if d - x.ndim in groups:
+            shape[-1:] = [n // groups[d - x.ndim], groups[d - x.ndim]]
+            inner.append(len(shape) - 1)
+    results = fn(x.reshape(shape), (*axes, *inner))
+    return tuple(jnp.squeeze(y, tuple(inner)) for y in results)

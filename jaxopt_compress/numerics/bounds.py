@@ -1,0 +1,187 @@
+"""The range of values that a grid is made to cover: all of them, or fewer for finer steps."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxopt_compress.numerics.formats import Format
+from jaxopt_compress.numerics.integers import Integers
+
+Range = tuple[jax.Array, jax.Array]
+
+
+class Bounds(NamedTuple):
+    """How a range is chosen.
+
+    Attributes:
+        measure: ``measure(x, axes, fmt, symmetric, view) -> (low, high)``: float32, of size 1 along
+            ``axes``, which the entries that share a range run along. ``view(low, high)`` is ``x``
+            rounded to the grid for a range.
+        decay: How much of the range of the update before is kept, or None.
+    """
+
+    measure: Callable[[jax.Array, tuple[int, ...], Format, bool, Callable[..., Any]], Range]
+    decay: float | None = None
+
+
+def absmax() -> Bounds:
+    """All values: the largest magnitude, or the smallest and the largest value."""
+
+    def measure(x, axes, fmt, symmetric, view):
+        del fmt, view
+        if symmetric:
+            high = jnp.max(jnp.abs(x), axes, keepdims=True)
+            return -high, high
+        return jnp.min(x, axes, keepdims=True), jnp.max(x, axes, keepdims=True)
+
+    return Bounds(measure)
+
+
+def _absmean(x, axes, fmt, symmetric, view):
+    del fmt, symmetric, view
+    count = 1
+    for d in axes:
+        count *= x.shape[d]
+    # The sum of large magnitudes would overflow.
+    high = jnp.sum(jnp.abs(x) / count, axes, keepdims=True)
+    return -high, high
+
+
+# The mean magnitude, as of binary weights (Rastegari et al., 2016, XNOR-Net) and ternary ones (Ma
+# et al., 2024, The Era of 1-bit LLMs).
+ABSMEAN = Bounds(_absmean)
+
+
+def percentile(percent: float) -> Bounds:
+    """Leaves out the outermost values.
+
+    Args:
+        percent: Between 50 and 100: how many of the magnitudes lie inside; of an asymmetric range,
+            how many of the values lie below its upper end, and as many above its lower one.
+    """
+    if not 50 < percent <= 100:
+        raise ValueError(f"percentile({percent}): it lies above 50 and is at most 100")
+
+    def measure(x, axes, fmt, symmetric, view):
+        del fmt, view
+        part = percent / 100
+        if symmetric:
+            high = jnp.quantile(jnp.abs(x), part, axes, keepdims=True)
+            return -high, high
+        low, high = jnp.quantile(x, jnp.array([1 - part, part]), axes, keepdims=True)
+        return low, high
+
+    return Bounds(measure)
+
+
+def mse(candidates: int = 80, least: float = 0.2) -> Bounds:
+    """The part of the whole range that leaves the smallest squared error.
+
+    Args:
+        candidates: How many parts are tried, evenly spaced up to 1.
+        least: The smallest one.
+
+    References:
+        Nahshan et al., 2021, Loss Aware Post-Training Quantization.
+    """
+    if candidates < 1 or not 0 < least <= 1:
+        raise ValueError(f"mse({candidates}, {least}): at least one candidate, in (0, 1]")
+    whole = absmax()
+
+    def measure(x, axes, fmt, symmetric, view):
+        low, high = whole.measure(x, axes, fmt, symmetric, view)
+
+        def better(best, part):
+            error, chosen = best
+            new = jnp.sum((view(low * part, high * part) - x) ** 2, axes, keepdims=True)
+            return (jnp.minimum(new, error), jnp.where(new < error, part, chosen)), None
+
+        start = (jnp.full_like(high, jnp.inf), jnp.ones_like(high))
+        # The whole range first: it stays where nothing is better.
+        parts = jnp.linspace(1.0, least, candidates)
+        (_, part), _ = lax.scan(better, start, parts)
+        return low * part, high * part
+
+    return Bounds(measure)
+
+
+def entropy(bins: int = 2048) -> Bounds:
+    r"""The range whose quantized histogram diverges least from that of the values.
+
+    .. math:: \min_t D_{KL}(P_t \| Q_t)
+
+    where :math:`P_t` is the histogram of the magnitudes with those above :math:`t` counted at
+    :math:`t`, and :math:`Q_t` the same after the bins below :math:`t` were merged into as many as
+    the format has magnitudes, each spread evenly over the bins that were not empty. For symmetric
+    integer grids.
+
+    Args:
+        bins: Bins of the histogram, of equal width up to the largest magnitude.
+
+    References:
+        Migacz, 2017, 8-bit Inference with TensorRT.
+    """
+
+    def measure(x, axes, fmt, symmetric, view):
+        del view
+        if not symmetric or not isinstance(fmt.grid, Integers) or not fmt.grid.signed:
+            raise ValueError(f"entropy() needs a symmetric range and signed integers, not {fmt}")
+        levels = fmt.grid.high + 1
+        if not 1 < levels < bins:
+            raise ValueError(f"entropy({bins}) needs more bins than {fmt.name} has magnitudes")
+        rest = [d for d in range(x.ndim) if d not in axes]
+        rows = jnp.transpose(jnp.abs(x), (*rest, *axes))
+        shape = [1 if d in axes else n for d, n in enumerate(x.shape)]
+        rows = rows.reshape(*rows.shape[: len(rest)], -1).reshape(-1, x.size // _size(shape))
+        high = lax.map(lambda row: _least_divergence(row, levels, bins), rows).reshape(shape)
+        return -high, high
+
+    return Bounds(measure)
+
+
+def moving_average(decay: float = 0.9, of: Bounds | None = None) -> Bounds:
+    """The range of earlier updates and the present one, exponentially weighted.
+
+    ``range = decay * range + (1 - decay) * new``, starting with the first.
+
+    Args:
+        decay: At least 0, below 1.
+        of: What is averaged; `absmax` by default.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"moving_average(decay={decay}): it is at least 0 and below 1")
+    return Bounds((of or absmax()).measure, decay)
+
+
+def _size(shape: list[int]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+def _least_divergence(row: jax.Array, levels: int, bins: int) -> jax.Array:
+    """The threshold for one row of magnitudes."""
+    top = jnp.max(row, initial=0)
+    width = jnp.where(top > 0, top, 1) / bins
+    index = jnp.minimum((row / width).astype(jnp.int32), bins - 1)
+    count = jnp.zeros(bins).at[index].add(1.0)
+    at = jnp.arange(bins)
+
+    def divergence(kept: jax.Array) -> jax.Array:
+        inside = at < kept
+        p = jnp.where(inside, count, 0).at[kept - 1].add(jnp.where(inside, 0, count).sum())
+        merged = jnp.where(inside, at * levels // kept, levels)
+        some = jnp.where(inside, count > 0, False)
+        total = jnp.zeros(levels + 1).at[merged].add(jnp.where(inside, count, 0))
+        spots = jnp.zeros(levels + 1).at[merged].add(some.astype(jnp.float32))
+        q = jnp.where(some, (total / jnp.maximum(spots, 1))[merged], 0)
+        p, q = p / jnp.maximum(p.sum(), 1), q / jnp.maximum(q.sum(), 1)
+        # An empty bin that took the values above the threshold has no counterpart.
+        return jnp.where(p > 0, p * jnp.log(p / jnp.maximum(q, 1e-7)), 0).sum()
+
+    kept = jnp.arange(levels, bins + 1, max(1, (bins - levels) // 128))
+    return (kept[jnp.argmin(lax.map(divergence, kept))]) * width * (top > 0)
