@@ -1,11 +1,18 @@
 """Model compression for JAX: pure functions over parameter trees, for any function."""
 
-from jaxopt_compress.arrays import LowRankArray, QuantizedArray, SparseArray, materialize
+from jaxopt_compress.arrays import (
+    InputQuantizedArray,
+    LowRankArray,
+    QuantizedArray,
+    SparseArray,
+    materialize,
+)
 from jaxopt_compress.compression import Compression, chain, compress
 from jaxopt_compress.lift import FallbackError, FallbackWarning, calibrate, lift, uses
 from jaxopt_compress.low_rank import low_rank
+from jaxopt_compress.numerics import bounds
 from jaxopt_compress.planning import report
-from jaxopt_compress.quantization import quantize
+from jaxopt_compress.quantization import dorefa, lsq, pact, quantize, quantize_array
 from jaxopt_compress.sparsity import constant, magnitude, polynomial, prune
 from jaxopt_compress.storage import load, save
 from jaxopt_compress.transforms import compressed_training
@@ -16,25 +23,31 @@ __all__ = [
     "Compression",
     "FallbackError",
     "FallbackWarning",
+    "InputQuantizedArray",
     "LowRankArray",
     "QuantizedArray",
     "SparseArray",
+    "bounds",
     "calibrate",
     "chain",
     "combine",
     "compress",
     "compressed_training",
     "constant",
+    "dorefa",
     "lift",
     "load",
     "low_rank",
+    "lsq",
     "magnitude",
     "materialize",
     "nbytes",
+    "pact",
     "partition",
     "polynomial",
     "prune",
     "quantize",
+    "quantize_array",
     "report",
     "resident_bytes",
     "save",

@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
-from jaxopt_compress.arrays import LowRankArray, QuantizedArray
+from jaxopt_compress.arrays import InputQuantizedArray, LowRankArray, QuantizedArray
 from jaxopt_compress.arrays.sparse import sparse_nm, sparse_rows
+from jaxopt_compress.numerics.codebooks import NF4
+from jaxopt_compress.numerics.formats import format_of
 from jaxopt_compress.numerics.packing import pack
 from jaxopt_compress.storage import load, save
 
@@ -64,37 +67,77 @@ def normal(rng, *shape, dtype="float32"):
     return jnp.asarray(x, "float32").astype(dtype)
 
 
-def quantized(shape, bits, axis, scale_shape, *, dtype="float32", keep=None, **static):
-    """Codes in the dtype of their width, in words with ``block``, or under a mask with ``keep``."""
+def quantized(shape, fmt, axis, scale_shape, *, dtype="float32", keep=None, **static):
+    """Codes in the dtype of their format, in words with ``block``, under a mask with ``keep``."""
+    of = format_of(fmt)
+    bits, signed = of.bits, fmt.startswith("int")
 
     def build(rng, stack):
-        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
-        codes = rng.integers(low, high, (*stack, *shape), np.int8)
-        scale = jnp.asarray(rng.uniform(0.01, 2.0, (*stack, *scale_shape)), jnp.float32)
+        low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if signed else (0, 2**bits)
+        if jnp.issubdtype(of.dtype, jnp.floating):
+            high = 2 ** (bits - 1) - 8  # no NaNs
+        raw = rng.integers(low, high, (*stack, *shape), np.int16)
+        raw = raw.astype(np.int8 if signed else np.uint8)
+        steps, scale = _steps(rng, (*stack, *scale_shape), static.get("steps", "float32"))
         zero = None
         if static.get("asymmetric"):
             zero = jnp.asarray(rng.integers(low, high, scale.shape), jnp.int8)
-        group, block = static.get("group"), static.get("block")
-        stored = jnp.asarray(codes).astype(jnp.int4 if bits == 4 else jnp.int8)
-        mask = np.ones(codes.shape, bool)
+        group, block, tile = (static.get(k) for k in ("group", "block", "tile"))
+        stored = jnp.asarray(raw)
+        if jnp.issubdtype(of.dtype, jnp.floating):
+            stored = jax.lax.bitcast_convert_type(stored, of.dtype)
+        else:
+            stored = stored.astype(of.dtype)
+        mask = np.ones(raw.shape, bool)
         if block is not None:
-            stored = pack(stored, bits, axis, block)
+            stored = pack(jnp.asarray(raw), bits, axis, block)
         if keep is not None:
             mask = keep.mask(rng, stack)
             stored = keep.store(stored, mask)
 
-        def formula(scale):
-            wide = [scale, jnp.zeros_like(scale) if zero is None else zero.astype(jnp.float32)]
-            if group is not None:
-                wide = [jnp.repeat(x, group, axis=axis) for x in wide]
-            levels = jnp.where(mask, codes.astype(np.float32) - wide[1], 0.0)
+        def formula(*scale):
+            wide = [steps(*scale), jnp.zeros(()) if zero is None else zero.astype(jnp.float32)]
+            for at, size in ((axis, group), tile or (None, None)):
+                if size is not None:
+                    # The last group may be shorter.
+                    take = np.arange(raw.shape[at]) // size
+                    wide = [jnp.take(x, take, axis=at) if x.ndim else x for x in wide]
+            levels = jnp.where(mask, _values(raw, fmt) - wide[1], 0.0)
             return (levels * wide[0]).astype(dtype)
 
-        return Example(
-            QuantizedArray(stored, scale, zero, jnp.dtype(dtype), bits, axis, group, block), formula
-        )
+        leaf = QuantizedArray(stored, scale, zero, jnp.dtype(dtype), fmt, axis, group, block, tile)
+        return Example(leaf, formula)
 
     return build
+
+
+def _values(raw, fmt):
+    """The levels of codes, from another source than the package's."""
+    if fmt == "nf4":
+        return np.asarray(NF4.levels, np.float32)[raw]
+    same = {"mxfp4": "float4_e2m1fn", "nvfp4": "float4_e2m1fn", "mxfp6": "float6_e2m3fn"}
+    kind = same.get(fmt, fmt)
+    if kind.startswith("float"):
+        return raw.view(getattr(ml_dtypes, kind)).astype(np.float32)
+    return raw.astype(np.float32)
+
+
+def _steps(rng, shape, kind):
+    """``(function of the float fields to float32 steps, stored steps)``."""
+    floats = jnp.asarray(rng.uniform(0.01, 2.0, shape), jnp.float32)
+    if kind == "float32":
+        return lambda scale: scale, floats
+    if kind == "bfloat16":
+        return lambda scale: scale.astype(jnp.float32), floats.astype(kind)
+    raw = rng.integers(120, 134, shape, np.uint8)
+    if kind == "float8_e8m0fnu":
+        stored = jax.lax.bitcast_convert_type(jnp.asarray(raw), jnp.float8_e8m0fnu)
+        return lambda: 2.0 ** (raw.astype(np.float32) - 127), stored
+    raw = rng.integers(8, 120, shape, np.uint8)
+    codes = jax.lax.bitcast_convert_type(jnp.asarray(raw), jnp.float8_e4m3fn)
+    outer = floats[..., :1, :1]
+    stored = QuantizedArray(codes, outer, None, jnp.dtype("float32"), "float8_e4m3fn", None)
+    return lambda outer: raw.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * outer, stored
 
 
 class Rows(NamedTuple):
@@ -186,10 +229,21 @@ def multiply(u, v, stack, left, right):
 
 def quantized_factors(rng, stack):
     """Factors of 8 and of 4 bits."""
-    u, pu = quantized((K, 3), 8, -2, (1, 3))(rng, stack)
-    v, pv = quantized((3, N), 4, -2, (1, N))(rng, stack)
+    u, pu = quantized((K, 3), "int8", -2, (1, 3))(rng, stack)
+    v, pv = quantized((3, N), "int4", -2, (1, N))(rng, stack)
     leaf = LowRankArray(u, v, jnp.dtype("float32"))
     return Example(leaf, lambda a, b: multiply(pu(a), pv(b), stack, (K,), (N,)))
+
+
+def with_inputs(build):
+    """A weight that rounds what it meets; steps of that are no part of the array."""
+
+    def wrapped(rng, stack):
+        leaf, formula = build(rng, stack)
+        whole = InputQuantizedArray(leaf, jnp.full((*stack, 1, 1), 0.5), "int8")
+        return Example(whole, lambda *fields: formula(*fields[:-1]))
+
+    return wrapped
 
 
 K, N = 64, 8
@@ -198,30 +252,72 @@ CHANNEL, GROUPED, BOTH = (1, N), (8, N), (-2, -1)
 HALF = "bfloat16"
 
 LEAVES = [
-    Leaf("int8", quantized((K, N), 8, -2, CHANNEL), 512 + 32, 512 + 32, BOTH),
-    Leaf("int8_tensor", quantized((K, N), 8, -2, (1, 1), dtype=HALF), 512 + 4, 516, BOTH),
-    Leaf("int8_scalar", quantized((), 8, None, ()), 1 + 4, 5),
-    Leaf("int8_qkv", quantized((16, 8, 4), 8, -3, (1, 8, 4)), 512 + 128, 640, (-3, -2)),
-    Leaf("int4", quantized((K, N), 4, -2, CHANNEL, dtype=HALF), 256 + 32, 512 + 32, BOTH),
+    Leaf("int8", quantized((K, N), "int8", -2, CHANNEL), 512 + 32, 512 + 32, BOTH),
+    Leaf("int8_inputs", with_inputs(quantized((K, N), "int8", -2, CHANNEL)), 548, 548, BOTH),
+    Leaf("int8_tensor", quantized((K, N), "int8", -2, (1, 1), dtype=HALF), 512 + 4, 516, BOTH),
+    Leaf("int8_scalar", quantized((), "int8", None, ()), 1 + 4, 5),
+    Leaf("int8_qkv", quantized((16, 8, 4), "int8", -3, (1, 8, 4)), 512 + 128, 640, (-3, -2)),
+    Leaf("int4", quantized((K, N), "int4", -2, CHANNEL, dtype=HALF), 256 + 32, 512 + 32, BOTH),
     Leaf(
         "int4_grouped_asymmetric",
-        quantized((K, N), 4, -2, GROUPED, group=8, asymmetric=True),
+        quantized((K, N), "int4", -2, GROUPED, group=8, asymmetric=True),
         256 + 256 + 64,
         512 + 256 + 64,
         BOTH,
     ),
-    Leaf("int8_last", quantized((K, N), 8, -1, (K, 2), group=4), 512 + 512, 1024, (-2,)),
-    Leaf("int8_one_group", quantized((K, N), 8, -2, CHANNEL, group=K), 512 + 32, 544, BOTH),
+    Leaf("int8_last", quantized((K, N), "int8", -1, (K, 2), group=4), 512 + 512, 1024, (-2,)),
+    Leaf("int8_one_group", quantized((K, N), "int8", -2, CHANNEL, group=K), 512 + 32, 544, BOTH),
     Leaf(
         "int2",
-        quantized((K, N), 2, -2, GROUPED, dtype="float16", group=8, block=8, asymmetric=True),
+        quantized((K, N), "int2", -2, GROUPED, dtype="float16", group=8, block=8, asymmetric=True),
         128 + 256 + 64,
         128 + 256 + 64,
         BOTH,
     ),
-    Leaf("int2_unpacked", quantized((K, N), 2, -2, CHANNEL), 128 + 32, 512 + 32, BOTH),
-    Leaf("int4_planar", quantized((K, N), 4, -1, (K, 1), block=8), 256 + 256, 512, (-2,), (-1,)),
-    Leaf("int1", quantized((K, N), 1, -2, CHANNEL, block=K), 64 + 32, 96, (-1,), (-2,)),
+    Leaf("int2_unpacked", quantized((K, N), "int2", -2, CHANNEL), 128 + 32, 512 + 32, BOTH),
+    Leaf(
+        "int4_planar", quantized((K, N), "int4", -1, (K, 1), block=8), 256 + 256, 512, (-2,), (-1,)
+    ),
+    Leaf("int1", quantized((K, N), "int1", -2, CHANNEL, block=K), 64 + 32, 96, (-1,), (-2,)),
+    Leaf("uint3", quantized((K, N), "uint3", -2, CHANNEL, block=K), 192 + 32, 224, (-1,), (-2,)),
+    Leaf("nf4", quantized((K, N), "nf4", -2, GROUPED, group=8), 256 + 256, 512 + 256, BOTH),
+    Leaf(
+        "float8_tiles",
+        quantized((K, N), "float8_e4m3fn", -2, (8, 2), group=8, tile=(-1, 4), steps=HALF),
+        512 + 32,
+        512 + 32,
+        (-2,),
+    ),
+    Leaf(
+        "mxfp4",
+        quantized((K, N), "mxfp4", -2, GROUPED, group=8, steps="float8_e8m0fnu", dtype=HALF),
+        256 + 64,
+        512 + 64,
+        BOTH,
+    ),
+    Leaf(
+        "mxfp6",
+        quantized((K, N), "mxfp6", -2, GROUPED, group=8, block=8, steps="float8_e8m0fnu"),
+        384 + 64,
+        384 + 64,
+        BOTH,
+    ),
+    Leaf(
+        "nvfp4",
+        quantized((K, N), "nvfp4", -2, GROUPED, group=8, steps="float8_e4m3fn"),
+        256 + 64 + 4,
+        512 + 64 + 4,
+        BOTH,
+    ),
+    Leaf(
+        "int5_ragged",
+        quantized((30, N), "int5", -2, (4, N), group=8),
+        150 + 128,
+        240 + 128,
+        (-1,),
+        (-2,),
+    ),
+    Leaf("nf4_rows", quantized((K, N), "nf4", -2, CHANNEL, keep=ROWS), 86 + 96, 172 + 96, (), BOTH),
     Leaf("rows", sparse(ROWS), 688 + 64, 688 + 64, (), BOTH),
     Leaf("rows_empty", sparse(Rows((K, N), 0), HALF), 64, 64, (), BOTH),
     Leaf("2:4", sparse(TWO), 1024 + 64, 1024 + 64, BOTH),
@@ -237,10 +333,12 @@ LEAVES = [
         (-3, -1),
         exact=False,
     ),
-    Leaf("int8_rows", quantized((K, N), 8, -2, CHANNEL, keep=ROWS), 172 + 64 + 32, 268, (), BOTH),
+    Leaf(
+        "int8_rows", quantized((K, N), "int8", -2, CHANNEL, keep=ROWS), 172 + 64 + 32, 268, (), BOTH
+    ),
     Leaf(
         "int4_rows_asymmetric",
-        quantized((K, N), 4, -2, CHANNEL, keep=ROWS, asymmetric=True),
+        quantized((K, N), "int4", -2, CHANNEL, keep=ROWS, asymmetric=True),
         86 + 64 + 32 + 8,
         172 + 64 + 32 + 8,
         (),
@@ -248,14 +346,14 @@ LEAVES = [
     ),
     Leaf(
         "int4_2:4",
-        quantized((K, N), 4, -2, GROUPED, keep=TWO, group=8, dtype=HALF),
+        quantized((K, N), "int4", -2, GROUPED, keep=TWO, group=8, dtype=HALF),
         128 + 64 + 256,
         256 + 64 + 256,
         BOTH,
     ),
     Leaf(
         "int8_2:4_asymmetric",
-        quantized((K, N), 8, -2, CHANNEL, keep=TWO, asymmetric=True),
+        quantized((K, N), "int8", -2, CHANNEL, keep=TWO, asymmetric=True),
         256 + 64 + 32 + 8,
         256 + 64 + 32 + 8,
         BOTH,
@@ -294,8 +392,9 @@ ROUND_TRIPS = {
 
 
 def float_fields(leaf):
-    """The floating arrays within a leaf, in the order of the tree."""
-    return [x for x in jax.tree.leaves(leaf) if jnp.issubdtype(x.dtype, jnp.floating)]
+    """The arrays within a leaf that gradients can move, in the order of the tree."""
+    wide = lambda x: jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize > 1
+    return [x for x in jax.tree.leaves(leaf) if wide(x)]
 
 
 def assert_same_bits(got, want):

@@ -1,4 +1,4 @@
-"""Integer codes with a scale per tensor, channel or group."""
+"""Codes of a number format, with a step per tensor, channel, group or tile."""
 
 import dataclasses
 import functools
@@ -11,70 +11,99 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxopt_compress.arrays.base import CompressedArray, narrow_spec, pad_spec, stored_bytes
+from jaxopt_compress.arrays.base import (
+    CompressedArray,
+    is_compressed,
+    narrow_spec,
+    pad_spec,
+    stored_bytes,
+)
 from jaxopt_compress.arrays.sparse import SparseArray
-from jaxopt_compress.numerics.formats import decode
+from jaxopt_compress.numerics.codes import decode, levels_of
+from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.groups import spread
+from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.packing import unpack
+from jaxopt_compress.numerics.steps import STEP_DTYPES, step_value
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["codes", "scale", "zero"],
-    meta_fields=["dtype", "bits", "axis", "group", "block"],
+    meta_fields=["dtype", "format", "axis", "group", "block", "tile"],
 )
 @dataclasses.dataclass(frozen=True)
 class QuantizedArray(CompressedArray):
-    """``(codes - zero) * scale``.
+    """``(level(codes) - zero) * scale``.
 
     Attributes:
-        codes: Integers of the dense shape: int8 or int4; or uint8 words, shorter along ``axis``
-            (`numerics.packing`); or a `SparseArray` of int8 or int4.
-        scale: Float32, of the rank of ``codes``; along each axis of size 1, of the dense size, or,
-            along ``axis`` when there are groups, one per group.
+        codes: One per entry, in the dtype of the format (integers, 8-bit floats, or bit patterns in
+            uint4 and uint8); or uint8 words, shorter along ``axis`` (`numerics.packing`); or a
+            `SparseArray` of codes.
+        scale: The step: float32, bfloat16, float16 or float8_e8m0fnu, or a `QuantizedArray` of
+            float8_e4m3fn steps; of the rank of ``codes``; along each axis of size 1, of the dense
+            size, or one per group or tile.
         zero: Integer zero points of the shape of ``scale``, or None. 0.0 has an exact code.
         dtype: The floating dtype of the dense array.
-        bits: Stored bits per code.
+        format: The name of the number format, one of those that `quantize` lists.
         axis: The negative axis along which codes are grouped and packed; None for a scalar.
-        group: Consecutive entries along ``axis`` that share a scale, or None.
+        group: Consecutive entries along ``axis`` that share a step, or None; the last group may be
+            shorter.
         block: Entries along ``axis`` per block of packed words, or None if codes are not packed.
+        tile: ``(negative axis, entries)`` of a second axis that is cut into groups, or None.
     """
 
     codes: Any
     scale: Any
     zero: Any
     dtype: np.dtype
-    bits: int
+    format: str
     axis: int | None
     group: int | None = None
     block: int | None = None
+    tile: tuple[int, int] | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+
+    @property
+    def fmt(self) -> Format:
+        """The number format."""
+        return format_of(self.format)
+
+    @property
+    def bits(self) -> int:
+        """Stored bits per code."""
+        return self.fmt.bits
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the codes, unpacked.
 
         Raises:
-            ValueError: Codes, scales and zero points do not fit each other.
+            ValueError: Codes, steps and zero points do not fit each other.
         """
         shape, scale = list(self.codes.shape), tuple(self.scale.shape)
         at = 0 if self.axis is None else len(shape) + self.checked_axis
+        whole = True
         if self.block is not None:
-            shape[at] = shape[at] * 8 // self.bits
+            shape[at], rest = divmod(shape[at] * 8, self.bits)
+            whole = not rest and shape[at] % self.block == 0
         sizes: list[tuple[int, ...]] = [(1, n) for n in shape]
-        if self.group is not None:
-            groups, rest = divmod(shape[at], self.group)
-            # One group may be split over devices, which then hold copies of its scale.
-            sizes[at] = (groups,) if rest == 0 else (1,) if groups == 0 else ()
-        fits = len(scale) == len(sizes) and all(map(operator.contains, sizes, scale))
+        cuts = () if self.group is None else ((at, self.group),)
+        if self.tile is not None:
+            cuts = (*cuts, (len(shape) + self.tile[0], self.tile[1]))
+        for d, group in cuts:
+            # A group may be split over devices, which then hold copies of its step.
+            sizes[d] = (-(-shape[d] // group),)
+        fits = whole and len(scale) == len(sizes) and all(map(operator.contains, sizes, scale))
         if not fits or (self.zero is not None and tuple(self.zero.shape) != scale):
             zero = "" if self.zero is None else f" and zero points {tuple(self.zero.shape)}"
             raise ValueError(
                 f"a QuantizedArray of shape {tuple(shape)} does not fit scales {scale}{zero} with "
-                f"group={self.group} along axis {self.axis}: only leading axes can be mapped over "
-                "or scanned (in_axes=0), and only whole groups can be cut off"
+                f"group={self.group} and block={self.block} along axis {self.axis}: only leading "
+                "axes can be mapped over or scanned (in_axes=0), and only whole groups can be cut "
+                "off"
             )
         return tuple(shape)
 
@@ -88,44 +117,64 @@ class QuantizedArray(CompressedArray):
             )
         return self.axis
 
-    def integers(self) -> jax.Array:
-        """The codes of the dense shape, one per entry, as int8 or int4.
+    def unpacked(self) -> jax.Array:
+        """The codes of the dense shape, one per entry.
 
         Raises:
-            TypeError: Something has been done to codes or scales as if they were parameters.
+            TypeError: Something has been done to codes or steps as if they were parameters.
         """
-        kinds = {"codes": self.codes.dtype, "scales": self.scale.dtype}
-        if not jnp.issubdtype(kinds["codes"], jnp.integer) or kinds["scales"] != jnp.float32:
+        held = np.uint8 if self.block is not None else self.fmt.dtype
+        if self.codes.dtype != held or self.scale.dtype.name not in STEP_DTYPES:
             raise TypeError(
-                f"a QuantizedArray of shape {tuple(self.codes.shape)} has {kinds['codes']} codes "
-                f"and {kinds['scales']} scales, not integers and float32: map over the floats of "
+                f"a QuantizedArray of shape {tuple(self.codes.shape)} has {self.codes.dtype} codes "
+                f"and {self.scale.dtype} scales, not {np.dtype(held)} and one of "
+                f"{', '.join(STEP_DTYPES)}: map over the floats of "
                 "jaxopt_compress.partition(tree) instead of the whole tree"
             )
         if isinstance(self.codes, SparseArray):
             return self.codes.materialize()
         if self.block is None:
             return self.codes
-        return unpack(self.codes, self.bits, self.checked_axis, self.block)
+        signed = self.fmt.grid.signed
+        return unpack(self.codes, self.bits, self.checked_axis, self.block, signed)
+
+    def steps(self) -> jax.Array:
+        """``scale`` in float32."""
+        return self.scale.materialize() if is_compressed(self.scale) else step_value(self.scale)
 
     def per_entry(self, field: jax.Array) -> jax.Array:
-        """``scale`` or ``zero`` in a shape that broadcasts against the dense one."""
-        if self.group is None or field.shape[self.checked_axis] == 1:
-            return field
-        return spread(field, self.checked_axis, self.group)
+        """Steps or zero points in a shape that broadcasts against the dense one."""
+        shape = self.shape
+        if self.group is not None:
+            field = _spread(field, self.checked_axis, self.group, shape)
+        return field if self.tile is None else _spread(field, *self.tile, shape)
+
+    def levels(self) -> jax.Array:
+        """``level(codes) - zero`` of the dense shape, exact in float32."""
+        _ = self.shape  # Checked before anything is unpacked.
+        codes = self.unpacked()
+        if isinstance(self.fmt.grid, Integers):
+            levels = codes.astype(jnp.int32)
+            if self.zero is not None:
+                levels = levels - self.per_entry(self.zero).astype(jnp.int32)
+            levels = levels.astype(jnp.float32)
+        else:
+            levels = levels_of(codes, self.fmt)
+        return jnp.where(self.codes.mask(), levels, 0) if self.masked else levels
+
+    @property
+    def masked(self) -> bool:
+        """Whether codes stand under a mask and a code of zero does not stand for 0.0."""
+        plain = isinstance(self.fmt.grid, Integers) and self.zero is None
+        return isinstance(self.codes, SparseArray) and not plain
 
     def materialize(self) -> jax.Array:
-        """``(codes - zero) * scale`` in float32, rounded once to ``dtype``."""
-        _ = self.shape
-        levels = self.integers().astype(jnp.int32)
-        if self.zero is not None:
-            levels = levels - self.per_entry(self.zero).astype(jnp.int32)
-            if isinstance(self.codes, SparseArray):
-                levels = jnp.where(self.codes.mask(), levels, 0)
-        return decode(levels, self.per_entry(self.scale), self.dtype)
+        """``(level(codes) - zero) * scale`` in float32, rounded once to ``dtype``."""
+        return decode(self.levels(), self.per_entry(self.steps()), self.dtype)
 
     @property
     def nbytes(self) -> int:
-        """As in every compressed array, where codes of 2 bits may fill bytes only in memory."""
+        """As in every compressed array, where codes of less than a byte may fill one in memory."""
         total = super().nbytes
         codes = self.codes.values if isinstance(self.codes, SparseArray) else self.codes
         if codes is None or self.block is not None:
@@ -133,21 +182,36 @@ class QuantizedArray(CompressedArray):
         return total - stored_bytes(codes) - (-math.prod(codes.shape) * self.bits // 8)
 
     def specs(self, spec: PartitionSpec) -> "QuantizedArray":
-        """Codes are split like the dense array, scales and zero points where they are as long."""
+        """Codes are split like the dense array, steps and zero points where they are as long."""
         entries = pad_spec(spec, self.ndim)
-        scale = narrow_spec(entries, tuple(self.scale.shape))
+        self._check_split(entries, spec)
+        steps = lambda x: None if x is None else narrow_spec(entries, tuple(x.shape))
+        nested = is_compressed(self.scale)
+        scale = self.scale.specs(steps(self.scale)) if nested else steps(self.scale)
+        sparse = isinstance(self.codes, SparseArray)
+        codes = self.codes.specs(spec) if sparse else PartitionSpec(*entries)
+        return self.replace(codes=codes, scale=scale, zero=steps(self.zero))
+
+    def _check_split(self, entries: tuple[Any, ...], spec: PartitionSpec) -> None:
+        shape = self.shape
         if self.block is not None and entries[self.checked_axis] is not None:
-            if self.shape[self.checked_axis] == self.block:
+            if shape[self.checked_axis] == self.block:
                 raise ValueError(
-                    f"a QuantizedArray of shape {self.shape} is packed in one block along axis "
+                    f"a QuantizedArray of shape {shape} is packed in one block along axis "
                     f"{self.axis} and cannot be split by {spec}: pack it in smaller blocks, or "
                     "split other axes"
                 )
-        sparse = isinstance(self.codes, SparseArray)
-        codes = self.codes.specs(spec) if sparse else PartitionSpec(*entries)
-        return self.replace(codes=codes, scale=scale, zero=None if self.zero is None else scale)
+        cuts = () if self.group is None else ((self.checked_axis, self.group),)
+        for axis, group in cuts if self.tile is None else (*cuts, self.tile):
+            if shape[axis] % group and entries[axis] is not None:
+                raise ValueError(
+                    f"axis {axis} of a QuantizedArray of shape {shape} ends in a group of less "
+                    f"than {group} entries and cannot be split by {spec}: split other axes"
+                )
 
 
-def store_codes(codes: jax.Array, bits: int) -> jax.Array:
-    """Codes in the dtype that holds ``bits`` bits in memory: native int4, else int8."""
-    return codes.astype(jnp.int4 if bits == 4 else jnp.int8)
+def _spread(field: jax.Array, axis: int, group: int, shape: tuple[int, ...]) -> jax.Array:
+    if field.shape[axis] == 1:
+        return field
+    wide = spread(field, axis, group)
+    return jax.lax.slice_in_dim(wide, 0, shape[axis], axis=wide.ndim + axis)

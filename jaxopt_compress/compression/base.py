@@ -7,7 +7,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.arrays import LowRankArray, is_compressed, materialize
+from jaxopt_compress.arrays import (
+    InputQuantizedArray,
+    LowRankArray,
+    is_compressed,
+    materialize,
+)
 from jaxopt_compress.arrays.base import is_traced
 from jaxopt_compress.tree import Layout, map_named, named_leaves
 
@@ -102,7 +107,9 @@ class Compression(NamedTuple):
                 inside any optax wrapper.
 
         Returns:
-            The compressed view of ``params``; gradients are taken at it.
+            The compressed view of ``params``; gradients are taken at it. It is made of dense
+            arrays, unless activations are to be rounded too: such a leaf is a compressed array, for
+            functions under `lift`.
 
         Raises:
             ValueError: ``opt_state`` holds no state of a compression.
@@ -111,7 +118,7 @@ class Compression(NamedTuple):
         if not found:
             raise ValueError(NO_COMPRESSION)
         for state in found:
-            params = self.apply(params, state.compression)
+            params = forward_view(self.apply, params, state.compression)
         return params
 
 
@@ -151,6 +158,31 @@ def describes_itself(state: Any) -> bool:
 
 def _split(state: Any) -> list[Any]:
     return jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, CompressionState))
+
+
+def forward_view(apply: Callable[..., Any], params: Any, state: Any) -> Any:
+    """The view that training uses: that of ``apply``, and with what rounds activations."""
+    rounds = [x for s in leaf_states(state) for x in s.leaves.values() if _rounds_inputs(x)]
+    if not rounds or not describes_itself(state):
+        return apply(params, state)
+    return _dense(_view_state(params, state), state)
+
+
+def _view_state(params: Any, state: Any) -> Any:
+    if isinstance(state, ChainState):
+        for inner in state.states:
+            params = _view_state(params, inner)
+        return params
+
+    def run(path: str, w: Any, leaf: Any) -> Any:
+        made = leaf.view if _rounds_inputs(leaf) else leaf.apply
+        return made(w, state.learned.get(path))
+
+    return map_states(run, params, state)
+
+
+def _rounds_inputs(leaf: Any) -> bool:
+    return getattr(leaf, "inputs", None) is not None
 
 
 def apply_state(params: Any, state: Any, *, materialize: bool = True) -> Any:
@@ -208,10 +240,16 @@ def map_states(fn: Callable[[str, Any, Any], Any], params: Any, state: Compressi
 def _dense(params: Any, state: Any) -> Any:
     """Materializes what the state has made; compressed leaves that it leaves alone stay."""
     touched = {path for s in leaf_states(state) for path in s.leaves}
-    owner = lambda path, leaf: any(t == path or t.startswith(f"{path}/") for t in touched)
-    dense = lambda path, leaf: (
-        materialize(leaf) if is_compressed(leaf) and owner(path, leaf) else leaf
-    )
+    owner = lambda path: any(t == path or t.startswith(f"{path}/") for t in touched)
+    runs = lambda x: isinstance(x, InputQuantizedArray)
+
+    def dense(path: str, leaf: Any) -> Any:
+        if not is_compressed(leaf) or not owner(path):
+            return leaf
+        # What rounds activations has no dense form.
+        held = any(map(runs, jax.tree.leaves(leaf, is_leaf=runs)))
+        return leaf if held else materialize(leaf)
+
     return map_named(dense, params)
 
 

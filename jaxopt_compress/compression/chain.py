@@ -11,6 +11,7 @@ from jaxopt_compress.compression.base import (
     describes_itself,
 )
 from jaxopt_compress.compression.compress import Recipe, as_compression
+from jaxopt_compress.tree import named_leaves
 
 # What may follow what on one parameter; everything else would break what came before.
 _REFUSED = {
@@ -20,8 +21,14 @@ _REFUSED = {
     "choose a smaller rank, or keep one of the two",
     ("quantize", "low_rank"): "the factors of a quantized matrix are not quantized; "
     "use chain(low_rank(...), quantize(...))",
+    ("quantize", "quantize inputs of"): "the second grid replaces the first; keep one of the two",
     ("quantize", "quantize"): "the second grid replaces the first; keep one of the two",
     ("prune", "prune"): "the second mask replaces the first; keep one of the two",
+    **{
+        ("quantize inputs of", kind): "it has to come last, since it wraps what is stored; "
+        "move it to the end of the chain"
+        for kind in ("prune", "low_rank", "quantize", "quantize inputs of")
+    },
     ("low_rank", "low_rank"): "the second rank replaces the first; keep one of the two",
 }
 
@@ -62,7 +69,7 @@ def chain(*compressions: Compression | Recipe) -> Compression:
         history: dict[str, list[str]] = {}
         for c in elements:
             state = c.init(params, uses=uses, stats=stats)
-            _extend(history, state)
+            _extend(history, state, params)
             params = c.apply(params, state, materialize=False)
             states.append(state)
         return ChainState(tuple(states))
@@ -94,17 +101,24 @@ def chain(*compressions: Compression | Recipe) -> Compression:
     return Compression(init, update, apply, compress)
 
 
-def _extend(history: dict[str, list[str]], state: Any) -> None:
+def _extend(history: dict[str, list[str]], state: Any, params: Any) -> None:
     """Adds what ``state`` does to each parameter, and refuses orders that do not compose."""
     if isinstance(state, ChainState):
         for inner in state.states:
-            _extend(history, inner)
+            _extend(history, inner, params)
         return
     kinds = {}
     for path, leaf in getattr(state, "leaves", {}).items():
         # Both factors of a parameter count as that parameter.
         owner = path[:-2] if path.endswith(("/u", "/v")) and path[:-2] in history else path
         kinds[owner] = getattr(leaf, "kind", type(leaf).__name__)
+        if "prune" in history.get(owner, []) and not getattr(leaf, "keeps_zeros", True):
+            shape = next(tuple(w.shape) for name, w in named_leaves(params) if name == owner)
+            raise ValueError(
+                f"chain cannot {kinds[owner]} {owner!r} of shape {shape} after prune: "
+                f"{leaf.format.name!r} has no code for 0.0; choose a format that has one, such as "
+                "'ternary' or 'int2'"
+            )
     for path, kind in kinds.items():
         for earlier in history.get(path, []):
             if (earlier, kind) in _REFUSED:

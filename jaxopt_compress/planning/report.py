@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import (
+    InputQuantizedArray,
     LowRankArray,
     QuantizedArray,
     SparseArray,
@@ -174,9 +175,16 @@ def describe(leaf: Any) -> str:
         'int4 g4'
     """
     if isinstance(leaf, QuantizedArray):
-        group = f" g{leaf.group}" if leaf.group is not None else ""
-        grid = f"int{leaf.bits}{group}{' asymmetric' if leaf.zero is not None else ''}"
+        own = leaf.tile is None and leaf.group == leaf.fmt.group
+        cuts = [leaf.group, *(leaf.tile or ())[1:]]
+        group = "" if own or leaf.group is None else f" g{'x'.join(map(str, cuts))}"
+        asymmetric = leaf.zero is not None and leaf.fmt.grid.signed
+        grid = f"{leaf.format}{group}{' asymmetric' if asymmetric else ''}"
         return f"{describe(leaf.codes)} + {grid}" if isinstance(leaf.codes, SparseArray) else grid
+    if isinstance(leaf, InputQuantizedArray):
+        steps = "" if leaf.scale is None else " calibrated"
+        offset = "" if leaf.offset is None else " with offset"
+        return f"{describe(leaf.weight)} x {leaf.format}{steps}{offset}"
     if isinstance(leaf, SparseArray):
         return "sparse" if leaf.pattern is None else "sparse {}:{}".format(*leaf.pattern)
     if isinstance(leaf, LowRankArray):

@@ -1,5 +1,9 @@
 """Fewer bits per parameter."""
 
-from jaxopt_compress.quantization.quantize import fake_quantize, quantize
+from jaxopt_compress.quantization.arrays import quantize_array
+from jaxopt_compress.quantization.dorefa import dorefa
+from jaxopt_compress.quantization.lsq import lsq
+from jaxopt_compress.quantization.pact import pact
+from jaxopt_compress.quantization.quantize import quantize
 
-__all__ = ["fake_quantize", "quantize"]
+__all__ = ["dorefa", "lsq", "pact", "quantize", "quantize_array"]

@@ -1,112 +1,86 @@
-"""Uniform quantization of parameters, with straight-through gradients."""
+"""Quantization of parameters to any number format, with straight-through gradients."""
 
 import dataclasses
-import functools
 import math
+import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax import lax
 
-from jaxopt_compress.arrays import LowRankArray, QuantizedArray, SparseArray
-from jaxopt_compress.arrays.quantized import store_codes
+from jaxopt_compress.arrays import LowRankArray, QuantizedArray
+from jaxopt_compress.arrays.base import is_traced
 from jaxopt_compress.compression import Compression, Decision, LeafMethod, Parameter, leafwise
-from jaxopt_compress.numerics.formats import (
-    Format,
-    absmax_scale,
-    decode,
-    encode,
-    format_of,
-    round_to_grid,
-)
-from jaxopt_compress.numerics.groups import range_of, spread
-from jaxopt_compress.numerics.packing import pack
+from jaxopt_compress.numerics.bounds import ABSMEAN, Bounds, absmax
+from jaxopt_compress.numerics.formats import Format, format_of
+from jaxopt_compress.numerics.integers import Integers
+from jaxopt_compress.numerics.packing import layout as words_layout
+from jaxopt_compress.numerics.steps import STEP_DTYPES, step_of
+from jaxopt_compress.quantization.state import QuantizedState, Rule, dense, measured
 from jaxopt_compress.tree import Layout, Where
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["scale", "zero"],
-    meta_fields=["format", "reduce", "axis", "group", "block"],
-)
-@dataclasses.dataclass(frozen=True)
-class QuantizedState:
-    """The grid of one parameter.
-
-    Attributes:
-        scale: Float32 steps.
-        zero: Integer zero points, or None if symmetric.
-        format: The number format.
-        reduce: Negative axes that share a step.
-        axis: The negative axis along which codes are grouped and packed, or None for a scalar.
-        group: Entries per group, or None.
-        block: Entries per block of packed words, or None.
-    """
-
-    scale: Any
-    zero: Any
-    format: Format
-    reduce: tuple[int, ...]
-    axis: int | None
-    group: int | None
-    block: int | None
-    kind = "quantize"
-    replaces = False
-
-    def _grid(self) -> tuple[jax.Array, jax.Array | None]:
-        if self.group is None or self.axis is None:
-            return self.scale, self.zero
-        axis, group = self.axis, self.group
-        wide = lambda x: None if x is None else spread(x, axis, group)
-        return spread(self.scale, axis, group), wide(self.zero)
-
-    def apply(self, w: Any, learned: Any) -> jax.Array:
-        """``w`` rounded to the grid."""
-        del learned
-        scale, zero = self._grid()
-        return fake_quantize(_dense(w), scale, zero, self.format)
-
-    def compress(self, w: Any, learned: Any, path: str) -> QuantizedArray:
-        """Codes and grid; the codes of a sparse array stay sparse."""
-        del learned, path
-        dense = _dense(w)
-        codes, _ = encode(dense, *self._grid(), self.format)
-        meta = (np.dtype(dense.dtype), self.format.bits, self.axis, self.group)
-        if isinstance(w, SparseArray):
-            sparse = w.with_entries(store_codes(codes, self.format.bits))
-            return QuantizedArray(sparse, self.scale, self.zero, *meta)
-        if self.block is not None and self.axis is not None:
-            words = pack(codes, self.format.bits, self.axis, self.block)
-            return QuantizedArray(words, self.scale, self.zero, *meta, self.block)
-        return QuantizedArray(store_codes(codes, self.format.bits), self.scale, self.zero, *meta)
-
-
 def quantize(
-    format: str | Format, group: int | None = None, symmetric: bool = True, where: Where = None
+    format: str | Format,
+    group: int | tuple[int, int] | None = None,
+    symmetric: bool = True,
+    where: Where = None,
+    *,
+    bounds: Bounds | None = None,
+    scale: str | None = None,
+    key: jax.Array | None = None,
+    pad: bool = False,
+    begin: int = 0,
+    freeze: int | None = None,
+    inputs: str | None = None,
+    input_steps: str = "dynamic",
 ) -> Compression:
-    """Rounds parameters to integers with a scale per channel or group.
+    """Rounds parameters to a number format, with a step per channel, group or tile.
 
-    A channel is what shares no sum: axes that the function contracts share one scale, output and
+    A channel is what shares no sum: axes that the function contracts share one step, output and
     stack axes have one each; a parameter without contracted axes, such as a bias, has one in all.
-    ``symmetric``: ``scale = max|w| / (qmax + 1/2)``. Otherwise the range is that of the values and
-    0, with an integer zero point, so that 0.0 stays exact. The scale is decided in ``init`` and
-    refreshed by each ``update``. The derivative is straight-through: 1 where rounding alone made
-    the code, 0 where the value was clipped.
+    ``symmetric``: the largest magnitude lies half a step above the top integer, or at the largest
+    level of other formats. Otherwise (integers only) the range is that of the values and 0, with an
+    integer zero point, so that 0.0 stays exact. The step is decided in ``init`` and refreshed by
+    each ``update``. The derivative is straight-through: 1 where rounding alone made the code, 0
+    where the value was clipped; 1 everywhere for binary and ternary weights.
 
     Args:
-        format: ``"int8"``, ``"int4"`` or ``"int2"``.
-        group: Consecutive entries along the last contracted axis that share a scale; by default all
-            entries of a channel do. Must divide that axis.
+        format: Integers ``"int1"`` to ``"int8"``, ``"int16"``, ``"uint1"`` to ``"uint8"``;
+            ``"binary"`` and ``"ternary"`` (step: the mean magnitude); ``"float8_e4m3fn"``,
+            ``"float8_e5m2"``, ``"float6_e2m3fn"``, ``"float6_e3m2fn"``, ``"float4_e2m1fn"``;
+            powers of two ``"pot3"``, ``"pot4"``, ``"pot5"``; ``"nf4"``; and, with groups and steps
+            of their own, ``"mxfp8"``, ``"mxfp8_e5m2"``, ``"mxfp6"``, ``"mxfp6_e3m2"``, ``"mxfp4"``
+            and ``"nvfp4"``.
+        group: Consecutive entries along the last contracted axis that share a step, or, as a pair,
+            these and entries along the last output axis; by default those of the format, or all
+            entries of a channel. Must divide the axes, unless ``pad``.
         symmetric: Whether the grid is centred on 0.
         where: Which parameters; by default the floating ones of rank 2 and more, and where uses are
             given only those with a use.
+        bounds: Which range the grid covers: `absmax`, `percentile`, `mse`, `entropy`,
+            `moving_average`.
+        scale: What holds the steps: ``"float32"``, ``"bfloat16"``, ``"float16"``,
+            ``"float8_e8m0fnu"`` (powers of two) or ``"float8_e4m3fn"`` (relative to one float32
+            step per parameter); by default that of the format.
+        key: A random key: rounds stochastically, anew after each ``update``.
+        pad: Whether the last group may be shorter, its range taken as if zeros filled it up.
+        begin: The update after which parameters are quantized; until then they are left as they
+            are.
+        freeze: The update after which steps stay as they are.
+        inputs: The number format of the activations that meet a parameter, such as ``"int8"``;
+            `lift` rounds them, and the view is then for lifted functions only. By default they are
+            left as they are.
+        input_steps: ``"dynamic"``: the largest magnitude of each row at run time decides; or
+            ``"calibrated"``: the largest one that ``stats`` have seen.
 
     Returns:
         A `Compression` that stores `QuantizedArray`.
 
     Raises:
-        ValueError: Unknown format; in ``init``: a group that does not divide, infinities.
+        ValueError: Unknown or contradictory formats; in ``init``: a group that does not divide,
+            infinities, negative values for an unsigned symmetric format.
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
@@ -118,11 +92,16 @@ def quantize(
     References:
         Jacob et al., 2018, Quantization and Training of Neural Networks for Efficient
         Integer-Arithmetic-Only Inference. Bengio et al., 2013, Estimating or Propagating Gradients
-        Through Stochastic Neurons for Conditional Computation.
+        Through Stochastic Neurons for Conditional Computation. Dettmers et al., 2023, QLoRA:
+        Efficient Finetuning of Quantized LLMs. Rouhani et al., 2023, Microscaling Data Formats for
+        Deep Learning.
     """
     fmt = format_of(format)
-    if group is not None and group < 1:
-        raise ValueError(f"group={group}; a group holds at least one entry")
+    along, across = group if isinstance(group, tuple) else (group, None)
+    along = fmt.group if along is None else along
+    rule = Rule(bounds or (ABSMEAN if fmt.absmean else absmax()), symmetric, scale or fmt.scale)
+    check_options(fmt, (along, across), rule)
+    _check_inputs(inputs, input_steps, begin)
 
     def check(parameter: Parameter) -> None:
         if isinstance(parameter.value, (QuantizedArray, LowRankArray)):
@@ -130,75 +109,121 @@ def quantize(
                 f"{parameter.describe()} is already a {type(parameter.value).__name__} and cannot "
                 "be quantized; materialize it first"
             )
-        if group is not None:
-            _check_group(parameter, group)
+        layout, w = parameter.layout, parameter.value
+        if along is not None:
+            _check_group(parameter, layout.group_axis, along, pad)
+        if across is not None:
+            _check_group(parameter, max(layout.output, default=None), across, pad)
+        if inputs is not None and input_steps == "calibrated" and parameter.stats is None:
+            raise ValueError(
+                f"there are no statistics of what meets {parameter.describe()}: pass "
+                "stats=jaxopt_compress.calibrate(fn, params, batches), or input_steps='dynamic'"
+            )
+        if symmetric and isinstance(fmt.grid, Integers) and not fmt.grid.signed:
+            if not is_traced(w) and w.size and bool(jnp.any(dense(w) < 0)):
+                raise ValueError(
+                    f"{parameter.describe()} has negative entries, which {fmt.name!r} cannot hold "
+                    "on a grid centred on 0; pass symmetric=False, or take a signed format"
+                )
 
     def init(parameter: Parameter) -> Decision:
         shape, layout = tuple(parameter.value.shape), parameter.layout
-        axis, block = _packing(shape, layout, fmt, group)
-        # With groups every index of the other contracted axes has scales of its own; where nothing
-        # is contracted, such as in a bias, a scale per entry would be larger than the entry.
-        reduce = (layout.contracting or layout.output) if group is None else ()
-        state = QuantizedState(None, None, fmt, reduce, axis, group, block)
-        return Decision(refresh(state, None, parameter.value))
+        axis, block = packing(shape, layout, fmt, along)
+        tile = None if across is None else (max(layout.output), across)
+        # With groups every index of the other contracted axes has steps of its own; where nothing
+        # is contracted, such as in a bias, a step per entry would be larger than the entry.
+        reduce = (layout.contracting or layout.output) if along is None else ()
+        state = QuantizedState(
+            scale=None,
+            zero=None,
+            seen=None,
+            key=None
+            if key is None
+            else jax.random.fold_in(key, zlib.crc32(parameter.path.encode())),
+            active=None if begin == 0 else jnp.zeros((), bool),
+            format=fmt,
+            reduce=reduce,
+            stack=layout.stack,
+            axis=axis,
+            group=along,
+            block=block,
+            tile=tile,
+            input_scale=_input_scale(parameter, inputs, input_steps),
+            inputs=inputs,
+        )
+        return Decision(measured(state, parameter.value, rule))
 
-    def refresh(state: QuantizedState, count: Any, w: Any) -> QuantizedState:
-        del count
-        low, high = range_of(_dense(w), state.reduce, state.axis, state.group, symmetric)
-        scale, zero = absmax_scale(low, high, fmt, symmetric)
-        return dataclasses.replace(state, scale=scale, zero=zero)
+    def update(state: QuantizedState, count: Any, w: Any) -> QuantizedState:
+        if state.active is not None:
+            state = dataclasses.replace(state, active=count >= begin)
+        if state.key is not None:
+            state = dataclasses.replace(state, key=jax.random.fold_in(state.key, count))
+        if freeze is None:
+            return measured(state, w, rule)
+        return lax.cond(count <= freeze, lambda: measured(state, w, rule), lambda: state)
 
-    return leafwise(LeafMethod(check, init, refresh), where)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def fake_quantize(w: jax.Array, scale: jax.Array, zero: jax.Array | None, fmt: Format) -> jax.Array:
-    """Rounds to a grid and back; the identity for derivatives where nothing was clipped.
-
-    Args:
-        w: Floats, any shape.
-        scale: Float32 steps that broadcast against ``w``; constants for derivatives.
-        zero: Integer zero points likewise, or None.
-        fmt: The number format.
-
-    Returns:
-        Floats of the shape and dtype of ``w``.
-    """
-    levels, _ = round_to_grid(w, scale, zero, fmt)
-    if zero is not None:
-        levels = levels - zero.astype(jnp.float32)
-    # Integers have one zero, so the view of a small negative entry is 0.0, not -0.0.
-    return decode(jnp.where(levels == 0, 0, levels), scale, w.dtype)
-
-
-@fake_quantize.defjvp
-def _fake_quantize_jvp(fmt, primals, tangents):
-    w, scale, zero = primals
-    _, inside = round_to_grid(w, scale, zero, fmt)
-    return fake_quantize(w, scale, zero, fmt), jnp.where(inside, tangents[0], 0)
+    return leafwise(LeafMethod(check, init, update), where)
 
 
-def _dense(w: Any) -> jax.Array:
-    return w.materialize() if isinstance(w, SparseArray) else w
+def _check_inputs(inputs: str | None, steps: str, begin: int) -> None:
+    if inputs is not None:
+        fmt = format_of(inputs)
+        if fmt.group is not None or fmt.absmean or fmt.top < 1:
+            raise ValueError(
+                f"inputs={inputs!r}: activations have one step per row, not {fmt.name}"
+            )
+        if begin:
+            raise ValueError("begin goes with inputs=None: what runs before would be another form")
+    if steps not in ("dynamic", "calibrated"):
+        raise ValueError(f"input_steps={steps!r}; there are 'dynamic' and 'calibrated'")
 
 
-def _check_group(parameter: Parameter, group: int) -> None:
-    shape, axis = parameter.value.shape, parameter.layout.group_axis
+def _input_scale(parameter: Parameter, inputs: str | None, steps: str) -> jax.Array | None:
+    """Float32 steps of what meets a parameter, of its rank, one per entry of a stack."""
+    if inputs is None or steps == "dynamic":
+        return None
+    shape, layout, absmax_seen = parameter.value.shape, parameter.layout, parameter.stats.absmax
+    high = jnp.max(absmax_seen, -1)
+    sizes = [n if d - len(shape) in layout.stack else 1 for d, n in enumerate(shape)]
+    if high.shape != tuple(n for n in sizes if n > 1):
+        high, sizes = jnp.max(high), [1] * len(shape)
+    return step_of(-high, high, format_of(inputs), True)[0].reshape(sizes)
+
+
+def check_options(fmt: Format, group: tuple[int | None, int | None], rule: Rule) -> None:
+    """Refuses what no parameter could have."""
+    if any(g is not None and g < 1 for g in group):
+        given = group[0] if group[1] is None else group
+        raise ValueError(f"group={given}; a group holds at least one entry")
+    if rule.scale not in STEP_DTYPES:
+        raise ValueError(f"scale={rule.scale!r}; steps are held in {', '.join(STEP_DTYPES)}")
+    if not rule.symmetric and (not isinstance(fmt.grid, Integers) or fmt.absmean):
+        raise ValueError(f"{fmt.name!r} has no zero point; leave symmetric=True")
+    if not rule.symmetric and rule.scale.startswith("float8"):
+        raise ValueError(f"scale={rule.scale!r} goes with symmetric=True only")
+    if rule.symmetric and fmt.top < 1:
+        raise ValueError(f"{fmt.name!r} has no positive code; pass symmetric=False")
+    if fmt.absmean and rule.bounds.measure is not ABSMEAN.measure:
+        raise ValueError(f"the step of {fmt.name!r} is the mean magnitude; leave bounds out")
+
+
+def _check_group(parameter: Parameter, axis: int | None, group: int, pad: bool) -> None:
     if axis is None:
         raise ValueError(
-            f"{parameter.describe()} has no contracted axis to group; leave group out for this leaf"
+            f"{parameter.describe()} has no axis to group; leave group out for this leaf"
         )
-    length = shape[axis]
-    if length % group:
+    length = parameter.value.shape[axis]
+    if length % group and not pad:
         fitting = [g for g in range(1, length + 1) if length % g == 0]
         near = sorted(fitting, key=lambda g: abs(math.log(g / group)))[:3]
         raise ValueError(
             f"group={group} does not divide axis {axis} of {parameter.describe()}, of length "
-            f"{length}; the nearest groups that do are {', '.join(map(str, sorted(near)))}"
+            f"{length}; the nearest groups that do are {', '.join(map(str, sorted(near)))}, or "
+            "pass pad=True for a shorter last group"
         )
 
 
-def _packing(
+def packing(
     shape: tuple[int, ...], layout: Layout, fmt: Format, group: int | None
 ) -> tuple[int | None, int | None]:
     """The axis for groups and words, and the entries per block of words.
@@ -212,9 +237,10 @@ def _packing(
         axis = -1 if shape else None
     if not fmt.packed or axis is None:
         return axis, None
-    runs = 8 // fmt.bits
+    runs = words_layout(fmt.bits).runs
     if group is not None:
-        return axis, group if group % runs == 0 else None
+        whole = group % runs == 0 and shape[axis] % group == 0
+        return axis, group if whole else None
     others = [d for d in range(-1, -len(shape) - 1, -1) if d not in layout.stack]
     for d in (axis, *others):
         if shape[d] and shape[d] % runs == 0:

@@ -88,7 +88,7 @@ class PrunedState:
         """The kept entries; of a quantized array, the kept codes."""
         del learned, path
         if isinstance(w, QuantizedArray):
-            return w.replace(codes=self._store(w.integers()), block=None)
+            return w.replace(codes=self._store(w.unpacked()), block=None)
         return self._store(w)
 
     def _store(self, dense: jax.Array) -> Any:

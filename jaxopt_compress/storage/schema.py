@@ -14,6 +14,7 @@ from jax.core import Tracer
 
 from jaxopt_compress.arrays import (
     CompressedArray,
+    InputQuantizedArray,
     LowRankArray,
     QuantizedArray,
     SparseArray,
@@ -24,15 +25,20 @@ from jaxopt_compress.storage.words import is_native, words_axis, words_shape
 from jaxopt_compress.tree import path_of
 
 NAME = "jaxopt-compress"
-VERSION = 1
+VERSION = 2
 
 # Compressed arrays by the name that files call them; fields that are arrays, and static ones.
 LEAVES: dict[str, tuple[type[CompressedArray], tuple[str, ...], tuple[str, ...]]] = {
+    "InputQuantizedArray": (
+        InputQuantizedArray,
+        ("weight", "scale", "offset"),
+        ("format", "clipping"),
+    ),
     "LowRankArray": (LowRankArray, ("u", "v"), ("dtype", "out_ndim")),
     "QuantizedArray": (
         QuantizedArray,
         ("codes", "scale", "zero"),
-        ("dtype", "bits", "axis", "group", "block"),
+        ("dtype", "format", "axis", "group", "block", "tile"),
     ),
     "SparseArray": (SparseArray, ("values", "words"), ("pattern", "axis", "length", "core")),
 }
@@ -254,10 +260,13 @@ def _decode_leaf(node: Mapping[str, Any], visit: Callable[[Any], Any]) -> Compre
             f"unknown compressed array {name!r}; this version knows {', '.join(LEAVES)}"
         )
     cls, fields, static = LEAVES[name]
-    unknown = {*node["fields"], *node["static"]} - {*fields, *static}
+    given = dict(node["static"])
+    if name == "QuantizedArray" and "bits" in given:
+        given["format"] = f"int{given.pop('bits')}"  # Version 1 knew signed integers only.
+    unknown = {*node["fields"], *given} - {*fields, *static}
     if unknown:
         raise ValueError(f"{name} has no {', '.join(sorted(unknown))}")
-    values = {k: _decode_static(k, v) for k, v in node["static"].items()}
+    values = {k: _decode_static(k, v) for k, v in given.items()}
     leaf = cls(**{k: visit(v) for k, v in node["fields"].items()}, **values)
     # Computed from the fields, and refused if they do not fit each other.
     _ = leaf.shape

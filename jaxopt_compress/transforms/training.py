@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxopt_compress.compression import Compression, TrainingState, as_compression
-from jaxopt_compress.compression.base import leaf_states, learned_parts, replace_learned
+from jaxopt_compress.compression.base import (
+    forward_view,
+    leaf_states,
+    learned_parts,
+    replace_learned,
+)
 from jaxopt_compress.compression.compress import Recipe
 from jaxopt_compress.tree import combine, map_named, named_leaves, partition
 from jaxopt_compress.tree.paths import is_float
@@ -18,6 +23,7 @@ def compressed_training(
     compression: Compression | Recipe,
     learned: optax.GradientTransformation | None = None,
     uses: Any = None,
+    stats: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer, so that it trains parameters through their compressed view.
 
@@ -33,6 +39,7 @@ def compressed_training(
         compression: A `Compression`, or a recipe ``{glob: Compression}``.
         learned: The optimizer of learned parts; ``inner`` by default.
         uses: What `uses` found, so that channels and groups follow the function.
+        stats: What `calibrate` found, for compressions that ask for it.
 
     Returns:
         An optax transformation; extra arguments go to ``inner``. Its state holds arrays only.
@@ -58,7 +65,7 @@ def compressed_training(
     trainer = outer if learned is None else optax.with_extra_args_support(learned)
 
     def init_fn(params: Any) -> TrainingState:
-        state = compression.init(params, uses=uses)
+        state = compression.init(params, uses=uses, stats=stats)
         parts = learned_parts(state)
         inner_state = outer.init(params)
         _refuse_accumulation(inner_state)
@@ -96,7 +103,8 @@ def _pull_back(compression: Compression, grads: Any, state: Any, params: Any, pa
     floats, rest = partition(params)
 
     def view(floats: Any, parts: Any) -> Any:
-        whole = compression.apply(combine(floats, rest), replace_learned(state.compression, parts))
+        learned = replace_learned(state.compression, parts)
+        whole = forward_view(compression.apply, combine(floats, rest), learned)
         return partition(whole)[0]
 
     seen, pull = jax.vjp(view, floats, parts)

@@ -115,8 +115,9 @@ def select(tree: Any, where: Where = None, owner: str = "where") -> list[str]:
 
 
 def is_float(leaf: Any) -> bool:
-    """Whether a leaf is a floating array or stands for one."""
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    """Whether a leaf is a floating array or stands for one; floats of one byte are codes."""
+    floating = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return floating and jnp.dtype(leaf.dtype).itemsize > 1
 
 
 def _fits(where: Where, path: str, leaf: Any) -> bool:

@@ -94,10 +94,13 @@ def test_stacks(case):
     assert_parts(case, jax.jit(jax.vmap(materialize))(leaf), dense)
     layers = jax.jit(lambda leaf: jax.lax.scan(lambda c, x: (c, x.materialize()), 0, leaf)[1])
     assert_parts(case, layers(leaf), dense)
-    assert_parts(case, jax.tree.map(lambda x: x[2], leaf).materialize(), dense[2])
+    # Slices by NumPy, which compiles nothing.
+    host = jax.device_get(leaf)
+    layer = jax.tree.map(lambda x: jnp.asarray(x[2]), host)
+    assert_parts(case, layer.materialize(), dense[2])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        assert_parts(case, jax.pmap(materialize)(leaf), dense)
+        assert_parts(case, jax.pmap(materialize)(host), dense)
 
 
 @pytest.mark.parametrize("stack", [(), (STACK,)], ids=["single", "stacked"])
@@ -131,7 +134,8 @@ def test_shards(case, kind):
         leaf, _, dense = made(case, stack)
         for axis in axes:
             spec = spec_of(dense.ndim, axis)
-            placed = shard({"w": leaf}, NamedSharding(mesh, spec))["w"]
+            # From the host: to cut what is on a device compiles a program.
+            placed = shard({"w": jax.device_get(leaf)}, NamedSharding(mesh, spec))["w"]
             specs = leaf.specs(spec)
             for x, s in zip(
                 jax.tree.leaves(placed), jax.tree.leaves(specs, is_leaf=is_spec), strict=True
@@ -166,6 +170,9 @@ def test_gradients(case):
     floats, rest = partition(stacked)
     assert all(jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(floats))
     assert jax.tree.structure(combine(floats, rest)) == jax.tree.structure(stacked)
+    if not jax.tree.leaves(floats):
+        assert not float_fields(stacked)  # Steps that are powers of two are not trained.
+        return
     weight = jnp.cos(3.0 * jnp.arange(dense.size)).reshape(dense.shape)
 
     def loss(floats):
@@ -209,17 +216,12 @@ def test_structure(case):
 
 @each_leaf
 def test_compiles_once(case):
-    traces = []
-
-    @jax.jit
-    def fn(leaf):
-        traces.append(leaf)
-        return leaf.materialize()
-
+    compiled, sizes = jax.jit(materialize), []
     for seed in (0, 1):
         leaf, _, dense = made(case, seed=seed)
-        assert_same_bits(fn(leaf), dense)
-    assert len(traces) == 1
+        assert_same_bits(compiled(leaf), dense)
+        sizes.append(compiled._cache_size())
+    assert sizes[0] == sizes[1]
 
 
 @each_leaf

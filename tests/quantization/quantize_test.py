@@ -1,18 +1,19 @@
+"""Where steps come from: channels, groups and tiles, and what holds them."""
+
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 import jaxopt_compress as jc
-from jaxopt_compress.numerics.formats import format_of
-from jaxopt_compress.quantization import fake_quantize
+from jaxopt_compress.numerics.formats import FORMATS
+from jaxopt_compress.numerics.steps import step_value
 from jaxopt_compress.tree import named_leaves
 from tests.models import CASES
+from tests.quantization.cases import assert_same_bits, normal, view
 
-# In the oracles' answers below, each column is a channel.
 W = jnp.array(
     [
         [1.5, -3.0, 0.25],
@@ -25,151 +26,8 @@ W = jnp.array(
 )
 
 
-@pytest.mark.parametrize(
-    ("config", "codes", "scale"),
-    [
-        # qwix 0.1.8: quantize(w, config, channelwise_axes=[1], tiled_axes={0: group}).
-        (
-            ("int8", None),
-            [
-                [48, -127, 32],
-                [-64, 32, 16],
-                [16, 106, -127],
-                [127, -4, 89],
-                [0, 53, -38],
-                [0, -74, 115],
-            ],
-            [[0.0313725508749485, 0.02352941408753395, 0.007843137718737125]],
-        ),
-        (
-            ("int4", None),
-            [[3, -7, 2], [-4, 2, 1], [1, 6, -7], [7, 0, 5], [0, 3, -2], [0, -4, 7]],
-            [[0.5333333611488342, 0.40000003576278687, 0.13333334028720856]],
-        ),
-        (
-            ("int2", None),
-            [[1, -2, 0], [-1, 0, 0], [0, 1, -2], [1, 0, 1], [0, 1, 0], [0, -1, 1]],
-            [[2.6666667461395264, 2.0, 0.6666666865348816]],
-        ),
-        (
-            ("int4", 3),
-            [[6, -7, 2], [-7, 2, 1], [2, 6, -7], [7, 0, 6], [0, 5, -2], [0, -8, 7]],
-            [
-                [0.2666666805744171, 0.40000003576278687, 0.13333334028720856],
-                [0.5333333611488342, 0.23333334922790527, 0.12000000476837158],
-            ],
-        ),
-    ],
-)
-def test_codes_and_scales_of_qwix(config, codes, scale):
-    small = jc.compress({"w": W}, jc.quantize(*config))["w"]
-    # One unit in the last place: the peer multiplies by a reciprocal.
-    np.testing.assert_array_max_ulp(np.asarray(small.scale), np.float32(scale), maxulp=1)
-    ours = np.asarray(small.integers().astype(jnp.int8))
-    # Largest magnitudes lie on the border of two codes (half a step beyond the last one), where
-    # that unit decides.
-    levels = np.asarray(W) / np.repeat(np.float32(scale), 6 // len(scale), 0)
-    border = np.abs(np.abs(levels) % 1 - 0.5) <= 4 * np.spacing(np.abs(levels))
-    np.testing.assert_array_equal(ours[~border], np.asarray(codes)[~border])
-    assert np.abs(ours - codes).max() <= 1
-
-
-def test_asymmetric_codes_of_qwix():
-    # qwix 0.1.8: quantize(w, "int4", channelwise_axes=[1], calibration_method="minmax").
-    small = jc.compress({"w": W}, jc.quantize("int4", symmetric=False))["w"]
-    np.testing.assert_array_max_ulp(
-        np.asarray(small.scale),
-        np.float32([[0.40000003576278687, 0.36666667461395264, 0.12666666507720947]]),
-    )
-    np.testing.assert_array_equal(small.zero, [[-3, 0, 0]])
-    want = [[1, -8, 2], [-8, 2, 1], [-2, 7, -8], [7, 0, 6], [-3, 3, -2], [-3, -5, 7]]
-    np.testing.assert_array_equal(small.integers().astype(jnp.int8), want)
-
-
-def test_straight_through_gradients_of_torchao():
-    # torchao 0.18.0, torch 2.13.0: IntxFakeQuantizer(IntxFakeQuantizeConfig(torch.int4,
-    # group_size=3, is_symmetric=True, is_dynamic=False)) with all scales 0.25, on W.T; the
-    # gradient of (y * [[1, ..., 6], [7, ..., 12], [13, ..., 18]]).sum().
-    view = [
-        [1.5, -2.0, 0.5, 1.75, 0.0, 0.0],
-        [-2.0, 0.75, 1.75, 0.0, 1.25, -1.75],
-        [0.25, 0.0, -1.0, 0.75, -0.25, 1.0],
-    ]
-    slope = [[1, 2, 3, 0, 5, 6], [0, 8, 0, 10, 11, 12], [13, 14, 15, 16, 17, 18]]
-    fake = lambda w: fake_quantize(w, jnp.full((3, 1), 0.25), None, format_of("int4"))
-    got, pull = jax.vjp(fake, W.T)
-    np.testing.assert_array_equal(got, view)
-    np.testing.assert_array_equal(pull(jnp.arange(1.0, 19).reshape(3, 6))[0], slope)
-
-
-def test_dynamic_gradients_of_torchao():
-    # torchao 0.18.0: IntxFakeQuantizeConfig(torch.int4, group_size=4, is_symmetric=True).
-    w = jnp.array([[7, -7.5, 3.25, 0.5], [-7.5, 7.5, 1, -1]]).T
-    c = jc.quantize("int4")
-    state = c.init({"w": w})
-    view, pull = jax.vjp(lambda w: c.apply({"w": w}, state)["w"], w)
-    np.testing.assert_array_equal(view.T, [[7, -8, 3, 0], [-8, 7, 1, -1]])
-    np.testing.assert_array_equal(pull(jnp.ones_like(w))[0].T, [[1, 1, 1, 1], [1, 0, 1, 1]])
-
-
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_derivatives_are_the_definition(symmetric):
-    w = jnp.asarray(np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32))
-    c = jc.quantize("int4", symmetric=symmetric)
-    state = c.init({"w": 0.5 * w})  # So that some entries are clipped.
-    scale, zero = state.leaves["w"].scale, state.leaves["w"].zero
-    level = np.round(np.asarray(w) / np.asarray(scale)) + (0 if zero is None else np.asarray(zero))
-    inside = (-8 <= level) & (level <= 7)
-    assert 0 < inside.sum() < inside.size
-    view = lambda w: c.apply({"w": w}, state)["w"]
-    t = jnp.full_like(w, 2.5)
-    np.testing.assert_array_equal(jax.jvp(view, (w,), (t,))[1], np.where(inside, 2.5, 0))
-    np.testing.assert_array_equal(jax.vjp(view, w)[1](t)[0], np.where(inside, 2.5, 0))
-
-    loss = lambda w: jnp.sum(view(w) ** 3)
-    curve = jax.jvp(jax.grad(loss), (w,), (t,))[1]
-    np.testing.assert_allclose(curve, np.where(inside, 6 * view(w) * t, 0), rtol=1e-6)
-
-    def layer(x, w):
-        return jnp.tanh(x @ view(w)[:4]), None
-
-    def deep(w, x):
-        return jnp.sum(lax.scan(jax.checkpoint(layer), x, jnp.stack([w, w]))[0])
-
-    xs = jnp.asarray(np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32))
-    got = jax.jit(jax.vmap(jax.grad(deep), (None, 0)))(w, xs)
-
-    def plain(v, x):
-        return jnp.sum(jnp.tanh(jnp.tanh(x @ v[:4]) @ v[:4]))
-
-    want = np.stack([jax.grad(plain)(view(w), x) for x in xs])
-    np.testing.assert_allclose(got, np.where(inside, want, 0), rtol=1e-5, atol=1e-6)
-
-
-def test_the_grid_is_a_constant_for_derivatives():
-    """Refreshed from the parameters, a scale still sends no gradient to them."""
-    c = jc.quantize("int8")
-
-    def loss(w):
-        params = {"w": w}
-        return jnp.sum(c.apply(params, c.init(params))["w"])
-
-    assert set(np.unique(jax.grad(loss)(W))) <= {0.0, 1.0}
-
-
-@pytest.mark.parametrize(("format", "zeros"), [("int8", -5), ("int4", 5), ("int2", 0)])
-def test_zeros_stay_zeros_with_a_zero_point(format, zeros):
-    w = jnp.asarray(np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)) + zeros
-    w = jnp.where(w > zeros, w, 0.0)
-    small = jc.compress({"w": w}, jc.quantize(format, symmetric=False))["w"]
-    assert not np.any(np.asarray(small.materialize())[np.asarray(w) == 0])
-
-
-def test_one_scale_where_nothing_is_contracted():
-    params = {"bias": jnp.array([1.0, -2.0, 0.5]), "gain": jnp.float32(3)}
-    small = jc.compress(params, jc.quantize("int8", where="*"))
-    assert small["bias"].scale.shape == (1,) and small["gain"].scale.shape == ()
-    assert abs(float(small["gain"].materialize()) - 3) < 3 / 127
+def absmax(w, axes):
+    return np.abs(np.asarray(w, np.float32)).max(axes, keepdims=True)
 
 
 @functools.cache
@@ -181,16 +39,16 @@ def case(name):
 @pytest.mark.parametrize("name", ["linen_conv_net", "linen_scanned_transformer"])
 def test_channels_follow_the_function(name):
     params, uses = case(name)
-    small = jc.compress(params, jc.quantize("int8"), uses=uses)
+    state = jax.eval_shape(lambda p: jc.quantize("int8").init(p, uses=uses), params)
     answers = next(c for c in CASES if c.name == name).uses
-    leaves = dict(named_leaves(small))
+    shapes = dict(named_leaves(params))
     for path, found in answers.items():
         products = [use for use in found if use.op != "gather"]
         if products:
             use = products[0]
-            shape = leaves[path].shape
+            shape = shapes[path].shape
             want = tuple(1 if d - len(shape) in use.contracting else n for d, n in enumerate(shape))
-            assert leaves[path].scale.shape == want, path
+            assert state.leaves[path].scale.shape == want, path
 
 
 def test_assumed_axes_are_named():
@@ -199,38 +57,164 @@ def test_assumed_axes_are_named():
         jc.quantize("int8").init(params)
 
 
+def test_one_step_where_nothing_is_contracted():
+    params = {"bias": jnp.array([1.0, -2.0, 0.5]), "gain": jnp.float32(3)}
+    small = jc.compress(params, jc.quantize("int8", where="*"))
+    assert small["bias"].scale.shape == (1,) and small["gain"].scale.shape == ()
+    assert abs(float(small["gain"].materialize()) - 3) < 3 / 127
+
+
 @pytest.mark.parametrize(
-    ("call", "error", "message"),
+    ("name", "given", "shape", "steps"),
     [
-        (lambda: jc.quantize("int5"), ValueError, "'int5'; there are int8, int4, int2"),
-        (lambda: jc.quantize("int4", group=0), ValueError, "group=0.*at least one"),
-        (
-            lambda: jc.quantize("int4", group=4).init({"a": {"w": W}}),
-            ValueError,
-            r"group=4 .* 'a/w' of shape \(6, 3\), of length 6; .* 2, 3, 6",
-        ),
-        (
-            lambda: jc.quantize("int4", group=2, where="b").init({"b": jnp.ones(4)}),
-            ValueError,
-            r"'b' of shape \(4,\) has no contracted axis to group; leave group out",
-        ),
-        (
-            lambda: jc.quantize("int4", where="i*").init({"ids": jnp.arange(4)}),
-            TypeError,
-            r"'ids' of shape \(4,\) and dtype int32: only floating leaves.*exclude",
-        ),
-        (
-            lambda: jc.quantize("int4").init({"bias": jnp.ones(3)}),
-            ValueError,
-            "no floating leaf of rank 2 or more among bias",
-        ),
-        (
-            lambda: jc.quantize("int4").init(jc.compress({"w": W}, jc.quantize("int8"))),
-            TypeError,
-            r"'w' of shape \(6, 3\) is already a QuantizedArray.*materialize it",
-        ),
+        ("int4", {}, (64, 8), (1, 8)),
+        ("int4", {"group": (16, 4)}, (64, 8), (4, 2)),
+        ("int4", {"group": (None, 4)}, (64, 8), (1, 2)),
+        ("int4", {"group": (16, 3), "pad": True}, (52, 8), (4, 3)),
+        ("int4", {"group": 128, "pad": True}, (52, 8), (1, 8)),
+        ("mxfp4", {}, (64, 8), (2, 8)),
+        ("nvfp4", {}, (64, 8), (4, 8)),
+        ("binary", {"group": 16}, (64, 8), (4, 8)),
     ],
 )
-def test_errors_name_path_shape_and_what_works(call, error, message):
-    with pytest.raises(error, match=message):
-        call()
+def test_steps_are_of_the_range_of_each_group(name, given, shape, steps):
+    w = normal(*shape)
+    scale = jc.quantize(name, **given).init({"w": w}).leaves["w"].scale
+    assert scale.shape == steps
+    rows, columns = (-(-n // s) for n, s in zip(shape, steps, strict=True))
+    group = given.get("group")
+    along, across = group if isinstance(group, tuple) else (group, None)
+    along, across = along or FORMATS[name].group or rows, across or columns
+    wide = np.zeros((steps[0] * along, steps[1] * across), np.float32)
+    wide[: shape[0], : shape[1]] = w
+    tiles = np.abs(wide.reshape(steps[0], along, steps[1], across))
+    fmt = FORMATS[name]
+    if fmt.absmean:
+        want = tiles.astype(float).mean((1, 3))
+    elif fmt.scale == "float8_e8m0fnu":
+        want = 2.0 ** (np.floor(np.log2(tiles.max((1, 3)))) - 2)
+    else:
+        want = tiles.max((1, 3)) / np.float32(fmt.top)
+    tolerance = {"float8_e4m3fn": 2.0**-4}.get(fmt.scale, 1e-6)
+    np.testing.assert_allclose(value_of(scale), want, rtol=tolerance)
+
+
+def value_of(scale):
+    return scale.materialize() if isinstance(scale, jc.QuantizedArray) else step_value(scale)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e8m0fnu", "float8_e4m3fn"])
+def test_steps_in_shorter_floats(dtype):
+    params = {"w": normal(64, 8)}
+    whole = jc.quantize("int4", 16).init(params).leaves["w"].scale
+    scale = jc.quantize("int4", 16, scale=dtype).init(params).leaves["w"].scale
+    assert scale.dtype == dtype or scale.codes.dtype == dtype
+    stored = np.asarray(value_of(scale), np.float64)
+    ratio = stored / np.asarray(whole, np.float64)
+    if dtype == "float8_e8m0fnu":
+        assert (np.log2(stored) % 1 == 0).all()
+        # Brought to the binade of 7.5, 4 to 8.
+        assert (ratio > 7.5 / 8 - 1e-6).all() and (ratio <= 7.5 / 4 + 1e-6).all()
+    else:
+        bits = {"bfloat16": 8, "float16": 11, "float8_e4m3fn": 4}[dtype]
+        assert (np.abs(ratio - 1) <= 2.0**-bits).all()
+
+
+@pytest.mark.parametrize("name", ["int8", "nf4", "float4_e2m1fn", "ternary"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_steps_in_shorter_floats_cover_all_sizes(name, dtype):
+    """Steps beyond the range of float16 or bfloat16 give neither NaN nor infinity."""
+    w = normal(64, 8)
+    w = w / jnp.max(jnp.abs(w))
+    wrong = []
+    for size in np.float32([1e-30, 1e-6, 1e-2, 1, 1e4, 1e6, 1e37, 3e38]):
+        got = np.asarray(view(jc.quantize(name, scale=dtype), w * size), np.float64) / size
+        error = np.linalg.norm(got - w) / np.linalg.norm(w)
+        # Float4 may be off by a quarter of a value, ternary by all of a small one. Float16 has
+        # steps between 6e-5 and 65504, in full precision; those over 2^126 give zeros.
+        near = error < (0.7 if name == "ternary" else 0.2)
+        held = 1e-2 <= size <= 1e4 if dtype == "float16" else size <= 1e37
+        if not np.isfinite(got).all() or (held and not near):
+            wrong.append((float(size), error))
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "int4"])
+def test_a_group_of_zeros_leaves_the_other_steps_alone(name):
+    """What stands for the step of nothing takes no part in the step that all share."""
+    w = normal(64, 8) * 1e-5
+    c = jc.quantize(name, 16, scale="float8_e4m3fn")
+    # The same largest magnitudes, so the same step for all.
+    beside = view(c, w.at[16:32].set(0))
+    np.testing.assert_array_equal(beside[:16], view(c, w)[:16])
+    np.testing.assert_array_equal(beside[16:32], 0)
+
+
+def test_stacks_have_steps_of_their_own():
+    """Also of the float32 step that float8 steps share."""
+    w = normal(3, 64, 8) * jnp.array([1.0, 1e-4, 100]).reshape(3, 1, 1)
+    c = jc.quantize("nvfp4")
+    with pytest.warns(jc.AssumedLayout):
+        state = c.init({"w": w})
+    assert state.leaves["w"].scale.scale.shape == (3, 1, 1)
+    for i in range(3):
+        np.testing.assert_array_equal(c.apply({"w": w}, state)["w"][i], view(c, w[i]))
+
+
+@pytest.mark.parametrize(("format", "zeros"), [("int8", -5), ("int4", 5), ("uint2", 0)])
+def test_zeros_stay_zeros_with_a_zero_point(format, zeros):
+    w = normal(64, 8) + zeros
+    w = jnp.where(w > zeros, w, 0.0)
+    small = jc.compress({"w": w}, jc.quantize(format, symmetric=False))["w"]
+    assert not np.any(np.asarray(small.materialize())[np.asarray(w) == 0])
+
+
+@pytest.mark.parametrize("name", ["int4", "ternary", "binary", "nf4", "odd4", "mxfp4", "nvfp4"])
+def test_nothing_is_near_nothing(name):
+    """What has no range takes no value of the size of others, in formats without a zero either."""
+    w = normal(64, 8).at[:, 2].set(0).at[16:48, 5].set(0)
+    got = np.asarray(view(jc.quantize(name, 16), w))
+    assert np.abs(got[:, 2]).max() < 1e-30 and np.abs(got[16:48, 5]).max() < 1e-30
+
+
+def test_values_of_a_constant():
+    """One value everywhere is kept by its own zero point, if by any."""
+    for format, symmetric in [("int8", False), ("uint1", False), ("binary", True), ("nf4", True)]:
+        w = jnp.full((64, 8), 2.0).at[:, ::2].multiply(-1)
+        got = view(jc.quantize(format, symmetric=symmetric), w)
+        np.testing.assert_allclose(got, w, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [jc.bounds.percentile(95), jc.bounds.mse(20), jc.bounds.entropy(128)],
+    ids=["percentile", "mse", "entropy"],
+)
+def test_ranges_of_groups(bounds):
+    """Each group has the range that it has alone; the same under jit."""
+    w = jnp.asarray(np.random.default_rng(0).standard_t(3, (64, 8)), jnp.float32)
+    c = jc.quantize("int4", 16, bounds=bounds)
+    state = c.init({"w": w})
+    got = np.asarray(state.leaves["w"].scale)
+    parts = w.reshape(4, 16, 8).swapaxes(1, 2).reshape(32, 16).T
+    alone = jc.quantize("int4", bounds=bounds).init({"w": parts}).leaves["w"].scale
+    np.testing.assert_array_equal(got, np.asarray(alone).reshape(4, 8))
+    assert (got <= absmax(w.reshape(4, 16, 8), 1)[:, 0] / 7.5 * 1.000001).all()
+    assert_same_bits(jax.jit(c.init)({"w": w}), state)
+
+
+def test_mse_errs_least():
+    """Less than the whole range, and than any other part of it."""
+    w = jnp.asarray(np.random.default_rng(1).standard_t(3, (64, 8)), jnp.float32)
+    error = lambda c: float(jnp.sum((view(c, w) - w) ** 2))
+    best = error(jc.quantize("int3", bounds=jc.bounds.mse()))
+    assert best < 0.9 * error(jc.quantize("int3"))
+    for percent in (90, 99):
+        assert best <= error(jc.quantize("int3", bounds=jc.bounds.percentile(percent)))
+
+
+def test_codes_of_a_small_matrix():
+    small = jc.compress({"w": W}, jc.quantize("int4"))["w"]
+    np.testing.assert_array_equal(small.scale, np.float32([[4, 3, 1]]) / np.float32(7.5))
+    want = np.round(np.asarray(W) * (np.float32(1) / np.asarray(small.scale)))
+    np.testing.assert_array_equal(small.codes.astype(jnp.int8), np.clip(want, -8, 7))

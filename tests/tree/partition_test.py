@@ -19,7 +19,7 @@ SPEC = PartitionSpec("x")
 def quantized(rows=8, columns=4, dtype=jnp.int8, bits=8):
     codes = jnp.arange(rows * columns).reshape(rows, columns).astype(dtype)
     scale = jnp.full((1, columns), 0.5)
-    return QuantizedArray(codes, scale, None, jnp.dtype("float32"), bits, -2)
+    return QuantizedArray(codes, scale, None, jnp.dtype("float32"), f"int{bits}", -2)
 
 
 def tree():

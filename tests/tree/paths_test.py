@@ -14,7 +14,7 @@ from jaxopt_compress.tree.paths import glob_matches, paths_of
 
 def compressed(shape=(4, 2)):
     codes = jnp.ones(shape, jnp.int8)
-    return QuantizedArray(codes, jnp.ones((1, shape[1])), None, jnp.dtype("float32"), 8, -2)
+    return QuantizedArray(codes, jnp.ones((1, shape[1])), None, jnp.dtype("float32"), "int8", -2)
 
 
 def params():

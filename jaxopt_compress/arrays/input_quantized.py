@@ -1,0 +1,65 @@
+"""A weight that meets quantized activations."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from jaxopt_compress.arrays.base import CompressedArray, is_compressed, narrow_spec, pad_spec
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["weight", "scale", "offset"],
+    meta_fields=["format", "clipping"],
+)
+@dataclasses.dataclass(frozen=True)
+class InputQuantizedArray(CompressedArray):
+    """A weight, and the number format to which activations are rounded when they meet it.
+
+    Stands for the weight: `materialize` knows nothing of activations. In a lifted function,
+    products and convolutions with it round their other operand first, and run on codes where both
+    formats allow it.
+
+    Attributes:
+        weight: The weight: a `QuantizedArray`, another compressed array, or a dense one.
+        scale: Float32 steps of the activations, of the rank of the weight, with one entry for all
+            of it or one per entry of leading stack axes; or None: the largest magnitude of each row
+            decides at run time.
+        format: The name of the activations' number format, such as ``"int8"``.
+        offset: Float32 values that levels of activations count from, of the shape of ``scale``, or
+            None for 0; only with ``scale``.
+        clipping: Whether the derivative with respect to ``scale`` is that of a clipping value,
+            which only activations beyond it move.
+    """
+
+    weight: Any
+    scale: Any
+    format: str
+    offset: Any = None
+    clipping: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        return tuple(self.weight.shape)
+
+    @property
+    def dtype(self) -> np.dtype:  # pyright: ignore
+        """The dtype of the weight."""
+        return jnp.dtype(self.weight.dtype)
+
+    def materialize(self) -> jax.Array:
+        """The dense weight."""
+        return self.weight.materialize() if is_compressed(self.weight) else self.weight
+
+    def specs(self, spec: PartitionSpec) -> "InputQuantizedArray":
+        """Those of the weight; steps are split where they are as long."""
+        entries = pad_spec(spec, self.ndim)
+        weight = self.weight.specs(spec) if is_compressed(self.weight) else PartitionSpec(*entries)
+        steps = lambda x: None if x is None else narrow_spec(entries, tuple(x.shape))
+        return self.replace(weight=weight, scale=steps(self.scale), offset=steps(self.offset))

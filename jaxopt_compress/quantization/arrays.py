@@ -1,0 +1,75 @@
+"""Quantizing one array, such as a key-value cache, inside or outside of jit."""
+
+import jax
+
+from jaxopt_compress.arrays import QuantizedArray
+from jaxopt_compress.numerics.bounds import ABSMEAN, Bounds, absmax
+from jaxopt_compress.numerics.formats import Format, format_of
+from jaxopt_compress.quantization.quantize import check_options
+from jaxopt_compress.quantization.state import QuantizedState, Rule, measured
+
+
+def quantize_array(
+    x: jax.Array,
+    format: str | Format,
+    axis: int | tuple[int, ...] = -1,
+    group: int | None = None,
+    symmetric: bool = True,
+    *,
+    bounds: Bounds | None = None,
+    scale: str | None = None,
+) -> QuantizedArray:
+    """Rounds an array to a number format; jit-able.
+
+    Codes and steps have the rank of ``x``, one entry per code in memory, so one
+    `jax.lax.dynamic_update_slice` mapped over the fields writes new rows into a cache.
+
+    Args:
+        x: Floats, any shape.
+        format: As in `quantize`.
+        axis: The axes that share a step.
+        group: Consecutive entries along the last of these axes that share a step; by default those
+            of the format, or all of them. A last group may be shorter.
+        symmetric: As in `quantize`.
+        bounds: As in `quantize`.
+        scale: As in `quantize`; float8 steps are relative to one float32 step for all of ``x``.
+
+    Returns:
+        The array in its quantized form, to be passed to a lifted function.
+
+    Raises:
+        ValueError: Unknown or contradictory formats, or axes that ``x`` has not.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxopt_compress as jc
+        >>> keys = jc.quantize_array(jnp.ones((1, 16, 2, 8)), "int8")  # batch, time, head, channel
+        >>> scores = jc.lift(lambda q, k: jnp.einsum("bqhd,bkhd->bhqk", q, k))
+        >>> jax.jit(scores)(jnp.ones((1, 1, 2, 8)), keys).shape
+        (1, 2, 1, 16)
+    """
+    fmt = format_of(format)
+    group = fmt.group if group is None else group
+    rule = Rule(bounds or (ABSMEAN if fmt.absmean else absmax()), symmetric, scale or fmt.scale)
+    check_options(fmt, (group, None), rule)
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    if any(not -x.ndim <= d < x.ndim for d in axes) or not axes:
+        raise ValueError(f"axis={axis} of an array of shape {tuple(x.shape)}")
+    axes = tuple(d % x.ndim - x.ndim for d in axes)
+    along = max(axes)
+    state = QuantizedState(
+        scale=None,
+        zero=None,
+        seen=None,
+        key=None,
+        active=None,
+        format=fmt,
+        reduce=axes if group is None else tuple(d for d in axes if d != along),
+        stack=(),
+        axis=along,
+        group=group,
+        block=None,
+        tile=None,
+        input_scale=None,
+        inputs=None,
+    )
+    return measured(state, x, rule).compress(x, None, "")

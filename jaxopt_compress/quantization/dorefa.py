@@ -1,0 +1,172 @@
+"""DoReFa: weights squashed by tanh, and activations between 0 and 1."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.arrays import SparseArray
+from jaxopt_compress.compression import Compression
+from jaxopt_compress.compression.base import CompressionState, map_states
+from jaxopt_compress.numerics.bounds import ABSMEAN
+from jaxopt_compress.numerics.codes import decode
+from jaxopt_compress.numerics.formats import Format, format_of
+from jaxopt_compress.quantization.inputs import with_inputs
+from jaxopt_compress.quantization.lsq import per_tensor
+from jaxopt_compress.quantization.quantize import quantize
+from jaxopt_compress.quantization.state import QuantizedState, Rule, dense, measured
+from jaxopt_compress.tree import Where
+
+FORMATS = ("binary", "odd2", "odd3", "odd4")
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["grid", "bounds", "top"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class DorefaState:
+    """What was decided for one parameter.
+
+    Attributes:
+        grid: Odd multiples of a constant step.
+        bounds: ``[*steps, levels - 1]``: between which values of a weight its level changes. What
+            tanh and its maximum decide is decided here: tanh is not the same number in every
+            program.
+        top: The largest magnitude of ``tanh(w)``, of the shape of the steps.
+    """
+
+    grid: QuantizedState
+    bounds: jax.Array
+    top: jax.Array
+    kind = "quantize"
+    replaces = False
+    keeps_zeros = False
+
+    @property
+    def format(self) -> Format:
+        """The number format."""
+        return self.grid.format
+
+    def current(self, learned: Any) -> QuantizedState:
+        """The grid."""
+        del learned
+        return self.grid
+
+    def apply(self, w: Any, learned: Any) -> jax.Array:
+        """The view on the grid."""
+        del learned
+        return _squashed(dense(w), self.bounds, self.top, self.grid.scale)
+
+    def compress(self, w: Any, learned: Any, path: str) -> Any:
+        """Codes of the view, whose values lie on the grid."""
+        if isinstance(w, SparseArray):
+            raise ValueError(
+                f"{path!r} is pruned, and DoReFa's grid has no zero: take quantize or lsq"
+            )
+        return self.grid.compress(self.apply(w, learned), None, path)
+
+
+@jax.custom_jvp
+def _squashed(w: jax.Array, bounds: jax.Array, top: jax.Array, scale: jax.Array) -> jax.Array:
+    wide = w.astype(jnp.float32)
+    steps = bounds.shape[-1]
+    level = jnp.full(w.shape, -float(steps), jnp.float32)
+    for i in range(steps):
+        level = level + 2 * (wide >= bounds[..., i]).astype(jnp.float32)
+    del top
+    return decode(level, scale, w.dtype)
+
+
+@_squashed.defjvp
+def _squashed_jvp(primals, tangents):
+    w, _, top, _ = primals
+    squashed = jnp.tanh(w.astype(jnp.float32))
+    slope = jnp.where(jnp.abs(squashed) <= top, (1 - squashed**2) / top, 0)
+    return _squashed(*primals), (slope * tangents[0]).astype(w.dtype)
+
+
+def dorefa(
+    format: str, where: Where = None, *, per: str = "tensor", inputs: str | None = None
+) -> Compression:
+    r"""Squashes parameters to [-1, 1] and rounds them to evenly spaced levels.
+
+    .. math:: \hat w = 2 \, q_b\!\left(\frac{\tanh w}{2 \max |\tanh w|} + \frac12\right) - 1,
+        \qquad q_b(r) = \frac{\mathrm{round}((2^b - 1) \, r)}{2^b - 1}
+
+    The levels are the odd multiples of :math:`1 / (2^b - 1)`; 0 is none of them, so pruned entries
+    would not stay 0. The view has another size than the parameter: models have to be trained with
+    it. Gradients pass through rounding, and the maximum is a constant for them, refreshed by each
+    update. One bit: :math:`\mathrm{sign}(w) \, \mathrm{mean} |w|`, as ``quantize("binary")``.
+
+    Args:
+        format: ``"binary"``, ``"odd2"``, ``"odd3"`` or ``"odd4"``: 1 to 4 bits.
+        where: As in `quantize`.
+        per: ``"tensor"``: one maximum, or mean, for all of a parameter, and for each entry of a
+            stack; or ``"channel"``.
+        inputs: The unsigned format of the activations that meet a parameter, such as ``"uint4"``;
+            `lift` clips them to [0, 1] and rounds them. By default they are left as they are.
+
+    Returns:
+        A `Compression` that stores `QuantizedArray`; with ``inputs`` in an `InputQuantizedArray`.
+
+    Raises:
+        ValueError: Other formats; in ``compress``: pruned parameters.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxopt_compress as jc
+        >>> params = {"w": jnp.array([[0.1, 3.0], [-0.7, -0.2]])}
+        >>> jc.compress(params, jc.dorefa("odd2"))["w"].materialize().round(3)
+        Array([[ 0.333,  1.   ],
+               [-0.333, -0.333]], dtype=float32)
+
+    References:
+        Zhou et al., 2016, DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low
+        Bitwidth Gradients.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"dorefa({format!r}); there are {', '.join(FORMATS)}")
+    if per not in ("channel", "tensor"):
+        raise ValueError(f"per={per!r}; there are 'channel' and 'tensor'")
+    if inputs is not None and format_of(inputs).grid.low < 0:
+        raise ValueError(f"inputs={inputs!r}; activations lie in [0, 1]: take an unsigned format")
+    base = quantize(format, where=where)
+
+    def decided(leaf: Any, w: Any) -> Any:
+        if format == "binary":
+            return measured(leaf, w, Rule(ABSMEAN, True, "float32"))
+        return _decided(leaf if isinstance(leaf, QuantizedState) else leaf.grid, dense(w))
+
+    def mapped(state: CompressionState, params: Any, count: Any, first: bool) -> Any:
+        leaves: dict[str, Any] = {}
+
+        def run(path: str, w: Any, leaf: Any) -> Any:
+            leaf = per_tensor(leaf, len(w.shape)) if first and per == "tensor" else leaf
+            leaves[path] = decided(leaf, w)
+            return w
+
+        map_states(run, params, state)
+        return CompressionState(count, {}, leaves)
+
+    def init(params: Any, *, uses: Any = None, stats: Any = None) -> CompressionState:
+        state = base.init(params, uses=uses, stats=stats)
+        return mapped(state, params, state.count, True)
+
+    def update(state: CompressionState, params: Any) -> CompressionState:
+        return mapped(state, params, state.count + 1, False)
+
+    made = Compression(init, update, base.apply, base.compress)
+    return made if inputs is None else with_inputs(made, inputs, "unit", 1.0)
+
+
+def _decided(grid: QuantizedState, w: jax.Array) -> DorefaState:
+    last = int(grid.format.grid.high)
+    high = jnp.max(jnp.abs(w.astype(jnp.float32)), grid.reduce, keepdims=True, initial=0)
+    top = jnp.tanh(high)
+    top = jnp.where(top >= 2.0**-125, top, 1.0)
+    middles = np.arange(1 - last, last, 2, dtype=np.float32) / np.float32(last)
+    bounds = jnp.arctanh(top[..., None] * middles)
+    scale = jnp.full(top.shape, 1 / last, jnp.float32)
+    return DorefaState(dataclasses.replace(grid, scale=scale), bounds, top)

@@ -1,0 +1,232 @@
+"""The grid of one quantized parameter."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.arrays import (
+    GriddedArray,
+    InputQuantizedArray,
+    QuantizedArray,
+    SparseArray,
+    is_compressed,
+)
+from jaxopt_compress.numerics.bounds import Bounds
+from jaxopt_compress.numerics.codes import decode, encode, round_to_grid
+from jaxopt_compress.numerics.formats import Format
+from jaxopt_compress.numerics.groups import Cuts, by_groups, spread_to
+from jaxopt_compress.numerics.packing import pack
+from jaxopt_compress.numerics.rounding import seal
+from jaxopt_compress.numerics.steps import float8_steps, power_of_two_step, step_of, step_value
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["scale", "zero", "seen", "key", "active", "input_scale"],
+    meta_fields=["format", "reduce", "stack", "axis", "group", "block", "tile", "inputs"],
+)
+@dataclasses.dataclass(frozen=True)
+class QuantizedState:
+    """What was decided for one parameter.
+
+    Attributes:
+        scale: Steps, as `QuantizedArray` stores them.
+        zero: Integer zero points, or None if symmetric.
+        seen: ``(low, high)``, the range so far where it is averaged over updates, or None.
+        key: The random key of stochastic rounding, or None.
+        active: Whether quantization has begun, a boolean; None if it always has.
+        input_scale: Steps of the activations that meet the parameter, or None.
+        format: The number format.
+        reduce: Negative axes that share a step.
+        stack: Negative axes whose entries are parameters of their own.
+        axis: The negative axis along which codes are grouped and packed, or None for a scalar.
+        group: Entries per group, or None.
+        block: Entries per block of packed words, or None.
+        tile: ``(negative axis, entries)`` of groups along a second axis, or None.
+        inputs: The number format of the activations that meet the parameter, or None.
+    """
+
+    scale: Any
+    zero: Any
+    seen: Any
+    key: Any
+    active: Any
+    input_scale: Any
+    format: Format
+    reduce: tuple[int, ...]
+    stack: tuple[int, ...]
+    axis: int | None
+    group: int | None
+    block: int | None
+    tile: tuple[int, int] | None
+    inputs: str | None
+    replaces = False
+
+    @property
+    def kind(self) -> str:
+        """The method's name; nothing may follow one that also rounds activations."""
+        return "quantize" if self.inputs is None else "quantize inputs of"
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether 0.0 stays 0.0, so that pruned entries do."""
+        return self.format.has_zero
+
+    @property
+    def cuts(self) -> Cuts:
+        """The axes that are cut into groups."""
+        own = () if self.group is None or self.axis is None else ((self.axis, self.group),)
+        return own if self.tile is None else (*own, self.tile)
+
+    def apply(self, w: Any, learned: Any) -> jax.Array:
+        """``w`` rounded to the grid, or ``w`` itself before quantization begins."""
+        del learned
+        w = dense(w)
+        view = fake_quantize(w, *self._grid(w), self._noise(w), self.format)
+        return view if self.active is None else jnp.where(self.active, view, w)
+
+    def view(self, w: Any, learned: Any) -> Any:
+        """What a forward pass uses: as `apply`, and with what rounds activations."""
+        values = self.apply(w, learned)
+        if self.inputs is None:
+            return values
+        zero = None if self.zero is None else self.zero.astype(jnp.float32)
+        form = self._form(values, values.dtype).replace(zero=zero)
+        return InputQuantizedArray(GriddedArray(form), self.input_scale, self.inputs)
+
+    def compress(self, w: Any, learned: Any, path: str) -> Any:
+        """Codes and grid; the codes of a sparse array stay sparse."""
+        del learned, path
+        if self.active is not None and not bool(jnp.all(self.active)):
+            return w
+        small = self._stored(w)
+        if self.inputs is None:
+            return small
+        return InputQuantizedArray(small, self.input_scale, self.inputs)
+
+    def _form(self, codes: Any, dtype: Any) -> QuantizedArray:
+        return QuantizedArray(
+            codes,
+            self.scale,
+            self.zero,
+            np.dtype(dtype),
+            self.format.name,
+            self.axis,
+            self.group,
+            None,
+            self.tile,
+        )
+
+    def _stored(self, w: Any) -> QuantizedArray:
+        full = dense(w)
+        levels, _ = round_to_grid(full, *self._grid(full), self.format, self._noise(full))
+        codes = encode(levels, self.format)
+        if isinstance(w, SparseArray):
+            return self._form(w.with_entries(codes), full.dtype)
+        small = self._form(codes, full.dtype)
+        if self.block is None or self.axis is None:
+            return small
+        words = pack(codes, self.format.bits, self.axis, self.block)
+        return small.replace(codes=words, block=self.block)
+
+    def _grid(self, w: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Float32 steps and zero points that broadcast against ``w``."""
+        steps = self.scale.materialize() if is_compressed(self.scale) else step_value(self.scale)
+        wide = lambda x: None if x is None else spread_to(x, self.cuts, w.shape)
+        return spread_to(steps, self.cuts, w.shape), wide(self.zero)
+
+    def _noise(self, w: jax.Array) -> jax.Array | None:
+        return None if self.key is None else jax.random.uniform(self.key, w.shape)
+
+
+class Rule(NamedTuple):
+    """How steps follow from values.
+
+    Attributes:
+        bounds: Which range the grid covers.
+        symmetric: Whether it is centred on 0.
+        scale: The dtype that holds steps.
+    """
+
+    bounds: Bounds
+    symmetric: bool
+    scale: str
+
+
+def measured(state: QuantizedState, w: Any, rule: Rule) -> QuantizedState:
+    """The state with the steps that follow from the values of a parameter."""
+    fmt = state.format
+
+    def range_of(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        if not x.size:
+            empty = jnp.zeros([1 if d in axes else n for d, n in enumerate(x.shape)])
+            return empty, empty
+
+        def view(low: jax.Array, high: jax.Array) -> jax.Array:
+            return fake_quantize(x, *step_of(low, high, fmt, rule.symmetric), None, fmt)
+
+        return rule.bounds.measure(x, axes, fmt, rule.symmetric, view)
+
+    low, high = by_groups(range_of, dense(w).astype(jnp.float32), state.reduce, state.cuts)
+    decay = rule.bounds.decay
+    if decay is not None:
+        if state.seen is not None:
+            low, high = (
+                decay * old + (1 - decay) * new
+                for old, new in zip(state.seen, (low, high), strict=True)
+            )
+        state = dataclasses.replace(state, seen=(low, high))
+    step, zero = step_of(low, high, fmt, rule.symmetric)
+    if rule.scale == "float8_e8m0fnu":
+        step = power_of_two_step(low, high, fmt)
+    elif rule.scale == "float8_e4m3fn":
+        codes, outer = float8_steps(
+            step, tuple(d for d in range(-step.ndim, 0) if d not in state.stack)
+        )
+        step = QuantizedArray(codes, outer, None, np.dtype(np.float32), rule.scale, None)
+    elif rule.scale != "float32":
+        step = seal(step, rule.scale)
+    return dataclasses.replace(state, scale=step, zero=zero)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def fake_quantize(
+    w: jax.Array,
+    scale: jax.Array,
+    zero: jax.Array | None,
+    noise: jax.Array | None,
+    fmt: Format,
+) -> jax.Array:
+    """Rounds to a grid and back; the identity for derivatives where nothing was clipped.
+
+    Args:
+        w: Floats, any shape.
+        scale: Float32 steps that broadcast against ``w``; constants for derivatives.
+        zero: Integer zero points likewise, or None.
+        noise: For stochastic rounding: uniform in [0, 1), of the shape of ``w``; or None.
+        fmt: The number format.
+
+    Returns:
+        Floats of the shape and dtype of ``w``.
+    """
+    levels, _ = round_to_grid(w, scale, zero, fmt, noise)
+    if zero is not None:
+        levels = levels - zero.astype(jnp.float32)
+    # Codes have one zero, so the view of a small negative entry is 0.0, not -0.0.
+    return decode(jnp.where(levels == 0, 0, levels), scale, w.dtype)
+
+
+@fake_quantize.defjvp
+def _fake_quantize_jvp(fmt, primals, tangents):
+    w, scale, zero, noise = primals
+    _, inside = round_to_grid(w, scale, zero, fmt, noise)
+    return fake_quantize(w, scale, zero, noise, fmt), jnp.where(inside, tangents[0], 0)
+
+
+def dense(w: Any) -> jax.Array:
+    """A sparse parameter as a dense one; others as they are."""
+    return w.materialize() if isinstance(w, SparseArray) else w

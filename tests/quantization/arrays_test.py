@@ -1,0 +1,68 @@
+"""Quantizing one array."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_compress as jc
+from tests.quantization import cases
+from tests.quantization.cases import assert_same_bits, normal
+
+
+@pytest.mark.parametrize("name", ["int8", "nf4", "nvfp4"])
+def test_quantize_array(name):
+    """As a parameter is, with one code per entry; the same under jit."""
+    x = normal(64, 8).at[:, 3].set(0)
+    got = jc.quantize_array(x, name, axis=0)
+    want = jc.compress({"w": x}, cases.quantize(name))["w"]
+    assert got.shape == x.shape and got.codes.shape == x.shape
+    assert_same_bits(got.materialize(), want.materialize())
+    assert got.nbytes == want.nbytes
+    # Rows of a group may be cut short, as in a cache of any length.
+    short = jc.quantize_array(x[:50], name, 0, 16)
+    padded = jc.compress({"w": x[:50]}, cases.quantize(name, group=16, pad=True))["w"]
+    assert_same_bits(short.materialize(), padded.materialize())
+
+
+def test_quantize_array_under_jit():
+    x = normal(4, 6, 32)
+    run = lambda x: jc.quantize_array(x, "int4", (-1, -3), 8, symmetric=False)
+    got, want = jax.jit(run)(x), run(x)
+    # Whole along the first axis, in groups along the last.
+    assert got.scale.shape == (1, 6, 4)
+    assert_same_bits(got, want)
+
+
+@pytest.mark.parametrize("name", ["int8", "nf4"])
+def test_rows_written_into_a_cache(name):
+    """One update, mapped over the fields, replaces rows and leaves the others as they are."""
+    cache, rows = (jc.quantize_array(normal(*s), name) for s in ((2, 8, 16), (2, 3, 16)))
+    write = lambda a, b: jax.lax.dynamic_update_slice(a, b, (0, 4, 0))
+    got = jax.jit(lambda a, b: jax.tree.map(write, a, b))(cache, rows)
+    want = np.array(cache.materialize())
+    want[:, 4:7] = rows.materialize()
+    assert_same_bits(got.materialize(), want)
+
+
+def test_same_steps_under_vmap():
+    """Steps of a stack that is mapped over have the bits of those of each entry."""
+    x = normal(4, 6, 32)
+    run = lambda x: jc.quantize_array(x, "int8", -1)
+    want = np.abs(np.asarray(x)).max(-1, keepdims=True) / np.float32(127.5)
+    for got in (run(x), jax.vmap(run)(x), jax.jit(jax.vmap(run))(x)):
+        np.testing.assert_array_equal(got.scale, want)
+
+
+@pytest.mark.parametrize(
+    ("args", "given", "message"),
+    [
+        (("int8", 2), {}, r"axis=2 of an array of shape \(6, 3\)"),
+        (("int8", ()), {}, r"axis=\(\) of an array of shape \(6, 3\)"),
+        (("int9",), {}, "unknown number format 'int9'"),
+        (("nf4",), {"symmetric": False}, "'nf4' has no zero point"),
+    ],
+)
+def test_quantize_array_errors(args, given, message):
+    with pytest.raises(ValueError, match=message):
+        jc.quantize_array(jnp.ones((6, 3)), *args, **given)

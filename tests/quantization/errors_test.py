@@ -1,0 +1,134 @@
+"""What is refused, before anything is computed."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxopt_compress as jc
+from jaxopt_compress.numerics.formats import FORMATS
+from tests.quantization.cases import assert_same_bits, normal
+
+W = normal(6, 3)
+
+
+def init(params, *args, **kwargs):
+    return lambda: jc.quantize(*args, **kwargs).init(params)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: jc.quantize("int9"), ValueError, "unknown .* 'int9'; there are int16, int8, .*nv"),
+        (lambda: jc.quantize("int4", group=0), ValueError, "group=0.*at least one"),
+        (lambda: jc.quantize("int4", group=(8, 0)), ValueError, r"group=\(8, 0\).*at least one"),
+        (
+            lambda: jc.quantize("int4", scale="int8"),
+            ValueError,
+            "scale='int8'; steps are held in float32, bfloat16, float16, .*e8m0fnu, .*e4m3fn",
+        ),
+        (lambda: jc.quantize("nf4", symmetric=False), ValueError, "'nf4' has no zero point.*=True"),
+        (lambda: jc.quantize("ternary", symmetric=False), ValueError, "'ternary' has no zero"),
+        (
+            lambda: jc.quantize("int4", symmetric=False, scale="float8_e8m0fnu"),
+            ValueError,
+            "scale='float8_e8m0fnu' goes with symmetric=True only",
+        ),
+        (lambda: jc.quantize("int1"), ValueError, "'int1' has no positive code.*symmetric=False"),
+        (
+            lambda: jc.quantize("binary", bounds=jc.bounds.mse()),
+            ValueError,
+            "step of 'binary' is the mean magnitude; leave bounds out",
+        ),
+        (
+            init({"a": {"w": W}}, "int4", group=4),
+            ValueError,
+            r"group=4 .*axis -2 of 'a/w' of shape \(6, 3\), of length 6; .* 2, 3, 6, or pass pad=T",
+        ),
+        (
+            init({"a": {"w": W}}, "int4", group=(3, 2)),
+            ValueError,
+            r"group=2 .*axis -1 of 'a/w' of shape \(6, 3\), of length 3; .* 1, 3,",
+        ),
+        (
+            init({"w": W}, "mxfp4"),
+            ValueError,
+            r"group=32 .* 'w' of shape \(6, 3\), of length 6",
+        ),
+        (
+            init({"b": jnp.ones(4)}, "int4", group=2, where="b"),
+            ValueError,
+            r"'b' of shape \(4,\) has no .*axis to group; leave group out",
+        ),
+        (
+            init({"w": W}, "uint4"),
+            ValueError,
+            r"'w' of shape \(6, 3\) has negative entries, which 'uint4' .* symmetric=False, or .*",
+        ),
+        (
+            init({"w": W.at[2, 1].set(jnp.inf)}, "int4"),
+            ValueError,
+            r"'w' of shape \(6, 3\) holds 1 infinite or NaN",
+        ),
+        (
+            init({"ids": jnp.arange(4)}, "int4", where="i*"),
+            TypeError,
+            r"'ids' of shape \(4,\) and dtype int32: only floating leaves.*exclude",
+        ),
+        (
+            init({"bias": jnp.ones(3)}, "int4"),
+            ValueError,
+            "no floating leaf of rank 2 or more among bias",
+        ),
+        (
+            init(jc.compress({"w": W}, jc.quantize("int8")), "int4"),
+            TypeError,
+            r"'w' of shape \(6, 3\) is already a QuantizedArray.*materialize it",
+        ),
+        (
+            init({"w": W}, "nf4", bounds=jc.bounds.entropy()),
+            ValueError,
+            "symmetric range and signed integers",
+        ),
+        (
+            init({"w": W}, "int8", bounds=jc.bounds.entropy(64)),
+            ValueError,
+            r"entropy\(64\) needs more bins than int8",
+        ),
+    ],
+)
+def test_errors_name_path_shape_and_what_works(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_checks_come_before_work():
+    """A parameter that cannot be quantized is named although an earlier one could be."""
+    params = {"a": normal(8, 4), "b": {"w": W}}
+    with pytest.raises(ValueError, match=r"'b/w' of shape \(6, 3\)"):
+        jax.eval_shape(lambda p: jc.quantize("int4", group=8).init(p), params)
+
+
+def test_known_parameters_inside_of_jit():
+    """Weights that a traced function closes over are quantized there as outside of it."""
+    params = {"w": W}
+    for c in (jc.quantize("int4"), jc.quantize("uint4", symmetric=False)):
+        want = c.apply(params, c.init(params))
+        assert_same_bits(jax.jit(lambda c=c: c.apply(params, c.init(params)))(), want)
+    c, params = jc.quantize("uint4"), {"w": jnp.abs(W)}
+    assert_same_bits(
+        jax.jit(lambda: c.apply(params, c.init(params)))(), c.apply(params, c.init(params))
+    )
+
+
+def test_a_format_of_ones_own():
+    """A format object is kept as it is, or refused: not looked up by its name later."""
+    levels = FORMATS["int4"].grid._replace(low=-7)
+    own = FORMATS["int4"]._replace(name="narrow", grid=levels)
+    try:
+        c = jc.quantize(own)
+    except (ValueError, TypeError) as error:
+        assert "narrow" in str(error)
+        return
+    params = {"w": W}
+    state = c.init(params)
+    assert_same_bits(jc.materialize(c.compress(params, state)), c.apply(params, state))

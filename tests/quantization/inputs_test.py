@@ -1,0 +1,277 @@
+"""Learned steps, offsets and clipping values of activations."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxopt_compress as jc
+from jaxopt_compress.numerics.formats import format_of
+from tests.quantization.cases import assert_same_bits
+from tests.quantization.learned import (
+    COTANGENT,
+    X,
+    answer,
+    knowing,
+    mlp,
+    mlp_params,
+    steady,
+    train,
+    views,
+    with_learned,
+)
+
+# A weight of 1 shows an activation as the product sees it.
+EYE = {"w": jnp.eye(64)}
+dot = lambda params, x: x @ params["w"]
+lifted = jc.lift(dot)
+
+
+def at_identity(c, stats=None):
+    """``run(x, cotangent, **learned)``: a product with 1, and gradients at both arguments."""
+    state = c.init(EYE, stats=stats)
+
+    @jax.jit
+    def run(x, cotangent, **own):
+        learned = with_learned(state, weight={"step": jnp.ones((1, 64))}, input=own).learned
+        y, pull = jax.vjp(lambda learned, x: lifted(views(c, state)(EYE, learned), x), learned, x)
+        grads, x_grad = pull(cotangent)
+        return y, x_grad, grads["w"]["input"]
+
+    return run
+
+
+def test_gradients_of_lsq_plus():
+    want = answer("lsq_plus_uint4")
+    stats = jc.calibrate(dot, EYE, [X])
+    run = at_identity(jc.lsq("int4", inputs="uint4", offset=True), stats)
+    for i in range(len(X)):
+        step, offset = (jnp.full((1, 1), want[k][i]) for k in ("scale", "offset"))
+        y, x_grad, grads = run(X[i : i + 1], COTANGENT[i : i + 1], step=step, offset=offset)
+        np.testing.assert_allclose(y[0], want["y"][i], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(x_grad[0], want["grad_x"][i], rtol=1e-6)
+        factor = 1 / math.sqrt(64 * 15)
+        slopes = want["grad_scale"][i], want["grad_offset"][i]
+        got = grads["step"].item(), grads["offset"].item()
+        np.testing.assert_allclose(got, np.multiply(slopes, factor), rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_of_pact():
+    want = answer("pact_4bit")
+    run = at_identity(jc.pact(jc.lsq("int4"), "uint4", alpha=2.0))
+    y, x_grad, grads = run(X, COTANGENT, alpha=jnp.full((1, 1), want["alpha"]))
+    np.testing.assert_allclose(y, want["y"], rtol=1e-6)
+    np.testing.assert_array_equal(x_grad, want["grad_x"])
+    np.testing.assert_allclose(grads["alpha"].item(), want["grad_alpha"], rtol=1e-5)
+
+
+def test_gradients_of_the_activations_of_dorefa():
+    want = answer("dorefa_activation_4bit")
+    c = jc.dorefa("binary", inputs="uint4")
+    state = c.init(EYE)
+    assert not state.learned
+    # The binary weight is 2 for 1 and -2 for 0, times the mean magnitude.
+    leaf = c.view(EYE, optax_state(c, EYE))["w"].replace(weight=jnp.eye(64))
+    y, pull = jax.vjp(lambda x: lifted({"w": leaf}, x), X)
+    np.testing.assert_allclose(y, want["y"], rtol=1e-6)
+    inner = np.asarray(X) != 1  # Where the range ends torch passes the gradient on.
+    np.testing.assert_array_equal(np.asarray(pull(COTANGENT)[0])[inner], want["grad_x"][inner])
+
+
+def optax_state(c, params):
+    return jc.compressed_training(optax.sgd(0.1), c).init(params)
+
+
+@pytest.mark.parametrize("inputs", ["int4", "uint3"])
+def test_derivatives_are_the_formula(inputs):
+    fmt, x = format_of(inputs), steady(1, 5, 64)
+    c = jc.lsq("int4", inputs=inputs)
+    stats = jc.calibrate(dot, EYE, [jnp.abs(x)])
+    y, x_grad, grads = at_identity(c, stats)(x, COTANGENT[:5], step=jnp.full((1, 1), 0.3))
+    v = np.asarray(x) / np.float32(0.3)
+    inside = (v > fmt.grid.low) & (v < fmt.grid.high)
+    level = np.clip(np.round(v), fmt.grid.low, fmt.grid.high)
+    np.testing.assert_allclose(y, level * 0.3, rtol=1e-6)
+    np.testing.assert_array_equal(x_grad, np.where(inside, COTANGENT[:5], 0))
+    slope = (np.where(inside, level - v, level) * COTANGENT[:5]).sum()
+    want = slope / math.sqrt(64 * fmt.grid.high)
+    np.testing.assert_allclose(grads["step"].item(), want, rtol=1e-4)
+
+
+def test_first_steps():
+    x, params = steady(0, 100, 8), {"w": steady(1, 8, 4)}
+    signed, rectified = (jc.calibrate(dot, params, [x]) for x in (x, jnp.abs(x)))
+    few = {"w": dataclasses.replace(signed["w"], outer=None)}
+    own = lambda c, stats: c.init(params, stats=stats).learned["w"]["input"]
+    step = own(jc.lsq("int4", inputs="uint4"), rectified)["step"]
+    np.testing.assert_allclose(step, [[2 * jnp.abs(x).mean() / 15**0.5]], rtol=1e-5)
+    four = jc.lsq("int4", inputs="int4")
+    mean = jnp.sqrt(jnp.mean(x**2)) * (2 / math.pi) ** 0.5
+    np.testing.assert_allclose(own(four, signed)["step"], [[2 * mean / 7**0.5]], rtol=1e-5)
+    np.testing.assert_allclose(own(four, few)["step"], [[jnp.abs(x).max() / 7.5]], rtol=1e-6)
+    both = own(jc.lsq("int4", inputs="uint4", offset=True), signed)
+    np.testing.assert_allclose(both["step"], [[(x.max() - x.min()) / 15]], rtol=1e-6)
+    np.testing.assert_allclose(both["offset"], [[x.min()]], rtol=1e-6)
+    np.testing.assert_array_equal(own(jc.pact(jc.quantize("int4")), signed)["alpha"], [[x.max()]])
+
+
+METHODS = {
+    "lsq": jc.lsq("int4", inputs="uint4"),
+    "lsq+": jc.lsq("int4", per="tensor", inputs="uint4", offset=True),
+    "pact+dorefa": jc.pact(jc.dorefa("odd3"), "uint4", alpha=1.5),
+}
+
+
+@pytest.mark.parametrize("name", ["lsq+", "pact+dorefa"])
+def test_training(name):
+    """The loss falls, every learned part moves, and what is stored is what was trained."""
+    params, x = mlp_params(), jnp.abs(steady(9, 64, 8))
+    c = knowing(METHODS[name], jc.calibrate(mlp, params, [x]))
+    tx = jc.compressed_training(optax.adam(1e-2), c, learned=optax.adam(3e-3))
+    first = tx.init(params)
+    params, state, losses = train(c, tx, first, params, x, mlp(mlp_params(7), x))
+    assert losses[-1] < 0.6 * losses[0], losses[::13]
+    before, after = (jax.tree.leaves(s.compression.learned) for s in (first, state))
+    assert before
+    for a, b in zip(before, after, strict=True):
+        assert (np.asarray(a) != np.asarray(b)).any()
+    small = jc.compress(params, c, state=state)
+
+    @jax.jit
+    def programs(params, state, small):
+        """View, dense forms, outputs, and both modes of differentiation."""
+        view, run = c.view(params, state), jc.lift(mlp)
+        held, rest = jc.partition(view)
+        fn = lambda held: run(jc.combine(held, rest), x).sum()
+        pushed = jax.jvp(fn, (held,), (jax.tree.map(jnp.ones_like, held),))[1]
+        back = sum(jnp.sum(g) for g in jax.tree.leaves(jax.grad(fn)(held)))
+        dense = [jc.materialize(tree) for tree in (view, small)]
+        dense.append(c.apply(params, state.compression))
+        return view, dense, (run(view, x), run(small, x)), (pushed, back)
+
+    view, dense, outputs, slopes = programs(params, state, small)
+    assert_same_bits(dense[0], dense[1])
+    assert_same_bits(dense[2], dense[1])
+    for path in ("a", "b"):
+        assert_same_bits(small[path]["w"].scale, view[path]["w"].scale, "steps of activations")
+    np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(*slopes, rtol=1e-3)
+    dots = str(jax.make_jaxpr(jc.lift(mlp))(small, x))
+    assert dots.count("preferred_element_type=int32") >= 2
+    assert "preferred_element_type=float32" not in dots
+
+
+def test_offset_beside_the_border_of_a_convolution():
+    """What a convolution pads with is 0, not the offset."""
+    x, kernel = steady(0, 2, 6, 6, 3), steady(1, 3, 3, 3, 4)
+    conv = lambda params, x: jax.lax.conv_general_dilated(
+        x, params["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    params = {"w": kernel}
+    uses = jc.uses(conv, params, x)
+    stats = jc.calibrate(conv, params, [x])
+    c = jc.lsq("int8", inputs="uint4", offset=True)
+    small = jc.compress(params, c, uses=uses, stats=stats)
+    step, offset = small["w"].scale.item(), small["w"].offset.item()
+    rounded = np.clip(np.round((np.asarray(x) - offset) / step), 0, 15) * step + offset
+    want = conv(jc.materialize(small), jnp.asarray(rounded, jnp.float32))
+    run = jc.lift(conv)
+    np.testing.assert_allclose(jax.jit(run)(small, x), want, rtol=1e-4, atol=1e-4)
+    text = str(jax.make_jaxpr(run)(small, x))
+    assert text.count("preferred_element_type=int32") == 2
+    state = c.init(params, uses=uses, stats=stats)
+    view = jax.jit(views(c, state))(params, state.learned)
+    np.testing.assert_allclose(jax.jit(run)(view, x), want, rtol=1e-4, atol=1e-4)
+
+
+def test_scanned_stacks():
+    """Each layer has a step and an offset of its own."""
+    w = steady(1, 3, 8, 8) * jnp.array([1.0, 3, 0.1])[:, None, None]
+
+    def deep(params, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, params["w"])[0]
+
+    params, x = {"w": w}, steady(2, 16, 8)
+    uses, stats = jc.uses(deep, params, x), jc.calibrate(deep, params, [x])
+    c = jc.lsq("int8", inputs="uint7", offset=True)
+    state = c.init(params, uses=uses, stats=stats)
+    own = state.learned["w"]["input"]
+    assert own["step"].shape == own["offset"].shape == (3, 1, 1)
+    assert len(np.unique(own["offset"])) == 3
+    small, want = c.compress(params, state), deep(params, x)
+    run = jax.jit(jc.lift(deep))
+    assert jnp.abs(run(small, x) - want).max() < 0.1
+    grads = jax.jit(jax.grad(lambda s: jc.lift(deep)(views(c, state)(params, s), x).sum()))
+    slopes = grads(state.learned)["w"]["input"]
+    assert np.asarray(slopes["step"]).all()
+    np.testing.assert_allclose(
+        run(views(c, state)(params, state.learned), x), run(small, x), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("first", ["teacher", "student"])
+def test_teacher_and_student_in_one_program(first):
+    """A float model and its quantized form do not see each other, whichever is traced first."""
+    params, x = mlp_params(3), jnp.abs(steady(9, 16, 8))
+    model = lambda params, x: mlp(params, x)  # Not traced before.
+    small = jc.compress(params, METHODS["lsq"], stats=jc.calibrate(mlp, params, [x]))
+    run = jc.lift(model)
+
+    @jax.jit
+    def both(params, small, x):
+        if first == "teacher":
+            teacher = run(params, x)
+            return teacher, run(small, x)
+        student = run(small, x)
+        return run(params, x), student
+
+    teacher, student = both(params, small, x)
+    np.testing.assert_allclose(teacher, mlp(params, x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(student, jax.jit(jc.lift(mlp))(small, x), rtol=1e-5, atol=1e-5)
+    assert jnp.abs(teacher - student).max() > 1e-3
+
+
+@pytest.mark.parametrize(("bad", "got"), [(math.nan, 1.0), (-1.0, 2.0**-10), (math.inf, 2.0**10)])
+def test_learned_values_stay_usable(bad, got):
+    params = {"w": steady(0, 8, 4)}
+    stats = jc.calibrate(dot, params, [steady(1, 9, 8)])
+    for c in (jc.lsq("int4", inputs="uint4", offset=True), jc.pact(jc.lsq("int4"))):
+        state = c.init(params, stats=stats)
+        spoiled = state._replace(learned=jax.tree.map(lambda x: x * 0 + bad, state.learned))
+        now, start = (s.learned["w"] for s in (c.update(spoiled, params), state))
+        offset = now["input"].pop("offset", jnp.zeros(()))
+        assert np.isfinite(offset).all()
+        start["input"].pop("offset", None)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b * got), now, start)
+
+
+def test_files_hold_offsets(tmp_path):
+    params = {"w": steady(0, 8, 4)}
+    stats = jc.calibrate(dot, params, [steady(1, 9, 8)])
+    small = jc.compress(params, jc.lsq("int4", inputs="uint4", offset=True), stats=stats)
+    jc.save(tmp_path / "c", small)
+    assert_same_bits(jc.load(tmp_path / "c"), small)
+    row = jc.report(params, small)["leaves"][0]
+    assert row["method"] == "int4 x uint4 calibrated with offset"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda stats: jc.lsq("int4", inputs="uint4").init(EYE, stats=stats), "negative"),
+        (lambda stats: jc.pact(jc.quantize("int4")).init(EYE), "statistics"),
+        (lambda stats: jc.pact(jc.quantize("int4", inputs="int8"), alpha=1.0).init(EYE), "beside"),
+        (lambda stats: jc.pact(jc.quantize("int4", begin=3), alpha=1.0).init(EYE), "beside"),
+        (lambda stats: jc.pact(jc.low_rank(2), alpha=1.0).init(EYE), "beside"),
+        (lambda stats: jc.pact(jc.quantize("int4"), alpha=-1.0), "alpha"),
+        (lambda stats: jc.dorefa("odd4", inputs="int4"), "unsigned"),
+        (lambda stats: jc.dorefa("int4"), "odd4"),
+    ],
+)
+def test_errors(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(jc.calibrate(dot, EYE, [X]))
