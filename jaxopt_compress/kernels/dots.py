@@ -2,9 +2,9 @@
 
 Codes are converted inside the operand of the product: integers of eight bits are exact in
 bfloat16, and scales multiply the float32 result. XLA for TPU fuses the conversion, so that neither
-a dense weight nor its unpacked codes are written to memory; XLA for CPU and GPU may write one
-layer's weight. How the expression is written decides, so the forms are chosen from static shapes,
-by what the compiler makes of them:
+a dense weight nor its unpacked codes are written to memory; XLA for GPU may write one layer's
+weight, and so would XLA for CPU, for which `cpu_dots` has forms of their own. How the expression is
+written decides, so the forms are chosen from static shapes, by what the compiler makes of them:
 
 * One scale per output channel: one product, scaled afterwards.
 * Groups: a product per group, as a batch dimension, with the scaled sum over groups fused into it
@@ -25,11 +25,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxopt_compress.kernels.cpu_dots import streamed_dot, streams
+from jaxopt_compress.kernels.forms import check_shapes, on_each_platform
+
 # Rows of a block-diagonal x up to which the additional products stay cheaper than a copy of codes.
 _MAX_BLOCK_DIAGONAL_ROWS = 512
 
 
-def scaled_dot(x, codes, scale, zero=None, *, group=None, preferred=jnp.float32, precision=None):
+def scaled_dot(
+    x,
+    codes,
+    scale,
+    zero=None,
+    *,
+    group=None,
+    decode=None,
+    preferred=jnp.float32,
+    precision=None,
+):
     r"""Contracts `x` with a weight stored as codes, scales and integer zero points.
 
     .. math:: y_{mn} = \sum_k x_{mk} (q_{kn} - z_{\lfloor k/g \rfloor n}) s_{\lfloor k/g \rfloor n}
@@ -43,6 +56,8 @@ def scaled_dot(x, codes, scale, zero=None, *, group=None, preferred=jnp.float32,
       scale: `[*batch, K / group or 1, N or 1]`, floating point.
       zero: integer zero points of the shape of `scale`, or None.
       group: number of consecutive `k` that share a scale; None means all of them.
+      decode: an elementwise function from codes to the numbers that they stand for; None if that is
+        their value.
       preferred: type of accumulation and of the result.
       precision: as in `jax.lax.dot_general`.
 
@@ -58,22 +73,24 @@ def scaled_dot(x, codes, scale, zero=None, *, group=None, preferred=jnp.float32,
       >>> print(scaled_dot(x, codes, jnp.array([[0.5], [10.0]]), group=2))
       [[71.5]]
     """
-    _check(x, codes.shape[-2], codes.shape, scale, zero, group)
+    check_shapes(x, codes.shape[-2], codes.shape, scale, zero, group)
     scale = scale.astype(preferred)
     groups = scale.shape[-2]
 
-    if groups == 1:
-        y = _matmul(x, _convert(codes, x.dtype), preferred, precision) * scale
-    else:
+    def of_codes(form):
+        read = decode or (lambda codes: codes)
+        return lambda x, codes, scale: form(x, read(codes), scale, precision)
+
+    default = linear = of_codes(scaled_after if groups == 1 else dequantized)
+    forms = {}
+    if groups > 1:
         few = groups * x.shape[-2] <= _MAX_BLOCK_DIAGONAL_ROWS
-        outgrown = _partials_outgrow_weight(x, groups)
-        y = lax.platform_dependent(
-            x,
-            codes,
-            scale,
-            tpu=functools.partial(block_diagonal if few else per_group, precision=precision),
-            default=functools.partial(dequantized if outgrown else per_group, precision=precision),
-        )
+        forms["tpu"] = of_codes(block_diagonal if few else per_group)
+        default = linear if _partials_outgrow_weight(x, groups) else of_codes(per_group)
+    if streams(x.shape[-2], codes, groups):
+        given = {"decode": decode, "precision": precision, "linear": linear}
+        forms["cpu"] = functools.partial(streamed_dot, **given)
+    y = on_each_platform(forms, default, x, codes, scale)
     return y if zero is None else y - _zero_product(x, scale, zero)
 
 
@@ -121,7 +138,7 @@ def planar_dot(
     if bits not in (1, 2, 4):
         raise ValueError(f"bits must be 1, 2 or 4, got {bits}")
     depth = words.shape[-2] * 8 // bits
-    _check(x, depth, words.shape, scale, zero, group)
+    check_shapes(x, depth, words.shape, scale, zero, group)
     groups = scale.shape[-2]
     if block * bits % 8 or (depth // groups) % block:
         raise ValueError(
@@ -140,11 +157,21 @@ def planar_dot(
         codes = codes.reshape(*words.shape[:-2], depth, words.shape[-1])
         return dequantized(x, codes, scale, precision)
 
-    if groups == 1 or not _partials_outgrow_weight(x, groups):
-        y = partials(x, words, scale)
-    else:
-        y = lax.platform_dependent(x, words, scale, tpu=partials, default=unpacked)
+    default, forms = partials, {}
+    if groups > 1 and _partials_outgrow_weight(x, groups):
+        default, forms["tpu"] = unpacked, partials
+    if streams(x.shape[-2], words, groups, bits):
+        linear = partials if groups == 1 else unpacked
+        forms["cpu"] = functools.partial(
+            streamed_dot, bits=bits, precision=precision, linear=linear
+        )
+    y = on_each_platform(forms, default, x, words, scale)
     return y if zero is None else y - _zero_product(x, scale, zero)
+
+
+def scaled_after(x, codes, scale, precision=None):
+    """One product, scaled afterwards; arguments as for `per_group`, of one group."""
+    return _matmul(x, _convert(codes, x.dtype), scale.dtype, precision) * scale
 
 
 def per_group(x, codes, scale, precision=None):
@@ -266,15 +293,3 @@ def _wide(dtype):
 
 def _partials_outgrow_weight(x, groups):
     return groups * x.shape[-2] * 4 > x.shape[-1] * x.dtype.itemsize
-
-
-def _check(x, depth, shape, scale, zero, group):
-    if x.shape[-1] != depth or x.shape[:-2] != tuple(shape[:-2]) or x.ndim != len(shape):
-        raise ValueError(f"x of shape {x.shape} does not meet weight of shape {shape}, K = {depth}")
-    groups = scale.shape[-2]
-    if groups != 1 and (group is None or groups * group != depth):
-        raise ValueError(f"scale of shape {scale.shape} does not fit K = {depth}, group = {group}")
-    if scale.shape[-1] not in (1, shape[-1]) or scale.shape[:-2] != tuple(shape[:-2]):
-        raise ValueError(f"scale of shape {scale.shape} does not fit a weight of shape {shape}")
-    if zero is not None and zero.shape != scale.shape:
-        raise ValueError(f"zero of shape {zero.shape} must have the shape of scale, {scale.shape}")

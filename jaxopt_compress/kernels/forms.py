@@ -1,0 +1,68 @@
+"""What all products share: checks, a form for each platform, and how forms are transformed."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.custom_derivatives import SymbolicZero
+
+
+def on_each_platform(forms, default, *args):
+    """Calls the form of the platform that the program is lowered for."""
+    return lax.platform_dependent(*args, **forms, default=default) if forms else default(*args)
+
+
+def with_rows_merged(product):
+    """`product(x, *weight)` with one rule: rows that share a weight stay in one product.
+
+    Its form depends on how many they are, so that it is chosen again after `jax.vmap`.
+    """
+    forward = custom_vmap(product)
+
+    @forward.def_vmap
+    def _(size, mapped, x, *weight):
+        if mapped[0] and not any(mapped[1:]):
+            rows = jnp.moveaxis(x, 0, -3)
+            y = forward(rows.reshape(*rows.shape[:-3], -1, rows.shape[-1]), *weight)
+            y = y.reshape(*y.shape[:-2], size, -1, y.shape[-1])
+            return jnp.moveaxis(y, -3, 0), True
+        full = [
+            a if m else jnp.broadcast_to(a, (size, *a.shape))
+            for a, m in zip((x, *weight), mapped, strict=True)
+        ]
+        return forward(*full), True
+
+    return forward
+
+
+def differentiated_as(linear, forward):
+    """`forward` with the derivatives of `linear`, which are asked for where they are not zero."""
+    fn = jax.custom_jvp(forward)
+
+    def jvp(primals, tangents):
+        moving = [i for i, t in enumerate(tangents) if not isinstance(t, SymbolicZero)]
+
+        def along(*values):
+            arguments = list(primals)
+            for i, value in zip(moving, values, strict=True):
+                arguments[i] = value
+            return linear(*arguments)
+
+        _, tangent = jax.jvp(along, [primals[i] for i in moving], [tangents[i] for i in moving])
+        return fn(*primals), tangent
+
+    fn.defjvp(jvp, symbolic_zeros=True)
+    return fn
+
+
+def check_shapes(x, depth, shape, scale, zero, group):
+    """Raises ValueError if the arguments of a product with `shape`, K = `depth`, do not fit."""
+    if x.shape[-1] != depth or x.shape[:-2] != tuple(shape[:-2]) or x.ndim != len(shape):
+        raise ValueError(f"x of shape {x.shape} does not meet weight of shape {shape}, K = {depth}")
+    groups = scale.shape[-2]
+    if groups != 1 and (group is None or groups * group != depth):
+        raise ValueError(f"scale of shape {scale.shape} does not fit K = {depth}, group = {group}")
+    if scale.shape[-1] not in (1, shape[-1]) or scale.shape[:-2] != tuple(shape[:-2]):
+        raise ValueError(f"scale of shape {scale.shape} does not fit a weight of shape {shape}")
+    if zero is not None and zero.shape != scale.shape:
+        raise ValueError(f"zero of shape {zero.shape} must have the shape of scale, {scale.shape}")

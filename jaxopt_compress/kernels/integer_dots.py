@@ -1,0 +1,192 @@
+"""Contractions of integer codes with integer codes, accumulated in int32.
+
+Sums of products of codes of up to eight bits are exact in int32 up to K = 2^15. What the compilers
+make of them decides the forms, as for `dots`:
+
+* TPU multiplies int8 by int8 and by int4 as they are stored. In groups, a product per group as a
+  batch dimension streams, but for a single row, for which codes would be written out as int32: then
+  `x` is spread out to one row per group, and as long as the additional products are few.
+* CPU has a library for products of int8 matrices, in about half of the time of float32. It is not
+  used for a single row, for which XLA would widen the weight: the form of `cpu_dots` for one row
+  takes its place. Groups, and weights that outgrow the cache, go through it by blocks of K; int4,
+  which XLA keeps packed but reads one by one, as two matrices of half of the columns.
+* Elsewhere int4 is widened to int8, which is what libraries multiply, and groups are summed in a
+  loop where the products of all of them would take more memory than the codes.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxopt_compress.kernels import cpu_dots
+from jaxopt_compress.kernels.forms import (
+    check_shapes,
+    differentiated_as,
+    on_each_platform,
+    with_rows_merged,
+)
+from jaxopt_compress.kernels.stored import columns_per_byte, readable
+
+# Rows of a block-diagonal x up to which it is faster than one product per group.
+_MAX_BLOCK_DIAGONAL_ROWS = 256
+# Codes up to which CPU takes less time for all of a weight than for its blocks, and those of one.
+_WHOLE, _BLOCK = 2**22, 2**21
+# Codes up to which launching more kernels costs more than it saves, for one row and for more.
+_SMALL = (2**16, 2**18)
+
+
+def integer_dot(x_codes, codes, scale=None, *, group=None):
+    r"""Contracts integer codes with integer codes.
+
+    .. math::
+        y_{mn} = \sum_k p_{mk} q_{kn} \qquad\text{or}\qquad
+        y_{mn} = \sum_g s_{gn} \sum_{k \in g} p_{mk} q_{kn}
+
+    The inner sum is exact. Scales per row of `x_codes`, and zero points, are left to the caller:
+    they leave the sum.
+
+    Args:
+      x_codes: `[*batch, M, K]`, integers of up to eight bits.
+      codes: `[*batch, K, N]`, likewise. Signed ones are faster.
+      scale: `[*batch, K / group or 1, N or 1]`, floating point, or None.
+      group: number of consecutive `k` that share a scale; None means all of them.
+
+    Returns:
+      `[*batch, M, N]`: int32 without scales, otherwise of the type of `scale`.
+
+    Raises:
+      ValueError: if the shapes do not fit each other or the group.
+      TypeError: if the codes are not integers of up to eight bits.
+
+    Example:
+      >>> x = jnp.array([[1, 2, 3, 4]], jnp.int8)
+      >>> codes = jnp.array([[1], [1], [2], [-2]], jnp.int8)
+      >>> print(integer_dot(x, codes))
+      [[1]]
+      >>> print(integer_dot(x, codes, jnp.array([[0.5], [10.0]]), group=2))
+      [[-18.5]]
+    """
+    for given in (x_codes, codes):
+        if not jnp.issubdtype(given.dtype, jnp.integer) or given.dtype.itemsize > 1:
+            raise TypeError(f"codes must be integers of up to eight bits, got {given.dtype}")
+    scales = jnp.ones((*codes.shape[:-2], 1, 1)) if scale is None else scale
+    check_shapes(x_codes, codes.shape[-2], codes.shape, scales, None, group)
+    if scale is not None and scale.shape[-2] == 1:
+        return integer_dot(x_codes, codes).astype(scale.dtype) * scale
+    if scale is None:
+        default: Any = widened
+        forms = {"tpu": as_stored}
+    else:
+        groups, rows = scale.shape[-2], x_codes.shape[-2]
+        spread = groups * rows <= _MAX_BLOCK_DIAGONAL_ROWS
+        own = block_diagonal if spread or rows == 1 else per_group
+        forms: dict[str, Any] = {"tpu": functools.partial(own, form=as_stored)}
+        outgrown = 4 * groups * rows > x_codes.shape[-1]
+        default = group_by_group if outgrown else per_group
+    if _streams(x_codes, codes, scale):
+        forms["cpu"] = with_rows_merged(_streamed)
+        if scale is not None:
+            forms["cpu"] = differentiated_as(default, forms["cpu"])
+    weight = (codes,) if scale is None else (codes, scale)
+    return on_each_platform(forms, default, x_codes, *weight)
+
+
+def as_stored(x_codes, codes):
+    """One product, of the types as they are."""
+    dims = _dims(x_codes.ndim)
+    return lax.dot_general(x_codes, codes, dims, preferred_element_type=jnp.int32)
+
+
+def widened(x_codes, codes):
+    """One product of int8, which libraries have; of int32 if an operand does not fit into int8."""
+    fit = all(jnp.iinfo(a.dtype).max <= 127 for a in (x_codes, codes))
+    kind = jnp.int8 if fit else jnp.int32
+    x, rows = x_codes.astype(kind), x_codes.shape[-2]
+    if rows == 1 and (x.ndim > 2 or codes.dtype.name in ("int4", "uint4")):
+        # Of a product with one row XLA for GPU makes a reduction, which it fails to compile for
+        # int4, and for which it writes out int32 in a batch.
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, 1), (0, 0)])
+    return as_stored(x, codes.astype(kind))[..., :rows, :]
+
+
+def per_group(x_codes, codes, scale, form=widened):
+    """One product per group, as a batch dimension; `form` multiplies."""
+    groups = scale.shape[-2]
+    x = x_codes.reshape(*x_codes.shape[:-1], groups, -1).swapaxes(-3, -2)
+    spread = codes.reshape(*codes.shape[:-2], groups, -1, codes.shape[-1])
+    return (form(x, spread).astype(scale.dtype) * scale[..., None, :]).sum(-3)
+
+
+def group_by_group(x_codes, codes, scale, form=widened):
+    """As `per_group`, in a loop: the products of all groups together may be large."""
+    groups = scale.shape[-2]
+    x = x_codes.reshape(*x_codes.shape[:-1], groups, -1)
+    spread = codes.reshape(*codes.shape[:-2], groups, -1, codes.shape[-1])
+
+    def product(i):
+        own, weight = x[..., i, :], lax.dynamic_index_in_dim(spread, i, -3, keepdims=False)
+        factor = lax.dynamic_slice_in_dim(scale, i, 1, axis=-2)
+        return form(own, weight).astype(scale.dtype) * factor
+
+    return lax.fori_loop(1, groups, lambda i, y: y + product(i), product(0))
+
+
+def block_diagonal(x_codes, codes, scale, form=widened):
+    """One product with `x_codes` spread out to one row per group; `form` multiplies."""
+    *batch, rows, depth = x_codes.shape
+    groups = scale.shape[-2]
+    own = np.repeat(np.eye(groups, dtype=bool), depth // groups, axis=1)
+    blocks = jnp.where(own[:, None], x_codes[..., None, :, :], jnp.zeros((), x_codes.dtype))
+    partial = form(blocks.reshape(*batch, groups * rows, depth), codes)
+    partial = partial.reshape(*batch, groups, rows, codes.shape[-1])
+    return (partial.astype(scale.dtype) * scale[..., None, :]).sum(-3)
+
+
+def _streams(x_codes, codes, scale):
+    """Whether a form for CPU of its own pays."""
+    size, several = math.prod(codes.shape[-2:]), x_codes.shape[-2] > 1
+    costly = scale is not None or columns_per_byte(codes) > 1
+    return size > (_WHOLE if several and not costly else _SMALL[several])
+
+
+def _streamed(x_codes, codes, *scales):
+    scale: Any = scales[0] if scales else None
+    groups = scale.shape[-2] if scales else 1
+    if cpu_dots.fits_one_row(x_codes, codes, groups):
+        return cpu_dots.one_row(x_codes.astype(jnp.int32), codes, scale)
+    stored, code = readable(codes)
+    return cpu_dots.in_order_of_columns(_in_blocks, x_codes, stored, scale, code)
+
+
+def _in_blocks(x_codes, stored, scale, code):
+    weight = (stored,) if scale is None else (stored, scale)
+    return cpu_dots.one_by_one(functools.partial(_matrix_in_blocks, code=code), x_codes, *weight)
+
+
+def _matrix_in_blocks(x_codes, stored, scale: Any = None, *, code):
+    """A product of matrices by blocks of K: of one group each, or as large as the cache."""
+    depth, columns = stored.shape
+    group = depth if scale is None else depth // scale.shape[0]
+    width = columns * code.across
+    words = group if group * width <= _WHOLE else cpu_dots.divisor(group, _BLOCK // width)
+    words = words if words >= 32 else group
+    x, stored, scales = cpu_dots.segments(x_codes, stored, scale, code, words)
+
+    def block(i):
+        fields = [code.read(stored[i], k) for k in range(code.across)]
+        if code.across > 1:
+            fields = [field.astype(jnp.int8) for field in fields]
+        y = jnp.concatenate([widened(x[:, i, 0], field) for field in fields], axis=-1)
+        return y if scale is None else y.astype(scale.dtype) * scales[i]
+
+    y = block(0)
+    return y if len(stored) == 1 else lax.fori_loop(1, len(stored), lambda i, y: y + block(i), y)
+
+
+def _dims(rank):
+    batch = tuple(range(rank - 2))
+    return ((rank - 1,), (rank - 2,)), (batch, batch)

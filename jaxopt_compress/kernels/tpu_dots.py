@@ -1,0 +1,294 @@
+"""A product with a weight that takes more than a conversion to decode, as one kernel for TPU.
+
+XLA fuses a conversion of integers into the operand of a matrix product; where decoding takes more
+(a codebook, bit patterns with steps of small groups, words of 3 or 6 bits), it writes the dense
+weight to memory once there are many rows. This kernel reads codes and steps once, decodes in VMEM
+and feeds the matrix unit from there.
+
+The grid runs over columns, then rows, then K, in blocks of 1024 at most. The first block of rows
+decodes, in chunks of 256 by 256 within one stretch of code, so that the compiler can decode a chunk
+while the matrix unit works on the one before; further blocks of rows find the decoded columns in
+VMEM. Mosaic loads 4-bit integers and 8-bit floats as they are. Codes of four bits are looked up:
+`decode` is asked for sixteen levels, and a permutation of lanes picks from them, which takes half
+as long as nf4's tree of selections.
+
+A product moves `K N (bits + 32 / group) / 8` bytes of codes and steps, `2 M K` of `x` for each 1024
+columns, and `4 M N` of float32 result, for `2 M K N` operations; a dense bfloat16 weight would be
+`2 K N` bytes. For K = N = 8192 in microseconds, at 819 GB/s and 197 TFLOP/s (v5e) and at 1640 GB/s
+and 918 TFLOP/s (v6e), with the instruction bundles that the compiler schedules, one per cycle of
+1.5 and 1.75 GHz (what the peaks make the clocks):
+
+    weight                   nf4 / 128   mxfp4 / 32  mxfp8 / 32  mxfp6 / 32  int3 / 128  bfloat16
+    megabytes                     35.7         41.9        75.5        58.7        27.3     134.2
+    v5e, bytes                      44           51          92          72          33       164
+    v5e, bundles, 8 rows           170          173         102         203          92
+    v5e, bundles, 1024 rows        722          720         713         737         699  698 (MXU)
+    v6e, bytes                      22           26          46          36          17        82
+    v6e, bundles, 8 rows           131          132          85         172          75
+    v6e, bundles, 1024 rows        261          264         226         299         222  150 (MXU)
+
+So with few rows the limit is decoding, by the unit that permutes lanes for four bits and by the
+vector unit otherwise, not memory; with many it is the matrix unit on v5e, and on v6e, whose matrix
+unit is faster and vector unit is not, both. Waiting for memory is not in the bundles.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from jaxopt_compress.kernels.cpu_dots import differentiated_as, with_rows_merged
+from jaxopt_compress.numerics.packing import layout, unpack
+
+# Blocks of rows, columns and K. A block of rows is as large as the accumulator may well be: each
+# reads x once more per block of columns, but not the weight.
+_ROWS, _COLUMNS, _DEPTH = 1024, 1024, 1024
+# What is decoded at a time, a divisor of a block: small enough for registers, deep enough for the
+# matrix unit. Steps are read by rows, which Mosaic does for at least 256 columns.
+_CHUNK_DEPTH, _CHUNK_COLUMNS = 256, 256
+_LANES = 128
+# Of VMEM's 128 MB, what decoded columns may take, and what the compiler gets for spilled registers.
+_MAX_DECODED_BYTES, _SPILLED_BYTES = 48 * 2**20, 16 * 2**20
+_CODES = ("uint4", "uint8", "float8_e4m3fn", "float8_e5m2")
+
+
+def fits(x, codes, scale, group, *, bits=None, block=None):
+    """Whether `decoded_dot` has tiles for these shapes and types; arguments as there, or types.
+
+    Example:
+      >>> x = jax.ShapeDtypeStruct((8, 512), jnp.bfloat16)
+      >>> codes = jax.ShapeDtypeStruct((512, 768), jnp.uint4)
+      >>> scale = jax.ShapeDtypeStruct((4, 768), jnp.float32)
+      >>> fits(x, codes, scale, 128), fits(x, codes, scale, 100)
+      (True, False)
+    """
+    *batch, rows, depth = x.shape
+    columns = codes.shape[-1]
+    if bits is None or block is None:
+        stored, readable = depth, codes.dtype.name in _CODES
+    else:
+        # Rows of words are cut at whole registers of 32-bit elements, eight rows each.
+        runs = layout(bits).runs
+        stored, readable = depth * bits // 8, codes.dtype == jnp.uint8
+        readable = readable and block % (8 * runs) == 0 and _CHUNK_DEPTH % block == 0
+    return (
+        readable
+        and x.dtype == jnp.bfloat16
+        and rows > 0
+        and group % 8 == 0
+        and depth % group == 0
+        and (_CHUNK_DEPTH % group == 0 or group % _CHUNK_DEPTH == 0)
+        and depth % _CHUNK_DEPTH == 0
+        and columns % _CHUNK_COLUMNS == 0
+        and depth * _CHUNK_COLUMNS * x.dtype.itemsize <= _MAX_DECODED_BYTES
+        and codes.shape == (*batch, stored, columns)
+        and scale.shape == (*batch, depth // group, columns)
+    )
+
+
+def decoded_dot(
+    x,
+    codes,
+    scale,
+    decode,
+    *,
+    group,
+    bits=None,
+    block=None,
+    preferred=jnp.float32,
+    interpret=False,
+):
+    r"""Contracts `x` with a weight stored as codes and steps, decoded on the way.
+
+    .. math:: y_{mn} = \sum_k x_{mk} \,
+              \mathrm{round}(\mathrm{decode}(q_{kn}) \, s_{\lfloor k/g \rfloor n})
+
+    rounded to the type of `x`, as a stored weight would be. Derivatives are those of the same
+    product without a kernel.
+
+    Args:
+      x: `[*batch, M, K]`, bfloat16.
+      codes: `[*batch, K, N]` of type uint4, uint8, float8_e4m3fn or float8_e5m2; with `bits`,
+        `[*batch, K * bits / 8, N]`, uint8, planar words as `jaxopt_compress.numerics.packing`
+        lays them out.
+      scale: `[*batch, K / group, N]`, floating point; multiplies in float32.
+      decode: an elementwise function from codes, in an array of any shape, to float32 levels. Codes
+        from words come as unsigned integers of some type.
+      group: number of consecutive `k` that share a step.
+      bits: of a code in planar words; None for codes.
+      block: number of consecutive `k` that are packed together.
+      preferred: type of the result; sums are float32.
+      interpret: whether to run the kernel step by step, on any device.
+
+    Returns:
+      `[*batch, M, N]` of type `preferred`.
+
+    Raises:
+      ValueError: if the arguments do not fit, by `fits`.
+
+    Example:
+      >>> codes = jnp.full((256, 256), 3, jnp.uint4)
+      >>> scale = jnp.full((2, 256), 0.5)
+      >>> square = lambda c: c.astype(jnp.float32) ** 2
+      >>> x = jnp.ones((1, 256), jnp.bfloat16)
+      >>> print(decoded_dot(x, codes, scale, square, group=128, interpret=True)[0, :2])
+      [1152. 1152.]
+    """
+    if not fits(x, codes, scale, group, bits=bits, block=block):
+        raise ValueError(
+            f"no tiles for x {x.dtype}{list(x.shape)}, codes {codes.dtype}{list(codes.shape)} "
+            f"(bits={bits}, block={block}), scale {list(scale.shape)}, group={group}: see fits"
+        )
+    given = {"decode": decode, "group": group, "bits": bits, "block": block, "preferred": preferred}
+    forward = with_rows_merged(functools.partial(_product, interpret=interpret, **given))
+    plain = functools.partial(decoded_first, **given)
+    return differentiated_as(plain, forward)(x, codes, scale)
+
+
+def decoded_first(x, codes, scale, decode, *, group, bits=None, block=None, preferred=jnp.float32):
+    """The same product by way of a dense weight; arguments as for `decoded_dot`."""
+    if bits is not None and block is not None:
+        codes = unpack(codes, bits, -2, block, signed=False)
+    weight = decode(codes) * jnp.repeat(scale.astype(jnp.float32), group, axis=-2)
+    return jnp.matmul(x, weight.astype(x.dtype), preferred_element_type=preferred)
+
+
+def _product(x, codes, scale, *, interpret, **given):
+    if x.ndim > 2:
+        one = functools.partial(_product, interpret=interpret, **given)
+        return jax.vmap(one)(x, codes, scale)
+    (rows, depth), columns = x.shape, codes.shape[1]
+    decode, group, preferred = given["decode"], given["group"], jnp.dtype(given["preferred"])
+    bm, bn, bk = _blocks(rows, depth, columns, x.dtype.itemsize)
+    grid = (pl.cdiv(columns, bn), pl.cdiv(rows, bm), depth // bk)
+    kept = [pltpu.VMEM((depth, bn), x.dtype)] if grid[1] > 1 else []
+    table = jnp.zeros(_LANES, jnp.float32)
+    if codes.dtype == jnp.uint4:
+        read = _look_up
+        table = table.at[:16].set(decode(jnp.arange(16, dtype=jnp.int32).astype(codes.dtype)))
+    elif (bits := given["bits"]) is not None:
+        read = lambda words, _: decode(_unpack(words, bits, given["block"]))
+    else:
+        read = lambda codes, _: decode(codes)
+
+    def weight_block(n, m, k):
+        # Later blocks of rows do not read codes: naming the same block again moves nothing.
+        return (jnp.where(m == 0, k, grid[2] - 1) if kept else k), n
+
+    stored = bk * codes.shape[0] // depth
+    stored_bytes = codes.shape[0] * (4 if codes.dtype == jnp.uint4 else 8) // 8
+    x_bytes, y_bytes = depth * x.dtype.itemsize, columns * preferred.itemsize
+    windows = bm * bk * x.dtype.itemsize + bm * bn * preferred.itemsize
+    windows += bn * (stored_bytes * bk // depth + depth // group * 4)
+    scratch = bn * (bm * 4 + (x_bytes if kept else 0))
+    return pl.pallas_call(
+        functools.partial(_kernel, read=read, group=group),
+        out_shape=jax.ShapeDtypeStruct((rows, columns), preferred),
+        grid=grid,
+        in_specs=[
+            pl.BlockSpec((bm, bk), lambda n, m, k: (m, k)),
+            pl.BlockSpec((stored, bn), weight_block),
+            pl.BlockSpec((depth // group, bn), lambda n, m, k: (0, n)),
+            pl.BlockSpec((1, _LANES), lambda n, m, k: (0, 0)),
+        ],
+        out_specs=pl.BlockSpec((bm, bn), lambda n, m, k: (m, n)),
+        scratch_shapes=[pltpu.VMEM((bm, bn), jnp.float32), *kept],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=2 * windows + scratch + _SPILLED_BYTES,
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * rows * depth * columns,
+            bytes_accessed=columns * (stored_bytes + depth // group * 4)
+            + rows * (grid[0] * x_bytes + y_bytes),
+            transcendentals=0,
+        ),
+        interpret=interpret,
+        name="decoded_dot",
+    )(x, codes, scale.astype(jnp.float32), table[None])
+
+
+def _blocks(rows, depth, columns, itemsize):
+    """Rows, columns and K of a block."""
+    # Even shares, so that the last block holds little beyond the edge.
+    even = lambda size, most, unit: pl.cdiv(size, pl.cdiv(size, most) * unit) * unit
+    bm, bn = even(rows, _ROWS, 16), even(columns, _COLUMNS, _CHUNK_COLUMNS)
+    while rows > bm and depth * bn * itemsize > _MAX_DECODED_BYTES:
+        bn -= _CHUNK_COLUMNS
+    bk = next(b for b in range(_DEPTH, 0, -_CHUNK_DEPTH) if depth % b == 0)
+    return bm, bn, bk
+
+
+def _kernel(x_ref, codes_ref, scale_ref, table_ref, y_ref, sum_ref, *kept, read, group):
+    """One block; `kept` is where decoded columns stay, if there are several blocks of rows."""
+    m, k = pl.program_id(1), pl.program_id(2)
+    chunks = x_ref.shape[1] // _CHUNK_DEPTH
+
+    def decoded(j, columns):
+        levels = read(codes_ref[_at(j, codes_ref.shape[0] // chunks), columns], table_ref)
+        i = k * chunks + j
+        if group < _CHUNK_DEPTH:
+            first, height = i * (_CHUNK_DEPTH // group), group
+        else:
+            first, height = lax.div(i, jnp.int32(group // _CHUNK_DEPTH)), _CHUNK_DEPTH
+        scaled = [
+            levels[n * height : (n + 1) * height] * scale_ref[pl.ds(first + n, 1), columns]
+            for n in range(_CHUNK_DEPTH // height)
+        ]
+        weight = jnp.concatenate(scaled).astype(x_ref.dtype)
+        if kept:
+            kept[0][_at(i), columns] = weight
+        return weight
+
+    def multiply(weight):
+        def step(j, _):
+            for start in range(0, y_ref.shape[1], _CHUNK_COLUMNS):
+                columns = pl.ds(start, _CHUNK_COLUMNS)
+                sum_ref[:, columns] += jnp.dot(
+                    x_ref[:, _at(j)], weight(j, columns), preferred_element_type=jnp.float32
+                )
+
+        lax.fori_loop(0, chunks, step, None)
+
+    @pl.when(k == 0)
+    def _():
+        sum_ref[...] = jnp.zeros_like(sum_ref)
+
+    if kept:
+        pl.when(m == 0)(lambda: multiply(decoded))
+        pl.when(m > 0)(lambda: multiply(lambda j, columns: kept[0][_at(k * chunks + j), columns]))
+    else:
+        multiply(decoded)
+
+    @pl.when(k == pl.num_programs(2) - 1)
+    def _():
+        y_ref[...] = sum_ref[...].astype(y_ref.dtype)
+
+
+def _at(chunk, height=_CHUNK_DEPTH):
+    return pl.ds(pl.multiple_of(chunk * height, height), height)
+
+
+def _look_up(codes, table_ref):
+    """Picks from the lanes of a table, a register's width of columns at a time."""
+    table = jnp.broadcast_to(table_ref[...], (codes.shape[0], _LANES))
+    pick = lambda at: jnp.take_along_axis(table, at, axis=1, mode="promise_in_bounds")
+    parts = jnp.split(codes.astype(jnp.int32), codes.shape[1] // _LANES, axis=1)
+    return jnp.concatenate([pick(part) for part in parts], axis=1)
+
+
+def _unpack(words, bits, block):
+    """Codes from planar words, as int32: shifts of whole registers."""
+    how, mask = layout(bits), (1 << bits) - 1
+    rows = jnp.split(words.astype(jnp.int32), words.shape[0] // (block // how.runs))
+    codes = []
+    for start in range(0, len(rows), how.rows):
+        own = rows[start : start + how.rows]
+        codes += [(row >> (j * bits)) & mask for j in range(how.whole) for row in own]
+        spare = [(row >> (8 - how.spare)) << (k * how.spare) for k, row in enumerate(own)]
+        together = functools.reduce(jnp.bitwise_or, spare)
+        codes += [(together >> (t * bits)) & mask for t in range(how.split)]
+    return jnp.concatenate(codes)

@@ -1,0 +1,180 @@
+"""Products of integer codes against int64."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxopt_compress.kernels import integer_dots
+from jaxopt_compress.kernels.integer_dots import (
+    block_diagonal,
+    group_by_group,
+    integer_dot,
+    per_group,
+)
+from jaxopt_compress.kernels.stored import columns_per_byte, packed_columns
+
+K, N, GROUP = 64, 24, 16
+DTYPES = ["int8", "uint8", "int4", "uint4"]
+
+
+@pytest.fixture(params=[False, True], ids=["small", "streamed"])
+def streamed(request, monkeypatch):
+    """Small weights as they are, and as if they were large."""
+    if request.param:
+        monkeypatch.setattr(integer_dots, "_SMALL", (0, 0))
+        monkeypatch.setattr(integer_dots, "_WHOLE", 0)
+        monkeypatch.setattr(integer_dots, "_BLOCK", 32 * N)
+
+
+def integers(rng, dtype, *shape):
+    """All of a type's range, and its ends more often: the largest sums."""
+    info = jnp.iinfo(dtype)
+    values = rng.integers(info.min, info.max, shape, endpoint=True)
+    ends = rng.choice([info.min, info.max], shape)
+    values = np.where(rng.random(shape) < 0.5, values, ends)
+    return jnp.asarray(values, jnp.int32).astype(dtype), values.astype(np.int64)
+
+
+def scales(rng, *shape):
+    return jnp.asarray(rng.uniform(0.5, 2.0, shape), jnp.float32)
+
+
+def grouped(x, codes, scale):
+    """The scaled sum over groups in float64, and a bound: sums within a group are exact."""
+    groups = scale.shape[-2]
+    x = x.reshape(*x.shape[:-1], groups, -1).swapaxes(-3, -2)
+    partial = x @ codes.reshape(*codes.shape[:-2], groups, -1, codes.shape[-1])
+    terms = partial * np.asarray(scale, float)[..., None, :]
+    sizes = np.abs(x) @ np.abs(codes).reshape(*codes.shape[:-2], groups, -1, codes.shape[-1])
+    sizes = (sizes * np.asarray(scale, float)[..., None, :]).sum(-3)
+    return terms.sum(-3), (K + 2) * 2.0**-24 * sizes
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("kinds", [*itertools.product(DTYPES, DTYPES)], ids="-".join)
+def test_exact(streamed, kinds, rows):
+    rng = np.random.default_rng(0)
+    x, wide = integers(rng, kinds[0], rows, K)
+    codes, wide_codes = integers(rng, kinds[1], K, N)
+    y = jax.jit(integer_dot)(x, codes)
+    assert y.dtype == jnp.int32
+    np.testing.assert_array_equal(y, wide @ wide_codes)
+
+
+def test_exact_beyond_float32():
+    """A sum of more than 24 bits, over a depth as large as weights have."""
+    x = jnp.full((2, 32768), -128, jnp.int8)
+    codes = jnp.full((32768, 3), -128, jnp.int8).at[0].set(-127)
+    for rows in (1, 2):
+        assert np.all(integer_dot(x[:rows], codes) == 32768 * 128**2 - 128)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_groups_and_batches(streamed, kind, batch, rows):
+    rng = np.random.default_rng(1)
+    x, wide = integers(rng, "int8", *batch, rows, K)
+    codes, wide_codes = integers(rng, kind, *batch, K, N)
+    np.testing.assert_array_equal(integer_dot(x, codes), wide @ wide_codes)
+    scale = scales(rng, *batch, K // GROUP, N)
+    y = jax.jit(functools.partial(integer_dot, group=GROUP))(x, codes, scale)
+    expected, bound = grouped(wide, wide_codes, scale)
+    assert y.dtype == jnp.float32
+    assert np.all(np.abs(y - expected) <= bound)
+
+
+@pytest.mark.parametrize("columns", [1, N])
+def test_one_scale_per_column_or_in_all(columns):
+    rng = np.random.default_rng(2)
+    x, wide = integers(rng, "int8", 3, K)
+    codes, wide_codes = integers(rng, "int8", K, N)
+    scale = scales(rng, 1, columns)
+    y = integer_dot(x, codes, scale)
+    np.testing.assert_array_equal(y, (wide @ wide_codes).astype(np.float32) * np.asarray(scale))
+
+
+@pytest.mark.parametrize("columns", [1, N])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_one_scale_per_group_or_column_of_it(streamed, rows, columns):
+    rng = np.random.default_rng(3)
+    x, wide = integers(rng, "int8", rows, K)
+    codes, wide_codes = integers(rng, "int4", K, N)
+    scale = scales(rng, K // GROUP, columns)
+    expected, bound = grouped(wide, wide_codes, scale)
+    assert np.all(np.abs(integer_dot(x, codes, scale, group=GROUP) - expected) <= bound)
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("form", [per_group, block_diagonal, group_by_group])
+def test_forms_of_each_platform(form, batch):
+    rng = np.random.default_rng(4)
+    x, wide = integers(rng, "int8", *batch, 3, K)
+    codes, wide_codes = integers(rng, "int4", *batch, K, N)
+    scale = scales(rng, *batch, K // GROUP, N)
+    expected, bound = grouped(wide, wide_codes, scale)
+    assert np.all(np.abs(form(x, codes, scale) - expected) <= bound)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_transformations(streamed, rows):
+    rng = np.random.default_rng(5)
+    x, wide = integers(rng, "int8", 3, rows, K)
+    codes, wide_codes = integers(rng, "int8", K, N)
+    np.testing.assert_array_equal(jax.vmap(integer_dot, (0, None))(x, codes), wide @ wide_codes)
+    stacked = jnp.stack([codes] * 3)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(integer_dot))(x, stacked), wide @ wide_codes)
+    scale = scales(rng, K // GROUP, N)
+    fn = functools.partial(integer_dot, group=GROUP)
+    expected, bound = grouped(wide[0], wide_codes, scale)
+    y = jax.vmap(fn, (0, None, None))(x, codes, scale)
+    assert np.all(np.abs(y[0] - expected) <= bound)
+    # The derivative with respect to a scale is the sum of its group, an integer.
+    grads = jax.grad(lambda scale: fn(x[0], codes, scale).sum())(scale)
+    sums = np.einsum(
+        "mgk,gkn->gn", wide[0].reshape(rows, -1, GROUP), wide_codes.reshape(-1, GROUP, N)
+    )
+    np.testing.assert_array_equal(grads, sums)
+
+
+@pytest.mark.parametrize("kind, name", [("int8", "i8"), ("int4", "i4")])
+@pytest.mark.parametrize("group", [None, GROUP])
+def test_what_is_lowered_for_a_tpu(kind, name, group):
+    """Products of the codes as they are stored."""
+    x, codes = jnp.ones((32, K), jnp.int8), jnp.ones((K, N), kind)
+    scale = None if group is None else jnp.ones((K // group, N))
+    traced = jax.jit(functools.partial(integer_dot, group=group)).trace(x, codes, scale)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    (dot,) = [line for line in text.splitlines() if "dot_general" in line]
+    operands = dot.rsplit(" : ", 1)[1]
+    assert (
+        "xi8>, tensor<" in operands and f"x{name}>) -> " in operands and operands.endswith("i32>")
+    )
+
+
+def test_errors():
+    codes = jnp.ones((K, N), jnp.int8)
+    with pytest.raises(TypeError, match="float32"):
+        integer_dot(jnp.ones((2, K)), codes)
+    with pytest.raises(TypeError, match="int16"):
+        integer_dot(jnp.ones((2, K), jnp.int16), codes)
+    with pytest.raises(ValueError, match="does not meet"):
+        integer_dot(jnp.ones((2, 8), jnp.int8), codes)
+    with pytest.raises(ValueError, match="group = 8"):
+        integer_dot(jnp.ones((2, K), jnp.int8), codes, jnp.ones((4, N)), group=8)
+
+
+def test_packed_columns_hold_the_codes():
+    for dtype in ("int2", "uint2", "int4", "uint4"):
+        info = jnp.iinfo(dtype)
+        values = np.arange(info.min, info.max + 1).reshape(1, -1)
+        codes = jnp.asarray(values, jnp.int32).astype(dtype)
+        several = columns_per_byte(codes)
+        words = np.asarray(packed_columns(codes))
+        bits = 8 // several
+        fields = [(words >> (i * bits)) & (2**bits - 1) for i in range(several)]
+        np.testing.assert_array_equal(np.stack(fields, -1).reshape(1, -1), values & (2**bits - 1))
