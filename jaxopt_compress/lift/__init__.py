@@ -1,6 +1,13 @@
 """One transformation that runs any JAX function on compressed arguments, and what it can see."""
 
-from jaxopt_compress.lift import contractions, control_flow, convolutions, lookups, views
+from jaxopt_compress.lift import (
+    contractions,
+    control_flow,
+    convolutions,
+    input_products,
+    lookups,
+    views,
+)
 from jaxopt_compress.lift.calibrate import Statistics, calibrate
 from jaxopt_compress.lift.interpreter import FallbackError, FallbackWarning
 from jaxopt_compress.lift.lift import lift
@@ -17,4 +24,5 @@ __all__ = [
     "uses",
 ]
 
-del contractions, control_flow, convolutions, lookups, views  # imported for the rules they register
+# Imported for the rules that they register.
+del contractions, control_flow, convolutions, input_products, lookups, views

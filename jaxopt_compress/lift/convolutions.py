@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxopt_compress.arrays import LowRankArray, QuantizedArray, SparseArray
-from jaxopt_compress.lift.contractions import contraction_rule, dense_operand, levels
 from jaxopt_compress.lift.interpreter import Call
+from jaxopt_compress.lift.products import contraction_rule, dense_operand, levels
+from jaxopt_compress.lift.views import plain_steps
 
 
 @contraction_rule("conv_general_dilated", QuantizedArray, SparseArray)
@@ -18,19 +19,23 @@ def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
     if at != 1:
         return NotImplemented
     x, w = values
+    w = plain_steps(w) if isinstance(w, QuantizedArray) else w
     spec = call.params["dimension_numbers"]
     out_axis = spec.rhs_spec[0]
     wide = jnp.promote_types(call.out.dtype, jnp.float32)
     per_channel = isinstance(w, QuantizedArray) and w.group is None
     if not per_channel or any(w.scale.shape[d] > 1 for d in spec.rhs_spec[1:]):
-        return _bind(call, x, dense_operand(w, x.dtype), call.out.dtype)
-    y = _bind(call, x, levels(w, x.dtype).astype(x.dtype), wide)
+        return bind_conv(call, x, dense_operand(w, x.dtype), call.out.dtype)
+    if w.bits > 8:
+        x = x.astype(wide)
+    y = bind_conv(call, x, levels(w, x.dtype).astype(x.dtype), wide)
     shape = [1] * y.ndim
     shape[spec.out_spec[1]] = w.scale.shape[out_axis]
     return (y * w.scale.reshape(shape)).astype(call.out.dtype)
 
 
-def _bind(call: Call, x: jax.Array, w: jax.Array, dtype: Any) -> jax.Array:
+def bind_conv(call: Call, x: jax.Array, w: jax.Array, dtype: Any) -> jax.Array:
+    """The convolution of dense operands, with a result of another dtype."""
     given = call.params
     return lax.conv_general_dilated(
         x,
@@ -65,7 +70,7 @@ def _conv_low_rank(call: Call, at: int, values: Sequence[Any]) -> Any:
     )
     groups, channel = params["feature_group_count"], spec.out_spec[1]
     repeats = [groups if d == out_axis else 1 for d in range(w.ndim)]
-    thin = _bind(call, x, jnp.tile(dense_operand(kernel, x.dtype), repeats), call.out.dtype)
+    thin = bind_conv(call, x, jnp.tile(dense_operand(kernel, x.dtype), repeats), call.out.dtype)
     thin = jnp.moveaxis(thin, channel, -1)
     thin = thin.reshape(*thin.shape[:-1], groups, w.rank)
     mix = (mix.T if first else mix).reshape(w.rank, groups, -1)

@@ -58,12 +58,14 @@ class Replay:
 
     Attributes:
         on_fallback: What happens when a compressed value has to be materialized.
+        pallas: Whether products may run in kernels, which compilers cannot split over devices.
         fallbacks: Those that happened.
         tape: What observes uses and activations, if anything does.
         enclosing: The control-flow equations around the current one.
     """
 
     on_fallback: OnFallback = "warn"
+    pallas: bool = False
     fallbacks: list[Fallback] = dataclasses.field(default_factory=list)
     tape: Any = None
     enclosing: tuple[JaxprEqn, ...] = ()
@@ -181,13 +183,14 @@ def replay_jaxpr(replay: Replay, closed: ClosedJaxpr | Jaxpr, args: Sequence[Any
             run = []
         operands = [read(v) for v in eqn.invars]
         with _compat.equation_scope(eqn):
-            results = _replay_equation(Call(eqn, replay, operands))
+            results = replay_equation(Call(eqn, replay, operands))
         env.update(zip(eqn.outvars, results, strict=True))
     bind_run(run, env, last, len(jaxpr.eqns), origin)
     return [read(v) for v in jaxpr.outvars]
 
 
-def _replay_equation(call: Call) -> list[Any]:
+def replay_equation(call: Call) -> list[Any]:
+    """The results of an equation, a `Ref` for each compressed one."""
     name = call.eqn.primitive.name
     if name in CONTROL_RULES:
         outer = call.replay.enclosing

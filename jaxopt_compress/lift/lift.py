@@ -17,7 +17,7 @@ Fn = TypeVar("Fn", bound=Callable[..., Any])
 POLICIES = ("warn", "error", "densify")
 
 
-def lift(fn: Fn, on_fallback: OnFallback = "warn") -> Fn:
+def lift(fn: Fn, on_fallback: OnFallback = "warn", pallas: bool = False) -> Fn:
     """Lets a function take compressed arrays wherever it takes arrays.
 
     With dense arguments the lifted function is ``fn`` itself. Otherwise ``fn`` is staged as if the
@@ -36,6 +36,10 @@ def lift(fn: Fn, on_fallback: OnFallback = "warn") -> Fn:
         on_fallback: What to do where an operation has no rule for a compressed value, so that the
             value has to be materialized: ``"warn"``, raise an ``"error"``, or ``"densify"``
             silently.
+        pallas: Whether products on TPUs may run in kernels of this package, where XLA would write
+            a dense weight (nf4, mx formats and words of 3, 5 and 6 bits, bfloat16 activations).
+            Compilers do not split such kernels: pass it on one device, or inside of
+            `jax.shard_map`.
 
     Returns:
         A function with the signature of ``fn``.
@@ -61,7 +65,7 @@ def lift(fn: Fn, on_fallback: OnFallback = "warn") -> Fn:
         leaves = jax.tree.leaves((args, kwargs), is_leaf=is_compressed)
         if not any(map(is_compressed, leaves)):
             return fn(*args, **kwargs)
-        return replay_call(fn, Replay(on_fallback), args, kwargs)
+        return replay_call(fn, Replay(on_fallback, pallas), args, kwargs)
 
     return lifted  # pyright: ignore[reportReturnType]
 

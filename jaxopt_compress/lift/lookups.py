@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxopt_compress.arrays import LowRankArray, QuantizedArray, SparseArray
-from jaxopt_compress.lift.contractions import contraction_rule, dense_operand
 from jaxopt_compress.lift.interpreter import Call
+from jaxopt_compress.lift.products import contraction_rule, dense_operand
+from jaxopt_compress.lift.views import plain_steps
 
 
 @contraction_rule("gather", QuantizedArray)
@@ -19,6 +20,7 @@ def _gather(call: Call, at: int, values: Sequence[Any]) -> Any:
         return NotImplemented
     w, indices = values
     sizes, looked_up = call.params["slice_sizes"], call.params["dimension_numbers"].start_index_map
+    w = plain_steps(w)
     bound = w.group is not None or w.block is not None
     whole = all(sizes[d] == w.shape[d] for d in range(w.ndim) if d not in looked_up)
     along = bound and w.ndim + w.checked_axis in looked_up

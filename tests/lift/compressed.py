@@ -1,13 +1,17 @@
 """Compressed parameters for the models of the zoo, in every form that a leaf can have."""
 
+import dataclasses
 import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxopt_compress as jc
+from jaxopt_compress.arrays.sparse import sparse_nm
 from jaxopt_compress.lift import layout_of
+from jaxopt_compress.sparsity.prune import PrunedState
 from jaxopt_compress.tree import map_named
 from tests.models import CASES
 
@@ -41,20 +45,49 @@ def _leaf(kind, shape, layout, use):
     del layout
     w = np.random.default_rng(math.prod(shape)).normal(size=shape).astype("float32") / 4
     try:
-        return _compressed({"w": jax.numpy.asarray(w)}, KINDS[kind], {"w": [use.value]})["w"]
+        return _compressed(w, KINDS[kind], use.value)
     except ValueError as error:
         assert "'w' of shape" in str(error), error
         return None
 
 
-def _compressed(params, compression, uses):
-    """As `jc.compress`; in one program where sizes do not depend on values, which is faster."""
-    init = jax.jit(lambda params: compression.init(params, uses=uses))
-    run = lambda params: compression.compress(params, compression.init(params, uses=uses))
+def _compressed(w, compression, use):
+    """As `jc.compress`, in one program; but masks are drawn, since a search compiles slowly."""
+    init = lambda w: compression.init({"w": w}, uses={"w": [use]})
     try:
-        return jax.jit(run)(params)
-    except TypeError:  # Sizes depend on values: not in one program.
-        return compression.compress(params, init(params))
+        return jax.jit(lambda w: compression.compress({"w": w}, init(w))["w"])(w)
+    except TypeError:  # The form of what is pruned depends on values.
+        state = jax.tree.map(_drawn, jax.eval_shape(init, w), is_leaf=_is_mask)
+    (mask,) = filter(_is_mask, jax.tree.leaves(state, is_leaf=_is_mask))
+    if mask.pattern is not None:
+        store = jax.jit(sparse_nm, static_argnums=(2, 3, 4))
+        return store(w, mask.mask, *mask.pattern, mask.axis)
+    return compression.compress({"w": jnp.asarray(w)}, state)["w"]
+
+
+def _is_mask(x):
+    return isinstance(x, PrunedState)
+
+
+def _drawn(x):
+    """Values for the shapes of a state: masks, and positive scales."""
+    if _is_mask(x):
+        return dataclasses.replace(x, mask=_half(x), threshold=None)
+    return jnp.asarray(np.random.default_rng(0).uniform(0.005, 0.02, x.shape), x.dtype)
+
+
+def _half(state):
+    """A mask that keeps half of the entries of each group, or of each entry of a stack."""
+    shape, rng = state.mask.shape, np.random.default_rng(0)
+    if state.pattern is None:
+        rows = np.zeros((*shape[: state.stack], math.prod(shape[state.stack :])), bool)
+        rows[..., : rows.shape[-1] // 2] = True
+        return jnp.asarray(rng.permuted(rows, axis=-1).reshape(shape))
+    n, m = state.pattern
+    *lines, length = np.moveaxis(np.empty(shape), state.axis, -1).shape
+    groups = np.broadcast_to(np.arange(m) < n, (*lines, -(-length // m), m))
+    mask = rng.permuted(groups, axis=-1).reshape(*lines, -1)[..., :length]
+    return jnp.asarray(np.moveaxis(mask, -1, state.axis))
 
 
 class _Ignored:
@@ -94,7 +127,19 @@ def small_params(name, kind):
 def rescaled(small):
     """The same tree with other values."""
     floats, rest = jc.partition(small)
-    return jc.combine(jax.tree.map(lambda x: 1.25 * x, floats), rest)
+    # By NumPy, which compiles nothing.
+    return jc.combine(jax.tree.map(lambda x: jnp.asarray(1.25 * np.asarray(x)), floats), rest)
+
+
+@jax.jit
+def _dense(leaf):
+    return leaf.materialize()
+
+
+def materialize(small):
+    """As `jc.materialize`, compiled once per form and shape of a leaf; the bits are the same."""
+    is_small = lambda x: hasattr(x, "materialize")
+    return jax.tree.map(lambda x: _dense(x) if is_small(x) else x, small, is_leaf=is_small)
 
 
 def assert_close(got, expected, scale=2e-5):

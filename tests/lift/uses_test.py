@@ -31,7 +31,7 @@ def test_equals_the_answer_by_hand(case):
 FLOPS = {
     "matmul": {"0": 2 * 10 * 16 * 24, "1": 2 * 10 * 24 * 12},
     "einsum_experts": {"w": 2 * 3 * 5 * 16 * 24},
-    "split": {"qkv": 2 * 10 * 16 * 72},
+    "split": {"qkv": 2 * 10 * 16 * 24},
     "take": {"table": 0},
     # 5 by 4 positions: (10 + 1 - 3) // 2 + 1 and (12 + 3 - 2) // 3 + 1.
     "conv_strided": {"w": 2 * 2 * 5 * 5 * (3 * 2 * 8 * 24)},

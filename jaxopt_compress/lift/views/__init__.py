@@ -13,7 +13,7 @@ from jaxopt_compress.lift.views.base import (
     transposed,
 )
 from jaxopt_compress.lift.views.joined import Joined
-from jaxopt_compress.lift.views.quantized import entrywise
+from jaxopt_compress.lift.views.quantized import entrywise, plain_steps
 from jaxopt_compress.lift.views.rules import STORED
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "entrywise",
     "flipped",
     "matching_runs",
+    "plain_steps",
     "reshaped",
     "scaled",
     "stacked",

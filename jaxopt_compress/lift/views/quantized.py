@@ -7,25 +7,47 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from jaxopt_compress.arrays import QuantizedArray, SparseArray
+from jaxopt_compress.arrays import QuantizedArray, SparseArray, is_compressed
 from jaxopt_compress.lift.views import base
 from jaxopt_compress.lift.views.base import Cut, NoView, Regrouping
+from jaxopt_compress.numerics.codes import encode
+from jaxopt_compress.numerics.groups import spread
 
 
 def entrywise(q: QuantizedArray) -> QuantizedArray:
     """The same array with one plain code per entry, for views that words or masks do not have."""
     if q.block is None and not isinstance(q.codes, SparseArray):
         return q
-    codes = q.integers()
-    if isinstance(q.codes, SparseArray) and q.zero is not None:
-        zero = q.per_entry(q.zero)
+    codes = q.unpacked()
+    if q.masked:
+        if not q.fmt.has_zero:
+            raise NoView
+        zero = encode(jnp.zeros((), jnp.float32), q.fmt) if q.zero is None else q.per_entry(q.zero)
         zero = jnp.broadcast_to(zero, codes.shape).astype(codes.dtype)
         codes = jnp.where(q.codes.mask(), codes, zero)
     return q.replace(codes=codes, block=None)
 
 
-def _unmasked(q: QuantizedArray) -> QuantizedArray:
+def _plain(q: QuantizedArray) -> QuantizedArray:
+    """The same array with one array for each field, and groups along one axis at most."""
+    q = plain_steps(q)
     return entrywise(q) if isinstance(q.codes, SparseArray) else q
+
+
+def plain_steps(q: QuantizedArray) -> QuantizedArray:
+    """The same array with one float32 step per group along one axis at most."""
+    if q.tile is None and q.scale.dtype == jnp.float32 and not is_compressed(q.scale):
+        return q
+    zero, steps = q.zero, q.steps()
+    if q.tile is not None:
+        axis, size = q.tile
+        length = q.shape[axis]
+
+        def wide(x: Any) -> Any:
+            return lax.slice_in_dim(spread(x, axis, size), 0, length, axis=x.ndim + axis)
+
+        steps, zero = wide(steps), None if zero is None else wide(zero)
+    return q.replace(scale=steps, zero=zero, tile=None)
 
 
 def _map_fields(q: QuantizedArray, fn: Any, **meta: Any) -> QuantizedArray:
@@ -39,7 +61,7 @@ def _front(q: QuantizedArray) -> int | None:
 
 @base.transposed.register
 def _transposed(q: QuantizedArray, order: Sequence[int]) -> QuantizedArray:
-    q, axis = _unmasked(q), _front(q)
+    q, axis = _plain(q), _front(q)
     axis = None if axis is None else tuple(order).index(axis) - q.ndim
     return _map_fields(q, lambda x: jnp.transpose(x, order), axis=axis)
 
@@ -47,27 +69,29 @@ def _transposed(q: QuantizedArray, order: Sequence[int]) -> QuantizedArray:
 @base.cut.register
 def _cut(q: QuantizedArray, cuts: Mapping[int, Cut]) -> QuantizedArray:
     """Cuts every field along the axes that it has in full; along groups, between them."""
-    q, axis = _unmasked(q), _front(q)
+    q, axis = _plain(q), _front(q)
     q = entrywise(q) if axis in cuts else q
     own = lambda x: {d: c for d, c in cuts.items() if x.shape[d] == q.shape[d]}
     if q.group is None or axis is None or axis not in cuts:
         return _map_fields(q, lambda x: base.cut(x, own(x)))
-    groups = _whole_groups(cuts[axis], q.group)
+    groups = _whole_groups(cuts[axis], q.group, q.shape[axis])
     counted = lambda x: base.cut(x, {**own(x), axis: groups})
     zero = None if q.zero is None else counted(q.zero)
     return q.replace(codes=base.cut(q.codes, cuts), scale=counted(q.scale), zero=zero)
 
 
-def _whole_groups(cut: Cut, group: int) -> Cut:
+def _whole_groups(cut: Cut, group: int, length: int) -> Cut:
     start, size, stride = cut
-    if not isinstance(start, int) or stride != 1 or start % group or size % group:
+    if not isinstance(start, int) or stride != 1 or start % group:
         raise NoView
-    return Cut(start // group, size // group)
+    if size % group and start + size != length:
+        raise NoView
+    return Cut(start // group, -(-size // group))
 
 
 @base.reshaped.register
 def _reshaped(q: QuantizedArray, new: tuple[int, ...]) -> QuantizedArray:
-    q = _unmasked(q)
+    q = _plain(q)
     try:
         return _regrouped(q, new)
     except NoView:
@@ -81,6 +105,8 @@ def _regrouped(q: QuantizedArray, new: tuple[int, ...]) -> QuantizedArray:
     how = Regrouping.of(q.shape, new, _front(q))
     unit = math.lcm(q.group or 1, q.block or 1)
     bound = q.group is not None or q.block is not None
+    if q.group is not None and q.axis is not None and q.shape[q.axis] % q.group:
+        raise NoView
     if bound and (how.place is None or new[how.place] % unit):
         raise NoView
     codes = q.codes.reshape(how.shape(q.codes.shape, q.block is not None))
@@ -92,7 +118,7 @@ def _regrouped(q: QuantizedArray, new: tuple[int, ...]) -> QuantizedArray:
 
 @base.flipped.register
 def _flipped(q: QuantizedArray, axes: Sequence[int]) -> QuantizedArray:
-    q, axis = _unmasked(q), _front(q)
+    q, axis = _plain(q), _front(q)
     if axis in axes:
         q = entrywise(q)
         if q.group is not None:
@@ -102,7 +128,7 @@ def _flipped(q: QuantizedArray, axes: Sequence[int]) -> QuantizedArray:
 
 @base.scaled.register
 def _scaled(q: QuantizedArray, factor: Any) -> QuantizedArray:
-    return q.replace(scale=q.scale * jnp.asarray(factor, jnp.float32))
+    return q.replace(scale=q.steps() * jnp.asarray(factor, jnp.float32))
 
 
 @base.cast.register
@@ -113,7 +139,7 @@ def _cast(q: QuantizedArray, dtype: Any) -> QuantizedArray:
 @base.stacked.register
 def _stacked(q: QuantizedArray, length: int) -> QuantizedArray:
     """Copies scales; an axis that groups or words run along cannot become a stack."""
-    q = _unmasked(q)
+    q = _plain(q)
     if q.ndim < 3 or (_front(q) == 0 and (q.group is not None or q.block is not None)):
         raise NoView
     axis = -1 if _front(q) == 0 else q.axis

@@ -9,15 +9,20 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxopt_compress.arrays import LowRankArray, QuantizedArray, SparseArray
+from jaxopt_compress.arrays import (
+    InputQuantizedArray,
+    LowRankArray,
+    QuantizedArray,
+    SparseArray,
+)
 from jaxopt_compress.lift.interpreter import Call, Ref, leaf_rule
-from jaxopt_compress.lift.views import base, low_rank, quantized, sparse
+from jaxopt_compress.lift.views import base, low_rank, quantized, sparse, wrapped
 from jaxopt_compress.lift.views.base import Cut, NoView
 from jaxopt_compress.lift.views.joined import Joined
 
-STORED = (QuantizedArray, SparseArray, LowRankArray, Joined)
+STORED = (QuantizedArray, SparseArray, LowRankArray, Joined, InputQuantizedArray)
 
-del low_rank, quantized, sparse  # imported for the views they register
+del low_rank, quantized, sparse, wrapped  # imported for the views they register
 
 
 def _view(primitives: str) -> Callable[[Callable[[Call, Any], Any]], Any]:

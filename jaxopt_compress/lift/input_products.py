@@ -1,0 +1,256 @@
+"""Products of quantized activations with a weight.
+
+The activation is rounded where it meets the weight: by one step per row, found at run time, or by
+one that was calibrated or learned. Integers meet integers in a product of codes, summed exactly in
+int32; other formats meet as the levels that their codes stand for. Steps multiply the result, and
+an offset of the activation adds itself times the sum of the weights.
+Derivatives are straight-through, to the activation, the weight's floating fields and the step.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxopt_compress.arrays import (
+    GriddedArray,
+    InputQuantizedArray,
+    LowRankArray,
+    QuantizedArray,
+    is_compressed,
+    materialize,
+)
+from jaxopt_compress.kernels import integer_dot
+from jaxopt_compress.lift.convolutions import bind_conv
+from jaxopt_compress.lift.interpreter import Call, leaf_rule, replay_equation
+from jaxopt_compress.lift.products import Product, contract, contraction_rule, dense_operand
+from jaxopt_compress.lift.quantized_products import (
+    activation_sums,
+    as_matrices,
+    factor_of_activation,
+)
+from jaxopt_compress.lift.views import entrywise, plain_steps
+from jaxopt_compress.numerics.codebooks import Codebook
+from jaxopt_compress.numerics.codes import levels_of, round_to_grid
+from jaxopt_compress.numerics.formats import Format, format_of
+from jaxopt_compress.numerics.integers import Integers
+from jaxopt_compress.numerics.learned import slopes
+from jaxopt_compress.numerics.steps import step_of
+
+
+def input_step(w: InputQuantizedArray, x: jax.Array, axes: Sequence[int], spread: Any) -> jax.Array:
+    """Float32 steps that broadcast against an activation.
+
+    Args:
+        w: The weight that it meets.
+        x: The activation.
+        axes: The axes of ``x`` that share a step where it is found at run time.
+        spread: Brings steps of the weight's rank to that of ``x``.
+    """
+    if w.scale is not None:
+        return spread(w.scale)
+    high = lax.stop_gradient(jnp.max(jnp.abs(x), tuple(axes), keepdims=True, initial=0))
+    high = high.astype(jnp.float32)
+    return step_of(-high, high, format_of(w.format), True)[0]
+
+
+def input_levels(w: InputQuantizedArray, x: jax.Array, step: jax.Array, spread: Any) -> jax.Array:
+    """The float32 levels of an activation."""
+    x = x if w.offset is None else x.astype(jnp.float32) - spread(w.offset)
+    return round_to_grid(x, step, None, format_of(w.format))[0]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _on_grid(x: jax.Array, step: jax.Array, fmt: Format, clipping: bool) -> jax.Array:
+    """Float32; derivatives are those of `slopes`."""
+    del clipping
+    return round_to_grid(x, step, None, fmt)[0] * step
+
+
+@_on_grid.defjvp
+def _on_grid_jvp(fmt, clipping, primals, tangents):
+    x, step = primals
+    inside, slope = slopes(x, step, fmt, clipping)
+    change = jnp.where(inside, tangents[0], 0) + slope * tangents[1]
+    return _on_grid(x, step, fmt, clipping), change
+
+
+def rounded_input(w: InputQuantizedArray, x: jax.Array, step: jax.Array, spread: Any) -> jax.Array:
+    r"""An activation on its grid, differentiable with respect to it, its step and its offset.
+
+    .. math:: \hat{x} = \mathrm{round}(\mathrm{clip}((x - \beta) / s)) \, s + \beta
+
+    References:
+        Esser et al., 2020, Learned Step Size Quantization. Bhalgat et al., 2020, LSQ+: Improving
+        Low-Bit Quantization Through Learnable Offsets and Better Initialization.
+    """
+    wide, fmt = x.astype(jnp.float32), format_of(w.format)
+    if w.offset is None:
+        return _on_grid(wide, step, fmt, w.clipping).astype(x.dtype)
+    offset = spread(w.offset)
+    return (_on_grid(wide - offset, step, fmt, w.clipping) + offset).astype(x.dtype)
+
+
+@contract.register
+def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product) -> Any:
+    if isinstance(w.weight, LowRankArray):
+        return NotImplemented
+
+    spread = lambda field: factor_of_activation(field, x, how)
+
+    def run(w: InputQuantizedArray, x: jax.Array) -> jax.Array:
+        step = input_step(w, x, how.contract[0], spread)
+        wide = how._replace(dtype=jnp.promote_types(how.dtype, jnp.float32))
+        weight = integer_weight(w.weight, format_of(w.format))
+
+        def product(levels: jax.Array) -> jax.Array:
+            if weight is not None and _steps_leave(weight, how):
+                return _contract_integers(weight, levels.astype(jnp.int8), wide)
+            held = w.weight.quantized() if isinstance(w.weight, GriddedArray) else w.weight
+            return contract(held, levels.astype(x.dtype), wide)
+
+        y = product(input_levels(w, x, step, spread))
+        # Steps have size 1 where the product sums.
+        of_result = lambda field: activation_sums(field, y.ndim, how, jnp.float32)
+        y = y * of_result(step)
+        if w.offset is not None:
+            kept = (*how.contract[0], *how.batch[0])
+            row = jnp.ones([n if d in kept else 1 for d, n in enumerate(x.shape)], jnp.float32)
+            y = y + product(row) * of_result(spread(w.offset))
+        return y.astype(how.dtype)
+
+    def smooth(w: InputQuantizedArray, x: jax.Array) -> jax.Array:
+        x = rounded_input(w, x, input_step(w, x, how.contract[0], spread), spread)
+        return contract(dense_operand(w.weight, x.dtype), x, how)
+
+    return straight_through(run, smooth)(w, x)
+
+
+def integer_weight(w: Any, fmt: Format) -> QuantizedArray | None:
+    """The weight with one int8 or int4 code per entry, if it meets activations as such."""
+    # Unsigned codes of less than 8 bits are int8 numbers too.
+    whole = isinstance(fmt.grid, Integers) and fmt.grid.high <= 127
+    w = w.quantized() if isinstance(w, GriddedArray) else w
+    if not whole or not isinstance(w, QuantizedArray) or w.bits > 8:
+        return None
+    if w.masked and not w.fmt.has_zero:
+        return None
+    if isinstance(w.fmt.grid, Codebook) and all(x.is_integer() for x in w.fmt.grid.levels):
+        w = plain_steps(entrywise(w))
+        return w.replace(codes=levels_of(w.codes, w.fmt).astype(jnp.int8), format="int8")
+    if not isinstance(w.fmt.grid, Integers):
+        return None
+    w = plain_steps(entrywise(w))
+    if w.fmt.grid.signed:
+        return w
+    # Unsigned codes move down by half their range, and the zero points with them.
+    zero = jnp.zeros(w.scale.shape, jnp.int32) if w.zero is None else w.zero.astype(jnp.int32)
+    half = 2 ** (w.bits - 1)
+    codes = (w.codes.astype(jnp.int16) - half).astype(jnp.int4 if w.bits == 4 else jnp.int8)
+    return w.replace(codes=codes, zero=zero - half, format=f"int{w.bits}")
+
+
+def _steps_leave(w: QuantizedArray, how: Product) -> bool:
+    """Whether sums of codes can be scaled afterwards: whole ones, or those of each group."""
+    if w.group is None:
+        return all(w.scale.shape[d] == 1 for d in how.contract[1])
+    axis = w.ndim + w.checked_axis
+    return axis in how.contract[1] and w.shape[axis] % w.group == 0
+
+
+def _contract_integers(w: QuantizedArray, codes: jax.Array, how: Product) -> jax.Array:
+    """The product with codes of an activation, summed in int32, times the steps of the weight."""
+
+    def multiply(rows: jax.Array, matrix: Any, scale: jax.Array, zero: Any) -> jax.Array:
+        y = integer_dot(rows, matrix(w.codes), scale, group=w.group)
+        if zero is None:
+            return y
+        groups = scale.shape[-2]
+        sums = rows.astype(jnp.int32).reshape(*rows.shape[:-1], groups, -1).sum(-1)
+        offsets = zero.astype(scale.dtype) * scale
+        return y - jnp.matmul(sums.astype(scale.dtype), offsets, precision=lax.Precision.HIGHEST)
+
+    return as_matrices(codes, w, how, multiply)
+
+
+def straight_through(run: Any, smooth: Any) -> Any:
+    """``run``, with the derivatives of ``smooth``."""
+    wrapped = jax.custom_jvp(run)
+
+    @wrapped.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        return wrapped(*primals), jax.jvp(smooth, primals, tangents)[1]
+
+    return wrapped
+
+
+@contraction_rule("conv_general_dilated", InputQuantizedArray)
+def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
+    """Activations share a step per example, or one step."""
+    if at != 1:
+        return NotImplemented
+    spec = call.params["dimension_numbers"]
+    batch, out_axis = spec.lhs_spec[0], spec.rhs_spec[0]
+
+    joint = call.params["batch_group_count"]
+    spread = lambda field: field.reshape([1] * call.out.ndim)
+
+    def step_for(w: InputQuantizedArray, x: jax.Array) -> jax.Array:
+        axes = [d for d in range(x.ndim) if d != batch or joint > 1]
+        return input_step(w, x, axes, spread)
+
+    def run(w: InputQuantizedArray, x: jax.Array) -> jax.Array:
+        step, weight = step_for(w, x), integer_weight(w.weight, format_of(w.format))
+
+        def product(levels: jax.Array) -> jax.Array:
+            if (
+                weight is None
+                or weight.zero is not None
+                or weight.group is not None
+                or any(weight.scale.shape[d] > 1 for d in spec.rhs_spec[1:])
+            ):
+                dense = dense_operand(w.weight, x.dtype)
+                return bind_conv(call, levels.astype(x.dtype), dense, jnp.float32)
+            codes = levels.astype(jnp.int8), weight.codes.astype(jnp.int8)
+            shape = [1] * x.ndim
+            shape[spec.out_spec[1]] = weight.scale.shape[out_axis]
+            y = bind_conv(call, *codes, jnp.int32).astype(jnp.float32)
+            return y * weight.scale.reshape(shape)
+
+        # A step per example stands at the batch axis of the result.
+        y = product(input_levels(w, x, step, spread)) * jnp.moveaxis(step, batch, spec.out_spec[0])
+        if w.offset is not None:
+            # What lies beyond the border is 0, not the offset: the sums differ along it.
+            ones = jnp.ones([joint if d == batch else n for d, n in enumerate(x.shape)])
+            y = y + product(ones) * spread(w.offset)
+        return y.astype(call.out.dtype)
+
+    def smooth(w: InputQuantizedArray, x: jax.Array) -> jax.Array:
+        x = rounded_input(w, x, step_for(w, x), spread)
+        return bind_conv(call, x, dense_operand(w.weight, x.dtype), call.out.dtype)
+
+    x, w = values
+    return straight_through(run, smooth)(w, x)
+
+
+@leaf_rule("gather", InputQuantizedArray)
+def _gather(call: Call, at: int) -> Any:
+    """A lookup has no activation to round."""
+    ref, operands = call.operands[at], list(call.operands)
+    weight = ref.array.weight
+    weight = materialize(weight) if isinstance(weight, GriddedArray) else weight
+    operands[at] = ref.replace(weight) if is_compressed(weight) else weight
+    return replay_equation(call._replace(operands=operands))
+
+
+@contraction_rule("ragged_dot_general ragged_dot", InputQuantizedArray)
+def _ragged_dot(call: Call, at: int, values: Sequence[Any]) -> Any:
+    """Rows are rounded, and meet the dense weight."""
+    x, w, *rest = values
+    if at != 1 or w.scale is not None:
+        return NotImplemented
+    x = rounded_input(w, x, input_step(w, x, (x.ndim - 1,), None), None)
+    return call.eqn.primitive.bind(x, dense_operand(w.weight, x.dtype), *rest, **call.params)

@@ -1,0 +1,99 @@
+"""What rules for products share: how a weight meets an activation, and a weight as an operand."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType
+
+from jaxopt_compress.arrays import QuantizedArray, SparseArray, materialize
+from jaxopt_compress.lift.interpreter import Call, leaf_rule
+from jaxopt_compress.lift.views import NoView
+from jaxopt_compress.numerics.integers import Integers
+
+
+def contraction_rule(primitives: str, *types: type) -> Callable[[Any], Any]:
+    """As `leaf_rule`, for ``rule(call, at, values)`` with all operands dense but the one at ``at``.
+
+    Where mesh axes are explicit, types name shardings, and an equation says how its result is
+    split. The stored form takes other equations: the compiler splits those, and the result is split
+    as staged.
+    """
+
+    def register(rule: Any) -> Any:
+        @leaf_rule(primitives, *types)
+        def _(call: Call, at: int) -> Any:
+            sharding = call.out.sharding
+            if AxisType.Explicit not in sharding.mesh.axis_types:
+                return rule(call, at, call.others(at))
+
+            def run(*values: Any) -> Any:
+                y = rule(call, at, values)
+                if y is NotImplemented:
+                    raise NoView
+                return y
+
+            try:
+                return jax.sharding.auto_axes(run, out_sharding=sharding)(*call.others(at))
+            except NoView:
+                return NotImplemented
+
+        return rule
+
+    return register
+
+
+class Product(NamedTuple):
+    """A product of an activation and a weight, the weight second.
+
+    Attributes:
+        contract: ``(axes of the activation, axes of the weight)`` that are summed over.
+        batch: ``(axes of the activation, axes of the weight)`` that are kept in step.
+        dtype: The dtype of the result.
+        precision: As in `jax.lax.dot_general`.
+        pallas: Whether it may run in a kernel, as `lift` says.
+    """
+
+    contract: tuple[tuple[int, ...], tuple[int, ...]]
+    batch: tuple[tuple[int, ...], tuple[int, ...]]
+    dtype: Any
+    precision: Any = None
+    pallas: bool = False
+
+
+@functools.singledispatch
+def contract(w: Any, x: jax.Array, how: Product) -> Any:
+    """``[*batch, *free axes of x, *free axes of w]``, or NotImplemented.
+
+    Each kind of weight registers its own.
+    """
+    return dot(x, w.astype(x.dtype), how)
+
+
+@contract.register
+def _contract_sparse(w: SparseArray, x: jax.Array, how: Product) -> jax.Array:
+    return dot(x, w.materialize().astype(x.dtype), how)
+
+
+def dot(x: jax.Array, w: jax.Array, how: Product, preferred: Any = None) -> jax.Array:
+    """The product with a dense weight."""
+    return lax.dot_general(x, w, (how.contract, how.batch), how.precision, preferred or how.dtype)
+
+
+def levels(w: QuantizedArray, dtype: Any) -> jax.Array:
+    """``level(codes) - zero`` in a floating dtype: float32 with zero points, else ``dtype``."""
+    if w.zero is not None or not isinstance(w.fmt.grid, Integers):
+        return w.levels() if w.zero is not None else w.levels().astype(dtype)
+    # By way of float32: a TPU without arithmetic in shorter floats converts faster.
+    return w.unpacked().astype(jnp.promote_types(dtype, jnp.float32)).astype(dtype)
+
+
+def dense_operand(w: Any, dtype: Any) -> jax.Array:
+    """The dense weight as elementwise work that a consumer may fuse: not sealed off."""
+    if isinstance(w, QuantizedArray):
+        scaled = w.levels() * w.per_entry(w.steps())
+        return scaled.astype(w.dtype).astype(dtype)
+    return materialize(w).astype(dtype)

@@ -1,0 +1,180 @@
+"""Products with the stored form of a quantized weight.
+
+The step leaves the product where it can: constant along the contracted axes it multiplies the
+result, constant along all others it multiplies the activation. A grouped step multiplies partial
+products, or the codes, as `kernels.dots` decides. Either way no dense weight is built.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxopt_compress.arrays import QuantizedArray, SparseArray
+from jaxopt_compress.kernels import planar_dot, scaled_dot
+from jaxopt_compress.lift.products import Product, contract, dense_operand, dot, levels
+from jaxopt_compress.lift.views import Cut, Joined, cut, entrywise, plain_steps
+from jaxopt_compress.numerics.codes import levels_of
+from jaxopt_compress.numerics.integers import Integers
+
+
+@contract.register
+def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Any:
+    if w.masked and not w.fmt.has_zero:
+        return dot(x, dense_operand(w, x.dtype), how)
+    w = plain_steps(entrywise(w) if isinstance(w.codes, SparseArray) else w)
+    if w.bits > 8:
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # Codes are not exact in 16 bits.
+    summed, batch = how.contract[1], how.batch[1]
+    free = tuple(d for d in range(w.ndim) if d not in summed and d not in batch)
+    bound = w.group is not None or w.block is not None
+    if w.group is None and all(w.scale.shape[d] == 1 for d in summed):
+        # Others go as matrices as they lie, which `scaled_dot` has the better forms for.
+        if not bound and (*batch, *summed, *free) != tuple(range(w.ndim)):
+            wide = jnp.promote_types(how.dtype, jnp.float32)
+            y = dot(x, levels(w.replace(zero=None), x.dtype), how, wide)
+            of_result = lambda field: beside(field, y.ndim, batch, free)
+            if w.zero is not None:
+                y = y - activation_sums(x, y.ndim, how, wide) * of_result(w.zero)
+            return (y * of_result(w.scale)).astype(how.dtype)
+    elif w.zero is None and w.group is None and all(w.scale.shape[d] == 1 for d in free):
+        # Relative to the largest one: a small scale would take 16-bit activations out of range.
+        top = jnp.max(w.scale)
+        scaled = (x * factor_of_activation(w.scale / top, x, how)).astype(x.dtype)
+        wide = jnp.promote_types(how.dtype, jnp.float32)
+        return (dot(scaled, levels(w, x.dtype), how, wide) * top).astype(how.dtype)
+    elif w.group is None:
+        return dot(x, dense_operand(w, x.dtype), how)
+    if bound and w.ndim + w.checked_axis not in summed:
+        return dot(x, dense_operand(w, x.dtype), how)
+    if w.group is not None and w.shape[w.checked_axis] % w.group:
+        return contract(_whole_and_rest(w, w.group), x, how)
+
+    def multiply(rows: jax.Array, weight: Any, scale: jax.Array, zero: Any) -> jax.Array:
+        given = {"group": w.group, "preferred": jnp.float32, "precision": how.precision}
+        whole = isinstance(w.fmt.grid, Integers)
+        if w.block is not None and whole and w.fmt.grid.signed and w.bits in (1, 2, 4):
+            words = weight(w.codes)
+            return planar_dot(rows, words, scale, zero, bits=w.bits, block=w.block, **given)
+        read = None if whole else lambda codes: levels_of(codes, w.fmt)
+        codes = weight(w.unpacked())
+        plain = functools.partial(scaled_dot, decode=read, **given)
+        if zero is None and how.pallas and not _streams(w):
+            return _in_kernel(plain, rows, codes, weight(w.codes), scale, w)
+        return plain(rows, codes, scale, zero)
+
+    return as_matrices(x, w, how, multiply)
+
+
+def _streams(w: QuantizedArray) -> bool:
+    """Whether compilers for TPUs fuse what decodes the weight into a product, in any form."""
+    native = w.block is None
+    if isinstance(w.fmt.grid, Integers):
+        return native
+    return native and w.bits == 8 and w.group is None
+
+
+def _in_kernel(
+    plain: Any, rows: jax.Array, codes: jax.Array, held: jax.Array, scale: jax.Array, w: Any
+) -> jax.Array:
+    """The product by a kernel on TPUs, if it has tiles for these shapes, and as it is elsewhere."""
+    # Imported late: Pallas takes long to import.
+    from jaxopt_compress.kernels.tpu_dots import decoded_dot, fits
+
+    group = rows.shape[-1] // scale.shape[-2]
+    scale = jnp.broadcast_to(scale, (*scale.shape[:-1], codes.shape[-1]))
+    given = {"group": group, "bits": None if w.block is None else w.bits, "block": w.block}
+    if not fits(rows, held, scale, **given):
+        return plain(rows, codes, scale)
+
+    def decode(code: jax.Array) -> jax.Array:
+        if w.block is not None and isinstance(w.fmt.grid, Integers) and w.fmt.grid.signed:
+            code = code.astype(jnp.int32)
+            code = jnp.where(code > w.fmt.grid.high, code - 2**w.bits, code)
+        return levels_of(code, w.fmt)
+
+    return lax.platform_dependent(
+        rows,
+        codes,
+        held,
+        scale,
+        tpu=lambda rows, codes, held, scale: decoded_dot(rows, held, scale, decode, **given),
+        default=lambda rows, codes, held, scale: plain(rows, codes, scale),
+    )
+
+
+def _whole_and_rest(w: QuantizedArray, group: int) -> Joined:
+    """The whole groups of a weight, and its last one, which is shorter."""
+    axis, length = w.checked_axis, w.shape[w.checked_axis]
+    whole = length - length % group
+    cuts = [c for c in (Cut(0, whole), Cut(whole, length - whole)) if c.size]
+    return Joined(
+        tuple(cut(w, {w.ndim + axis: c}).replace(group=min(group, c.size)) for c in cuts), axis
+    )
+
+
+def as_matrices(x: jax.Array, w: QuantizedArray, how: Product, multiply: Any) -> jax.Array:
+    """The product as ``[*batch, m, k]`` times ``[*batch, k, n]``, groups and words along ``k``.
+
+    Args:
+        x: The activation, or its codes.
+        w: The weight.
+        how: The product.
+        multiply: ``multiply(rows, matrix, scale, zero)``, where ``matrix(field)`` brings a field of
+            the weight to its form as a matrix.
+    """
+    (x_summed, summed), (x_batch, batch) = how.contract, how.batch
+    free = tuple(d for d in range(w.ndim) if d not in summed and d not in batch)
+    last = w.ndim + w.axis if w.axis is not None else None
+    order = sorted(range(len(summed)), key=lambda i: (summed[i] == last, summed[i]))
+    summed, x_summed = [summed[i] for i in order], [x_summed[i] for i in order]
+    x_free = [d for d in range(x.ndim) if d not in x_summed and d not in x_batch]
+    rows = jnp.transpose(x, (*x_batch, *x_free, *x_summed))
+    lead, middle = rows.shape[: len(batch)], rows.shape[len(batch) : len(batch) + len(x_free)]
+    rows = rows.reshape(*lead, math.prod(middle), -1)
+    grouped = w.group is not None
+
+    def matrix(field: jax.Array) -> jax.Array:
+        # A field that is whole along some axes of a run has to be whole along all of them.
+        full = list(field.shape)
+        for d in (*batch, *free, *(d for d in summed if grouped and d != last)):
+            full[d] = w.shape[d]
+        field = jnp.broadcast_to(field, full)
+        field = jnp.transpose(field, (*batch, *summed, *free))
+        n = math.prod(full[d] for d in free)
+        return field.reshape(*lead, math.prod(full[d] for d in summed), n)
+
+    y = multiply(rows, matrix, matrix(w.scale), None if w.zero is None else matrix(w.zero))
+    return y.reshape(*lead, *middle, *(w.shape[d] for d in free)).astype(how.dtype)
+
+
+def factor_of_activation(field: jax.Array, x: jax.Array, how: Product) -> jax.Array:
+    """A field that is constant along all but summed and batch axes, broadcast against ``x``."""
+    axes = (*how.batch[1], *how.contract[1])
+    places = (*how.batch[0], *how.contract[0])
+    rest = [d for d in range(field.ndim) if d not in axes]
+    factor = jnp.transpose(field, (*axes, *rest)).reshape([field.shape[d] for d in axes])
+    # The factor's axes, in the order that x has them, and size 1 for the others.
+    factor = jnp.transpose(factor, sorted(range(len(places)), key=places.__getitem__))
+    return jnp.expand_dims(factor, [d for d in range(x.ndim) if d not in places])
+
+
+def activation_sums(x: jax.Array, ndim: int, how: Product, dtype: Any) -> jax.Array:
+    """``x`` summed over what the product sums over: what it gains per unit of a zero point."""
+    kept = [d for d in range(x.ndim) if d not in how.contract[0]]
+    order = (*how.batch[0], *(d for d in kept if d not in how.batch[0]))
+    sums = jnp.transpose(x.astype(dtype).sum(how.contract[0]), [kept.index(d) for d in order])
+    return jnp.expand_dims(sums, tuple(range(sums.ndim, ndim)))
+
+
+def beside(scale: jax.Array, ndim: int, batch: Any, free: Any) -> jax.Array:
+    """The scale, summed-over axes dropped, broadcast against ``[*batch, ..., *free]``."""
+    order = (*batch, *free)
+    rest = [d for d in range(scale.ndim) if d not in order]
+    scale = jnp.transpose(scale, (*order, *rest))
+    lead = scale.shape[: len(batch)]
+    tail = scale.shape[len(batch) : len(order)]
+    return scale.reshape(*lead, *(1,) * (ndim - len(order)), *tail)

@@ -1,0 +1,81 @@
+"""Views of arrays that hold another form of the same array: views of what they hold."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxopt_compress.arrays import GriddedArray, InputQuantizedArray
+from jaxopt_compress.lift.views import base
+from jaxopt_compress.lift.views.base import Cut, NoView
+
+
+def _with_steps(w: InputQuantizedArray, weight: Any, fn: Any) -> InputQuantizedArray:
+    """Another weight, and ``fn`` of the steps and offsets."""
+    own = lambda x: None if x is None else fn(x)
+    return w.replace(weight=weight, scale=own(w.scale), offset=own(w.offset))
+
+
+@base.transposed.register
+def _transposed(w: InputQuantizedArray, order: Sequence[int]) -> InputQuantizedArray:
+    return _with_steps(w, base.transposed(w.weight, order), lambda x: jnp.transpose(x, order))
+
+
+@base.cut.register
+def _cut(w: InputQuantizedArray, cuts: Mapping[int, Cut]) -> InputQuantizedArray:
+    own = lambda x: base.cut(x, {d: c for d, c in cuts.items() if x.shape[d] > 1})
+    return _with_steps(w, base.cut(w.weight, cuts), own)
+
+
+@base.reshaped.register
+def _reshaped(w: InputQuantizedArray, new: tuple[int, ...]) -> InputQuantizedArray:
+    if w.scale is not None and w.scale.size != 1:
+        raise NoView
+    one = lambda x: x.reshape([1] * len(new))
+    return _with_steps(w, base.reshaped(w.weight, new), one)
+
+
+@base.flipped.register
+def _flipped(w: InputQuantizedArray, axes: Sequence[int]) -> InputQuantizedArray:
+    if w.scale is not None and any(w.scale.shape[d] > 1 for d in axes):
+        raise NoView
+    return w.replace(weight=base.flipped(w.weight, axes))
+
+
+@base.scaled.register
+def _scaled(w: InputQuantizedArray, factor: Any) -> InputQuantizedArray:
+    return w.replace(weight=base.scaled(w.weight, factor))
+
+
+@base.cast.register
+def _cast(w: InputQuantizedArray, dtype: Any) -> InputQuantizedArray:
+    return w.replace(weight=base.cast(w.weight, dtype))
+
+
+@base.stacked.register
+def _stacked(w: InputQuantizedArray, length: int) -> InputQuantizedArray:
+    return _with_steps(w, base.stacked(w.weight, length), lambda x: base.stacked(x, length))
+
+
+def _of_form(view: Any) -> None:
+    @view.register
+    def _(w: GriddedArray, how: Any) -> GriddedArray:
+        return w.replace(form=view(w.form, how))
+
+
+for _view in (base.transposed, base.cut, base.reshaped, base.flipped, base.stacked):
+    _of_form(_view)
+
+
+@base.scaled.register
+def _scaled_values(w: GriddedArray, factor: Any) -> GriddedArray:
+    form = base.scaled(w.form, factor)
+    return w.replace(form=form.replace(codes=base.scaled(w.form.codes, factor)))
+
+
+@base.cast.register
+def _cast_values(w: GriddedArray, dtype: Any) -> GriddedArray:
+    # Short floats may not tell neighbouring levels apart.
+    if jnp.finfo(dtype).nmant < min(w.form.bits, 8):
+        raise NoView
+    return w.replace(form=base.cast(w.form, dtype).replace(codes=w.form.codes.astype(dtype)))
