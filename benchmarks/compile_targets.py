@@ -36,14 +36,17 @@ GPU = {"h100": functools.partial(hlo_tools.h100_mesh, (1, 1), AXES)}
 
 # Bytes of the weights over those in bfloat16, at most.
 CLAIMS = {"int8": 0.51, "int4 g128": 0.28, "int2": 0.16}
+# Formats of which only copies are claimed: there are none.
+CLAIMS |= dict.fromkeys(programs.MORE, 1.0)
 
 
 def plan():
     """All cases: name -> (program, its weights, mesh); names are program/target/weights."""
     everywhere = TPUS | SLICE | GPU
-    sizes = {f"stack of 4, batch {rows}": rows for rows in (8, 1024)}
+    sizes = {f"stack of 4, batch {rows}": rows for rows in (1, 8, 128, 1024)}
+    all_formats = [*programs.FORMATS, *programs.MORE]
     groups = [
-        (name, TPUS, list(programs.FORMATS), functools.partial(programs.stack, rows=rows))
+        (name, TPUS, all_formats, functools.partial(programs.stack, rows=rows))
         for name, rows in sizes.items()
     ]
     weights = [*programs.FORMATS, "rank 256"]

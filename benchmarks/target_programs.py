@@ -47,6 +47,21 @@ FORMATS = {
     "int4 g128": (jc.quantize("int4", group=128, where="**/kernel"), "s4"),
     "int2": (jc.quantize("int2", where="**/kernel"), "u8"),
 }
+# Further number formats, and products with activations of 8 bits, for the stack only.
+KERNELS = "**/kernel"
+MORE = {
+    "nf4 g128": (jc.quantize("nf4", group=128, where=KERNELS), "u4"),
+    "mxfp4": (jc.quantize("mxfp4", where=KERNELS), "u4"),
+    "nvfp4": (jc.quantize("nvfp4", where=KERNELS), "u4"),
+    "mxfp6": (jc.quantize("mxfp6", where=KERNELS), "u8"),
+    "mxfp8": (jc.quantize("mxfp8", where=KERNELS), "f8e4m3fn"),
+    "float8": (jc.quantize("float8_e4m3fn", where=KERNELS), "f8e4m3fn"),
+    "int3": (jc.quantize("int3", where=KERNELS), "u8"),
+    "binary": (jc.quantize("binary", where=KERNELS), "u8"),
+    "int8 x int8": (jc.quantize("int8", inputs="int8", where=KERNELS), "s8"),
+    "int4 x int8": (jc.quantize("int4", inputs="int8", where=KERNELS), "s4"),
+    "int4 g128 x int8": (jc.quantize("int4", group=128, inputs="int8", where=KERNELS), "s4"),
+}
 TRAINED = {
     "float32": None,
     "QAT int8": jc.quantize("int8", where="**/kernel"),
@@ -63,7 +78,7 @@ def stack(weights: str, rows: int, width: int = 8192, layers: int = 4) -> Progra
     def run(params, x):
         return lax.scan(lambda x, layer: (x @ layer["kernel"], None), x, params)[0]
 
-    return _lifted(run, {"kernel": kernel}, x, weights, _column, (width * width,))
+    return _lifted(run, {"kernel": kernel}, x, weights, _column, (width * width,), pallas=True)
 
 
 def mlp_stack(weights: str, rows: int, width: int, hidden: int, layers: int = 4) -> Program:
@@ -116,13 +131,14 @@ def training(weights: str, layers: int = 2, width: int = 512, vocabulary: int = 
     return Program(step, state, tokens, _megatron, (), "")
 
 
-def _lifted(fn, params, x, weights, spec_of, sizes):
-    compression, stored = FORMATS[weights] if weights in FORMATS else _low_rank(weights)
+def _lifted(fn, params, x, weights, spec_of, sizes, pallas=False):
+    known = FORMATS | MORE
+    compression, stored = known[weights] if weights in known else _low_rank(weights)
     if compression is not None:
         uses = jc.uses(fn, params, x)
         compress = functools.partial(jc.compress, recipe=compression, uses=uses)
         params = jax.eval_shape(compress, params)
-        fn = jc.lift(fn, on_fallback="error")
+        fn = jc.lift(fn, on_fallback="error", pallas=pallas)
     return Program(fn, params, x, spec_of, sizes, stored)
 
 

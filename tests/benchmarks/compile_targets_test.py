@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.mark.xdist_group("libtpu")
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
 def test_int8_stack_streams_on_v5e():
-    names = [f"stack of 4, batch 8/v5e/{weights}" for weights in ("bfloat16", "int8")]
+    names = [f"stack of 4, batch 8/v5e/{weights}" for weights in ("bfloat16", "int[8]")]
     script = [sys.executable, "benchmarks/compile_targets.py", "--json", "--only", *names]
     # One process may use libtpu at a time, and keeps it until it ends.
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
