@@ -80,12 +80,17 @@ def lookup(gathered: tuple[int, ...] = (-2,), output: tuple[int, ...] = (-1,)) -
 
 def normal(seed: int, *shape: int) -> jax.Array:
     """A float32 activation of unit variance; the same on every version of JAX."""
-    return jax.numpy.asarray(np.random.default_rng(seed).normal(size=shape), "float32")
+    return jax.numpy.asarray(_normal(seed, shape))
 
 
 def weight(seed: int, *shape: int) -> jax.Array:
     """A float32 weight, small enough for deep or recurrent use to stay finite."""
-    return normal(1000 + seed, *shape) / 4
+    return jax.numpy.asarray(_normal(1000 + seed, shape) / 4)
+
+
+def _normal(seed, shape):
+    """By NumPy, which compiles nothing."""
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
 def filled(shapes: Any) -> Any:
@@ -100,7 +105,7 @@ def filled(shapes: Any) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         value = weight(zlib.crc32(name.encode()), *leaf.shape)
         is_positive = name.removesuffix("/value").endswith(("scale", "var"))
-        return jax.numpy.exp(value) if is_positive else value
+        return jax.numpy.asarray(np.exp(value)) if is_positive else value
 
     return jax.tree_util.tree_map_with_path(fill, shapes)
 

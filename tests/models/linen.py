@@ -33,7 +33,7 @@ class _ConvNet(nn.Module):
 class _TiedEmbedding(nn.Module):
     @nn.compact
     def __call__(self, ids):
-        embed = nn.Embed(40, 16)
+        embed = nn.Embed(24, 16)
         x = nn.tanh(nn.Dense(24)(embed(ids)))
         return embed.attend(nn.Dense(16)(x))
 
@@ -61,7 +61,7 @@ class _Block(nn.Module):
 class _Transformer(nn.Module):
     @nn.compact
     def __call__(self, ids):
-        embed = nn.Embed(56, 16)
+        embed = nn.Embed(24, 16)
         blocks = nn.scan(
             nn.remat(_Block, prevent_cse=False),
             variable_axes={"params": 0},
@@ -92,7 +92,7 @@ def _attention_args():
 
 
 def _ids():
-    return (jnp.arange(14).reshape(2, 7) * 5 % 40,)
+    return (jnp.arange(14).reshape(2, 7) * 5 % 24,)
 
 
 def _recurrent(cell):
