@@ -11,8 +11,7 @@ from jax.sharding import PartitionSpec
 
 from jaxopt_compress.arrays.base import CompressedArray
 from jaxopt_compress.arrays.quantized import QuantizedArray
-from jaxopt_compress.numerics.codes import encode
-from jaxopt_compress.numerics.integers import Integers
+from jaxopt_compress.numerics.codes import encode, round_to_grid
 from jaxopt_compress.numerics.steps import zero_dtype
 
 
@@ -49,12 +48,9 @@ class GriddedArray(CompressedArray):
         """
         form = jax.tree.map(lax.stop_gradient, self.form)
         fmt, steps = form.fmt, form.per_entry(form.steps())
-        levels = fmt.grid.round(form.codes.astype(jnp.float32) * (1 / steps))
-        zero = form.zero
-        if zero is not None:
-            levels, zero = levels + form.per_entry(zero), zero.astype(zero_dtype(fmt))
-        if isinstance(fmt.grid, Integers):
-            levels = jnp.clip(levels, fmt.grid.low, fmt.grid.high)
+        zero = None if form.zero is None else form.zero.astype(zero_dtype(fmt))
+        wide = None if zero is None else form.per_entry(zero)
+        levels, _ = round_to_grid(form.codes, steps, wide, fmt)
         return form.replace(codes=encode(levels, fmt), zero=zero)
 
     def specs(self, spec: PartitionSpec) -> "GriddedArray":

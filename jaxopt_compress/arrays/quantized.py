@@ -21,7 +21,7 @@ from jaxopt_compress.arrays.base import (
 from jaxopt_compress.arrays.sparse import SparseArray
 from jaxopt_compress.numerics.codes import decode, levels_of
 from jaxopt_compress.numerics.formats import Format, format_of
-from jaxopt_compress.numerics.groups import spread
+from jaxopt_compress.numerics.groups import Cuts, cuts_of, spread_to
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.packing import unpack
 from jaxopt_compress.numerics.steps import STEP_DTYPES, step_value
@@ -90,10 +90,7 @@ class QuantizedArray(CompressedArray):
             shape[at], rest = divmod(shape[at] * 8, self.bits)
             whole = not rest and shape[at] % self.block == 0
         sizes: list[tuple[int, ...]] = [(1, n) for n in shape]
-        cuts = () if self.group is None else ((at, self.group),)
-        if self.tile is not None:
-            cuts = (*cuts, (len(shape) + self.tile[0], self.tile[1]))
-        for d, group in cuts:
+        for d, group in self.cuts:
             # A group may be split over devices, which then hold copies of its step.
             sizes[d] = (-(-shape[d] // group),)
         fits = whole and len(scale) == len(sizes) and all(map(operator.contains, sizes, scale))
@@ -106,6 +103,11 @@ class QuantizedArray(CompressedArray):
                 "off"
             )
         return tuple(shape)
+
+    @property
+    def cuts(self) -> Cuts:
+        """The axes that are cut into groups."""
+        return cuts_of(self.axis, self.group, self.tile)
 
     @property
     def checked_axis(self) -> int:
@@ -140,14 +142,11 @@ class QuantizedArray(CompressedArray):
 
     def steps(self) -> jax.Array:
         """``scale`` in float32."""
-        return self.scale.materialize() if is_compressed(self.scale) else step_value(self.scale)
+        return steps_of(self.scale)
 
     def per_entry(self, field: jax.Array) -> jax.Array:
         """Steps or zero points in a shape that broadcasts against the dense one."""
-        shape = self.shape
-        if self.group is not None:
-            field = _spread(field, self.checked_axis, self.group, shape)
-        return field if self.tile is None else _spread(field, *self.tile, shape)
+        return spread_to(field, self.cuts, self.shape)
 
     def levels(self) -> jax.Array:
         """``level(codes) - zero`` of the dense shape, exact in float32."""
@@ -201,8 +200,7 @@ class QuantizedArray(CompressedArray):
                     f"{self.axis} and cannot be split by {spec}: pack it in smaller blocks, or "
                     "split other axes"
                 )
-        cuts = () if self.group is None else ((self.checked_axis, self.group),)
-        for axis, group in cuts if self.tile is None else (*cuts, self.tile):
+        for axis, group in self.cuts:
             if shape[axis] % group and entries[axis] is not None:
                 raise ValueError(
                     f"axis {axis} of a QuantizedArray of shape {shape} ends in a group of less "
@@ -210,8 +208,6 @@ class QuantizedArray(CompressedArray):
                 )
 
 
-def _spread(field: jax.Array, axis: int, group: int, shape: tuple[int, ...]) -> jax.Array:
-    if field.shape[axis] == 1:
-        return field
-    wide = spread(field, axis, group)
-    return jax.lax.slice_in_dim(wide, 0, shape[axis], axis=wide.ndim + axis)
+def steps_of(scale: Any) -> jax.Array:
+    """Stored steps, an array or a `QuantizedArray`, in float32."""
+    return scale.materialize() if is_compressed(scale) else step_value(scale)

@@ -7,12 +7,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.arrays import (
-    InputQuantizedArray,
-    LowRankArray,
-    is_compressed,
-    materialize,
-)
+from jaxopt_compress.arrays import InputQuantizedArray, LowRankArray, is_compressed, materialize
 from jaxopt_compress.arrays.base import is_traced
 from jaxopt_compress.tree import Layout, map_named, named_leaves
 
@@ -165,35 +160,28 @@ def forward_view(apply: Callable[..., Any], params: Any, state: Any) -> Any:
     rounds = [x for s in leaf_states(state) for x in s.leaves.values() if _rounds_inputs(x)]
     if not rounds or not describes_itself(state):
         return apply(params, state)
-    return _dense(_view_state(params, state), state)
+    made = lambda leaf: leaf.view if _rounds_inputs(leaf) else leaf.apply
+    return _dense(_applied(params, state, made), state)
 
 
-def _view_state(params: Any, state: Any) -> Any:
+def apply_state(params: Any, state: Any, *, materialize: bool = True) -> Any:
+    """The view that a state describes; the ``apply`` of all compressions made of leaf states."""
+    params = _applied(params, state, lambda leaf: leaf.apply)
+    return _dense(params, state) if materialize else params
+
+
+def _applied(params: Any, state: Any, method: Callable[[Any], Callable[..., Any]]) -> Any:
+    """What ``method(leaf state)(w, learned)`` makes of each parameter, state after state."""
     if isinstance(state, ChainState):
         for inner in state.states:
-            params = _view_state(params, inner)
+            params = _applied(params, inner, method)
         return params
-
-    def run(path: str, w: Any, leaf: Any) -> Any:
-        made = leaf.view if _rounds_inputs(leaf) else leaf.apply
-        return made(w, state.learned.get(path))
-
+    run = lambda path, w, leaf: method(leaf)(w, state.learned.get(path))
     return map_states(run, params, state)
 
 
 def _rounds_inputs(leaf: Any) -> bool:
     return getattr(leaf, "inputs", None) is not None
-
-
-def apply_state(params: Any, state: Any, *, materialize: bool = True) -> Any:
-    """The view that a state describes; the ``apply`` of all compressions made of leaf states."""
-    if isinstance(state, ChainState):
-        for inner in state.states:
-            params = apply_state(params, inner, materialize=False)
-    else:
-        run = lambda path, w, leaf: leaf.apply(w, state.learned.get(path))
-        params = map_states(run, params, state)
-    return _dense(params, state) if materialize else params
 
 
 def compress_state(params: Any, state: Any) -> Any:

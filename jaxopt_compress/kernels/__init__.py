@@ -1,6 +1,14 @@
 """Contractions that execute in compressed form: arrays in, arrays out."""
 
-from jaxopt_compress.kernels.dots import planar_dot, scaled_dot
+from jaxopt_compress.kernels.dots import planar_dot, scaled_dot, zero_product
+from jaxopt_compress.kernels.forms import differentiated_as, on_each_platform
 from jaxopt_compress.kernels.integer_dots import integer_dot
 
-__all__ = ["integer_dot", "planar_dot", "scaled_dot"]
+__all__ = [
+    "differentiated_as",
+    "integer_dot",
+    "on_each_platform",
+    "planar_dot",
+    "scaled_dot",
+    "zero_product",
+]

@@ -91,7 +91,7 @@ def scaled_dot(
         given = {"decode": decode, "precision": precision, "linear": linear}
         forms["cpu"] = functools.partial(streamed_dot, **given)
     y = on_each_platform(forms, default, x, codes, scale)
-    return y if zero is None else y - _zero_product(x, scale, zero)
+    return y if zero is None else y - zero_product(x, scale, zero)
 
 
 def planar_dot(
@@ -166,7 +166,7 @@ def planar_dot(
             streamed_dot, bits=bits, precision=precision, linear=linear
         )
     y = on_each_platform(forms, default, x, words, scale)
-    return y if zero is None else y - _zero_product(x, scale, zero)
+    return y if zero is None else y - zero_product(x, scale, zero)
 
 
 def scaled_after(x, codes, scale, precision=None):
@@ -262,7 +262,7 @@ def _sum_groups(x, codes, scale, precision):
     return y * scale if groups == 1 else (y * scale[..., None, :]).sum(-3)
 
 
-def _zero_product(x, scale, zero):
+def zero_product(x, scale, zero):
     """Sums `x` over each group and contracts with the scaled zero points, both in full precision.
 
     The sums are not exact in a short type, so the product asks for the highest precision; it is

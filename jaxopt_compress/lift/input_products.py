@@ -23,7 +23,7 @@ from jaxopt_compress.arrays import (
     is_compressed,
     materialize,
 )
-from jaxopt_compress.kernels import integer_dot
+from jaxopt_compress.kernels import differentiated_as, integer_dot, zero_product
 from jaxopt_compress.lift.convolutions import bind_conv
 from jaxopt_compress.lift.interpreter import Call, leaf_rule, replay_equation
 from jaxopt_compress.lift.products import Product, contract, contraction_rule, dense_operand
@@ -126,7 +126,7 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
         x = rounded_input(w, x, input_step(w, x, how.contract[0], spread), spread)
         return contract(dense_operand(w.weight, x.dtype), x, how)
 
-    return straight_through(run, smooth)(w, x)
+    return straight_through(run, smooth, w, x)
 
 
 def integer_weight(w: Any, fmt: Format) -> QuantizedArray | None:
@@ -166,25 +166,16 @@ def _contract_integers(w: QuantizedArray, codes: jax.Array, how: Product) -> jax
 
     def multiply(rows: jax.Array, matrix: Any, scale: jax.Array, zero: Any) -> jax.Array:
         y = integer_dot(rows, matrix(w.codes), scale, group=w.group)
-        if zero is None:
-            return y
-        groups = scale.shape[-2]
-        sums = rows.astype(jnp.int32).reshape(*rows.shape[:-1], groups, -1).sum(-1)
-        offsets = zero.astype(scale.dtype) * scale
-        return y - jnp.matmul(sums.astype(scale.dtype), offsets, precision=lax.Precision.HIGHEST)
+        return y if zero is None else y - zero_product(rows, scale, zero)
 
     return as_matrices(codes, w, how, multiply)
 
 
-def straight_through(run: Any, smooth: Any) -> Any:
-    """``run``, with the derivatives of ``smooth``."""
-    wrapped = jax.custom_jvp(run)
-
-    @wrapped.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
-        return wrapped(*primals), jax.jvp(smooth, primals, tangents)[1]
-
-    return wrapped
+def straight_through(run: Any, smooth: Any, *args: Any) -> jax.Array:
+    """``run(*args)``, of trees, with the derivatives of ``smooth``."""
+    leaves, treedef = jax.tree.flatten(args)
+    flat = lambda fn: lambda *leaves: fn(*jax.tree.unflatten(treedef, leaves))
+    return differentiated_as(flat(smooth), flat(run))(*leaves)
 
 
 @contraction_rule("conv_general_dilated", InputQuantizedArray)
@@ -233,7 +224,7 @@ def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
         return bind_conv(call, x, dense_operand(w.weight, x.dtype), call.out.dtype)
 
     x, w = values
-    return straight_through(run, smooth)(w, x)
+    return straight_through(run, smooth, w, x)
 
 
 @leaf_rule("gather", InputQuantizedArray)

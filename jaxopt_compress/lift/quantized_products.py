@@ -11,10 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxopt_compress.arrays import QuantizedArray, SparseArray
-from jaxopt_compress.kernels import planar_dot, scaled_dot
+from jaxopt_compress.kernels import on_each_platform, planar_dot, scaled_dot
 from jaxopt_compress.lift.products import Product, contract, dense_operand, dot, levels
 from jaxopt_compress.lift.views import Cut, Joined, cut, entrywise, plain_steps
 from jaxopt_compress.numerics.codes import levels_of
@@ -96,14 +95,9 @@ def _in_kernel(
             code = jnp.where(code > w.fmt.grid.high, code - 2**w.bits, code)
         return levels_of(code, w.fmt)
 
-    return lax.platform_dependent(
-        rows,
-        codes,
-        held,
-        scale,
-        tpu=lambda rows, codes, held, scale: decoded_dot(rows, held, scale, decode, **given),
-        default=lambda rows, codes, held, scale: plain(rows, codes, scale),
-    )
+    kernel = lambda rows, codes, held, scale: decoded_dot(rows, held, scale, decode, **given)
+    default = lambda rows, codes, held, scale: plain(rows, codes, scale)
+    return on_each_platform({"tpu": kernel}, default, rows, codes, held, scale)
 
 
 def _whole_and_rest(w: QuantizedArray, group: int) -> Joined:

@@ -1,5 +1,6 @@
 """The range of values that a grid is made to cover: all of them, or fewer for finer steps."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -42,9 +43,7 @@ def absmax() -> Bounds:
 
 def _absmean(x, axes, fmt, symmetric, view):
     del fmt, symmetric, view
-    count = 1
-    for d in axes:
-        count *= x.shape[d]
+    count = math.prod(x.shape[d] for d in axes)
     # The sum of large magnitudes would overflow.
     high = jnp.sum(jnp.abs(x) / count, axes, keepdims=True)
     return -high, high
@@ -135,7 +134,7 @@ def entropy(bins: int = 2048) -> Bounds:
         rest = [d for d in range(x.ndim) if d not in axes]
         rows = jnp.transpose(jnp.abs(x), (*rest, *axes))
         shape = [1 if d in axes else n for d, n in enumerate(x.shape)]
-        rows = rows.reshape(*rows.shape[: len(rest)], -1).reshape(-1, x.size // _size(shape))
+        rows = rows.reshape(*rows.shape[: len(rest)], -1).reshape(-1, x.size // math.prod(shape))
         high = lax.map(lambda row: _least_divergence(row, levels, bins), rows).reshape(shape)
         return -high, high
 
@@ -154,13 +153,6 @@ def moving_average(decay: float = 0.9, of: Bounds | None = None) -> Bounds:
     if not 0 <= decay < 1:
         raise ValueError(f"moving_average(decay={decay}): it is at least 0 and below 1")
     return Bounds((of or absmax()).measure, decay)
-
-
-def _size(shape: list[int]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def _least_divergence(row: jax.Array, levels: int, bins: int) -> jax.Array:

@@ -9,6 +9,12 @@ import jax.numpy as jnp
 Cuts = Sequence[tuple[int, int]]
 
 
+def cuts_of(axis: int | None, group: int | None, tile: tuple[int, int] | None) -> Cuts:
+    """The axes that are cut: ``axis`` by ``group``, and that of ``tile``; as far as given."""
+    own = () if axis is None or group is None else ((axis, group),)
+    return own if tile is None else (*own, tile)
+
+
 def spread(per_group: jax.Array, axis: int, group: int) -> jax.Array:
     """Repeats each entry along ``axis`` ``group`` times: one value per entry again."""
     at = per_group.ndim + axis

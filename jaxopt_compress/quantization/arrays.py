@@ -3,10 +3,10 @@
 import jax
 
 from jaxopt_compress.arrays import QuantizedArray
-from jaxopt_compress.numerics.bounds import ABSMEAN, Bounds, absmax
+from jaxopt_compress.numerics.bounds import Bounds
 from jaxopt_compress.numerics.formats import Format, format_of
-from jaxopt_compress.quantization.quantize import check_options
-from jaxopt_compress.quantization.state import QuantizedState, Rule, measured
+from jaxopt_compress.quantization.quantize import rule_of
+from jaxopt_compress.quantization.state import QuantizedState, measured
 
 
 def quantize_array(
@@ -49,27 +49,17 @@ def quantize_array(
     """
     fmt = format_of(format)
     group = fmt.group if group is None else group
-    rule = Rule(bounds or (ABSMEAN if fmt.absmean else absmax()), symmetric, scale or fmt.scale)
-    check_options(fmt, (group, None), rule)
+    rule = rule_of(fmt, (group, None), bounds, symmetric, scale)
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     if any(not -x.ndim <= d < x.ndim for d in axes) or not axes:
         raise ValueError(f"axis={axis} of an array of shape {tuple(x.shape)}")
     axes = tuple(d % x.ndim - x.ndim for d in axes)
     along = max(axes)
     state = QuantizedState(
-        scale=None,
-        zero=None,
-        seen=None,
-        key=None,
-        active=None,
         format=fmt,
         reduce=axes if group is None else tuple(d for d in axes if d != along),
         stack=(),
         axis=along,
         group=group,
-        block=None,
-        tile=None,
-        input_scale=None,
-        inputs=None,
     )
     return measured(state, x, rule).compress(x, None, "")

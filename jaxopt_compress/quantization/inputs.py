@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.arrays import GriddedArray, InputQuantizedArray, QuantizedArray
+from jaxopt_compress.arrays import InputQuantizedArray
 from jaxopt_compress.arrays.base import is_traced
 from jaxopt_compress.compression import Compression
 from jaxopt_compress.compression.base import CompressionState, check_init, map_states
@@ -18,7 +18,7 @@ from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.learned import REACH, least_step, scaled_gradient, within_reach
 from jaxopt_compress.numerics.rounding import seal
 from jaxopt_compress.numerics.steps import step_of
-from jaxopt_compress.quantization.state import QuantizedState
+from jaxopt_compress.quantization.state import QuantizedState, per_stack
 
 
 @functools.partial(
@@ -60,10 +60,7 @@ class InputState:
         own = _part(learned, "weight")
         leaf, values = self.weights, self.weights.apply(w, own)
         grid = leaf if isinstance(leaf, QuantizedState) else leaf.current(own)
-        zero = None if grid.zero is None else grid.zero.astype(jnp.float32)
-        layout = (grid.format.name, grid.axis, grid.group, None, grid.tile)
-        form = QuantizedArray(values, grid.scale, zero, values.dtype, *layout)
-        return self._wrapped(GriddedArray(form), learned)
+        return self._wrapped(grid.gridded(values), learned)
 
     def compress(self, w: Any, learned: Any, path: str) -> InputQuantizedArray:
         """The stored weights, and the steps."""
@@ -203,11 +200,7 @@ def _start(
             "format for inputs, or offset=True"
         )
 
-    def shaped(x: jax.Array) -> jax.Array:
-        """Like the parameter, with one entry for each of its stack."""
-        whole = x.shape == tuple(n for n in sizes if n > 1)
-        return x.reshape(sizes) if whole else jnp.max(x).reshape([1] * len(shape))
-
+    shaped = lambda x: per_stack(x, shape, grid.stack)
     low, high = shaped(-jnp.min(stat.low, -1)), shaped(jnp.max(stat.high, -1))
     low, top, summed = -low, fmt.grid.high, stat.low.shape[-1]
     if rule == "pact":

@@ -17,7 +17,7 @@ from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.packing import layout as words_layout
 from jaxopt_compress.numerics.steps import STEP_DTYPES, step_of
-from jaxopt_compress.quantization.state import QuantizedState, Rule, dense, measured
+from jaxopt_compress.quantization.state import QuantizedState, Rule, dense, measured, per_stack
 from jaxopt_compress.tree import Layout, Where
 
 
@@ -99,8 +99,7 @@ def quantize(
     fmt = format_of(format)
     along, across = group if isinstance(group, tuple) else (group, None)
     along = fmt.group if along is None else along
-    rule = Rule(bounds or (ABSMEAN if fmt.absmean else absmax()), symmetric, scale or fmt.scale)
-    check_options(fmt, (along, across), rule)
+    rule = rule_of(fmt, (along, across), bounds, symmetric, scale)
     _check_inputs(inputs, input_steps, begin)
 
     def check(parameter: Parameter) -> None:
@@ -128,15 +127,12 @@ def quantize(
 
     def init(parameter: Parameter) -> Decision:
         shape, layout = tuple(parameter.value.shape), parameter.layout
-        axis, block = packing(shape, layout, fmt, along)
+        axis, block = _packing(shape, layout, fmt, along)
         tile = None if across is None else (max(layout.output), across)
         # With groups every index of the other contracted axes has steps of its own; where nothing
         # is contracted, such as in a bias, a step per entry would be larger than the entry.
         reduce = (layout.contracting or layout.output) if along is None else ()
         state = QuantizedState(
-            scale=None,
-            zero=None,
-            seen=None,
             key=None
             if key is None
             else jax.random.fold_in(key, zlib.crc32(parameter.path.encode())),
@@ -182,16 +178,20 @@ def _input_scale(parameter: Parameter, inputs: str | None, steps: str) -> jax.Ar
     """Float32 steps of what meets a parameter, of its rank, one per entry of a stack."""
     if inputs is None or steps == "dynamic":
         return None
-    shape, layout, absmax_seen = parameter.value.shape, parameter.layout, parameter.stats.absmax
-    high = jnp.max(absmax_seen, -1)
-    sizes = [n if d - len(shape) in layout.stack else 1 for d, n in enumerate(shape)]
-    if high.shape != tuple(n for n in sizes if n > 1):
-        high, sizes = jnp.max(high), [1] * len(shape)
-    return step_of(-high, high, format_of(inputs), True)[0].reshape(sizes)
+    high = jnp.max(parameter.stats.absmax, -1)
+    high = per_stack(high, tuple(parameter.value.shape), parameter.layout.stack)
+    return step_of(-high, high, format_of(inputs), True)[0]
 
 
-def check_options(fmt: Format, group: tuple[int | None, int | None], rule: Rule) -> None:
-    """Refuses what no parameter could have."""
+def rule_of(
+    fmt: Format,
+    group: tuple[int | None, int | None],
+    bounds: Bounds | None,
+    symmetric: bool,
+    scale: str | None,
+) -> Rule:
+    """The rule that options ask for, once they are known to be possible for some parameter."""
+    rule = Rule(bounds or (ABSMEAN if fmt.absmean else absmax()), symmetric, scale or fmt.scale)
     if any(g is not None and g < 1 for g in group):
         given = group[0] if group[1] is None else group
         raise ValueError(f"group={given}; a group holds at least one entry")
@@ -205,6 +205,7 @@ def check_options(fmt: Format, group: tuple[int | None, int | None], rule: Rule)
         raise ValueError(f"{fmt.name!r} has no positive code; pass symmetric=False")
     if fmt.absmean and rule.bounds.measure is not ABSMEAN.measure:
         raise ValueError(f"the step of {fmt.name!r} is the mean magnitude; leave bounds out")
+    return rule
 
 
 def _check_group(parameter: Parameter, axis: int | None, group: int, pad: bool) -> None:
@@ -223,7 +224,7 @@ def _check_group(parameter: Parameter, axis: int | None, group: int, pad: bool) 
         )
 
 
-def packing(
+def _packing(
     shape: tuple[int, ...], layout: Layout, fmt: Format, group: int | None
 ) -> tuple[int | None, int | None]:
     """The axis for groups and words, and the entries per block of words.

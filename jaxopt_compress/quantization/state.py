@@ -13,15 +13,15 @@ from jaxopt_compress.arrays import (
     InputQuantizedArray,
     QuantizedArray,
     SparseArray,
-    is_compressed,
 )
+from jaxopt_compress.arrays.quantized import steps_of
 from jaxopt_compress.numerics.bounds import Bounds
 from jaxopt_compress.numerics.codes import decode, encode, round_to_grid
 from jaxopt_compress.numerics.formats import Format
-from jaxopt_compress.numerics.groups import Cuts, by_groups, spread_to
+from jaxopt_compress.numerics.groups import Cuts, by_groups, cuts_of, spread_to
 from jaxopt_compress.numerics.packing import pack
 from jaxopt_compress.numerics.rounding import seal
-from jaxopt_compress.numerics.steps import float8_steps, power_of_two_step, step_of, step_value
+from jaxopt_compress.numerics.steps import float8_steps, power_of_two_step, step_of
 
 
 @functools.partial(
@@ -50,20 +50,20 @@ class QuantizedState:
         inputs: The number format of the activations that meet the parameter, or None.
     """
 
-    scale: Any
-    zero: Any
-    seen: Any
-    key: Any
-    active: Any
-    input_scale: Any
     format: Format
     reduce: tuple[int, ...]
     stack: tuple[int, ...]
     axis: int | None
-    group: int | None
-    block: int | None
-    tile: tuple[int, int] | None
-    inputs: str | None
+    group: int | None = None
+    block: int | None = None
+    tile: tuple[int, int] | None = None
+    inputs: str | None = None
+    scale: Any = None
+    zero: Any = None
+    seen: Any = None
+    key: Any = None
+    active: Any = None
+    input_scale: Any = None
     replaces = False
 
     @property
@@ -79,8 +79,7 @@ class QuantizedState:
     @property
     def cuts(self) -> Cuts:
         """The axes that are cut into groups."""
-        own = () if self.group is None or self.axis is None else ((self.axis, self.group),)
-        return own if self.tile is None else (*own, self.tile)
+        return cuts_of(self.axis, self.group, self.tile)
 
     def apply(self, w: Any, learned: Any) -> jax.Array:
         """``w`` rounded to the grid, or ``w`` itself before quantization begins."""
@@ -94,9 +93,12 @@ class QuantizedState:
         values = self.apply(w, learned)
         if self.inputs is None:
             return values
+        return InputQuantizedArray(self.gridded(values), self.input_scale, self.inputs)
+
+    def gridded(self, values: jax.Array) -> GriddedArray:
+        """The view, with the grid that it lies on."""
         zero = None if self.zero is None else self.zero.astype(jnp.float32)
-        form = self._form(values, values.dtype).replace(zero=zero)
-        return InputQuantizedArray(GriddedArray(form), self.input_scale, self.inputs)
+        return GriddedArray(self._form(values, values.dtype).replace(zero=zero))
 
     def compress(self, w: Any, learned: Any, path: str) -> Any:
         """Codes and grid; the codes of a sparse array stay sparse."""
@@ -135,9 +137,8 @@ class QuantizedState:
 
     def _grid(self, w: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """Float32 steps and zero points that broadcast against ``w``."""
-        steps = self.scale.materialize() if is_compressed(self.scale) else step_value(self.scale)
         wide = lambda x: None if x is None else spread_to(x, self.cuts, w.shape)
-        return spread_to(steps, self.cuts, w.shape), wide(self.zero)
+        return spread_to(steps_of(self.scale), self.cuts, w.shape), wide(self.zero)
 
     def _noise(self, w: jax.Array) -> jax.Array | None:
         return None if self.key is None else jax.random.uniform(self.key, w.shape)
@@ -225,6 +226,20 @@ def _fake_quantize_jvp(fmt, primals, tangents):
     w, scale, zero, noise = primals
     _, inside = round_to_grid(w, scale, zero, fmt, noise)
     return fake_quantize(w, scale, zero, noise, fmt), jnp.where(inside, tangents[0], 0)
+
+
+def per_stack(x: jax.Array, shape: tuple[int, ...], stack: tuple[int, ...]) -> jax.Array:
+    """Values of the activations that meet a parameter, in its rank.
+
+    Args:
+        x: ``[*stack]`` if there is one for each entry of the stack; otherwise the largest is taken.
+        shape: The shape of the parameter.
+        stack: Its negative stack axes.
+    """
+    sizes = [n if d - len(shape) in stack else 1 for d, n in enumerate(shape)]
+    if x.shape == tuple(n for n in sizes if n > 1):
+        return x.reshape(sizes)
+    return jnp.max(x).reshape([1] * len(shape))
 
 
 def dense(w: Any) -> jax.Array:

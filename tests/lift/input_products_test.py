@@ -12,6 +12,7 @@ import jaxopt_compress as jc
 from jaxopt_compress.arrays import GriddedArray, InputQuantizedArray, is_compressed
 from tests.array_contract import assert_same_bits
 from tests.lift.compressed import assert_close, made
+from tests.quantization.learned import train
 
 rng = np.random.default_rng(0)
 W = jnp.asarray(rng.normal(size=(32, 24)) / 6, jnp.float32)
@@ -159,18 +160,7 @@ def test_training(symmetric):
     state = tx.init(params)
     target = jnp.sin(jnp.arange(5.0 * 24)).reshape(5, 24)
     forward = lambda params, x: jnp.tanh(x @ params["w"]) + params["b"]
-    loss = jc.lift(lambda p: jnp.mean((forward(p, X) - target) ** 2), on_fallback="error")
-
-    @jax.jit
-    def step(params, state):
-        value, grads = jax.value_and_grad(loss)(c.view(params, state))
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, value
-
-    values = []
-    for _ in range(40):
-        params, state, value = step(params, state)
-        values.append(float(value))
+    params, state, values = train(c, tx, state, params, X, target, forward=forward)
     assert values[-1] < 0.7 * values[0]
     small, view = jc.compress(params, c, state=state), c.view(params, state)
     assert isinstance(view["w"].weight, GriddedArray)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxopt_compress as jc
-from jaxopt_compress.arrays import is_compressed
+from jaxopt_compress.arrays.quantized import steps_of
 from jaxopt_compress.compression.base import leaf_states
 from jaxopt_compress.numerics.formats import FORMATS
 from jaxopt_compress.numerics.groups import spread_to
@@ -143,8 +143,7 @@ def assert_near(name, variant, w, view, state):
     (leaf,) = [s.leaves[name] for s in leaf_states(state) if name in s.leaves]
     if fmt.absmean:
         return
-    scale = leaf.scale.materialize() if is_compressed(leaf.scale) else leaf.scale
-    steps = spread_to(jnp.asarray(scale, jnp.float32), leaf.cuts, w.shape)
+    steps = spread_to(steps_of(leaf.scale), leaf.cuts, w.shape)
     gap = widest_gap(name) * np.asarray(steps, np.float64)
     w, v = np.asarray(w).astype(np.float64), np.asarray(view).astype(np.float64)
     # Steps of eight bits may leave the largest values out, by a part of them.

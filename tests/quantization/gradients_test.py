@@ -9,11 +9,11 @@ import pytest
 from jax import lax
 
 import jaxopt_compress as jc
+from jaxopt_compress.arrays.quantized import steps_of
 from jaxopt_compress.compression.base import leaf_states
 from jaxopt_compress.numerics.formats import FORMATS
 from jaxopt_compress.numerics.groups import spread_to
 from jaxopt_compress.numerics.integers import Integers
-from jaxopt_compress.numerics.steps import step_value
 from tests.quantization import cases
 from tests.quantization.cases import each_format
 
@@ -41,7 +41,7 @@ def expected(name):
     fmt = FORMATS[name]
     (leaf,) = [s.leaves[name] for s in leaf_states(state) if name in s.leaves]
     scale = leaf.scale
-    steps = scale.materialize() if isinstance(scale, jc.QuantizedArray) else step_value(scale)
+    steps = steps_of(scale)
     steps = np.asarray(spread_to(steps, leaf.cuts, (SIZE, SIZE)))
     ratio = np.asarray(params[name]) * (np.float32(1) / steps)
     if fmt.absmean:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxopt_compress as jc
+from jaxopt_compress.arrays.quantized import steps_of
 from jaxopt_compress.numerics.codes import decode, encode, levels_of, round_to_grid
 from jaxopt_compress.numerics.formats import FORMATS
-from jaxopt_compress.numerics.steps import step_value
 
 ANSWERS = Path(__file__).parents[1] / "known_answers"
 
@@ -89,7 +89,7 @@ def ours(name, x, **given):
     c, params = jc.quantize(name, **given), {"w": jnp.asarray(full.T)}
     state = c.init(params)
     leaf = state.leaves["w"]
-    scale = leaf.scale.materialize() if hasattr(leaf.scale, "codes") else step_value(leaf.scale)
+    scale = steps_of(leaf.scale)
     own = lambda field: np.asarray(field).T[:rows].reshape(len(x), -1)
     zero = None if leaf.zero is None else own(leaf.zero).astype(np.int32)
     return own(scale), zero, own(c.apply(params, state)["w"])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxopt_compress as jc
+from jaxopt_compress.arrays.quantized import steps_of
 from jaxopt_compress.numerics.formats import FORMATS
-from jaxopt_compress.numerics.steps import step_value
 from jaxopt_compress.tree import named_leaves
 from tests.models import CASES
 from tests.quantization.cases import assert_same_bits, normal, view
@@ -96,11 +96,7 @@ def test_steps_are_of_the_range_of_each_group(name, given, shape, steps):
     else:
         want = tiles.max((1, 3)) / np.float32(fmt.top)
     tolerance = {"float8_e4m3fn": 2.0**-4}.get(fmt.scale, 1e-6)
-    np.testing.assert_allclose(value_of(scale), want, rtol=tolerance)
-
-
-def value_of(scale):
-    return scale.materialize() if isinstance(scale, jc.QuantizedArray) else step_value(scale)
+    np.testing.assert_allclose(steps_of(scale), want, rtol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e8m0fnu", "float8_e4m3fn"])
@@ -109,7 +105,7 @@ def test_steps_in_shorter_floats(dtype):
     whole = jc.quantize("int4", 16).init(params).leaves["w"].scale
     scale = jc.quantize("int4", 16, scale=dtype).init(params).leaves["w"].scale
     assert scale.dtype == dtype or scale.codes.dtype == dtype
-    stored = np.asarray(value_of(scale), np.float64)
+    stored = np.asarray(steps_of(scale), np.float64)
     ratio = stored / np.asarray(whole, np.float64)
     if dtype == "float8_e8m0fnu":
         assert (np.log2(stored) % 1 == 0).all()

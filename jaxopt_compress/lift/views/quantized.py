@@ -11,7 +11,7 @@ from jaxopt_compress.arrays import QuantizedArray, SparseArray, is_compressed
 from jaxopt_compress.lift.views import base
 from jaxopt_compress.lift.views.base import Cut, NoView, Regrouping
 from jaxopt_compress.numerics.codes import encode
-from jaxopt_compress.numerics.groups import spread
+from jaxopt_compress.numerics.groups import spread_to
 
 
 def entrywise(q: QuantizedArray) -> QuantizedArray:
@@ -38,16 +38,9 @@ def plain_steps(q: QuantizedArray) -> QuantizedArray:
     """The same array with one float32 step per group along one axis at most."""
     if q.tile is None and q.scale.dtype == jnp.float32 and not is_compressed(q.scale):
         return q
-    zero, steps = q.zero, q.steps()
-    if q.tile is not None:
-        axis, size = q.tile
-        length = q.shape[axis]
-
-        def wide(x: Any) -> Any:
-            return lax.slice_in_dim(spread(x, axis, size), 0, length, axis=x.ndim + axis)
-
-        steps, zero = wide(steps), None if zero is None else wide(zero)
-    return q.replace(scale=steps, zero=zero, tile=None)
+    cuts = () if q.tile is None else (q.tile,)
+    wide = lambda x: None if x is None else spread_to(x, cuts, q.shape)
+    return q.replace(scale=wide(q.steps()), zero=wide(q.zero), tile=None)
 
 
 def _map_fields(q: QuantizedArray, fn: Any, **meta: Any) -> QuantizedArray:
