@@ -292,7 +292,8 @@ def check_finite(path: str, w: Any) -> None:
     """
     if is_compressed(w) or is_traced(w) or not w.size:
         return
-    bad = int(jnp.sum(~jnp.isfinite(w)))
+    with jax.ensure_compile_time_eval():  # The values may be constants of a traced function.
+        bad = int(jnp.sum(~jnp.isfinite(w)))
     if bad:
         raise ValueError(
             f"{path!r} of shape {tuple(w.shape)} holds {bad} infinite or NaN entries, which no "

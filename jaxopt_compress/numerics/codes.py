@@ -40,8 +40,17 @@ def round_to_grid(
         level = jnp.clip(free, fmt.grid.low, fmt.grid.high)
         inside = level == free
     else:
-        inside = (ratio >= fmt.grid.low) & (ratio <= fmt.grid.high)
+        inside = between_ends(ratio, fmt)
     return level, jnp.ones_like(inside) if fmt.absmean else inside
+
+
+def between_ends(ratio: jax.Array, fmt: Format) -> jax.Array:
+    """Whether ``x * (1 / step)`` lies between the outermost levels.
+
+    The value that set the step does, although its ratio may be rounded to just above the top.
+    """
+    slack = 1 + 2.0**-22
+    return (ratio >= fmt.grid.low * slack) & (ratio <= fmt.grid.high * slack)
 
 
 def encode(levels: jax.Array, fmt: Format) -> jax.Array:

@@ -105,9 +105,14 @@ def format_of(name: str | Format) -> Format:
     """Looks a format up by its name.
 
     Raises:
-        ValueError: An unknown name; lists those there are.
+        ValueError: An unknown name, or a format that is none of `FORMATS`; lists those there are.
     """
     if isinstance(name, Format):
+        if FORMATS.get(name.name) != name:
+            raise ValueError(
+                f"a format of one's own, {name.name!r}: stored arrays know theirs by name; there "
+                f"are {', '.join(FORMATS)}"
+            )
         return name
     if name not in FORMATS:
         raise ValueError(f"unknown number format {name!r}; there are {', '.join(FORMATS)}")

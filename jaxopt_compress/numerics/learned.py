@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxopt_compress.numerics.codes import between_ends
 from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.integers import Integers
 
@@ -45,7 +46,7 @@ def slopes(
     if isinstance(fmt.grid, Integers):
         inside = ((ratio > low) & (ratio < high)) | (ratio == 0)
     else:
-        inside = (ratio >= low) & (ratio <= high)
+        inside = between_ends(ratio, fmt)
     return inside, jnp.where(inside, jnp.zeros_like(ratio) if clipping else level - ratio, level)
 
 

@@ -5,12 +5,21 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxopt_compress.numerics.formats import E4M3, Format
+from jaxopt_compress.numerics.rounding import seal
 
 # What steps may be stored as. Float8 steps are multiples of one float32 step for all of them.
 STEP_DTYPES = ("float32", "bfloat16", "float16", "float8_e8m0fnu", "float8_e4m3fn")
+# The smallest normal float32: accelerators take smaller numbers for zero.
+TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
-def step_of(low: jax.Array, high: jax.Array, fmt: Format, symmetric: bool):
+def step_of(
+    low: jax.Array,
+    high: jax.Array,
+    fmt: Format,
+    symmetric: bool,
+    of_nothing: float | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
     """The step and the integer zero point that cover ``[low, high]``.
 
     Symmetric: ``scale = max(|low|, |high|) / top``, no zero point, where ``top`` is
@@ -23,30 +32,50 @@ def step_of(low: jax.Array, high: jax.Array, fmt: Format, symmetric: bool):
         high: Float32 maxima, the same shape.
         fmt: The number format.
         symmetric: Whether the grid is centred on zero.
+        of_nothing: The step of a range too small for a normal float32 step; by default 1, and with
+            it codes of zero, or in a format without a zero the smallest normal step.
 
     Returns:
-        ``(scale, zero)``: float32, and integers of the signedness of codes or None. A range too
-        small for a normal float32 step gets the step 1, and with it codes of zero.
+        ``(scale, zero)``: float32, and integers of the signedness of codes or None.
 
     References:
         Jacob et al., 2018, Quantization and Training of Neural Networks for Efficient
         Integer-Arithmetic-Only Inference.
     """
     qmin, qmax = fmt.grid.low, fmt.grid.high
-    # Unknown to the compiler, which would divide by constants through their reciprocals.
-    steps = fmt.top if symmetric else (qmax - qmin) / 2
-    steps = lax.optimization_barrier(jnp.full(low.shape, steps, jnp.float32))
+    steps = _unknown(fmt.top if symmetric else (qmax - qmin) / 2, high)
     if symmetric:
         scale = jnp.maximum(jnp.abs(low), jnp.abs(high)) / steps
     else:
         low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
         # Halves first: high - low overflows for ranges over half of float32's.
         scale = jnp.minimum((high / 2 - low / 2) / steps, jnp.finfo(jnp.float32).max)
-    scale = jnp.where(scale >= jnp.finfo(jnp.float32).tiny, scale, 1.0).astype(jnp.float32)
+    if of_nothing is None:
+        of_nothing = 1.0 if fmt.has_zero else TINY
+    scale = jnp.where(scale >= TINY, scale, of_nothing).astype(jnp.float32)
     if symmetric:
         return scale, None
     zero = jnp.clip(qmin - jnp.round(low / lax.optimization_barrier(scale)), qmin, qmax)
     return scale, zero.astype(zero_dtype(fmt))
+
+
+def _unknown(value: float, like: jax.Array) -> jax.Array:
+    """A float32 constant in a shape, as data: compilers divide by constants through reciprocals.
+
+    It depends on ``like``, so that under vmap it is no constant beside a batch either.
+    """
+    return lax.optimization_barrier(jnp.where(jnp.isnan(like), like, value).astype(jnp.float32))
+
+
+def shorter_steps(scale: jax.Array, dtype) -> jax.Array:
+    """Float32 steps as bfloat16 or float16, those beyond its range at its ends.
+
+    Returns:
+        ``dtype``, the shape of ``scale``: positive, finite, and normal as float32.
+    """
+    info = jnp.finfo(dtype)
+    least = max(float(info.smallest_subnormal), TINY)
+    return seal(jnp.clip(scale, least, float(info.max)), dtype)
 
 
 def zero_dtype(fmt: Format):
@@ -80,7 +109,7 @@ def float8_steps(scale: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, ja
     """Float32 steps as float8_e4m3fn multiples of one float32 step.
 
     Args:
-        scale: Float32 steps.
+        scale: Float32 steps; 0 where there are no values.
         axes: The axes along which all share that one step.
 
     Returns:
@@ -92,9 +121,8 @@ def float8_steps(scale: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, ja
     """
     sizes = [1 if d - scale.ndim in axes else n for d, n in enumerate(scale.shape)]
     high = jnp.max(scale, axes, keepdims=True) if scale.size else jnp.zeros(sizes)
-    top = lax.optimization_barrier(jnp.full(sizes, E4M3.high, jnp.float32))
-    # Not below the normal floats, which small steps then are smaller multiples of.
-    outer = jnp.maximum(high / top, jnp.finfo(jnp.float32).tiny).astype(jnp.float32)
+    # The smallest multiple of it is a normal float.
+    outer = jnp.maximum(high / _unknown(E4M3.high, high), TINY / E4M3.least).astype(jnp.float32)
     codes = jnp.maximum(E4M3.round(scale / lax.optimization_barrier(outer)), E4M3.least)
     return codes.astype(jnp.float8_e4m3fn), outer
 

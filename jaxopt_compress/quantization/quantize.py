@@ -50,7 +50,8 @@ def quantize(
         format: Integers ``"int1"`` to ``"int8"``, ``"int16"``, ``"uint1"`` to ``"uint8"``;
             ``"binary"`` and ``"ternary"`` (step: the mean magnitude); ``"float8_e4m3fn"``,
             ``"float8_e5m2"``, ``"float6_e2m3fn"``, ``"float6_e3m2fn"``, ``"float4_e2m1fn"``;
-            powers of two ``"pot3"``, ``"pot4"``, ``"pot5"``; ``"nf4"``; and, with groups and steps
+            powers of two ``"pot3"``, ``"pot4"``, ``"pot5"``; ``"nf4"``; odd integers ``"odd2"``,
+            ``"odd3"``, ``"odd4"``, a grid without 0; and, with groups and steps
             of their own, ``"mxfp8"``, ``"mxfp8_e5m2"``, ``"mxfp6"``, ``"mxfp6_e3m2"``, ``"mxfp4"``
             and ``"nvfp4"``.
         group: Consecutive entries along the last contracted axis that share a step, or, as a pair,
@@ -61,9 +62,10 @@ def quantize(
             given only those with a use.
         bounds: Which range the grid covers: `absmax`, `percentile`, `mse`, `entropy`,
             `moving_average`.
-        scale: What holds the steps: ``"float32"``, ``"bfloat16"``, ``"float16"``,
-            ``"float8_e8m0fnu"`` (powers of two) or ``"float8_e4m3fn"`` (relative to one float32
-            step per parameter); by default that of the format.
+        scale: What holds the steps: ``"float32"``, ``"bfloat16"``, ``"float16"`` (steps beyond its
+            range are brought to its ends), ``"float8_e8m0fnu"`` (powers of two) or
+            ``"float8_e4m3fn"`` (relative to one float32 step per parameter); by default that of the
+            format.
         key: A random key: rounds stochastically, anew after each ``update``.
         pad: Whether the last group may be shorter, its range taken as if zeros filled it up.
         begin: The update after which parameters are quantized; until then they are left as they
@@ -119,7 +121,9 @@ def quantize(
                 "stats=jaxopt_compress.calibrate(fn, params, batches), or input_steps='dynamic'"
             )
         if symmetric and isinstance(fmt.grid, Integers) and not fmt.grid.signed:
-            if not is_traced(w) and w.size and bool(jnp.any(dense(w) < 0)):
+            with jax.ensure_compile_time_eval():
+                negative = not is_traced(w) and w.size and bool(jnp.any(dense(w) < 0))
+            if negative:
                 raise ValueError(
                     f"{parameter.describe()} has negative entries, which {fmt.name!r} cannot hold "
                     "on a grid centred on 0; pass symmetric=False, or take a signed format"

@@ -20,8 +20,7 @@ from jaxopt_compress.numerics.codes import decode, encode, round_to_grid
 from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.groups import Cuts, by_groups, cuts_of, spread_to
 from jaxopt_compress.numerics.packing import pack
-from jaxopt_compress.numerics.rounding import seal
-from jaxopt_compress.numerics.steps import float8_steps, power_of_two_step, step_of
+from jaxopt_compress.numerics.steps import float8_steps, power_of_two_step, shorter_steps, step_of
 
 
 @functools.partial(
@@ -185,12 +184,13 @@ def measured(state: QuantizedState, w: Any, rule: Rule) -> QuantizedState:
     if rule.scale == "float8_e8m0fnu":
         step = power_of_two_step(low, high, fmt)
     elif rule.scale == "float8_e4m3fn":
-        codes, outer = float8_steps(
-            step, tuple(d for d in range(-step.ndim, 0) if d not in state.stack)
-        )
+        # A group of zeros is not to set the range of all steps.
+        step, _ = step_of(low, high, fmt, rule.symmetric, 0.0)
+        shared = tuple(d for d in range(-step.ndim, 0) if d not in state.stack)
+        codes, outer = float8_steps(step, shared)
         step = QuantizedArray(codes, outer, None, np.dtype(np.float32), rule.scale, None)
     elif rule.scale != "float32":
-        step = seal(step, rule.scale)
+        step = shorter_steps(step, rule.scale)
     return dataclasses.replace(state, scale=step, zero=zero)
 
 

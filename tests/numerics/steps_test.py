@@ -51,7 +51,8 @@ def test_symmetric(name, pair):
     scale, zero = step_of(jnp.asarray(low), jnp.asarray(high), fmt, symmetric=True)
     assert zero is None and scale.dtype == jnp.float32
     want = np.maximum(np.abs(low), np.abs(high)) / np.float32(fmt.top)
-    np.testing.assert_array_equal(scale, np.where(want >= TINY, want, np.float32(1)))
+    of_nothing = np.float32(1 if fmt.has_zero else TINY)
+    np.testing.assert_array_equal(scale, np.where(want >= TINY, want, of_nothing))
 
 
 @pytest.mark.parametrize("name", ["int16", "int8", "int3", "int1", "uint8", "uint4", "uint1"])

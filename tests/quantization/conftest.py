@@ -1,11 +1,15 @@
-"""Tests over every format take minutes, and run with `make test-slow`."""
+"""`make test` runs one format of each kind; those that differ in width alone run when asked for."""
 
 import pytest
 
-FAST = ("packages_test.py", "qwix_test.py", "torchao_test.py")
+EACH_KIND = (
+    *("int8", "int4", "int3", "uint5", "ternary", "binary", "odd2", "nf4", "pot4"),
+    *("float8_e4m3fn", "float6_e2m3fn", "mxfp4", "nvfp4"),
+)
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.parent.name == "quantization" and item.path.name not in FAST:
-            item.add_marker(pytest.mark.slow)
+        if item.path.parent.name == "quantization" and hasattr(item, "callspec"):
+            if item.callspec.params.get("name", EACH_KIND[0]) not in EACH_KIND:
+                item.add_marker(pytest.mark.slow)
