@@ -121,7 +121,7 @@ def test_known_parameters_inside_of_jit():
 
 
 def test_a_format_of_ones_own():
-    """Stored arrays know their format by name, so one that has none of the known names is refused."""
+    """Stored arrays know their format by name, so one without a known name is refused."""
     levels = FORMATS["int4"].grid._replace(low=-7)
     for own in (FORMATS["int4"]._replace(name="narrow"), FORMATS["int4"]._replace(grid=levels)):
         with pytest.raises(ValueError, match=f"'{own.name}'.*know theirs by name"):
