@@ -15,7 +15,7 @@ from jaxopt_compress.arrays.base import CompressedArray, is_compressed, narrow_s
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["weight", "scale", "offset"],
-    meta_fields=["format", "clipping"],
+    meta_fields=["format", "clipping", "gradients"],
 )
 @dataclasses.dataclass(frozen=True)
 class InputQuantizedArray(CompressedArray):
@@ -35,6 +35,8 @@ class InputQuantizedArray(CompressedArray):
             None for 0; only with ``scale``.
         clipping: Whether the derivative with respect to ``scale`` is that of a clipping value,
             which only activations beyond it move.
+        gradients: The name of the number format that cotangents are rounded to on their way back to
+            the weight and to the activation, or None: as they are.
     """
 
     weight: Any
@@ -42,6 +44,7 @@ class InputQuantizedArray(CompressedArray):
     format: str
     offset: Any = None
     clipping: bool = False
+    gradients: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

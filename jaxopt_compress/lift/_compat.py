@@ -49,6 +49,18 @@ def dense_type(shape: tuple[int, ...], dtype: Any, like: Any) -> jax.ShapeDtypeS
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind.manual_axis_type)
 
 
+def varying_alike(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """Arrays that vary over the same axes of a manual mesh: all those that any of them varies over.
+
+    The transpose sums over the axes that were added to an array.
+    """
+    own = [jax.typeof(x).manual_axis_type.varying for x in arrays]
+    every = frozenset().union(*own)
+    missing = [tuple(sorted(every - axes)) for axes in own]
+    cast = lambda x, axes: jax.lax.pcast(x, axes, to="varying") if axes else x
+    return [cast(x, axes) for x, axes in zip(arrays, missing, strict=True)]
+
+
 def explicit_mesh(x: Any) -> bool:
     """Whether the type of an array names mesh axes."""
     return any(entry is not None for entry in jax.typeof(x).sharding.spec)

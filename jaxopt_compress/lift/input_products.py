@@ -25,8 +25,14 @@ from jaxopt_compress.arrays import (
 )
 from jaxopt_compress.kernels import differentiated_as, integer_dot, zero_product
 from jaxopt_compress.lift.convolutions import bind_conv
+from jaxopt_compress.lift.cotangents import (
+    meets_integers,
+    through_integers,
+    through_product,
+    with_backward,
+)
 from jaxopt_compress.lift.interpreter import Call, leaf_rule, replay_equation
-from jaxopt_compress.lift.products import Product, contract, contraction_rule, dense_operand
+from jaxopt_compress.lift.products import Product, contract, contraction_rule, dense_operand, dot
 from jaxopt_compress.lift.quantized_products import (
     activation_sums,
     as_matrices,
@@ -78,6 +84,17 @@ def _on_grid_jvp(fmt, clipping, primals, tangents):
     return _on_grid(x, step, fmt, clipping), change
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _within_its_range(x: jax.Array, step: jax.Array, fmt: Format) -> jax.Array:
+    """As `_on_grid`, by a step made for ``x``: what lies beyond does so by rounding alone."""
+    return _on_grid(x, step, fmt, False)
+
+
+@_within_its_range.defjvp
+def _within_its_range_jvp(fmt, primals, tangents):
+    return _within_its_range(*primals, fmt), tangents[0]
+
+
 def rounded_input(w: InputQuantizedArray, x: jax.Array, step: jax.Array, spread: Any) -> jax.Array:
     r"""An activation on its grid, differentiable with respect to it, its step and its offset.
 
@@ -88,6 +105,8 @@ def rounded_input(w: InputQuantizedArray, x: jax.Array, step: jax.Array, spread:
         Low-Bit Quantization Through Learnable Offsets and Better Initialization.
     """
     wide, fmt = x.astype(jnp.float32), format_of(w.format)
+    if w.scale is None:
+        return _within_its_range(wide, step, fmt).astype(x.dtype)
     if w.offset is None:
         return _on_grid(wide, step, fmt, w.clipping).astype(x.dtype)
     offset = spread(w.offset)
@@ -122,11 +141,26 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
             y = y + product(row) * of_result(spread(w.offset))
         return y.astype(how.dtype)
 
-    def smooth(w: InputQuantizedArray, x: jax.Array) -> jax.Array:
-        x = rounded_input(w, x, input_step(w, x, how.contract[0], spread), spread)
-        return contract(dense_operand(w.weight, x.dtype), x, how)
+    def factors(w: InputQuantizedArray, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rows = rounded_input(w, x, input_step(w, x, how.contract[0], spread), spread)
+        return rows, dense_operand(w.weight, x.dtype)
 
-    return straight_through(run, smooth, w, x)
+    product = lambda x, w: dot(x, w, how)
+    if w.gradients is None:
+        return straight_through(run, lambda w, x: product(*factors(w, x)), w, x)
+    back = format_of(w.gradients)
+
+    def through(w: InputQuantizedArray, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+        weight = integer_weight(w.weight, format_of(w.format))
+        if weight is not None and w.offset is None and meets_integers(weight, how, back):
+            step = input_step(w, x, how.contract[0], spread)
+            codes = input_levels(w, x, step, spread).astype(jnp.int8)
+            return through_integers(weight, codes, step, g, how, back)
+        first, last = len(how.batch[0]), x.ndim - len(how.contract[0])
+        axes = range(last, g.ndim), range(first, last)
+        return through_product(product, *factors(w, x), g, axes, back)
+
+    return with_backward(run, factors, through, w, x)
 
 
 def integer_weight(w: Any, fmt: Format) -> QuantizedArray | None:
@@ -219,12 +253,22 @@ def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
             y = y + product(ones) * spread(w.offset)
         return y.astype(call.out.dtype)
 
-    def smooth(w: InputQuantizedArray, x: jax.Array) -> jax.Array:
-        x = rounded_input(w, x, step_for(w, x), spread)
-        return bind_conv(call, x, dense_operand(w.weight, x.dtype), call.out.dtype)
+    def factors(w: InputQuantizedArray, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return rounded_input(w, x, step_for(w, x), spread), dense_operand(w.weight, x.dtype)
 
+    product = lambda x, w: bind_conv(call, x, w, call.out.dtype)
     x, w = values
-    return straight_through(run, smooth, w, x)
+    if w.gradients is None:
+        return straight_through(run, lambda w, x: product(*factors(w, x)), w, x)
+    back = format_of(w.gradients)
+
+    def through(w: InputQuantizedArray, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+        example, channel = spec.out_spec[:2]
+        rest = lambda axis: [d for d in range(g.ndim) if d != axis or joint > 1]
+        axes = rest(example), rest(channel)
+        return through_product(product, *factors(w, x), g, axes, back)
+
+    return with_backward(run, factors, through, w, x)
 
 
 @leaf_rule("gather", InputQuantizedArray)
@@ -243,5 +287,18 @@ def _ragged_dot(call: Call, at: int, values: Sequence[Any]) -> Any:
     x, w, *rest = values
     if at != 1 or w.scale is not None:
         return NotImplemented
-    x = rounded_input(w, x, input_step(w, x, (x.ndim - 1,), None), None)
-    return call.eqn.primitive.bind(x, dense_operand(w.weight, x.dtype), *rest, **call.params)
+
+    def factors(w: InputQuantizedArray, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rows = rounded_input(w, x, input_step(w, x, (x.ndim - 1,), None), None)
+        return rows, dense_operand(w.weight, x.dtype)
+
+    product = lambda x, w: call.eqn.primitive.bind(x, w, *rest, **call.params)
+    run = lambda w, x: product(*factors(w, x))
+    if w.gradients is None:
+        return run(w, x)
+    back = format_of(w.gradients)
+
+    def through(w: InputQuantizedArray, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return through_product(product, *factors(w, x), g, ((1,), (0,)), back)
+
+    return with_backward(run, factors, through, w, x)

@@ -16,7 +16,7 @@ from jaxopt_compress.numerics.codes import decode
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.quantization.inputs import with_inputs
 from jaxopt_compress.quantization.lsq import per_tensor
-from jaxopt_compress.quantization.quantize import quantize
+from jaxopt_compress.quantization.quantize import check_gradients, quantize
 from jaxopt_compress.quantization.state import QuantizedState, Rule, dense, measured
 from jaxopt_compress.tree import Where
 
@@ -89,7 +89,12 @@ def _squashed_jvp(primals, tangents):
 
 
 def dorefa(
-    format: str, where: Where = None, *, per: str = "tensor", inputs: str | None = None
+    format: str,
+    where: Where = None,
+    *,
+    per: str = "tensor",
+    inputs: str | None = None,
+    gradients: str | None = None,
 ) -> Compression:
     r"""Squashes parameters to [-1, 1] and rounds them to evenly spaced levels.
 
@@ -108,6 +113,7 @@ def dorefa(
             stack; or ``"channel"``.
         inputs: The unsigned format of the activations that meet a parameter, such as ``"uint4"``;
             `lift` clips them to [0, 1] and rounds them. By default they are left as they are.
+        gradients: As in `quantize`.
 
     Returns:
         A `Compression` that stores `QuantizedArray`; with ``inputs`` in an `InputQuantizedArray`.
@@ -132,6 +138,7 @@ def dorefa(
         raise ValueError(f"per={per!r}; there are 'channel' and 'tensor'")
     if inputs is not None and format_of(inputs).grid.low < 0:
         raise ValueError(f"inputs={inputs!r}; activations lie in [0, 1]: take an unsigned format")
+    check_gradients(gradients, inputs)
     base = quantize(format, where=where)
 
     def decided(leaf: Any, w: Any) -> Any:
@@ -158,7 +165,7 @@ def dorefa(
         return mapped(state, params, state.count + 1, False)
 
     made = Compression(init, update, base.apply, base.compress)
-    return made if inputs is None else with_inputs(made, inputs, "unit", 1.0)
+    return made if inputs is None else with_inputs(made, inputs, "unit", gradients, 1.0)
 
 
 def _decided(grid: QuantizedState, w: jax.Array) -> DorefaState:

@@ -24,7 +24,7 @@ from jaxopt_compress.quantization.state import QuantizedState, per_stack
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["weights", "limits"],
-    meta_fields=["inputs", "rule", "summed"],
+    meta_fields=["inputs", "rule", "summed", "gradients"],
 )
 @dataclasses.dataclass(frozen=True)
 class InputState:
@@ -41,6 +41,7 @@ class InputState:
         inputs: The number format of the activations.
         rule: ``"lsq"``, ``"lsq+"`` and ``"pact"`` learn these; ``"unit"`` none.
         summed: How many activations one output sums; 1 if nothing depends on it.
+        gradients: The number format of cotangents on their way back, or None.
     """
 
     weights: Any
@@ -48,6 +49,7 @@ class InputState:
     inputs: str
     rule: str
     summed: int
+    gradients: str | None
     kind = "quantize inputs of"
     replaces = False
 
@@ -60,7 +62,7 @@ class InputState:
         own = _part(learned, "weight")
         leaf, values = self.weights, self.weights.apply(w, own)
         grid = leaf if isinstance(leaf, QuantizedState) else leaf.current(own)
-        return self._wrapped(grid.gridded(values), learned)
+        return self._wrapped(grid.gridded(values), learned).replace(gradients=self.gradients)
 
     def compress(self, w: Any, learned: Any, path: str) -> InputQuantizedArray:
         """The stored weights, and the steps."""
@@ -99,7 +101,11 @@ def _part(learned: Any, name: str) -> Any:
 
 
 def with_inputs(
-    weights: Compression, inputs: str, rule: str, given: float | None = None
+    weights: Compression,
+    inputs: str,
+    rule: str,
+    gradients: str | None = None,
+    given: float | None = None,
 ) -> Compression:
     """A compression of parameters, and with it learned steps of the activations that meet them.
 
@@ -107,6 +113,7 @@ def with_inputs(
         weights: How parameters are compressed: to `QuantizedArray`.
         inputs: The integer format of the activations.
         rule: ``"lsq"``, ``"lsq+"``, ``"pact"`` or ``"unit"``.
+        gradients: As in `quantize`.
         given: The largest value of the grid to start from, instead of what ``stats`` have seen.
     """
     fmt = format_of(inputs)
@@ -130,7 +137,7 @@ def with_inputs(
             stat = None if stats is None else stats.get(path)
             start, summed = _start(name, w, leaf, stat, fmt, rule, given)
             limits = start if rule == "unit" else _limits(start)
-            leaves[path] = InputState(leaf, limits, inputs, rule, summed)
+            leaves[path] = InputState(leaf, limits, inputs, rule, summed, gradients)
             if rule != "unit":
                 learned[path] = start
             return w

@@ -16,7 +16,7 @@ from jaxopt_compress.numerics.groups import by_groups, spread_to
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.learned import least_step, scaled_gradient, slopes, within_reach
 from jaxopt_compress.quantization.inputs import with_inputs
-from jaxopt_compress.quantization.quantize import quantize
+from jaxopt_compress.quantization.quantize import check_gradients, quantize
 from jaxopt_compress.quantization.state import QuantizedState, dense, fake_quantize
 from jaxopt_compress.tree import Where
 
@@ -79,6 +79,7 @@ def lsq(
     pad: bool = False,
     inputs: str | None = None,
     offset: bool = False,
+    gradients: str | None = None,
 ) -> Compression:
     r"""Rounds parameters to integers by steps that gradients train.
 
@@ -113,6 +114,7 @@ def lsq(
             ``"uint4"`` where they are not negative; `lift` rounds them, and ``init`` needs
             ``stats``. By default they are left as they are.
         offset: Whether activations have a learned offset (LSQ+).
+        gradients: As in `quantize`.
 
     Returns:
         A `Compression` that stores `QuantizedArray`; with ``inputs`` in an `InputQuantizedArray`.
@@ -140,6 +142,7 @@ def lsq(
         raise ValueError(f"per={per!r}; there are 'channel', and without groups 'tensor'")
     if offset and inputs is None:
         raise ValueError("offset=True is an offset of activations: it goes with inputs=")
+    check_gradients(gradients, inputs)
     base = quantize(fmt, group, where=where, pad=pad)
 
     def init(params: Any, *, uses: Any = None, stats: Any = None) -> CompressionState:
@@ -165,7 +168,7 @@ def lsq(
     made = Compression(init, update, base.apply, base.compress)
     if inputs is None:
         return made
-    return with_inputs(made, inputs, "lsq+" if offset else "lsq")
+    return with_inputs(made, inputs, "lsq+" if offset else "lsq", gradients)
 
 
 def per_tensor(grid: QuantizedState, ndim: int) -> QuantizedState:

@@ -2,9 +2,16 @@
 
 from jaxopt_compress.compression import Compression
 from jaxopt_compress.quantization.inputs import with_inputs
+from jaxopt_compress.quantization.quantize import check_gradients
 
 
-def pact(weights: Compression, inputs: str = "uint4", alpha: float | None = None) -> Compression:
+def pact(
+    weights: Compression,
+    inputs: str = "uint4",
+    alpha: float | None = None,
+    *,
+    gradients: str | None = None,
+) -> Compression:
     r"""Rounds activations between 0 and a learned clipping value, beside quantized parameters.
 
     .. math:: \hat x = \mathrm{round}(\mathrm{clip}(x, 0, \alpha) / s) \, s, \quad
@@ -22,6 +29,7 @@ def pact(weights: Compression, inputs: str = "uint4", alpha: float | None = None
             ``inputs``.
         inputs: The integer format of the activations, of at most 8 bits; `lift` rounds them.
         alpha: Where it starts; by default at the largest value that ``stats`` have seen.
+        gradients: As in `quantize`.
 
     Returns:
         A `Compression` that stores `InputQuantizedArray`.
@@ -43,4 +51,5 @@ def pact(weights: Compression, inputs: str = "uint4", alpha: float | None = None
     """
     if alpha is not None and not 2.0**-100 <= alpha <= 2.0**100:
         raise ValueError(f"alpha={alpha}; it is a positive number")
-    return with_inputs(weights, inputs, "pact", alpha)
+    check_gradients(gradients, inputs)
+    return with_inputs(weights, inputs, "pact", gradients, alpha)

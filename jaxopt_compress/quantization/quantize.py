@@ -35,6 +35,7 @@ def quantize(
     freeze: int | None = None,
     inputs: str | None = None,
     input_steps: str = "dynamic",
+    gradients: str | None = None,
 ) -> Compression:
     """Rounds parameters to a number format, with a step per channel, group or tile.
 
@@ -76,6 +77,10 @@ def quantize(
             left as they are.
         input_steps: ``"dynamic"``: the largest magnitude of each row at run time decides; or
             ``"calibrated"``: the largest one that ``stats`` have seen.
+        gradients: With ``inputs``: the number format that cotangents are rounded to,
+            stochastically, before they meet weights and activations on the way back, such as
+            ``"int8"`` or ``"float8_e5m2"``; reverse mode only. By default they are left as they
+            are.
 
     Returns:
         A `Compression` that stores `QuantizedArray`.
@@ -103,6 +108,7 @@ def quantize(
     along = fmt.group if along is None else along
     rule = rule_of(fmt, (along, across), bounds, symmetric, scale)
     _check_inputs(inputs, input_steps, begin)
+    check_gradients(gradients, inputs)
 
     def check(parameter: Parameter) -> None:
         if isinstance(parameter.value, (QuantizedArray, LowRankArray)):
@@ -150,6 +156,7 @@ def quantize(
             tile=tile,
             input_scale=_input_scale(parameter, inputs, input_steps),
             inputs=inputs,
+            gradients=gradients,
         )
         return Decision(measured(state, parameter.value, rule))
 
@@ -176,6 +183,22 @@ def _check_inputs(inputs: str | None, steps: str, begin: int) -> None:
             raise ValueError("begin goes with inputs=None: what runs before would be another form")
     if steps not in ("dynamic", "calibrated"):
         raise ValueError(f"input_steps={steps!r}; there are 'dynamic' and 'calibrated'")
+
+
+def check_gradients(gradients: str | None, inputs: str | None) -> None:
+    """Refuses formats that cotangents cannot have."""
+    if gradients is None:
+        return
+    if inputs is None:
+        raise ValueError(
+            f"gradients={gradients!r} goes with inputs=: the backward pass of what lift rounds"
+        )
+    fmt = format_of(gradients)
+    if fmt.group is not None or fmt.absmean or fmt.top < 1 or fmt.grid.low >= 0:
+        raise ValueError(
+            f"gradients={gradients!r}: cotangents have either sign and one step per row; take "
+            "'int8', 'int4' or 'float8_e5m2'"
+        )
 
 
 def _input_scale(parameter: Parameter, inputs: str | None, steps: str) -> jax.Array | None:

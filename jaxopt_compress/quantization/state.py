@@ -26,7 +26,17 @@ from jaxopt_compress.numerics.steps import float8_steps, power_of_two_step, shor
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["scale", "zero", "seen", "key", "active", "input_scale"],
-    meta_fields=["format", "reduce", "stack", "axis", "group", "block", "tile", "inputs"],
+    meta_fields=[
+        "format",
+        "reduce",
+        "stack",
+        "axis",
+        "group",
+        "block",
+        "tile",
+        "inputs",
+        "gradients",
+    ],
 )
 @dataclasses.dataclass(frozen=True)
 class QuantizedState:
@@ -47,6 +57,7 @@ class QuantizedState:
         block: Entries per block of packed words, or None.
         tile: ``(negative axis, entries)`` of groups along a second axis, or None.
         inputs: The number format of the activations that meet the parameter, or None.
+        gradients: The number format of cotangents on their way back through its products, or None.
     """
 
     format: Format
@@ -57,6 +68,7 @@ class QuantizedState:
     block: int | None = None
     tile: tuple[int, int] | None = None
     inputs: str | None = None
+    gradients: str | None = None
     scale: Any = None
     zero: Any = None
     seen: Any = None
@@ -92,7 +104,8 @@ class QuantizedState:
         values = self.apply(w, learned)
         if self.inputs is None:
             return values
-        return InputQuantizedArray(self.gridded(values), self.input_scale, self.inputs)
+        weight = self.gridded(values)
+        return InputQuantizedArray(weight, self.input_scale, self.inputs, gradients=self.gradients)
 
     def gridded(self, values: jax.Array) -> GriddedArray:
         """The view, with the grid that it lies on."""

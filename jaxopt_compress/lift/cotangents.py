@@ -1,0 +1,186 @@
+"""Backward passes on a grid: what comes back is rounded before it meets a weight or an activation.
+
+A product has two derivatives, each a product with the cotangent. The cotangent is rounded for each
+of them with a step per row of what they sum over, stochastically, so that gradients keep their
+expected value. Where weight and activation are integers with steps that leave the sum, both are
+integer products: the other factor's steps go into the cotangent before it is rounded.
+
+References:
+    Zhou et al., 2016, DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low
+    Bitwidth Gradients. Gupta et al., 2015, Deep Learning with Limited Numerical Precision.
+"""
+
+import math
+import string
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.arrays import QuantizedArray
+from jaxopt_compress.kernels import integer_dot
+from jaxopt_compress.lift._compat import varying_alike
+from jaxopt_compress.lift.products import Product
+from jaxopt_compress.numerics.codes import round_to_grid
+from jaxopt_compress.numerics.formats import Format
+from jaxopt_compress.numerics.integers import Integers
+from jaxopt_compress.numerics.noise import noise_of
+from jaxopt_compress.numerics.steps import step_of
+
+# How many products of 8-bit codes an int32 can sum; a sum of more goes by parts.
+_MOST = 2**17
+
+
+def with_backward(
+    run: Callable[..., jax.Array],
+    factors: Callable[..., tuple[jax.Array, jax.Array]],
+    through: Callable[..., tuple[jax.Array, jax.Array]],
+    w: Any,
+    x: jax.Array,
+) -> jax.Array:
+    """``run(w, x)`` with a backward pass of its own.
+
+    It has no forward-mode derivative: what is rounded on the way back does not exist there.
+
+    Args:
+        run: The product.
+        factors: ``factors(w, x)``: the rounded activation and the dense weight, differentiable.
+        through: ``through(w, x, g)``: the cotangents of both.
+        w: The weight, a tree.
+        x: The activation.
+    """
+
+    def backward(args: tuple[Any, jax.Array], g: jax.Array) -> tuple[Any, jax.Array]:
+        like, pull = jax.vjp(factors, *args)
+        cotangents = through(*args, g)
+        return pull(tuple(c.astype(y.dtype) for c, y in zip(cotangents, like, strict=True)))
+
+    call = jax.custom_vjp(run)
+    call.defvjp(lambda w, x: (run(w, x), (w, x)), backward)
+    leaves, treedef = jax.tree.flatten((w, x))
+    # The backward pass may mix them, and a cotangent has to vary as what it belongs to.
+    return call(*jax.tree.unflatten(treedef, varying_alike(leaves)))
+
+
+def rounded(g: jax.Array, axes: Sequence[int], fmt: Format) -> tuple[jax.Array, jax.Array]:
+    """The float32 levels of a cotangent, and the steps that entries along ``axes`` share."""
+    wide = g.astype(jnp.float32)
+    high = jnp.max(jnp.abs(wide), tuple(axes), keepdims=True, initial=0)
+    # Not half a step above the top level: what is clipped loses its expected value.
+    step, _ = step_of(-high, high, fmt._replace(top=fmt.grid.high), True)
+    return round_to_grid(wide, step, None, fmt, noise_of(wide))[0], step
+
+
+def through_product(
+    product: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    w: jax.Array,
+    g: jax.Array,
+    axes: tuple[Sequence[int], Sequence[int]],
+    fmt: Format,
+) -> tuple[jax.Array, jax.Array]:
+    """Cotangents of ``product(x, w)``, from a rounded one.
+
+    Args:
+        product: Linear in either argument.
+        x: The activation.
+        w: The weight.
+        g: The cotangent of the result.
+        axes: The axes of ``g`` that share a step on the way to ``x``, and to ``w``.
+        fmt: The number format that ``g`` is rounded to.
+    """
+    _, pull = jax.vjp(product, x, w)
+
+    def along(axes: Sequence[int]) -> jax.Array:
+        level, step = rounded(g, axes, fmt)
+        return (level * step).astype(g.dtype)
+
+    return pull(along(axes[0]))[0], pull(along(axes[1]))[1]
+
+
+def meets_integers(w: QuantizedArray | None, how: Product, fmt: Format) -> bool:
+    """Whether both derivatives of a product with this weight can be integer products."""
+    if w is None or w.zero is not None or w.group is not None:
+        return False
+    whole = isinstance(fmt.grid, Integers) and fmt.grid.high <= 127
+    return whole and all(w.scale.shape[d] == 1 for d in how.contract[1])
+
+
+def through_integers(
+    w: QuantizedArray,
+    codes: jax.Array,
+    step: jax.Array,
+    g: jax.Array,
+    how: Product,
+    fmt: Format,
+) -> tuple[jax.Array, jax.Array]:
+    """Cotangents of the activation and of the dense weight, by integer products.
+
+    Args:
+        w: The weight, as integer codes with one step per output.
+        codes: The integer codes of the activation.
+        step: Its steps, which broadcast against it and are constant along what is summed.
+        g: The cotangent of ``[*batch, *free axes of x, *free axes of w]``.
+        how: The product.
+        fmt: The integer format that ``g`` is rounded to.
+
+    Returns:
+        ``(of x, of w)`` in float32.
+    """
+    wide = g.astype(jnp.float32)
+    of_x, of_w, of_y = _names(codes.ndim, w.ndim, how)
+
+    def back(other: jax.Array, steps: jax.Array, names: str, to: str) -> jax.Array:
+        summed = [i for i, name in enumerate(of_y) if name not in to]
+        level, own = rounded(wide * _aligned(steps, names, of_y), summed, fmt)
+        y = _integer_einsum(level.astype(jnp.int8), of_y, other, names, to)
+        return y * _aligned(own, of_y, to)
+
+    return back(w.codes, w.scale, of_w, of_x), back(codes, step, of_x, of_w)
+
+
+def _names(x_ndim: int, w_ndim: int, how: Product) -> tuple[str, str, str]:
+    """A letter for each axis of the activation, the weight and the result, as of an einsum."""
+    letters = iter(string.ascii_letters)
+    x, w = {}, {}
+    pairs = [*zip(*how.batch, strict=True), *zip(*how.contract, strict=True)]
+    for own, other in pairs:
+        x[own] = w[other] = next(letters)
+    batch = [x[d] for d in how.batch[0]]
+    rows = [x.setdefault(d, next(letters)) for d in range(x_ndim) if d not in x]
+    columns = [w.setdefault(d, next(letters)) for d in range(w_ndim) if d not in w]
+    join = lambda names, ndim: "".join(names[d] for d in range(ndim))
+    return join(x, x_ndim), join(w, w_ndim), "".join((*batch, *rows, *columns))
+
+
+def _aligned(field: jax.Array, names: str, to: str) -> jax.Array:
+    """A field broadcast against the axes ``to``; along other axes its size is 1."""
+    field = jnp.squeeze(field, [i for i, name in enumerate(names) if name not in to])
+    kept = [name for name in names if name in to]
+    field = jnp.transpose(field, [kept.index(name) for name in to if name in kept])
+    return jnp.expand_dims(field, [i for i, name in enumerate(to) if name not in kept])
+
+
+def _integer_einsum(a: jax.Array, a_names: str, b: jax.Array, b_names: str, to: str) -> jax.Array:
+    """``einsum`` of integer codes, summed exactly in int32, as float32."""
+    batch = [name for name in a_names if name in b_names and name in to]
+    summed = [name for name in a_names if name in b_names and name not in to]
+    rows = [name for name in a_names if name not in b_names]
+    columns = [name for name in b_names if name not in a_names]
+
+    def matrix(x: jax.Array, names: str, *parts: list[str]) -> jax.Array:
+        x = jnp.transpose(x, [names.index(name) for part in (batch, *parts) for name in part])
+        lead = x.shape[: len(batch)]
+        split = len(batch) + len(parts[0])
+        return x.reshape(*lead, math.prod(x.shape[len(batch) : split]), math.prod(x.shape[split:]))
+
+    left, right = matrix(a, a_names, rows, summed), matrix(b, b_names, summed, columns)
+    depth = left.shape[-1]
+    parts = next(n for n in range(1, depth + 2) if not depth % n and depth // n <= _MOST)
+    scale = None if parts == 1 else jnp.ones((*left.shape[:-2], parts, 1))
+    y = integer_dot(left, right, scale, group=None if scale is None else depth // parts)
+    size = dict(zip(a_names + b_names, a.shape + b.shape, strict=True))
+    order = [*batch, *rows, *columns]
+    y = y.astype(jnp.float32).reshape([size[name] for name in order])
+    return jnp.transpose(y, [order.index(name) for name in to])

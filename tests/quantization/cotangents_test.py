@@ -1,0 +1,192 @@
+"""Quantized backward passes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+import jaxopt_compress as jc
+from tests.quantization.learned import knowing, mlp, mlp_params, steady, train
+
+FORMATS = ("int8", "int4", "float8_e5m2")
+matmul = lambda params, x: x @ params["w"]
+
+
+def image(params, x):
+    names = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, params["w"], (1, 1), "SAME", dimension_numbers=names)
+
+
+def stack(params, x):
+    layer = jax.checkpoint(lambda x, w: (jnp.tanh(x @ w), None))
+    return lax.scan(layer, x, params["w"])[0]
+
+
+def einsum(spec):
+    return lambda params, x: jnp.einsum(spec, x, params["w"])
+
+
+# A function, the shapes of its weight and activation, and options of the weight.
+PRODUCTS = {
+    "matmul": (matmul, (32, 16), (24, 32), {}),
+    "weight first": (lambda params, x: params["w"] @ x.T, (16, 32), (24, 32), {}),
+    "heads": (einsum("btd,dhk->bthk"), (32, 4, 8), (3, 8, 32), {}),
+    "experts": (einsum("ebd,edf->fbe"), (3, 32, 8), (3, 8, 32), {}),
+    "two summed": (einsum("bhk,kdh->bd"), (8, 12, 4), (24, 4, 8), {}),
+    "stack": (stack, (3, 16, 16), (24, 16), {}),
+    "image": (image, (3, 3, 8, 16), (4, 6, 6, 8), {}),
+    "groups": (matmul, (32, 16), (24, 32), {"group": 8}),
+    "nf4": (matmul, (32, 16), (24, 32), {"format": "nf4"}),
+    "zero points": (matmul, (32, 16), (24, 32), {"symmetric": False}),
+}
+
+
+def view_of(c, params, **known):
+    """What a forward pass uses as training starts."""
+    return c.view(params, jc.compressed_training(optax.sgd(0.1), c, **known).init(params))
+
+
+def derivatives(fn, view, x, g):
+    """Cotangents of weights and activation."""
+    held, rest = jc.partition(view)
+    run = lambda held, x: jc.lift(fn, on_fallback="error")(jc.combine(held, rest), x)
+    return jax.vjp(run, held, x)[1](g)
+
+
+def distance(got, want):
+    """The largest relative error of any of the arrays."""
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+    return max(float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_close_to_the_backward_pass_in_floats(name):
+    """The rounding's noise is that of the format, relative to the largest entry of a row."""
+    fn, w_shape, x_shape, options = PRODUCTS[name]
+    params, x = {"w": steady(0, *w_shape) / w_shape[-2] ** 0.5}, steady(1, *x_shape)
+    uses, g = jc.uses(fn, params, x), steady(2, *jax.eval_shape(fn, params, x).shape)
+    views = [
+        view_of(
+            jc.quantize(**{"format": "int8", **options}, inputs="int8", gradients=fmt),
+            params,
+            uses=uses,
+        )
+        for fmt in (None, *FORMATS)
+    ]
+    want, *rest = jax.jit(lambda views: [derivatives(fn, view, x, g) for view in views])(views)
+    int8, int4, e5m2 = (distance(got, want) for got in rest)
+    # Of n normal entries the largest is about 2 to 3; a level of int8 is 1/127 of it, and the error
+    # of stochastic rounding 0.4 of a level. Three layers add up theirs.
+    layers = 3 if name == "stack" else 1
+    assert 0.003 < int8 < 0.015 * layers
+    assert 10 < int4 / int8 < 30
+    # Two bits of mantissa: neighbours are 1/4 to 1/8 apart.
+    assert 0.02 < e5m2 < 0.08 * layers
+
+
+def test_integers_meet_integers():
+    view = view_of(jc.quantize("int8", inputs="int8", gradients="int8"), {"w": steady(0, 32, 16)})
+    x, g = steady(1, 24, 32), steady(2, 24, 16)
+    staged = jax.jit(lambda view, x, g: derivatives(matmul, view, x, g)).trace(view, x, g)
+    text = staged.lower(lowering_platforms=("tpu",)).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) == 2
+    assert all(line.count("xi8>") == 2 and "xi32>" in line for line in products), products
+
+
+def test_gradients_keep_their_expected_value():
+    """Errors of 256 cotangents, equal but for their last bits, cancel as random ones do."""
+    params, x = {"w": steady(0, 32, 16)}, steady(1, 24, 32)
+    g = steady(2, 24, 16) * (1 + 1e-5 * steady(3, 256, 24, 16))
+    pull = lambda fmt: jax.jit(
+        jax.vmap(
+            functools.partial(
+                derivatives,
+                matmul,
+                view_of(jc.quantize("int8", inputs="int8", gradients=fmt), params),
+                x,
+            )
+        )
+    )(g)
+    got, want = pull("int4"), pull(None)
+    mean = functools.partial(jax.tree.map, lambda a: a.mean(0))
+    one = distance(got, want)
+    assert distance(mean(got), mean(want)) < 1.5 * one / 256**0.5
+
+
+def test_sums_of_many_products():
+    """More rows than an int32 can sum are summed by parts."""
+    rows = 3 * 2**17
+    x = jnp.full((rows, 1), 127.0)
+    view = view_of(jc.quantize("int8", inputs="int8", gradients="int8"), {"w": jnp.ones((1, 2))})
+    held, _ = jax.jit(lambda g: derivatives(matmul, view, x, g))(jnp.full((rows, 2), 2.0))
+    to_w = held["w"].weight.form.codes
+    # The activation is at the top of its range, half a step below which its last level lies.
+    np.testing.assert_allclose(to_w, rows * 127 * 2, rtol=0.01)
+
+
+def test_across_devices():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    params, x, g = {"w": steady(0, 32, 16)}, steady(1, 64, 32), steady(2, 64, 16)
+    view = view_of(jc.quantize("int8", inputs="int8", gradients="int8"), params)
+    want = jax.jit(lambda x, g: derivatives(matmul, view, x, g))(x, g)
+    own = lambda x, g: derivatives(matmul, view, x, g)[1]
+    split = jax.shard_map(own, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    # Rows are rounded by themselves, and entries by their position in a shard.
+    assert distance(jax.jit(split)(x, g), want[1]) < 0.02
+    parts = lambda a: a.reshape(8, 8, -1)
+    assert distance(jax.pmap(own)(parts(x), parts(g)).reshape(64, 32), want[1]) < 0.02
+    place = lambda a: jax.device_put(a, jax.NamedSharding(mesh, P("data")))
+    got = jax.jit(lambda x, g: derivatives(matmul, view, x, g))(place(x), place(g))
+    assert distance(got, want) < 1e-6
+
+
+METHODS = {
+    "quantize": jc.quantize("int8", inputs="int8", gradients="int8"),
+    "lsq": jc.lsq("int4", inputs="uint4", offset=True, gradients="int8"),
+    "pact": jc.pact(jc.quantize("int4"), "uint4", gradients="int8"),
+    "dorefa": jc.dorefa("odd4", inputs="uint4", gradients="int4"),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_training(name):
+    params, x = mlp_params(), jnp.abs(steady(9, 64, 8))
+    x = x / x.max() if name == "dorefa" else x
+    c = knowing(METHODS[name], jc.calibrate(mlp, params, [x]))
+    tx = jc.compressed_training(optax.adam(1e-2), c, learned=optax.adam(3e-3))
+    params, state, losses = train(c, tx, tx.init(params), params, x, mlp(mlp_params(7), x))
+    assert losses[-1] < 0.6 * losses[0], losses[::13]
+    stored = jax.tree.leaves(
+        jc.compress(params, c, state=state), is_leaf=lambda x: hasattr(x, "gradients")
+    )
+    assert [leaf.gradients for leaf in stored] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: jc.quantize("int8", gradients="int8"), "'int8' goes with inputs="),
+        (lambda: jc.lsq("int8", gradients="int8"), "'int8' goes with inputs="),
+        (lambda: jc.quantize("int8", inputs="int8", gradients="uint8"), "either sign"),
+        (lambda: jc.dorefa("odd4", inputs="uint4", gradients="mxfp4"), "one step per row"),
+        (lambda: jc.pact(jc.quantize("int4"), gradients="int7x"), "unknown number format"),
+    ],
+)
+def test_what_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("inputs", ["int8", "float8_e4m3fn"])
+def test_rows_that_make_their_own_range_are_not_clipped(inputs):
+    """The largest entry of a row, which its step follows, gets its gradient as others do."""
+    params, x, g = {"w": steady(0, 32, 16)}, steady(1, 24, 32), steady(2, 24, 16)
+    view = view_of(jc.quantize("int8", inputs=inputs), params)
+    _, to_x = derivatives(matmul, view, x, g)
+    np.testing.assert_allclose(to_x, g @ jc.materialize(view)["w"].T, rtol=1e-5, atol=1e-5)
