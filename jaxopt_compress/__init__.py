@@ -12,7 +12,14 @@ from jaxopt_compress.lift import FallbackError, FallbackWarning, calibrate, lift
 from jaxopt_compress.low_rank import low_rank
 from jaxopt_compress.numerics import bounds
 from jaxopt_compress.planning import report
-from jaxopt_compress.quantization import dorefa, lsq, pact, quantize, quantize_array
+from jaxopt_compress.quantization import (
+    dorefa,
+    lsq,
+    pact,
+    progressive,
+    quantize,
+    quantize_array,
+)
 from jaxopt_compress.sparsity import constant, magnitude, polynomial, prune
 from jaxopt_compress.storage import load, save
 from jaxopt_compress.transforms import compressed_training
@@ -45,6 +52,7 @@ __all__ = [
     "pact",
     "partition",
     "polynomial",
+    "progressive",
     "prune",
     "quantize",
     "quantize_array",

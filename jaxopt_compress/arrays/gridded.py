@@ -18,11 +18,12 @@ from jaxopt_compress.numerics.steps import zero_dtype
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["form"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class GriddedArray(CompressedArray):
-    """Quantized values that gradients are taken at; all of its arrays are floats.
+    """Values that are rounded to a grid, and that gradients are taken at; all arrays are floats.
+
+    It is rounded where it is used, which for values on the grid changes nothing.
 
     Attributes:
-        form: A `QuantizedArray` with the dense values in the place of codes, and float32 zero
-            points.
+        form: A `QuantizedArray` with the values in the place of codes, and float32 zero points.
     """
 
     form: QuantizedArray
@@ -38,21 +39,31 @@ class GriddedArray(CompressedArray):
         return jnp.dtype(self.form.codes.dtype)
 
     def materialize(self) -> jax.Array:
-        """The values."""
-        return self.form.codes
+        """The values on the grid; the derivative is the identity."""
+        return _in_place_of(self.form.codes, self.quantized().materialize())
 
     def quantized(self) -> QuantizedArray:
-        """The codes of the values: rounding brings each to the level that it was made of.
-
-        Its derivatives are zero.
-        """
+        """The nearest codes. Its derivatives are zero."""
         form = jax.tree.map(lax.stop_gradient, self.form)
         fmt, steps = form.fmt, form.per_entry(form.steps())
         zero = None if form.zero is None else form.zero.astype(zero_dtype(fmt))
         wide = None if zero is None else form.per_entry(zero)
         levels, _ = round_to_grid(form.codes, steps, wide, fmt)
-        return form.replace(codes=encode(levels, fmt), zero=zero)
+        # What needs them on the way back is to read these, not the values once more.
+        return form.replace(codes=lax.optimization_barrier(encode(levels, fmt)), zero=zero)
 
     def specs(self, spec: PartitionSpec) -> "GriddedArray":
         """Those of the quantized array."""
         return self.replace(form=self.form.specs(spec))
+
+
+@jax.custom_jvp
+def _in_place_of(x: jax.Array, rounded: jax.Array) -> jax.Array:
+    """``rounded``, with the derivatives of ``x``."""
+    del x
+    return rounded
+
+
+@_in_place_of.defjvp
+def _in_place_of_jvp(primals, tangents):
+    return _in_place_of(*primals), tangents[0]

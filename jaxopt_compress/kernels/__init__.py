@@ -2,7 +2,7 @@
 
 from jaxopt_compress.kernels.dots import planar_dot, scaled_dot, zero_product
 from jaxopt_compress.kernels.forms import differentiated_as, on_each_platform
-from jaxopt_compress.kernels.integer_dots import integer_dot
+from jaxopt_compress.kernels.integer_dots import integer_dot, transposed_dot
 
 __all__ = [
     "differentiated_as",
@@ -10,5 +10,6 @@ __all__ = [
     "on_each_platform",
     "planar_dot",
     "scaled_dot",
+    "transposed_dot",
     "zero_product",
 ]

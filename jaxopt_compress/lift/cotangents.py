@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import QuantizedArray
-from jaxopt_compress.kernels import integer_dot
+from jaxopt_compress.kernels import transposed_dot
 from jaxopt_compress.lift._compat import varying_alike
 from jaxopt_compress.lift.products import Product
 from jaxopt_compress.numerics.codes import round_to_grid
@@ -175,12 +175,19 @@ def _integer_einsum(a: jax.Array, a_names: str, b: jax.Array, b_names: str, to: 
         split = len(batch) + len(parts[0])
         return x.reshape(*lead, math.prod(x.shape[len(batch) : split]), math.prod(x.shape[split:]))
 
-    left, right = matrix(a, a_names, rows, summed), matrix(b, b_names, summed, columns)
+    left, last = matrix(a, a_names, rows, summed), b_names[-1] in summed
+    right = matrix(b, b_names, *((columns, summed) if last else (summed, columns)))
     depth = left.shape[-1]
-    parts = next(n for n in range(1, depth + 2) if not depth % n and depth // n <= _MOST)
-    scale = None if parts == 1 else jnp.ones((*left.shape[:-2], parts, 1))
-    y = integer_dot(left, right, scale, group=None if scale is None else depth // parts)
+    if depth <= _MOST:
+        y = transposed_dot(left, right, last=last).astype(jnp.float32)
+    else:
+        parts = next(n for n in range(2, depth + 1) if not depth % n and depth // n <= _MOST)
+        split = lambda x, axis: jnp.moveaxis(
+            x.reshape(*x.shape[:axis], parts, -1, *x.shape[x.ndim + axis + 1 :]), axis - 1, -3
+        )
+        y = transposed_dot(split(left, -1), split(right, -1 if last else -2), last=last)
+        y = y.astype(jnp.float32).sum(-3)
     size = dict(zip(a_names + b_names, a.shape + b.shape, strict=True))
     order = [*batch, *rows, *columns]
-    y = y.astype(jnp.float32).reshape([size[name] for name in order])
+    y = y.reshape([size[name] for name in order])
     return jnp.transpose(y, [order.index(name) for name in to])

@@ -19,8 +19,15 @@ from jaxopt_compress.numerics.bounds import Bounds
 from jaxopt_compress.numerics.codes import decode, encode, round_to_grid
 from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.groups import Cuts, by_groups, cuts_of, spread_to
+from jaxopt_compress.numerics.ordering import computed_after
 from jaxopt_compress.numerics.packing import pack
-from jaxopt_compress.numerics.steps import float8_steps, power_of_two_step, shorter_steps, step_of
+from jaxopt_compress.numerics.steps import (
+    float8_steps,
+    power_of_two_step,
+    shorter_steps,
+    step_of,
+    step_value,
+)
 
 
 @functools.partial(
@@ -99,16 +106,21 @@ class QuantizedState:
         view = fake_quantize(w, *self._grid(w), self._noise(w), self.format)
         return view if self.active is None else jnp.where(self.active, view, w)
 
+    def before(self, g: jax.Array) -> jax.Array:
+        """``g`` itself, computed after the steps."""
+        steps = self.scale.scale if isinstance(self.scale, QuantizedArray) else self.scale
+        return computed_after(g, step_value(steps))
+
     def view(self, w: Any, learned: Any) -> Any:
         """What a forward pass uses: as `apply`, and with what rounds activations."""
-        values = self.apply(w, learned)
         if self.inputs is None:
-            return values
-        weight = self.gridded(values)
+            return self.apply(w, learned)
+        # What rounding to the nearest makes of a weight is left to where it is used: no dense copy.
+        weight = self.gridded(dense(w) if self.key is None else self.apply(w, learned))
         return InputQuantizedArray(weight, self.input_scale, self.inputs, gradients=self.gradients)
 
     def gridded(self, values: jax.Array) -> GriddedArray:
-        """The view, with the grid that it lies on."""
+        """Values with the grid that they lie on, or are rounded to."""
         zero = None if self.zero is None else self.zero.astype(jnp.float32)
         return GriddedArray(self._form(values, values.dtype).replace(zero=zero))
 

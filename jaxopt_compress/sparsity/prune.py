@@ -14,6 +14,7 @@ from jax import lax
 from jaxopt_compress.arrays import QuantizedArray, is_compressed
 from jaxopt_compress.arrays.sparse import sparse_nm, sparse_rows
 from jaxopt_compress.compression import Compression, Decision, LeafMethod, Parameter, leafwise
+from jaxopt_compress.numerics.ordering import computed_after
 from jaxopt_compress.numerics.patterns import n_m_mask
 from jaxopt_compress.numerics.thresholds import largest
 from jaxopt_compress.sparsity.schedules import Schedule, keep_count
@@ -81,8 +82,7 @@ class PrunedState:
         """``g`` itself, computed after the mask."""
         if self.threshold is None:
             return g
-        # Thresholds are never negative, but the compiler cannot know.
-        return lax.select(~jnp.any(self.threshold < 0), g, jnp.zeros_like(g))
+        return computed_after(g, self.threshold)
 
     def compress(self, w: Any, learned: Any, path: str) -> Any:
         """The kept entries; of a quantized array, the kept codes."""

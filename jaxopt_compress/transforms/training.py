@@ -83,8 +83,8 @@ def compressed_training(
         new, trained = state.compression, state.learned
         if trained is None:
             new = compression.update(new, params)
-            updates = _before(updates, new)
         updates, part_updates = _pull_back(compression, updates, state, params, parts)
+        updates = _before(updates, new) if trained is None else updates
         updates, inner_state = outer.update(updates, state.inner, params, **extra_args)
         updates = _hold(updates, params, new)
         if trained is not None:
@@ -118,10 +118,10 @@ def _pull_back(compression: Compression, grads: Any, state: Any, params: Any, pa
 
 
 def _before(grads: Any, new: Any) -> Any:
-    """Gradients that wait for the new masks, which read the parameters.
+    """Gradients that wait for new masks and steps, which read the parameters.
 
-    If the masks and the new parameters, which follow from the gradients, did not depend on each
-    other, XLA would copy each parameter to be free to compute them in either order.
+    If these and the new parameters, which follow from the gradients, did not depend on each other,
+    XLA would copy each parameter to be free to compute them in either order.
     """
     leaves = {}
     for state in leaf_states(new):
