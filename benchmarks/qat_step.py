@@ -1,81 +1,185 @@
-"""What int8 weights, straight-through, add to a training step: a transformer 4 x 512, adam.
+"""What quantization adds to a training step, beside Qwix and AQT where they are installed.
 
-python benchmarks/qat_step.py [--rounds 40] [--json]
+python benchmarks/qat_step.py [--rounds 40] [--models mlp transformer] [--json]
+
+An MLP of 4 x 512 on 128 rows and a transformer of 4 x 512 on 256 tokens, as Flax modules, with
+adam. Dense layers are quantized: their weights to int8 ("w8"), activations too ("w8a8"), and
+cotangents on the way back ("w8a8g8", stochastically). Time per step over that of float32, compiled
+and interleaved in one process; "CPU" is processor time, of which a busy machine takes less away.
+Qwix and AQT are no dependencies (pip install qwix aqtp): without them their rows are missing.
 """
 
 import argparse
+import importlib.util
+import os
+import sys
 
+import flax_models
 import jax
+import jax.numpy as jnp
 import models
 import optax
 import timing
 
 import jaxopt_compress as jc
 
-LAYERS, WIDTH, VOCABULARY, BATCH, TIME = 4, 512, 1024, 2, 128
+LAYERS, WIDTH, VOCABULARY = 4, 512, 1024
+DENSE = ("**/Dense_*/kernel", "**/dense_*/kernel")
+OURS = {
+    "w8": {},
+    "w8a8": {"inputs": "int8"},
+    "w8a8g8": {"inputs": "int8", "gradients": "int8"},
+}
+BY_QWIX = {
+    "w8": {"weight_qtype": "int8"},
+    "w8a8": {"weight_qtype": "int8", "act_qtype": "int8"},
+    "w8a8g8": {
+        "weight_qtype": "int8",
+        "act_qtype": "int8",
+        "bwd_qtype": "int8",
+        "bwd_stochastic_rounding": "uniform",
+    },
+}
+# AQT always rounds both operands; bits on the way to activations and to weights.
+BY_AQT = {"w8a8": (None, None), "w8a8g8": (8, 8)}
 
 
-def make_step(tx, compression):
-    """One training step, ``(state, tokens) -> state``; through the view if there is one."""
-
-    def loss(params, tokens):
-        logits = models.transformer(params, tokens[:, :-1])
-        return models.cross_entropy(logits, tokens[:, 1:])
-
-    return models.train_step(loss, tx, compression)
+def mlp(dot_general=None):
+    """The module, its loss on outputs and targets, and a batch."""
+    x, y = (jax.random.normal(key, (128, WIDTH)) for key in jax.random.split(jax.random.key(1)))
+    square = lambda out, y: jnp.mean((out - y) ** 2)
+    return flax_models.MLP(WIDTH, LAYERS, dot_general), square, (x, y)
 
 
-def build(compression, tokens):
-    """The compiled step, and a run of one such step."""
+def transformer(dot_general=None):
+    """Likewise."""
+    tokens = jax.random.randint(jax.random.key(1), (2, 129), 0, VOCABULARY)
+    module = flax_models.Transformer(WIDTH, LAYERS, VOCABULARY, dot_general)
+    return module, models.cross_entropy, (tokens[:, :-1], tokens[:, 1:])
+
+
+MODELS = {"mlp": mlp, "transformer": transformer}
+
+
+def step_of(module, measure, compression=None, rngs=None):
+    """One training step ``(state, x, y) -> state``, and how its optimizer starts."""
+
+    def loss(params, x, y):
+        return measure(module.apply({"params": params}, x, rngs=rngs), y)
+
     inner = optax.adam(1e-3)
-    tx = inner if compression is None else jc.compressed_training(inner, compression)
-    params = models.transformer_init(jax.random.key(0), LAYERS, WIDTH, VOCABULARY)
-    state = (params, jax.jit(tx.init)(params))
-    compiled = timing.compiled_step(make_step(tx, compression), state, tokens)
-    return compiled, timing.training(compiled, state, tokens)
+    if compression is None:
+        return models.train_step(loss, inner, None), inner
+    tx = jc.compressed_training(inner, compression)
+    return models.train_step(jc.lift(loss, on_fallback="error"), tx, compression), tx
 
 
-def measure(rounds):
-    """All figures, by name."""
-    tokens = jax.random.randint(jax.random.key(1), (BATCH, TIME + 1), 0, VOCABULARY)
-    variants = {"float32": None, "float32_again": None, "int8": jc.quantize("int8")}
-    built = {name: build(c, tokens) for name, c in variants.items()}
+def steps_of(make):
+    """All variants of a model: name -> (step, transformation)."""
+    module, measure, _ = make()
+    steps = {name: step_of(module, measure) for name in ("float32", "float32 again")}
+    for name, options in OURS.items():
+        steps[name] = step_of(module, measure, jc.quantize("int8", where=DENSE, **options))
+    noise = {"stochastic_rounding": jax.random.key(2)}
+    if installed("qwix"):
+        import qwix
+
+        for name, options in BY_QWIX.items():
+            # Attention, which multiplies no weights, stays as it is.
+            rule = qwix.QtRule(module_path=".*[Dd]ense_.*", **options)
+            quantized = qwix.quantize_model(module, qwix.QtProvider([rule]))
+            steps[f"{name}, Qwix"] = step_of(quantized, measure, rngs=noise)
+    if installed("aqt"):
+        from aqt.jax.v2 import config
+
+        for name, (to_x, to_w) in BY_AQT.items():
+            own = config.config_v4(fwd_bits=8, dlhs_bits=to_x, drhs_bits=to_w)
+            own = config.set_context(own, jax.random.key(3), train_step=None)
+            steps[f"{name}, AQT"] = step_of(make(own)[0], measure)
+    return steps
+
+
+def installed(package):
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def compile_variants(make):
+    """Name -> (compiled step, a run of one such step), all from the same parameters."""
+    module, _, batch = make()
+    built = {}
+    for name, (step, tx) in steps_of(make).items():
+        params = module.init(jax.random.key(0), batch[0])["params"]
+        state = (params, jax.jit(tx.init)(params))
+        compiled = timing.compiled_step(step, state, *batch)
+        built[name] = compiled, timing.training(compiled, state, *batch)
+    return built
+
+
+def measure(make, rounds):
+    """All figures of a model, by variant and name."""
+    built = compile_variants(make)
     samples = timing.interleave({k: run for k, (_, run) in built.items()}, rounds, warmup=3)
-    figures = {}
-    base = built["float32"][0]
+    table, base = {}, built["float32"][0]
+    peers = lambda name: [k for k in built if k.startswith(f"{name}, ")]
     for name, (compiled, _) in built.items():
         own, plain = samples[name], samples["float32"]
-        figures[f"{name}_ms"] = timing.median([1e3 * t for t in own.wall])
-        figures[f"{name}_cpu_ms"] = timing.median([1e3 * t for t in own.cpu])
-        figures[f"{name}_ratio"] = timing.ratios(own.wall, plain.wall)
-        figures[f"{name}_cpu_ratio"] = timing.ratios(own.cpu, plain.cpu)
+        row = {
+            "ms": timing.median([1e3 * t for t in own.wall]),
+            "ratio": timing.ratios(own.wall, plain.wall),
+            "cpu_ratio": timing.ratios(own.cpu, plain.cpu),
+        }
         for short, key in (("flops", "flops"), ("bytes", "bytes accessed")):
             amount = compiled.cost_analysis()[key] / base.cost_analysis()[key]
-            figures[f"{name}_{short}_ratio"] = round(amount, 4)
-        memory = compiled.memory_analysis().temp_size_in_bytes
-        figures[f"{name}_temporaries_mb"] = round(memory / 1e6, 2)
-    return figures | {"tokens": BATCH * TIME, "rounds": rounds}
+            row[f"{short}_ratio"] = round(amount, 3)
+        row["temporaries_mb"] = round(compiled.memory_analysis().temp_size_in_bytes / 1e6, 1)
+        if peers(name):
+            # The faster one of the others, by its median.
+            best = min(peers(name), key=lambda k: timing.median(samples[k].wall).median)
+            row["over_best"] = timing.ratios(own.wall, samples[best].wall)
+            row["cpu_over_best"] = timing.ratios(own.cpu, samples[best].cpu)
+        table[name] = row
+    return table
+
+
+COLUMNS = {
+    "ms": "ms",
+    "ratio": "over float32",
+    "cpu_ratio": "CPU",
+    "flops_ratio": "FLOPs",
+    "bytes_ratio": "bytes",
+    "temporaries_mb": "temp. MB",
+    "over_best": "over the faster peer",
+    "cpu_over_best": "CPU",
+}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--fresh-memory", action="store_true", help="let malloc return memory")
     parser.add_argument("--json", action="store_true", help="print one line of JSON only")
     args = parser.parse_args()
     if not args.fresh_memory:
         timing.keep_memory()
-    figures = measure(args.rounds)
+    tables = {name: measure(MODELS[name], args.rounds) for name in args.models}
     if args.json:
-        return timing.emit(figures)
-    columns = ("weights", "ms", "ratio", "CPU ms", "CPU ratio", "FLOPs", "bytes", "temp. MB")
-    suffixes = ("ms", "ratio", "cpu_ms", "cpu_ratio", "flops_ratio", "bytes_ratio")
-    rows = [
-        (label, *(figures[f"{k}_{s}"] for s in (*suffixes, "temporaries_mb")))
-        for label, k in (("float32", "float32"), ("again", "float32_again"), ("int8", "int8"))
-    ]
-    title = f"Training step of a transformer, {LAYERS} layers of {WIDTH}, {BATCH * TIME} tokens"
-    timing.show(title, columns, rows)
+        figures = {
+            f"{model} {name} {suffix}": value
+            for model, table in tables.items()
+            for name, row in table.items()
+            for suffix, value in row.items()
+        }
+        return timing.emit(figures | {"rounds": args.rounds})
+    if not sys.stdout.isatty():
+        os.environ.setdefault("COLUMNS", "150")  # A file has no width, and tables are wide.
+    for model, table in tables.items():
+        rows = [(name, *(row.get(s, "-") for s in COLUMNS)) for name, row in table.items()]
+        timing.show(f"Training step: {model}", ("variant", *COLUMNS.values()), rows)
+    for package, name in (("qwix", "qwix"), ("aqt", "aqtp")):
+        if not installed(package):
+            print(f"{name} is not installed")
 
 
 if __name__ == "__main__":
