@@ -1,26 +1,29 @@
 """Compiles lifted functions and training steps for TPUs and GPUs that this machine lacks.
 
-    python benchmarks/compile_targets.py [--quick] [--only stack/v5e] [--json]
+    python benchmarks/compile_targets.py [--quick | --all] [--only stack/v5e] [--json]
 
-Needs libtpu for TPUs; for an H100 also jax-cuda13-plugin, jax-cuda13-pjrt and CUDA's ptxas. Nothing
-runs: bytes of arguments and of temporaries, and the largest buffer between fusions, are what the
-compiler decided. A training step's weights come with the optimizer's state. The time is what the
-compiler predicts, which counts the body of a scan once: compare it within a program only. Exits
-with 1 if a claim fails: on the bytes of the stack's weights, on dense copies of them, or on a
-sharded weight that is gathered.
+Needs libtpu for TPUs; for an H100 also jax-cuda13-plugin, jax-cuda13-pjrt and CUDA's ptxas; Qwix to
+compile its programs too. Nothing runs: bytes of arguments and of temporaries, and the largest
+buffer between fusions, are what the compiler decided. A training step's weights come with the
+optimizer's state. The time is what the compiler predicts, which counts the body of a scan once:
+compare it within a program only. Exits with 1 if a claim of `target_claims` fails.
 """
 
 import argparse
 import fnmatch
 import functools
 import importlib.util
+import itertools
 import math
 import os
 import sys
 import time
 
+import hlo_dots
 import hlo_tools
 import jax
+import qwix_programs
+import target_claims
 import target_programs as programs
 import timing
 
@@ -33,22 +36,31 @@ SLICE = {"v5e 2x2": functools.partial(hlo_tools.tpu_mesh, "v5e", (2, 2), AXES)}
 # The 256 chips of a whole pod.
 POD = {"v5e 16x16": functools.partial(hlo_tools.tpu_mesh, "v5e", (16, 16), AXES, "16x16")}
 GPU = {"h100": functools.partial(hlo_tools.h100_mesh, (1, 1), AXES)}
+BATCHES = (1, 8, 128, 1024, 4096)
+# Where the stack is compiled at which batch, and where it is beside Qwix, if not everywhere.
+BRIEFLY = dict.fromkeys(BATCHES, ("v5e",)) | {8: ("v5e", "v6e", "h100"), 1024: ("v5e", "h100")}
+BESIDE = {8: ("v6e", "h100"), 1024: ("v5e", "h100")}
 
-# Bytes of the weights over those in bfloat16, at most.
-CLAIMS = {"int8": 0.51, "int4 g128": 0.28, "int2": 0.16}
-# Formats of which only copies are claimed: there are none.
-CLAIMS |= dict.fromkeys(programs.MORE, 1.0)
 
+def plan(everything=True):
+    """Cases: name -> (program, its weights, mesh); names are program/target/weights.
 
-def plan():
-    """All cases: name -> (program, its weights, mesh); names are program/target/weights."""
+    Without `everything`, only v5e gets all batches, and rarer formats are left out.
+    """
     everywhere = TPUS | SLICE | GPU
-    sizes = {f"stack of 4, batch {rows}": rows for rows in (1, 8, 128, 1024)}
-    all_formats = [*programs.FORMATS, *programs.MORE]
-    groups = [
-        (name, TPUS, all_formats, functools.partial(programs.stack, rows=rows))
-        for name, rows in sizes.items()
-    ]
+    main = [*programs.FORMATS, *programs.MORE, *programs.GROUPED]
+    groups = []
+
+    def chosen(briefly):
+        return {k: mesh for k, mesh in (TPUS | GPU).items() if everything or k in briefly}
+
+    for rows in BATCHES:
+        formats = [*main, *programs.REST] if everything else main
+        build = functools.partial(programs.stack, rows=rows)
+        groups.append((f"stack of 4, batch {rows}", chosen(BRIEFLY[rows]), formats, build))
+        names = qwix_programs.names(everything)
+        build = functools.partial(qwix_programs.unrolled, rows=rows)
+        groups.append((f"beside Qwix, batch {rows}", chosen(BESIDE.get(rows, ())), names, build))
     weights = [*programs.FORMATS, "rank 256"]
     groups.append(("transformer blocks", everywhere, weights, programs.blocks))
     groups.append(("training step", everywhere, list(programs.TRAINED), programs.training))
@@ -62,8 +74,10 @@ def plan():
     }
 
 
-def missing(target):
-    """What has to be installed to compile for a target, or None."""
+def missing(target, weights):
+    """What has to be installed to compile a case, or None."""
+    if weights.endswith(qwix_programs.QWIX) and not qwix_programs.installed():
+        return "qwix"
     package = "jax_plugins.xla_cuda13" if target in GPU else "libtpu"
     try:
         found = importlib.util.find_spec(package)
@@ -90,6 +104,7 @@ def measure(name, build, mesh):
     largest = hlo_tools.largest_buffers(text, count=1)
     row["largest_buffer"] = describe(largest[0]) if largest else None
     row["largest_buffer_bytes"] = largest[0].size if largest else 0
+    row["dots"] = hlo_dots.dot_types(text)
     if program.sizes:
         row["weight_copies"] = [describe(b) for b in copies_of(program, mesh, text)]
     if mesh.devices.size > 1:
@@ -108,7 +123,7 @@ def copies_of(program, mesh, hlo_text):
     """
     shards = dict(zip(mesh.axis_names, mesh.devices.shape, strict=True))["model"]
     sizes = {size // shards for size in program.sizes}
-    large = hlo_tools.weight_copies(hlo_text, min(sizes), program.stored)
+    large = hlo_tools.weight_copies(hlo_text, min(sizes), program.stored, program.packed)
     return [b for b in large if len(sizes) == 1 or math.prod(b.shape) in sizes]
 
 
@@ -117,91 +132,92 @@ def describe(buffer):
     return f"{buffer.dtype}[{','.join(map(str, buffer.shape))}] {buffer.space}"
 
 
-def compare(rows):
-    """Adds to each row its ratios to the uncompressed program; returns the claims that fail."""
-    base, failed = {}, []
-    for row in rows:
-        first = base.setdefault((row["program"], row["target"]), row)
-        if first["weights"] in CLAIMS:
-            continue  # The uncompressed program was not asked for.
-        for key in ("argument", "weight"):
-            row[f"{key}_ratio"] = round(row[f"{key}_bytes"] / first[f"{key}_bytes"], 4)
-        where = f"{row['program']}, {row['target']}, {row['weights']}"
-        gathered = [k for k in row.get("collectives", {}) if k.endswith("all-gather")]
-        if gathered and "weight_copies" in row:
-            failed.append(f"{where}: {', '.join(gathered)}")
-        if row["program"].startswith("stack") and row["weights"] in CLAIMS:
-            limit = CLAIMS[row["weights"]]
-            if row["weight_ratio"] > limit:
-                failed.append(f"{where}: {row['weight_ratio']} of bfloat16's bytes, not {limit}")
-            if row["weight_copies"]:
-                failed.append(f"{where}: dense copies {', '.join(row['weight_copies'])}")
-    return failed
-
-
 def show(rows):
     """One table per program."""
     if not sys.stdout.isatty():
-        os.environ.setdefault("COLUMNS", "160")  # A file has no width, and tables are wide.
+        os.environ.setdefault("COLUMNS", "180")  # A file has no width, and tables are wide.
     columns = (
-        "target", "weights", "weights MB", "ratio", "arguments MB", "ratio", "temp. MB",
-        "largest buffer", "dense copies", "predicted us",
-    )  # fmt: skip
+        *("target", "weights", "weights MB", "ratio", "arguments MB", "ratio", "temp. MB"),
+        *("largest buffer", "MB", "copies in HBM", "in VMEM", "dots", "predicted us"),
+    )
     megabytes = lambda n: f"{n / 1e6:.2f}"
-    for title in dict.fromkeys(row["program"] for row in rows):
-        table = [
-            (
-                row["target"],
-                row["weights"],
-                megabytes(row["weight_bytes"]),
-                row.get("weight_ratio", "-"),
-                megabytes(row["argument_bytes"]),
-                row.get("argument_ratio", "-"),
-                megabytes(row["temporary_bytes"]),
-                row["largest_buffer"],
-                len(row["weight_copies"]) if "weight_copies" in row else "-",
-                "-" if row["predicted_us"] is None else row["predicted_us"],
-            )
-            for row in rows
-            if row["program"] == title
-        ]
-        timing.show(title, columns, table)
-        for row in rows:
-            if row["program"] == title and "collectives" in row:
+    for title, group in itertools.groupby(rows, key=lambda row: row["program"]):
+        group = list(group)
+        timing.show(
+            title,
+            columns,
+            [
+                (
+                    row["target"],
+                    row["weights"],
+                    megabytes(row["weight_bytes"]),
+                    row.get("weight_ratio", "-"),
+                    megabytes(row["argument_bytes"]),
+                    row.get("argument_ratio", "-"),
+                    megabytes(row["temporary_bytes"]),
+                    row["largest_buffer"],
+                    megabytes(row["largest_buffer_bytes"]),
+                    *copies_by_space(row),
+                    ", ".join(row["dots"]) or "-",
+                    "-" if row["predicted_us"] is None else row["predicted_us"],
+                )
+                for row in group
+            ],
+        )
+        for row in group:
+            if "collectives" in row:
                 found = ", ".join(f"{k} {v}" for k, v in row["collectives"].items())
                 print(f"collectives on {row['target']}, {row['weights']}: {found}")
+
+
+def copies_by_space(row):
+    """How many dense copies are in HBM, and how many in VMEM."""
+    if "weight_copies" not in row:
+        return "-", "-"
+    return tuple(sum(c.endswith(s) for c in row["weight_copies"]) for s in ("HBM", "VMEM"))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", help="words of program/target/weights, or globs")
     parser.add_argument("--quick", action="store_true", help="the stack at batch 8 on v5e only")
+    parser.add_argument("--all", action="store_true", help="every format, batch and target")
     parser.add_argument("--json", action="store_true", help="print one line of JSON only")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     patterns = ["stack of 4, batch 8/v5e/*"] if args.quick else args.only or ["*"]
+    known = plan(everything=args.all or bool(args.only))
     cases = {
         name: case
-        for name, case in plan().items()
+        for name, case in known.items()
         if any(fnmatch.fnmatchcase(name, p) or p in name for p in patterns)
     }
     if not cases:
-        sys.exit(f"--only {' '.join(patterns)} matches none of:\n" + "\n".join(plan()))
-    rows, absent = [], {}
-    for name, (build, _, mesh) in cases.items():
-        package = missing(target := name.split("/")[1])
+        sys.exit(f"--only {' '.join(patterns)} matches none of:\n" + "\n".join(known))
+    rows, absent, broken = [], {}, []
+    for name, (build, weights, mesh) in cases.items():
+        package = missing(target := name.split("/")[1], weights)
         if package:
-            absent[target] = f"{package} is not installed"
+            maker = "Qwix" if package == "qwix" else target
+            absent[maker] = f"{package} is not installed"
             continue
         print(f"compiling {name}", file=sys.stderr, flush=True)
-        rows.append(measure(name, build, mesh))
-    failed = compare(rows)
+        try:
+            rows.append(measure(name, build, mesh))
+        except jax.errors.JaxRuntimeError as error:
+            broken.append(f"{', '.join(name.split('/'))}: {str(error).splitlines()[0]}")
+    # What Qwix's programs do not compile to is no claim of ours.
+    ours = [b for b in broken if f"{qwix_programs.QWIX}: " not in b]
+    failed = target_claims.compare(rows) + ours
     if args.json:
-        timing.emit({"rows": rows, "not_installed": absent, "failed": failed})
+        figures = {"rows": rows, "not_installed": absent, "not_compiled": broken, "failed": failed}
+        timing.emit(figures)
     else:
         show(rows)
         for target, reason in absent.items():
             print(f"{target}: {reason}")
+        for case in broken:
+            print(f"NOT COMPILED {case}")
         for claim in failed:
             print(f"FAILED {claim}")
     sys.exit(bool(failed))

@@ -115,6 +115,8 @@ _ALIASES = frozenset(
     "after-all async-update copy-start slice-start partition-id replica-id".split()
 )
 _PREFETCHES = frozenset("copy-done slice-done async-done".split())
+# One view of the slices in which an operand was copied asynchronously.
+_JOINED = 'custom_call_target="ConcatBitcast"'
 
 
 def largest_buffers(hlo_text, *, count=10, min_size=0, prefetches=False):
@@ -156,19 +158,20 @@ def largest_buffers(hlo_text, *, count=10, min_size=0, prefetches=False):
     return sorted(keep, key=lambda b: -b.size)[:count]
 
 
-def weight_copies(hlo_text, elements, stored):
+def weight_copies(hlo_text, elements, stored, packed=False):
     """Lists buffers that hold as many elements as a weight, in a type other than the stored one.
 
     A slice of a stacked weight at its stored type is the compressed weight itself on its way to the
-    compute unit; anything else of that many elements is a dense or unpacked copy. Words that pack
-    several elements each are fewer than `elements`. Choose shapes in which no activation is as
-    large as half a weight.
+    compute unit; anything else of that many elements is a dense or unpacked copy. Choose shapes in
+    which no activation is as large as half a weight.
 
     Args:
       hlo_text: `compiled.as_text()`.
       elements: number of elements of one weight. Buffers of half as many count as copies too, so
         that a weight written in two parts is seen.
       stored: HLO's name of the stored type, such as `s4`.
+      packed: whether the stored form packs several elements into each of its entries, so that even
+        at its type as many entries as elements are an unpacked copy.
 
     Returns:
       A list of `Buffer`, largest first; empty if the weight streams.
@@ -177,7 +180,7 @@ def weight_copies(hlo_text, elements, stored):
     # What a GPU's library asks for as a workspace is one flat run of bytes.
     flat = lambda b: b.opcode == "custom-call" and len(b.shape) == 1
     large = [b for b in buffers if 2 * np.prod(b.shape) >= elements and not flat(b)]
-    return [b for b in large if b.dtype != stored]
+    return [b for b in large if b.dtype != stored or (packed and np.prod(b.shape) >= elements)]
 
 
 _COLLECTIVE = re.compile(
@@ -256,10 +259,10 @@ def _called(instruction):
 
 
 def _buffers(instruction, computation):
-    name, type_text, opcode, _ = instruction
+    name, type_text, opcode, rest = instruction
     if opcode in _ALIASES or opcode.endswith("-start"):
         return
-    prefetch = opcode in _PREFETCHES
+    prefetch = opcode in _PREFETCHES or _JOINED in rest
     for dtype, dims, layout in _ARRAY.findall(type_text):
         shape = tuple(int(d) for d in dims.split(",") if d)
         space = "VMEM" if "S(1)" in layout else "HBM"

@@ -1,6 +1,7 @@
 """Programs to compile for described accelerators, from the shapes of parameters alone."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ class Program(NamedTuple):
         sizes: Entries of one layer's weight matrices, each size once; none if training, where
             gradients are as large.
         stored: HLO's name of the dtype in which the weights are stored; empty for factors.
+        packed: Whether one stored entry holds several of the weight's.
     """
 
     fn: Callable[..., Any]
@@ -38,30 +40,30 @@ class Program(NamedTuple):
     spec_of: Callable[[str, int], P]
     sizes: tuple[int, ...]
     stored: str
+    packed: bool = False
 
 
-# How weights are stored: a compression, and HLO's name of what a weight's codes are held in.
-FORMATS = {
-    "bfloat16": (None, "bf16"),
-    "int8": (jc.quantize("int8", where="**/kernel"), "s8"),
-    "int4 g128": (jc.quantize("int4", group=128, where="**/kernel"), "s4"),
-    "int2": (jc.quantize("int2", where="**/kernel"), "u8"),
-}
-# Further number formats, and products with activations of 8 bits, for the stack only.
 KERNELS = "**/kernel"
-MORE = {
-    "nf4 g128": (jc.quantize("nf4", group=128, where=KERNELS), "u4"),
-    "mxfp4": (jc.quantize("mxfp4", where=KERNELS), "u4"),
-    "nvfp4": (jc.quantize("nvfp4", where=KERNELS), "u4"),
-    "mxfp6": (jc.quantize("mxfp6", where=KERNELS), "u8"),
-    "mxfp8": (jc.quantize("mxfp8", where=KERNELS), "f8e4m3fn"),
-    "float8": (jc.quantize("float8_e4m3fn", where=KERNELS), "f8e4m3fn"),
-    "int3": (jc.quantize("int3", where=KERNELS), "u8"),
-    "binary": (jc.quantize("binary", where=KERNELS), "u8"),
-    "int8 x int8": (jc.quantize("int8", inputs="int8", where=KERNELS), "s8"),
-    "int4 x int8": (jc.quantize("int4", inputs="int8", where=KERNELS), "s4"),
-    "int4 g128 x int8": (jc.quantize("int4", group=128, inputs="int8", where=KERNELS), "s4"),
-}
+# Names are: a format, the size of its groups, the format of the activations, the type of the steps.
+FORMATS = ("bfloat16", "int8", "int4 g128", "int2")
+# Further number formats, and products with activations of 8 bits, for the stack only.
+MORE = (
+    *("nf4 g128", "mxfp4", "nvfp4", "mxfp6", "mxfp8", "float8_e4m3fn", "int3", "binary"),
+    *("int8 x int8", "int4 x int8", "int4 g128 x int8"),
+)
+GROUPED = tuple(f"{name} g{group}" for name in ("int4", "nf4") for group in (32, 64, 256))
+# All others, one step per channel and in groups.
+PLAIN = (
+    *("int7", "int6", "int5", "int4", "int1", "uint8", "uint7", "uint6", "uint5", "uint4"),
+    *("uint3", "uint2", "uint1", "ternary", "float8_e5m2", "float6_e2m3fn", "float6_e3m2fn"),
+    *("float4_e2m1fn", "pot5", "pot4", "pot3", "nf4"),
+)
+REST = (
+    *(f"{name}{group}" for name in PLAIN for group in ("", " g128")),
+    *(f"{name} g128" for name in ("int8", "int3", "int2", "binary", "float8_e4m3fn")),
+    *("mxfp8_e5m2", "mxfp6_e3m2", "int8 g128 x int8", "nf4 g128 x int8", "mxfp4 x int8"),
+    *("float8_e4m3fn x float8_e4m3fn", "int2 x int8", "int3 x int8", "binary x int8"),
+)
 TRAINED = {
     "float32": None,
     "QAT int8": jc.quantize("int8", where="**/kernel"),
@@ -70,15 +72,33 @@ TRAINED = {
 }
 
 
-def stack(weights: str, rows: int, width: int = 8192, layers: int = 4) -> Program:
-    """``layers`` square matrices, scanned: larger than any on-chip memory."""
-    kernel = jax.ShapeDtypeStruct((layers, width, width), BFLOAT16)
-    x = jax.ShapeDtypeStruct((rows, width), BFLOAT16)
+def stack(weights: str, rows: int) -> Program:
+    """Four matrices, scanned: larger than any on-chip memory."""
+    (depth, columns), x = sizes_for(rows)
+    shape = functools.partial(jax.ShapeDtypeStruct, dtype=BFLOAT16)
+    if depth == columns:
+        params = {"kernel": shape((4, depth, columns))}
+        step = lambda x, layer: (x @ layer["kernel"], None)
+    else:
+        params = {
+            "up": {"kernel": shape((2, depth, columns))},
+            "down": {"kernel": shape((2, columns, depth))},
+        }
+        step = lambda x, layer: (x @ layer["up"]["kernel"] @ layer["down"]["kernel"], None)
 
     def run(params, x):
-        return lax.scan(lambda x, layer: (x @ layer["kernel"], None), x, params)[0]
+        return lax.scan(step, x, params)[0]
 
-    return _lifted(run, {"kernel": kernel}, x, weights, _column, (width * width,), pallas=True)
+    return lifted(run, params, x, weights, _column, (depth * columns,), pallas=True)
+
+
+def sizes_for(rows: int) -> tuple[tuple[int, int], jax.ShapeDtypeStruct]:
+    """The shape of a layer, and its input.
+
+    With many rows an activation would be as large as half of 8192 x 8192 weights.
+    """
+    shape = (8192, 8192) if rows < 4096 else (10240, 12288)
+    return shape, jax.ShapeDtypeStruct((rows, shape[0]), BFLOAT16)
 
 
 def mlp_stack(weights: str, rows: int, width: int, hidden: int, layers: int = 4) -> Program:
@@ -96,7 +116,7 @@ def mlp_stack(weights: str, rows: int, width: int, hidden: int, layers: int = 4)
         return lax.scan(step, x, params)[0]
 
     x = shape((rows, width))
-    return _lifted(run, params, x, weights, _megatron, (width * hidden,))
+    return lifted(run, params, x, weights, _megatron, (width * hidden,))
 
 
 def blocks(weights: str, width: int = 2048, layers: int = 4) -> Program:
@@ -110,7 +130,7 @@ def blocks(weights: str, width: int = 2048, layers: int = 4) -> Program:
         return lax.scan(lambda x, layer: (models.block(layer, x), None), x, params)[0]
 
     sizes = (width * width, 4 * width * width)
-    return _lifted(run, params, x, weights, _megatron, sizes)
+    return lifted(run, params, x, weights, _megatron, sizes)
 
 
 def training(weights: str, layers: int = 2, width: int = 512, vocabulary: int = 1024) -> Program:
@@ -131,20 +151,51 @@ def training(weights: str, layers: int = 2, width: int = 512, vocabulary: int = 
     return Program(step, state, tokens, _megatron, (), "")
 
 
-def _lifted(fn, params, x, weights, spec_of, sizes, pallas=False):
-    known = FORMATS | MORE
-    compression, stored = known[weights] if weights in known else _low_rank(weights)
-    if compression is not None:
-        uses = jc.uses(fn, params, x)
-        compress = functools.partial(jc.compress, recipe=compression, uses=uses)
-        params = jax.eval_shape(compress, params)
-        fn = jc.lift(fn, on_fallback="error", pallas=pallas)
-    return Program(fn, params, x, spec_of, sizes, stored)
+def lifted(fn, params, x, weights, spec_of, sizes, pallas=False):
+    """A program on weights that are stored as a name says."""
+    compression = _compression(weights)
+    if compression is None:
+        return Program(fn, params, x, spec_of, sizes, hlo_name(BFLOAT16))
+    uses = jc.uses(fn, params, x)
+    compress = functools.partial(jc.compress, recipe=compression, uses=uses)
+    params = jax.eval_shape(compress, params)
+    fn = jc.lift(fn, on_fallback="error", pallas=pallas)
+    if weights.startswith("rank "):
+        return Program(fn, params, x, spec_of, sizes, "")
+    leaf = next(leaf for _, leaf in paths.named_leaves(params) if is_compressed(leaf))
+    codes = max(jax.tree.leaves(leaf), key=lambda part: part.size)
+    packed = codes.size < math.prod(leaf.shape)
+    return Program(fn, params, x, spec_of, sizes, hlo_name(codes.dtype), packed)
 
 
-def _low_rank(weights):
-    """Weights such as ``"rank 256"``."""
-    return jc.low_rank(rank=int(weights.removeprefix("rank ")), where="**/kernel"), ""
+def _compression(weights):
+    """What a name such as `int4 g128 x int8, bfloat16 steps` or `rank 256` stands for."""
+    if weights == "bfloat16":
+        return None
+    if weights.startswith("rank "):
+        return jc.low_rank(rank=int(weights.removeprefix("rank ")), where=KERNELS)
+    named, _, steps = weights.partition(", ")
+    named, _, inputs = named.partition(" x ")
+    name, _, group = named.partition(" g")
+    scale = steps.removesuffix(" steps") or None
+    group = int(group) if group else None
+    # The only two codes of int1 are 0 and a negative one.
+    symmetric = name != "int1" and not name.startswith("uint")
+    return jc.quantize(name, group, symmetric, where=KERNELS, scale=scale, inputs=inputs or None)
+
+
+def hlo_name(dtype) -> str:
+    """What HLO calls a dtype.
+
+    Example:
+        >>> hlo_name(jnp.int4), hlo_name(jnp.bfloat16), hlo_name(jnp.float8_e4m3fn)
+        ('s4', 'bf16', 'f8e4m3fn')
+    """
+    name = jnp.dtype(dtype).name
+    for ours, theirs in {"bfloat": "bf", "float": "f", "uint": "u", "int": "s"}.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours).replace("_", "")
+    raise ValueError(f"no number format: {name}")
 
 
 def _column(path, ndim):

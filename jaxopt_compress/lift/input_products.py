@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxopt_compress.arrays import (
     GriddedArray,
@@ -23,7 +22,17 @@ from jaxopt_compress.arrays import (
     is_compressed,
     materialize,
 )
-from jaxopt_compress.kernels import differentiated_as, integer_dot, zero_product
+from jaxopt_compress.kernels import (
+    integer_dot,
+    on_each_platform,
+    zero_product,
+)
+from jaxopt_compress.lift.activation_grids import (
+    input_levels,
+    input_step,
+    rounded_input,
+    straight_through,
+)
 from jaxopt_compress.lift.convolutions import bind_conv
 from jaxopt_compress.lift.cotangents import (
     meets_integers,
@@ -40,77 +49,9 @@ from jaxopt_compress.lift.quantized_products import (
 )
 from jaxopt_compress.lift.views import entrywise, plain_steps
 from jaxopt_compress.numerics.codebooks import Codebook
-from jaxopt_compress.numerics.codes import levels_of, round_to_grid
+from jaxopt_compress.numerics.codes import levels_of
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.integers import Integers
-from jaxopt_compress.numerics.learned import slopes
-from jaxopt_compress.numerics.steps import step_of
-
-
-def input_step(w: InputQuantizedArray, x: jax.Array, axes: Sequence[int], spread: Any) -> jax.Array:
-    """Float32 steps that broadcast against an activation.
-
-    Args:
-        w: The weight that it meets.
-        x: The activation.
-        axes: The axes of ``x`` that share a step where it is found at run time.
-        spread: Brings steps of the weight's rank to that of ``x``.
-    """
-    if w.scale is not None:
-        return spread(w.scale)
-    high = lax.stop_gradient(jnp.max(jnp.abs(x), tuple(axes), keepdims=True, initial=0))
-    high = high.astype(jnp.float32)
-    return step_of(-high, high, format_of(w.format), True)[0]
-
-
-def input_levels(w: InputQuantizedArray, x: jax.Array, step: jax.Array, spread: Any) -> jax.Array:
-    """The float32 levels of an activation."""
-    x = x if w.offset is None else x.astype(jnp.float32) - spread(w.offset)
-    return round_to_grid(x, step, None, format_of(w.format))[0]
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _on_grid(x: jax.Array, step: jax.Array, fmt: Format, clipping: bool) -> jax.Array:
-    """Float32; derivatives are those of `slopes`."""
-    del clipping
-    return round_to_grid(x, step, None, fmt)[0] * step
-
-
-@_on_grid.defjvp
-def _on_grid_jvp(fmt, clipping, primals, tangents):
-    x, step = primals
-    inside, slope = slopes(x, step, fmt, clipping)
-    change = jnp.where(inside, tangents[0], 0) + slope * tangents[1]
-    return _on_grid(x, step, fmt, clipping), change
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _within_its_range(x: jax.Array, step: jax.Array, fmt: Format) -> jax.Array:
-    """As `_on_grid`, by a step made for ``x``: what lies beyond does so by rounding alone."""
-    return _on_grid(x, step, fmt, False)
-
-
-@_within_its_range.defjvp
-def _within_its_range_jvp(fmt, primals, tangents):
-    return _within_its_range(*primals, fmt), tangents[0]
-
-
-def rounded_input(w: InputQuantizedArray, x: jax.Array, step: jax.Array, spread: Any) -> jax.Array:
-    r"""An activation on its grid, differentiable with respect to it, its step and its offset.
-
-    .. math:: \hat{x} = \mathrm{round}(\mathrm{clip}((x - \beta) / s)) \, s + \beta
-
-    References:
-        Esser et al., 2020, Learned Step Size Quantization. Bhalgat et al., 2020, LSQ+: Improving
-        Low-Bit Quantization Through Learnable Offsets and Better Initialization.
-    """
-    wide, fmt = x.astype(jnp.float32), format_of(w.format)
-    if w.scale is None:
-        return _within_its_range(wide, step, fmt).astype(x.dtype)
-    if w.offset is None:
-        return _on_grid(wide, step, fmt, w.clipping).astype(x.dtype)
-    offset = spread(w.offset)
-    return (_on_grid(wide - offset, step, fmt, w.clipping) + offset).astype(x.dtype)
 
 
 @contract.register
@@ -126,9 +67,13 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
         weight = integer_weight(w.weight, format_of(w.format))
 
         def product(levels: jax.Array) -> jax.Array:
-            if weight is not None and _steps_leave(weight, how):
-                return _contract_integers(weight, levels.astype(jnp.int8), wide)
             held = w.weight.quantized() if isinstance(w.weight, GriddedArray) else w.weight
+            # Words of codes would be unpacked before an integer product; a kernel reads them.
+            words = how.pallas and isinstance(held, QuantizedArray) and held.block is not None
+            if weight is not None and _steps_leave(weight, how) and not words:
+                return _contract_integers(weight, levels.astype(jnp.int8), wide)
+            if _are_float8(held, w.format) and _steps_leave(held, how):
+                return _contract_float8(held, levels.astype(format_of(w.format).dtype), wide)
             return contract(held, levels.astype(x.dtype), wide)
 
         y = product(input_levels(w, x, step, spread))
@@ -205,11 +150,24 @@ def _contract_integers(w: QuantizedArray, codes: jax.Array, how: Product) -> jax
     return as_matrices(codes, w, how, multiply)
 
 
-def straight_through(run: Any, smooth: Any, *args: Any) -> jax.Array:
-    """``run(*args)``, of trees, with the derivatives of ``smooth``."""
-    leaves, treedef = jax.tree.flatten(args)
-    flat = lambda fn: lambda *leaves: fn(*jax.tree.unflatten(treedef, leaves))
-    return differentiated_as(flat(smooth), flat(run))(*leaves)
+def _are_float8(w: Any, inputs: str) -> bool:
+    """Whether weight and activations are both held in 8-bit floats, in a product of one group."""
+    if not isinstance(w, QuantizedArray) or w.group is not None or is_compressed(w.codes):
+        return False
+    return all(fmt.dtype.name.startswith("float8") for fmt in (w.fmt, format_of(inputs)))
+
+
+def _contract_float8(w: QuantizedArray, codes: jax.Array, how: Product) -> jax.Array:
+    """The product of 8-bit floats, summed in float32."""
+    direct = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    # CPUs have no product of theirs.
+    widened = lambda x, y: direct(x.astype(jnp.float32), y.astype(jnp.float32))
+
+    def multiply(rows: jax.Array, matrix: Any, scale: jax.Array, zero: Any) -> jax.Array:
+        del zero
+        return on_each_platform({"cpu": widened}, direct, rows, matrix(w.codes)) * scale
+
+    return as_matrices(codes, plain_steps(w), how, multiply)
 
 
 @contraction_rule("conv_general_dilated", InputQuantizedArray)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import QuantizedArray, SparseArray
-from jaxopt_compress.kernels import on_each_platform, planar_dot, scaled_dot
+from jaxopt_compress.kernels import on_each_platform, planar_dot, scaled_dot, zero_product
 from jaxopt_compress.lift.products import Product, contract, dense_operand, dot, levels
 from jaxopt_compress.lift.views import Cut, Joined, cut, entrywise, plain_steps
 from jaxopt_compress.numerics.codes import levels_of
@@ -61,8 +61,8 @@ def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Any:
         read = None if whole else lambda codes: levels_of(codes, w.fmt)
         codes = weight(w.unpacked())
         plain = functools.partial(scaled_dot, decode=read, **given)
-        if zero is None and how.pallas and not _streams(w):
-            return _in_kernel(plain, rows, codes, weight(w.codes), scale, w)
+        if how.pallas and not _streams(w):
+            return _in_kernel(plain, rows, codes, weight(w.codes), scale, zero, w, how.dtype)
         return plain(rows, codes, scale, zero)
 
     return as_matrices(x, w, how, multiply)
@@ -77,27 +77,47 @@ def _streams(w: QuantizedArray) -> bool:
 
 
 def _in_kernel(
-    plain: Any, rows: jax.Array, codes: jax.Array, held: jax.Array, scale: jax.Array, w: Any
+    plain: Any,
+    rows: jax.Array,
+    codes: jax.Array,
+    held: jax.Array,
+    scale: jax.Array,
+    zero: Any,
+    w: QuantizedArray,
+    dtype: Any,
 ) -> jax.Array:
     """The product by a kernel on TPUs, if it has tiles for these shapes, and as it is elsewhere."""
     # Imported late: Pallas takes long to import.
     from jaxopt_compress.kernels.tpu_dots import decoded_dot, fits
 
     group = rows.shape[-1] // scale.shape[-2]
-    scale = jnp.broadcast_to(scale, (*scale.shape[:-1], codes.shape[-1]))
+    wide = jnp.broadcast_to(scale, (*scale.shape[:-1], codes.shape[-1]))
     given = {"group": group, "bits": None if w.block is None else w.bits, "block": w.block}
-    if not fits(rows, held, scale, **given):
-        return plain(rows, codes, scale)
+    if not fits(rows, held, wide, **given):
+        return plain(rows, codes, scale, zero)
+    # Levels times steps are rounded to 16 bits there: those of codes around 0 lose the least.
+    middle = 0 if zero is None or w.fmt.grid.signed else 2 ** (w.bits - 1)
+    preferred = dtype if zero is None else jnp.float32
 
     def decode(code: jax.Array) -> jax.Array:
         if w.block is not None and isinstance(w.fmt.grid, Integers) and w.fmt.grid.signed:
             code = code.astype(jnp.int32)
             code = jnp.where(code > w.fmt.grid.high, code - 2**w.bits, code)
-        return levels_of(code, w.fmt)
+        return levels_of(code, w.fmt) - middle
 
-    kernel = lambda rows, codes, held, scale: decoded_dot(rows, held, scale, decode, **given)
-    default = lambda rows, codes, held, scale: plain(rows, codes, scale)
-    return on_each_platform({"tpu": kernel}, default, rows, codes, held, scale)
+    def kernel(rows: jax.Array, codes: jax.Array, held: jax.Array, *steps: jax.Array) -> jax.Array:
+        del codes
+        y = decoded_dot(rows, held, steps[0], decode, preferred=preferred, **given)
+        if zero is None:
+            return y
+        return y - zero_product(rows, steps[1], steps[2].astype(jnp.int32) - middle)
+
+    def default(rows: jax.Array, codes: jax.Array, held: jax.Array, *steps: jax.Array) -> jax.Array:
+        del held
+        return plain(rows, codes, *(steps[1:] or (steps[0], None))).astype(preferred)
+
+    steps = (wide,) if zero is None else (wide, scale, zero)
+    return on_each_platform({"tpu": kernel}, default, rows, codes, held, *steps)
 
 
 def _whole_and_rest(w: QuantizedArray, group: int) -> Joined:

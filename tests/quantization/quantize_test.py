@@ -214,3 +214,18 @@ def test_codes_of_a_small_matrix():
     np.testing.assert_array_equal(small.scale, np.float32([[4, 3, 1]]) / np.float32(7.5))
     want = np.round(np.asarray(W) * (np.float32(1) / np.asarray(small.scale)))
     np.testing.assert_array_equal(small.codes.astype(jnp.int8), np.clip(want, -8, 7))
+
+
+@pytest.mark.parametrize("name", ["int4", "nf4", "float8_e4m3fn"])
+def test_a_normalization_has_nothing_to_fold(name):
+    """With a step per channel, a factor per channel changes the steps, and no code."""
+    w, factor = normal(3, 3, 8, 16), 2.0 ** np.arange(-8, 8)
+    image = lambda params, x: jax.lax.conv_general_dilated(
+        x, params["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    uses = jc.uses(image, {"w": w}, jnp.ones((1, 6, 6, 8)))
+    plain, folded = (
+        jc.compress({"w": v}, jc.quantize(name), uses=uses)["w"] for v in (w, w * factor)
+    )
+    np.testing.assert_array_equal(plain.unpacked(), folded.unpacked())
+    np.testing.assert_array_equal(plain.scale * factor, folded.scale)

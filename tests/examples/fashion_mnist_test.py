@@ -1,0 +1,59 @@
+"""The Fashion-MNIST example trains, stores and measures, on noise instead of its data."""
+
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_compress as jc
+
+PATH = pathlib.Path(__file__).parents[2] / "examples" / "fashion_mnist_qat.py"
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("fashion_mnist_qat", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    # The first and the last layer alone, which compile in seconds.
+    module.MODEL = module.ResNet(blocks=())
+    module.BATCH = 16
+    return module
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.integers(0, 256, (64, 28, 28, 1), np.uint8))
+    return images, jnp.asarray(rng.integers(0, 10, 64, np.uint8))
+
+
+def test_trained_is_what_is_stored(example, data):
+    images = data[0] / np.float32(255)
+    variables = jax.jit(example.MODEL.init)(jax.random.key(0), images)
+    params, averages = variables["params"], variables["batch_stats"]
+    c, steps = example.recipes()["w8a8g8"], []
+    found = {"uses": jc.uses(example.logits, params, averages, images)}
+    count = lambda: steps.append(1)
+    trained = example.train(params, averages, data, jax.random.key(1), 1, count, c, found)
+    params, averages, opt_state, _ = trained
+    assert len(steps) == 4
+
+    small = jc.compress(params, c, state=opt_state, **found)
+    assert small["stem"]["kernel"].weight.codes.dtype == jnp.int8
+    logits = jax.jit(jc.lift(example.logits))(c.view(params, opt_state), averages, images)
+    right = 100 * np.mean(np.argmax(logits, -1) == np.asarray(data[1]))
+    assert example.accuracy(small, averages, data) == right
+
+
+def test_augmented_images_are_shifted_and_mirrored(example, data):
+    out = example.augment(jax.random.key(0), data[0])
+    assert out.shape == data[0].shape and out.dtype == jnp.float32
+    # Whatever the shift, the middle of each image or of its mirror image stays in sight.
+    for image, new in zip(np.asarray(data[0]), np.round(255 * np.asarray(out)), strict=True):
+        middles = image[2:-2, 2:-2, 0], image[2:-2, ::-1, 0][:, 2:-2]
+        found = np.lib.stride_tricks.sliding_window_view(new[..., 0], (24, 24))
+        assert any((found == middle).all((2, 3)).any() for middle in middles)
