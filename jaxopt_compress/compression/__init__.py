@@ -5,6 +5,7 @@ from jaxopt_compress.compression.base import (
     Compression,
     CompressionState,
     LeafState,
+    NeedsStats,
     NeedsValues,
     TrainingState,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "Decision",
     "LeafMethod",
     "LeafState",
+    "NeedsStats",
     "NeedsValues",
     "Parameter",
     "TrainingState",

@@ -261,6 +261,10 @@ class NeedsValues(ValueError):
     """Something is decided from values, which are not known while a function is traced."""
 
 
+class NeedsStats(ValueError):
+    """Something starts from activations, and no statistics of them were given."""
+
+
 def check_init(init: Callable[..., Any], params: Any, uses: Any, stats: Any) -> None:
     """Runs an ``init`` of several steps on shapes alone: none refuses after another's work.
 

@@ -1,5 +1,6 @@
 """From parameters to their stored form, by one compression or a recipe of several."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 from jaxopt_compress.compression.base import (
     ChainState,
     Compression,
+    NeedsStats,
     NeedsValues,
     apply_state,
     check_init,
@@ -16,7 +18,7 @@ from jaxopt_compress.compression.base import (
     leaf_states,
     training_states,
 )
-from jaxopt_compress.tree import map_named, named_leaves
+from jaxopt_compress.tree import AssumedLayout, map_named, named_leaves
 from jaxopt_compress.tree.paths import glob_matches, select
 
 Recipe = Mapping[str, Compression]
@@ -79,10 +81,12 @@ def _check_asked(
     """
     if len(states) > 1 or not all(map(describes_itself, states)):
         return  # Of several compressions in one optimizer, each has parameters of its own.
-    try:
-        asked = jax.eval_shape(lambda p: compression.init(p, uses=uses, stats=stats), params)
-    except (NeedsValues, jax.errors.JAXTypeError):
-        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AssumedLayout)  # The states know the axes.
+        try:
+            asked = jax.eval_shape(lambda p: compression.init(p, uses=uses, stats=stats), params)
+        except (NeedsStats, NeedsValues, jax.errors.JAXTypeError):
+            return
     trained, wanted = _methods(states), _methods([asked])
     for path in trained.keys() & wanted.keys():
         if wanted[path] - trained[path]:

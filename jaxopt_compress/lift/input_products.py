@@ -33,7 +33,7 @@ from jaxopt_compress.lift.activation_grids import (
     rounded_input,
     straight_through,
 )
-from jaxopt_compress.lift.convolutions import bind_conv
+from jaxopt_compress.lift.convolutions import bind_conv, bind_integer_conv
 from jaxopt_compress.lift.cotangents import (
     meets_integers,
     through_integers,
@@ -200,7 +200,7 @@ def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
             codes = levels.astype(jnp.int8), weight.codes.astype(jnp.int8)
             shape = [1] * x.ndim
             shape[spec.out_spec[1]] = weight.scale.shape[out_axis]
-            y = bind_conv(call, *codes, jnp.int32).astype(jnp.float32)
+            y = bind_integer_conv(call, *codes).astype(jnp.float32)
             return y * weight.scale.reshape(shape)
 
         # A step per example stands at the batch axis of the result.

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxopt_compress.arrays import InputQuantizedArray
 from jaxopt_compress.arrays.base import is_traced
-from jaxopt_compress.compression import Compression
+from jaxopt_compress.compression import Compression, NeedsStats
 from jaxopt_compress.compression.base import CompressionState, check_init, map_states
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.integers import Integers
@@ -195,7 +195,7 @@ def _start(
         key, value = ("step", given / fmt.grid.high) if rule == "unit" else ("alpha", given)
         return {key: jnp.full(sizes, value, jnp.float32)}, 1
     if stat is None:
-        raise ValueError(
+        raise NeedsStats(
             f"there are no statistics of what meets {name}: pass "
             "stats=jaxopt_compress.calibrate(fn, params, batches); what is only looked up meets no "
             "activations, and is left out by where="

@@ -11,7 +11,14 @@ from jax import lax
 
 from jaxopt_compress.arrays import LowRankArray, QuantizedArray
 from jaxopt_compress.arrays.base import is_traced
-from jaxopt_compress.compression import Compression, Decision, LeafMethod, Parameter, leafwise
+from jaxopt_compress.compression import (
+    Compression,
+    Decision,
+    LeafMethod,
+    NeedsStats,
+    Parameter,
+    leafwise,
+)
 from jaxopt_compress.numerics.bounds import ABSMEAN, Bounds, absmax
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.integers import Integers
@@ -122,7 +129,7 @@ def quantize(
         if across is not None:
             _check_group(parameter, max(layout.output, default=None), across, pad)
         if inputs is not None and input_steps == "calibrated" and parameter.stats is None:
-            raise ValueError(
+            raise NeedsStats(
                 f"there are no statistics of what meets {parameter.describe()}: pass "
                 "stats=jaxopt_compress.calibrate(fn, params, batches), or input_steps='dynamic'"
             )

@@ -1,3 +1,5 @@
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,3 +93,22 @@ def test_what_is_no_array_stays():
     params = {"w": W, "activation": jax.nn.relu, "name": "mlp", "none": None}
     small = jc.compress(params, jc.chain(jc.prune(jc.magnitude(), jc.constant(0.5)), INT8))
     assert small["activation"] is jax.nn.relu and small["name"] == "mlp"
+
+
+def test_what_started_from_statistics_needs_none_again():
+    """The state knows the axes and the steps: nothing is asked for, and nothing is warned about."""
+    params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 8, 4)), jnp.float32)}
+    names = ("NHWC", "HWIO", "NHWC")
+    image = lambda p, x: jax.lax.conv_general_dilated(
+        x, p["w"], (1, 1), "SAME", dimension_numbers=names
+    )
+    x = jnp.ones((1, 4, 4, 8))
+    given = {"uses": jc.uses(image, params, x), "stats": jc.calibrate(image, params, [x])}
+    for c in (jc.lsq("int4", inputs="uint4"), jc.quantize("int4")):
+        state = jc.compressed_training(optax.sgd(0.1), c, **given).init(params)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            small = jc.compress(params, c, state=state)
+        np.testing.assert_array_equal(
+            jc.materialize(small)["w"], jc.materialize(c.view(params, state))["w"]
+        )

@@ -226,3 +226,27 @@ def test_sharded_and_saved(tmp_path):
     spec = jax.sharding.PartitionSpec(None, "x")
     placed = jc.shard(small, {"w": jax.sharding.NamedSharding(mesh, spec)})
     assert_same_bits(run(placed, X), run(small, X))
+
+
+@pytest.mark.parametrize("layout", [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")])
+def test_few_channels_of_a_convolution_are_those_of_many(layout):
+    """Kernels with few channels are widened for CPUs, which changes no bit."""
+    first = layout[1].index("O")
+    w, x = rng.normal(size=(3, 3, 8, 20)), rng.normal(size=(2, 5, 5, 8))
+    if first == 0:
+        w, x = np.transpose(w, (3, 2, 0, 1)), np.transpose(x, (0, 3, 1, 2))
+    w, x = jnp.asarray(w, jnp.float32), jnp.asarray(x, jnp.float32)
+
+    def image(params, x):
+        return jax.lax.conv_general_dilated(
+            x, params["w"], (1, 1), "SAME", dimension_numbers=layout
+        )
+
+    def run(params):
+        uses = jc.uses(image, params, x)
+        small = jc.compress(params, jc.quantize("int8", inputs="int8"), uses=uses)
+        return jax.jit(jc.lift(image, on_fallback="error"))(small, x)
+
+    few = jax.lax.slice_in_dim(w, 0, 12, axis=first)
+    want = jax.lax.slice_in_dim(run({"w": w}), 0, 12, axis=layout[2].index("C"))
+    assert_same_bits(run({"w": few}), want)
