@@ -205,7 +205,7 @@ def run(seed, wanted, epochs, data, progress):
         row = {"seed": seed, "variant": name, "before": accuracy(plain, batch_stats, test)}
         state = train(params, batch_stats, training, key, epochs[1], on_step, c, found)
         new, averages, opt_state, seconds = state
-        small = new if c is None else jc.compress(new, c, state=opt_state, **found)
+        small = new if c is None else jc.compress(new, c, state=opt_state)
         total = jc.report(new, small)["total"]
         row |= {"accuracy": accuracy(small, averages, test), "bytes": total["stored_bytes"]}
         row |= {"ratio": total["ratio"], "bits": total["bits_per_weight"]}

@@ -42,7 +42,7 @@ def test_trained_is_what_is_stored(example, data):
     params, averages, opt_state, _ = trained
     assert len(steps) == 4
 
-    small = jc.compress(params, c, state=opt_state, **found)
+    small = jc.compress(params, c, state=opt_state)
     assert small["stem"]["kernel"].weight.codes.dtype == jnp.int8
     logits = jax.jit(jc.lift(example.logits))(c.view(params, opt_state), averages, images)
     right = 100 * np.mean(np.argmax(logits, -1) == np.asarray(data[1]))
