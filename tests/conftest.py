@@ -1,8 +1,29 @@
-"""Tests run on eight fake CPU devices; both settings must precede the import of JAX."""
+"""Tests run on eight fake CPU devices, and share what they compile by way of a folder.
 
+These settings must precede the import of JAX; processes that run tests inherit them.
+"""
+
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 )
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+import jax
+import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten():
+    """Keeps memory small, and JAX from dropping the oldest of its few thousand compiled calls."""
+    yield
+    jax.clear_caches()

@@ -13,7 +13,16 @@ from tests.method_contract import CHAINS, DTYPES, KINDS, METHODS
 pytestmark = pytest.mark.filterwarnings("ignore::jaxopt_compress.AssumedLayout")
 
 EVERY = METHODS + CHAINS
-each = pytest.mark.parametrize("method", EVERY, ids=lambda m: m.name)
+
+
+def params(methods):
+    """Methods as arguments; further integers differ from int8 in what tests/quantization covers."""
+    slow = lambda m: [pytest.mark.slow] if m.name.startswith(("int4", "int2", "int8-")) else []
+    kept = lambda m: [] if m in CHAINS else slow(m)
+    return [pytest.param(m, id=m.name, marks=kept(m)) for m in methods]
+
+
+each = pytest.mark.parametrize("method", params(EVERY))
 
 
 @functools.cache
@@ -81,7 +90,7 @@ def test_gradients(method):
     laws.check_gradient(c, params, c.init(params))
 
 
-@pytest.mark.parametrize("method", [m for m in EVERY if not m.needs_values], ids=lambda m: m.name)
+@pytest.mark.parametrize("method", params(m for m in EVERY if not m.needs_values))
 def test_vmap(method):
     c, params = small(method)
     laws.check_vmap(c, [params, laws.tree(method, 50, "normal", ["even", "empty"])])

@@ -47,7 +47,7 @@ def test_each_update_is_that_of_its_stage(pruned):
             assert_same_bits(view(params, state), params)
 
 
-@pytest.mark.parametrize("updates", range(6))
+@pytest.mark.parametrize("updates", [1, 2, 4, 5])
 def test_derivatives_are_those_of_the_stage(updates):
     c, g = jc.progressive(STAGES), steady(2, 32, 8)
     *_, (params, state) = followed(c, updates)
