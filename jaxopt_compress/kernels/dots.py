@@ -86,9 +86,10 @@ def scaled_dot(
     if groups > 1:
         few = groups * x.shape[-2] <= _MAX_BLOCK_DIAGONAL_ROWS
         forms["tpu"] = of_codes(block_diagonal if few else per_group)
-        # Where levels are computed, a compiler that writes them out would write partials besides.
-        outgrow = decode is not None or _partials_outgrow_weight(x, groups)
-        default = linear if outgrow else of_codes(per_group)
+        default = linear if _partials_outgrow_weight(x, groups) else of_codes(per_group)
+        if decode is not None:
+            # GPUs write out the levels in either form, and would write the partials besides.
+            forms |= {"cuda": linear, "rocm": linear}
     if streams(x.shape[-2], codes, groups):
         given = {"decode": decode, "precision": precision, "linear": linear}
         forms["cpu"] = functools.partial(streamed_dot, **given)

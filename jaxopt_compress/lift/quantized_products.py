@@ -11,12 +11,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_compress.arrays import QuantizedArray, SparseArray
 from jaxopt_compress.kernels import on_each_platform, planar_dot, scaled_dot, zero_product
 from jaxopt_compress.lift.products import Product, contract, dense_operand, dot, levels
 from jaxopt_compress.lift.views import Cut, Joined, cut, entrywise, plain_steps
+from jaxopt_compress.numerics.codebooks import Codebook
 from jaxopt_compress.numerics.codes import levels_of
+from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.integers import Integers
 
 
@@ -58,7 +61,7 @@ def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Any:
         if w.block is not None and whole and w.fmt.grid.signed and w.bits in (1, 2, 4):
             words = weight(w.codes)
             return planar_dot(rows, words, scale, zero, bits=w.bits, block=w.block, **given)
-        read = None if whole else lambda codes: levels_of(codes, w.fmt)
+        read = None if whole else functools.partial(_levels, fmt=w.fmt, rows=rows.shape[-2])
         codes = weight(w.unpacked())
         plain = functools.partial(scaled_dot, decode=read, **given)
         if how.pallas and not _streams(w):
@@ -66,6 +69,16 @@ def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Any:
         return plain(rows, codes, scale, zero)
 
     return as_matrices(x, w, how, multiply)
+
+
+def _levels(codes: jax.Array, fmt: Format, rows: int) -> jax.Array:
+    """`levels_of`; for one row on CPUs by lookups in a table, which take less time there."""
+    read = functools.partial(levels_of, fmt=fmt)
+    if rows > 1 or not isinstance(fmt.grid, Codebook):
+        return read(codes)
+    table = np.asarray(fmt.grid.levels, np.float32)
+    lookup = lambda codes: jnp.take(table, codes.astype(jnp.int32), mode="clip")
+    return on_each_platform({"cpu": lookup}, read, codes)
 
 
 def _streams(w: QuantizedArray) -> bool:
