@@ -51,7 +51,7 @@ def run(
 
     Prints a table, and writes ``report.json``, ``sparsity.png``, ``accuracy.png``,
     ``layer_error.png`` and ``checkpoints/`` into ``out``. The same seed gives the same table, but
-    for times and the sizes of files.
+    for times; the sizes of files, of which some kilobytes differ, are in the report.
 
     Args:
         out: A folder; files of an earlier run in it are replaced.
@@ -158,7 +158,7 @@ def run(
     }
     (out / "report.json").write_text(json.dumps(document, indent=1) + "\n")
 
-    console.print(table(rows, files, times, document["timing"]["device"], len(test_set.labels)))
+    console.print(table(rows, times, document["timing"]["device"], len(test_set.labels)))
     if not equal:
         raise RuntimeError(f"{folder} gives other logits when loaded again")
     console.print(

@@ -33,7 +33,6 @@ class Row(NamedTuple):
 
 def table(
     rows: Sequence[Row],
-    files: Mapping[str, int],
     times: Mapping[str, float],
     device: str,
     batch: int,
@@ -42,7 +41,6 @@ def table(
 
     Args:
         rows: The first is the dense network.
-        files: Bytes of all files of the checkpoint, by variant.
         times: Milliseconds per batch by variant.
         device: Where they were measured.
         batch: Images per batch.
@@ -50,7 +48,6 @@ def table(
     out = Table(
         title=f"{batch} test images, before (dense) and after compression",
         caption="one shot: accuracy when compressed without training.\n"
-        "file bytes: with descriptions; some KB of them differ from run to run.\n"
         f"ms: median time of a compiled batch of {batch} on this {device};\n"
         "CPU times say little about accelerators.",
         title_justify="left",
@@ -60,7 +57,7 @@ def table(
     )
     out.add_column("variant", no_wrap=True)
     titles = ("accu-\nracy %", "macro\nF1 %", "agrees\n%", "one\nshot %", "stored\nbytes")
-    for title in (*titles, "file\nbytes", "ratio", "bits/\nweight", "ms"):
+    for title in (*titles, "ratio", "bits/\nweight", "ms"):
         out.add_column(title, justify="right", no_wrap=True)
     percent = lambda share: f"{100 * share:.1f}"
     for row in rows:
@@ -68,7 +65,6 @@ def table(
             row.variant,
             *map(percent, (row.accuracy, row.macro_f1, row.agreement, row.one_shot_accuracy)),
             f"{row.stored_bytes:,}",
-            f"{files[row.variant]:,}",
             f"{row.ratio:.1f}",
             f"{row.bits_per_weight:.2f}",
             f"{times[row.variant]:.2f}",
