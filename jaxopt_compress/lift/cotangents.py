@@ -11,7 +11,6 @@ References:
 """
 
 import math
-import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 from jaxopt_compress.arrays import QuantizedArray
 from jaxopt_compress.kernels import transposed_dot
 from jaxopt_compress.lift._compat import varying_alike
-from jaxopt_compress.lift.products import Product
+from jaxopt_compress.lift.products import Product, aligned, axis_names
 from jaxopt_compress.numerics.codes import round_to_grid
 from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.integers import Integers
@@ -129,37 +128,15 @@ def through_integers(
         ``(of x, of w)`` in float32.
     """
     wide = g.astype(jnp.float32)
-    of_x, of_w, of_y = _names(codes.ndim, w.ndim, how)
+    of_x, of_w, of_y = axis_names(codes.ndim, w.ndim, how)
 
     def back(other: jax.Array, steps: jax.Array, names: str, to: str) -> jax.Array:
         summed = [i for i, name in enumerate(of_y) if name not in to]
-        level, own = rounded(wide * _aligned(steps, names, of_y), summed, fmt)
+        level, own = rounded(wide * aligned(steps, names, of_y), summed, fmt)
         y = _integer_einsum(level.astype(jnp.int8), of_y, other, names, to)
-        return y * _aligned(own, of_y, to)
+        return y * aligned(own, of_y, to)
 
     return back(w.codes, w.scale, of_w, of_x), back(codes, step, of_x, of_w)
-
-
-def _names(x_ndim: int, w_ndim: int, how: Product) -> tuple[str, str, str]:
-    """A letter for each axis of the activation, the weight and the result, as of an einsum."""
-    letters = iter(string.ascii_letters)
-    x, w = {}, {}
-    pairs = [*zip(*how.batch, strict=True), *zip(*how.contract, strict=True)]
-    for own, other in pairs:
-        x[own] = w[other] = next(letters)
-    batch = [x[d] for d in how.batch[0]]
-    rows = [x.setdefault(d, next(letters)) for d in range(x_ndim) if d not in x]
-    columns = [w.setdefault(d, next(letters)) for d in range(w_ndim) if d not in w]
-    join = lambda names, ndim: "".join(names[d] for d in range(ndim))
-    return join(x, x_ndim), join(w, w_ndim), "".join((*batch, *rows, *columns))
-
-
-def _aligned(field: jax.Array, names: str, to: str) -> jax.Array:
-    """A field broadcast against the axes ``to``; along other axes its size is 1."""
-    field = jnp.squeeze(field, [i for i, name in enumerate(names) if name not in to])
-    kept = [name for name in names if name in to]
-    field = jnp.transpose(field, [kept.index(name) for name in to if name in kept])
-    return jnp.expand_dims(field, [i for i, name in enumerate(to) if name not in kept])
 
 
 def _integer_einsum(a: jax.Array, a_names: str, b: jax.Array, b_names: str, to: str) -> jax.Array:

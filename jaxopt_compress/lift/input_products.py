@@ -41,12 +41,16 @@ from jaxopt_compress.lift.cotangents import (
     with_backward,
 )
 from jaxopt_compress.lift.interpreter import Call, leaf_rule, replay_equation
-from jaxopt_compress.lift.products import Product, contract, contraction_rule, dense_operand, dot
-from jaxopt_compress.lift.quantized_products import (
-    activation_sums,
-    as_matrices,
-    factor_of_activation,
+from jaxopt_compress.lift.products import (
+    Product,
+    aligned,
+    axis_names,
+    contract,
+    contraction_rule,
+    dense_operand,
+    dot,
 )
+from jaxopt_compress.lift.quantized_products import as_matrices
 from jaxopt_compress.lift.views import entrywise, plain_steps
 from jaxopt_compress.numerics.codebooks import Codebook
 from jaxopt_compress.numerics.codes import levels_of
@@ -59,15 +63,16 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
     if isinstance(w.weight, LowRankArray):
         return NotImplemented
 
-    spread = lambda field: factor_of_activation(field, x, how)
+    of_x, of_w, of_y = axis_names(x.ndim, len(w.shape), how)
+    spread = lambda field: aligned(field, of_w, of_x)
 
     def run(w: InputQuantizedArray, x: jax.Array) -> jax.Array:
         step = input_step(w, x, how.contract[0], spread)
         wide = how._replace(dtype=jnp.promote_types(how.dtype, jnp.float32))
-        weight = integer_weight(w.weight, format_of(w.format))
+        held = stored_weight(w.weight)
+        weight = integer_weight(held, format_of(w.format))
 
         def product(levels: jax.Array) -> jax.Array:
-            held = w.weight.quantized() if isinstance(w.weight, GriddedArray) else w.weight
             # Words of codes would be unpacked before an integer product; a kernel reads them.
             words = how.pallas and isinstance(held, QuantizedArray) and held.block is not None
             if weight is not None and _steps_leave(weight, how) and not words:
@@ -78,7 +83,7 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
 
         y = product(input_levels(w, x, step, spread))
         # Steps have size 1 where the product sums.
-        of_result = lambda field: activation_sums(field, y.ndim, how, jnp.float32)
+        of_result = lambda field: aligned(field, of_x, of_y)
         y = y * of_result(step)
         if w.offset is not None:
             kept = (*how.contract[0], *how.batch[0])
@@ -96,7 +101,7 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
     back = format_of(w.gradients)
 
     def through(w: InputQuantizedArray, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-        weight = integer_weight(w.weight, format_of(w.format))
+        weight = integer_weight(stored_weight(w.weight), format_of(w.format))
         if weight is not None and w.offset is None and meets_integers(weight, how, back):
             step = input_step(w, x, how.contract[0], spread)
             codes = input_levels(w, x, step, spread).astype(jnp.int8)
@@ -108,11 +113,15 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
     return with_backward(run, factors, through, w, x)
 
 
+def stored_weight(w: Any) -> Any:
+    """The weight as it is stored: of values that are rounded in training, the codes."""
+    return w.quantized() if isinstance(w, GriddedArray) else w
+
+
 def integer_weight(w: Any, fmt: Format) -> QuantizedArray | None:
     """The weight with one int8 or int4 code per entry, if it meets activations as such."""
     # Unsigned codes of less than 8 bits are int8 numbers too.
     whole = isinstance(fmt.grid, Integers) and fmt.grid.high <= 127
-    w = w.quantized() if isinstance(w, GriddedArray) else w
     if not whole or not isinstance(w, QuantizedArray) or w.bits > 8:
         return None
     if w.masked and not w.fmt.has_zero:
@@ -186,7 +195,7 @@ def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
         return input_step(w, x, axes, spread)
 
     def run(w: InputQuantizedArray, x: jax.Array) -> jax.Array:
-        step, weight = step_for(w, x), integer_weight(w.weight, format_of(w.format))
+        step, weight = step_for(w, x), integer_weight(stored_weight(w.weight), format_of(w.format))
 
         def product(levels: jax.Array) -> jax.Array:
             if (

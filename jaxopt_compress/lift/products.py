@@ -1,6 +1,7 @@
 """What rules for products share: how a weight meets an activation, and a weight as an operand."""
 
 import functools
+import string
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -62,6 +63,28 @@ class Product(NamedTuple):
     dtype: Any
     precision: Any = None
     pallas: bool = False
+
+
+def axis_names(x_ndim: int, w_ndim: int, how: Product) -> tuple[str, str, str]:
+    """A letter for each axis of the activation, the weight and the result, as of an einsum."""
+    letters = iter(string.ascii_letters)
+    x, w = {}, {}
+    pairs = [*zip(*how.batch, strict=True), *zip(*how.contract, strict=True)]
+    for own, other in pairs:
+        x[own] = w[other] = next(letters)
+    batch = [x[d] for d in how.batch[0]]
+    rows = [x.setdefault(d, next(letters)) for d in range(x_ndim) if d not in x]
+    columns = [w.setdefault(d, next(letters)) for d in range(w_ndim) if d not in w]
+    join = lambda names, ndim: "".join(names[d] for d in range(ndim))
+    return join(x, x_ndim), join(w, w_ndim), "".join((*batch, *rows, *columns))
+
+
+def aligned(field: jax.Array, names: str, to: str) -> jax.Array:
+    """A field broadcast against the axes ``to``; along other axes its size is 1."""
+    field = jnp.squeeze(field, [i for i, name in enumerate(names) if name not in to])
+    kept = [name for name in names if name in to]
+    field = jnp.transpose(field, [kept.index(name) for name in to if name in kept])
+    return jnp.expand_dims(field, [i for i, name in enumerate(to) if name not in kept])
 
 
 @functools.singledispatch

@@ -15,7 +15,15 @@ import numpy as np
 
 from jaxopt_compress.arrays import QuantizedArray, SparseArray
 from jaxopt_compress.kernels import on_each_platform, planar_dot, scaled_dot, zero_product
-from jaxopt_compress.lift.products import Product, contract, dense_operand, dot, levels
+from jaxopt_compress.lift.products import (
+    Product,
+    aligned,
+    axis_names,
+    contract,
+    dense_operand,
+    dot,
+    levels,
+)
 from jaxopt_compress.lift.views import Cut, Joined, cut, entrywise, plain_steps
 from jaxopt_compress.numerics.codebooks import Codebook
 from jaxopt_compress.numerics.codes import levels_of
@@ -38,14 +46,16 @@ def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Any:
         if not bound and (*batch, *summed, *free) != tuple(range(w.ndim)):
             wide = jnp.promote_types(how.dtype, jnp.float32)
             y = dot(x, levels(w.replace(zero=None), x.dtype), how, wide)
-            of_result = lambda field: beside(field, y.ndim, batch, free)
+            of_x, of_w, of_y = axis_names(x.ndim, w.ndim, how)
             if w.zero is not None:
-                y = y - activation_sums(x, y.ndim, how, wide) * of_result(w.zero)
-            return (y * of_result(w.scale)).astype(how.dtype)
+                sums = x.astype(wide).sum(how.contract[0], keepdims=True)
+                y = y - aligned(sums, of_x, of_y) * aligned(w.zero, of_w, of_y)
+            return (y * aligned(w.scale, of_w, of_y)).astype(how.dtype)
     elif w.zero is None and w.group is None and all(w.scale.shape[d] == 1 for d in free):
         # Relative to the largest one: a small scale would take 16-bit activations out of range.
         top = jnp.max(w.scale)
-        scaled = (x * factor_of_activation(w.scale / top, x, how)).astype(x.dtype)
+        of_x, of_w, _ = axis_names(x.ndim, w.ndim, how)
+        scaled = (x * aligned(w.scale / top, of_w, of_x)).astype(x.dtype)
         wide = jnp.promote_types(how.dtype, jnp.float32)
         return (dot(scaled, levels(w, x.dtype), how, wide) * top).astype(how.dtype)
     elif w.group is None:
@@ -176,32 +186,3 @@ def as_matrices(x: jax.Array, w: QuantizedArray, how: Product, multiply: Any) ->
 
     y = multiply(rows, matrix, matrix(w.scale), None if w.zero is None else matrix(w.zero))
     return y.reshape(*lead, *middle, *(w.shape[d] for d in free)).astype(how.dtype)
-
-
-def factor_of_activation(field: jax.Array, x: jax.Array, how: Product) -> jax.Array:
-    """A field that is constant along all but summed and batch axes, broadcast against ``x``."""
-    axes = (*how.batch[1], *how.contract[1])
-    places = (*how.batch[0], *how.contract[0])
-    rest = [d for d in range(field.ndim) if d not in axes]
-    factor = jnp.transpose(field, (*axes, *rest)).reshape([field.shape[d] for d in axes])
-    # The factor's axes, in the order that x has them, and size 1 for the others.
-    factor = jnp.transpose(factor, sorted(range(len(places)), key=places.__getitem__))
-    return jnp.expand_dims(factor, [d for d in range(x.ndim) if d not in places])
-
-
-def activation_sums(x: jax.Array, ndim: int, how: Product, dtype: Any) -> jax.Array:
-    """``x`` summed over what the product sums over: what it gains per unit of a zero point."""
-    kept = [d for d in range(x.ndim) if d not in how.contract[0]]
-    order = (*how.batch[0], *(d for d in kept if d not in how.batch[0]))
-    sums = jnp.transpose(x.astype(dtype).sum(how.contract[0]), [kept.index(d) for d in order])
-    return jnp.expand_dims(sums, tuple(range(sums.ndim, ndim)))
-
-
-def beside(scale: jax.Array, ndim: int, batch: Any, free: Any) -> jax.Array:
-    """The scale, summed-over axes dropped, broadcast against ``[*batch, ..., *free]``."""
-    order = (*batch, *free)
-    rest = [d for d in range(scale.ndim) if d not in order]
-    scale = jnp.transpose(scale, (*order, *rest))
-    lead = scale.shape[: len(batch)]
-    tail = scale.shape[len(batch) : len(order)]
-    return scale.reshape(*lead, *(1,) * (ndim - len(order)), *tail)

@@ -182,7 +182,7 @@ def quantize(
 def _check_inputs(inputs: str | None, steps: str, begin: int) -> None:
     if inputs is not None:
         fmt = format_of(inputs)
-        if fmt.group is not None or fmt.absmean or fmt.top < 1:
+        if not _serves_rows(fmt):
             raise ValueError(
                 f"inputs={inputs!r}: activations have one step per row, not {fmt.name}"
             )
@@ -190,6 +190,11 @@ def _check_inputs(inputs: str | None, steps: str, begin: int) -> None:
             raise ValueError("begin goes with inputs=None: what runs before would be another form")
     if steps not in ("dynamic", "calibrated"):
         raise ValueError(f"input_steps={steps!r}; there are 'dynamic' and 'calibrated'")
+
+
+def _serves_rows(fmt: Format) -> bool:
+    """Whether one step for a row of any values, from the largest of them, makes a grid for it."""
+    return fmt.group is None and not fmt.absmean and fmt.top >= 1
 
 
 def check_gradients(gradients: str | None, inputs: str | None) -> None:
@@ -201,7 +206,7 @@ def check_gradients(gradients: str | None, inputs: str | None) -> None:
             f"gradients={gradients!r} goes with inputs=: the backward pass of what lift rounds"
         )
     fmt = format_of(gradients)
-    if fmt.group is not None or fmt.absmean or fmt.top < 1 or fmt.grid.low >= 0:
+    if not _serves_rows(fmt) or fmt.grid.low >= 0:
         raise ValueError(
             f"gradients={gradients!r}: cotangents have either sign and one step per row; take "
             "'int8', 'int4' or 'float8_e5m2'"

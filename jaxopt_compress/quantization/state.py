@@ -205,12 +205,12 @@ def measured(state: QuantizedState, w: Any, rule: Rule) -> QuantizedState:
                 for old, new in zip(state.seen, (low, high), strict=True)
             )
         state = dataclasses.replace(state, seen=(low, high))
-    step, zero = step_of(low, high, fmt, rule.symmetric)
+    relative = rule.scale == "float8_e4m3fn"
+    # Among steps that share one, a group of zeros is not to set the range of all.
+    step, zero = step_of(low, high, fmt, rule.symmetric, 0.0 if relative else None)
     if rule.scale == "float8_e8m0fnu":
         step = power_of_two_step(low, high, fmt)
-    elif rule.scale == "float8_e4m3fn":
-        # A group of zeros is not to set the range of all steps.
-        step, _ = step_of(low, high, fmt, rule.symmetric, 0.0)
+    elif relative:
         shared = tuple(d for d in range(-step.ndim, 0) if d not in state.stack)
         codes, outer = float8_steps(step, shared)
         step = QuantizedArray(codes, outer, None, np.dtype(np.float32), rule.scale, None)

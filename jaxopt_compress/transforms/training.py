@@ -81,10 +81,10 @@ def compressed_training(
             )
         parts = learned_parts(state.compression)
         new, trained = state.compression, state.learned
+        updates, part_updates = _pull_back(compression, updates, state, params, parts)
         if trained is None:
             new = compression.update(new, params)
-        updates, part_updates = _pull_back(compression, updates, state, params, parts)
-        updates = _before(updates, new) if trained is None else updates
+            updates = _before(updates, new)
         updates, inner_state = outer.update(updates, state.inner, params, **extra_args)
         updates = _hold(updates, params, new)
         if trained is not None:
