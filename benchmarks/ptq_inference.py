@@ -12,7 +12,7 @@ import importlib.util
 import os
 import sys
 
-import flax.linen as nn
+import flax_models
 import jax
 import models
 import timing
@@ -41,18 +41,6 @@ COLUMNS = {
 }
 
 
-class MLP(nn.Module):
-    """`models.mlp` as a module, which Qwix needs."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, x):
-        for _ in range(LAYERS - 1):
-            x = nn.relu(nn.Dense(self.width)(x))
-        return nn.Dense(self.width)(x)
-
-
 def compressed(params, compression, x):
     """A call of `models.mlp` on compressed parameters."""
     uses = jc.uses(models.mlp, params, x)
@@ -64,7 +52,7 @@ def by_qwix(params, rule, x):
     """A call of the same model, quantized by Qwix."""
     import qwix
 
-    model = MLP(x.shape[-1])
+    model = flax_models.MLP(x.shape[-1], LAYERS)
     named = {f"Dense_{i}": layer for i, layer in enumerate(params)}
     provider = qwix.PtqProvider([qwix.QuantizationRule(module_path=".*", **rule)])
     quantized = qwix.quantize_model(model, provider)
