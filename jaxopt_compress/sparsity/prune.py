@@ -178,7 +178,9 @@ def prune(
         return dataclasses.replace(state, mask=found.mask, threshold=found.threshold)
 
     def update(state: PrunedState, count: jax.Array, w: Any) -> PrunedState:
-        return lax.cond(schedule.due(count), lambda s: renew(s, count, w), lambda s: s, state)
+        # A loop of at most one turn, since a branch that keeps the mask would copy it.
+        once = lambda carry: (jnp.zeros_like(carry[0]), renew(carry[1], count, w))
+        return lax.while_loop(lambda carry: carry[0], once, (schedule.due(count), state))[1]
 
     return leafwise(LeafMethod(check, init, update), where)
 
