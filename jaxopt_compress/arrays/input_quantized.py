@@ -15,7 +15,7 @@ from jaxopt_compress.arrays.base import CompressedArray, is_compressed, narrow_s
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["weight", "scale", "offset"],
-    meta_fields=["format", "clipping", "gradients"],
+    meta_fields=["format", "clipping", "gradients", "residuals"],
 )
 @dataclasses.dataclass(frozen=True)
 class InputQuantizedArray(CompressedArray):
@@ -37,6 +37,8 @@ class InputQuantizedArray(CompressedArray):
             which only activations beyond it move.
         gradients: The name of the number format that cotangents are rounded to on their way back to
             the weight and to the activation, or None: as they are.
+        residuals: What derivatives of a product are taken at: ``"rounded"`` factors, or the
+            ``"unrounded"`` ones.
     """
 
     weight: Any
@@ -45,6 +47,7 @@ class InputQuantizedArray(CompressedArray):
     offset: Any = None
     clipping: bool = False
     gradients: str | None = None
+    residuals: str = "rounded"
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,15 +1,16 @@
 """Activations on a grid: their steps, their levels, and derivatives through the rounding."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxopt_compress.arrays import InputQuantizedArray
+from jaxopt_compress.arrays import GriddedArray, InputQuantizedArray
 from jaxopt_compress.kernels import differentiated_as
+from jaxopt_compress.lift.products import dense_operand
 from jaxopt_compress.numerics.codes import round_to_grid
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.learned import slopes
@@ -80,6 +81,16 @@ def rounded_input(w: InputQuantizedArray, x: jax.Array, step: jax.Array, spread:
         return _on_grid(wide, step, fmt, w.clipping).astype(x.dtype)
     offset = spread(w.offset)
     return (_on_grid(wide - offset, step, fmt, w.clipping) + offset).astype(x.dtype)
+
+
+def residuals(
+    w: InputQuantizedArray, x: jax.Array, step: Callable[[], jax.Array], spread: Any
+) -> tuple[jax.Array, jax.Array]:
+    """The factors that derivatives of a product are taken at, both differentiable."""
+    if w.residuals == "rounded":
+        return rounded_input(w, x, step(), spread), dense_operand(w.weight, x.dtype)
+    values = w.weight.form.codes if isinstance(w.weight, GriddedArray) else w.weight
+    return x, dense_operand(values, x.dtype)
 
 
 def straight_through(run: Any, smooth: Any, *args: Any) -> jax.Array:

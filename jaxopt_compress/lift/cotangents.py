@@ -17,12 +17,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.arrays import QuantizedArray
+from jaxopt_compress.arrays import InputQuantizedArray, QuantizedArray
 from jaxopt_compress.kernels import transposed_dot
 from jaxopt_compress.lift._compat import varying_alike
+from jaxopt_compress.lift.activation_grids import straight_through
 from jaxopt_compress.lift.products import Product, aligned, axis_names
 from jaxopt_compress.numerics.codes import round_to_grid
-from jaxopt_compress.numerics.formats import Format
+from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.noise import noise_of
 from jaxopt_compress.numerics.steps import step_of
@@ -31,7 +32,31 @@ from jaxopt_compress.numerics.steps import step_of
 _MOST = 2**17
 
 
-def with_backward(
+def differentiated(
+    run: Callable[..., jax.Array],
+    product: Callable[[jax.Array, jax.Array], jax.Array],
+    factors: Callable[..., tuple[jax.Array, jax.Array]],
+    through: Callable[..., tuple[jax.Array, jax.Array]],
+    w: InputQuantizedArray,
+    x: jax.Array,
+) -> jax.Array:
+    """``run(w, x)`` with the derivatives that a weight in training asks for.
+
+    Args:
+        run: The product on stored codes.
+        product: The product of dense factors.
+        factors: ``factors(w, x)``: those that derivatives are taken at.
+        through: ``through(w, x, g, format)``: their cotangents, from one rounded to a format.
+        w: The weight.
+        x: The activation.
+    """
+    if w.gradients is None:
+        return straight_through(run, lambda w, x: product(*factors(w, x)), w, x)
+    back = format_of(w.gradients)
+    return _with_backward(run, factors, lambda w, x, g: through(w, x, g, back), w, x)
+
+
+def _with_backward(
     run: Callable[..., jax.Array],
     factors: Callable[..., tuple[jax.Array, jax.Array]],
     through: Callable[..., tuple[jax.Array, jax.Array]],

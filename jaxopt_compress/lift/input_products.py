@@ -30,15 +30,15 @@ from jaxopt_compress.kernels import (
 from jaxopt_compress.lift.activation_grids import (
     input_levels,
     input_step,
+    residuals,
     rounded_input,
-    straight_through,
 )
 from jaxopt_compress.lift.convolutions import bind_conv, bind_integer_conv
 from jaxopt_compress.lift.cotangents import (
+    differentiated,
     meets_integers,
     through_integers,
     through_product,
-    with_backward,
 )
 from jaxopt_compress.lift.interpreter import Call, leaf_rule, replay_equation
 from jaxopt_compress.lift.products import (
@@ -92,15 +92,13 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
         return y.astype(how.dtype)
 
     def factors(w: InputQuantizedArray, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        rows = rounded_input(w, x, input_step(w, x, how.contract[0], spread), spread)
-        return rows, dense_operand(w.weight, x.dtype)
+        return residuals(w, x, lambda: input_step(w, x, how.contract[0], spread), spread)
 
     product = lambda x, w: dot(x, w, how)
-    if w.gradients is None:
-        return straight_through(run, lambda w, x: product(*factors(w, x)), w, x)
-    back = format_of(w.gradients)
 
-    def through(w: InputQuantizedArray, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def through(
+        w: InputQuantizedArray, x: jax.Array, g: jax.Array, back: Format
+    ) -> tuple[jax.Array, jax.Array]:
         weight = integer_weight(stored_weight(w.weight), format_of(w.format))
         if weight is not None and w.offset is None and meets_integers(weight, how, back):
             step = input_step(w, x, how.contract[0], spread)
@@ -110,7 +108,7 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
         axes = range(last, g.ndim), range(first, last)
         return through_product(product, *factors(w, x), g, axes, back)
 
-    return with_backward(run, factors, through, w, x)
+    return differentiated(run, product, factors, through, w, x)
 
 
 def stored_weight(w: Any) -> Any:
@@ -221,21 +219,20 @@ def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
         return y.astype(call.out.dtype)
 
     def factors(w: InputQuantizedArray, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return rounded_input(w, x, step_for(w, x), spread), dense_operand(w.weight, x.dtype)
+        return residuals(w, x, lambda: step_for(w, x), spread)
 
     product = lambda x, w: bind_conv(call, x, w, call.out.dtype)
     x, w = values
-    if w.gradients is None:
-        return straight_through(run, lambda w, x: product(*factors(w, x)), w, x)
-    back = format_of(w.gradients)
 
-    def through(w: InputQuantizedArray, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def through(
+        w: InputQuantizedArray, x: jax.Array, g: jax.Array, back: Format
+    ) -> tuple[jax.Array, jax.Array]:
         example, channel = spec.out_spec[:2]
         rest = lambda axis: [d for d in range(g.ndim) if d != axis or joint > 1]
         axes = rest(example), rest(channel)
         return through_product(product, *factors(w, x), g, axes, back)
 
-    return with_backward(run, factors, through, w, x)
+    return differentiated(run, product, factors, through, w, x)
 
 
 @leaf_rule("gather", InputQuantizedArray)
@@ -255,17 +252,17 @@ def _ragged_dot(call: Call, at: int, values: Sequence[Any]) -> Any:
     if at != 1 or w.scale is not None:
         return NotImplemented
 
-    def factors(w: InputQuantizedArray, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        rows = rounded_input(w, x, input_step(w, x, (x.ndim - 1,), None), None)
-        return rows, dense_operand(w.weight, x.dtype)
-
+    step = lambda w, x: input_step(w, x, (x.ndim - 1,), None)
+    factors = lambda w, x: residuals(w, x, lambda: step(w, x), None)
     product = lambda x, w: call.eqn.primitive.bind(x, w, *rest, **call.params)
-    run = lambda w, x: product(*factors(w, x))
-    if w.gradients is None:
-        return run(w, x)
-    back = format_of(w.gradients)
 
-    def through(w: InputQuantizedArray, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def run(w: InputQuantizedArray, x: jax.Array) -> jax.Array:
+        rows = rounded_input(w, x, step(w, x), None)
+        return product(rows, dense_operand(w.weight, x.dtype))
+
+    def through(
+        w: InputQuantizedArray, x: jax.Array, g: jax.Array, back: Format
+    ) -> tuple[jax.Array, jax.Array]:
         return through_product(product, *factors(w, x), g, ((1,), (0,)), back)
 
-    return with_backward(run, factors, through, w, x)
+    return differentiated(run, product, factors, through, w, x)

@@ -43,6 +43,7 @@ def quantize(
     inputs: str | None = None,
     input_steps: str = "dynamic",
     gradients: str | None = None,
+    residuals: str = "rounded",
 ) -> Compression:
     """Rounds parameters to a number format, with a step per channel, group or tile.
 
@@ -88,6 +89,11 @@ def quantize(
             stochastically, before they meet weights and activations on the way back, such as
             ``"int8"`` or ``"float8_e5m2"``; reverse mode only. By default they are left as they
             are.
+        residuals: With ``inputs``: the factors that the backward pass multiplies cotangents with.
+            ``"rounded"``: those of the forward pass, so that derivatives are those of its result;
+            or ``"unrounded"``: weights and activations before rounding, which need not be rounded
+            and kept again, for less memory and time at a small error in derivatives; what a
+            calibrated step clips then has the derivative 1.
 
     Returns:
         A `Compression` that stores `QuantizedArray`.
@@ -116,6 +122,7 @@ def quantize(
     rule = rule_of(fmt, (along, across), bounds, symmetric, scale)
     _check_inputs(inputs, input_steps, begin)
     check_gradients(gradients, inputs)
+    _check_residuals(residuals, inputs, gradients)
 
     def check(parameter: Parameter) -> None:
         if isinstance(parameter.value, (QuantizedArray, LowRankArray)):
@@ -164,6 +171,7 @@ def quantize(
             input_scale=_input_scale(parameter, inputs, input_steps),
             inputs=inputs,
             gradients=gradients,
+            residuals=residuals,
         )
         return Decision(measured(state, parameter.value, rule))
 
@@ -210,6 +218,16 @@ def check_gradients(gradients: str | None, inputs: str | None) -> None:
         raise ValueError(
             f"gradients={gradients!r}: cotangents have either sign and one step per row; take "
             "'int8', 'int4' or 'float8_e5m2'"
+        )
+
+
+def _check_residuals(residuals: str, inputs: str | None, gradients: str | None) -> None:
+    if residuals not in ("rounded", "unrounded"):
+        raise ValueError(f"residuals={residuals!r}; there are 'rounded' and 'unrounded'")
+    if residuals == "unrounded" and (inputs is None or gradients is not None):
+        raise ValueError(
+            "residuals='unrounded' goes with inputs= and gradients=None: a backward pass in floats "
+            "through what lift rounds"
         )
 
 

@@ -43,6 +43,7 @@ from jaxopt_compress.numerics.steps import (
         "tile",
         "inputs",
         "gradients",
+        "residuals",
     ],
 )
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,7 @@ class QuantizedState:
         tile: ``(negative axis, entries)`` of groups along a second axis, or None.
         inputs: The number format of the activations that meet the parameter, or None.
         gradients: The number format of cotangents on their way back through its products, or None.
+        residuals: Which factors derivatives of its products are taken at.
     """
 
     format: Format
@@ -76,6 +78,7 @@ class QuantizedState:
     tile: tuple[int, int] | None = None
     inputs: str | None = None
     gradients: str | None = None
+    residuals: str = "rounded"
     scale: Any = None
     zero: Any = None
     seen: Any = None
@@ -117,7 +120,13 @@ class QuantizedState:
             return self.apply(w, learned)
         # What rounding to the nearest makes of a weight is left to where it is used: no dense copy.
         weight = self.gridded(dense(w) if self.key is None else self.apply(w, learned))
-        return InputQuantizedArray(weight, self.input_scale, self.inputs, gradients=self.gradients)
+        return InputQuantizedArray(
+            weight,
+            self.input_scale,
+            self.inputs,
+            gradients=self.gradients,
+            residuals=self.residuals,
+        )
 
     def gridded(self, values: jax.Array) -> GriddedArray:
         """Values with the grid that they lie on, or are rounded to."""

@@ -89,6 +89,34 @@ def test_close_to_the_backward_pass_in_floats(name):
     assert 0.02 < e5m2 < 0.08 * layers
 
 
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_unrounded_residuals(name):
+    """The result is the same; its derivatives are those of the floating function."""
+    fn, w_shape, x_shape, options = PRODUCTS[name]
+    params, x = {"w": steady(0, *w_shape) / w_shape[-2] ** 0.5}, steady(1, *x_shape)
+    uses, out = jc.uses(fn, params, x), jax.eval_shape(fn, params, x)
+    g = steady(2, *out.shape)
+    rounded, unrounded = (
+        view_of(
+            jc.quantize(**{"format": "int8", **options}, inputs="int8", residuals=residuals),
+            params,
+            uses=uses,
+        )
+        for residuals in ("rounded", "unrounded")
+    )
+    run = jax.jit(jc.lift(fn, on_fallback="error"))
+    np.testing.assert_array_equal(run(unrounded, x), run(rounded, x))
+    if name == "stack":
+        return  # Each layer's input follows from rounded layers before it.
+    to_w, to_x = jax.vjp(fn, params, x)[1](g)
+    held, got_x = jax.jit(derivatives, static_argnums=0)(fn, unrounded, x, g)
+    # Sums of up to 256 products may be ordered otherwise.
+    tolerance = {"rtol": 1e-5, "atol": 1e-5}
+    np.testing.assert_allclose(got_x, to_x, **tolerance)
+    np.testing.assert_allclose(held["w"].weight.form.codes, to_w["w"], **tolerance)
+    assert distance(derivatives(fn, rounded, x, g)[1], to_x) > 1e-4
+
+
 def test_integers_meet_integers():
     view = view_of(jc.quantize("int8", inputs="int8", gradients="int8"), {"w": steady(0, 32, 16)})
     x, g = steady(1, 24, 32), steady(2, 24, 16)
@@ -173,6 +201,8 @@ def test_training(name):
     [
         (lambda: jc.quantize("int8", gradients="int8"), "'int8' goes with inputs="),
         (lambda: jc.lsq("int8", gradients="int8"), "'int8' goes with inputs="),
+        (lambda: jc.quantize("int8", residuals="unrounded"), "goes with inputs="),
+        (lambda: jc.quantize("int8", inputs="int8", residuals="raw"), "'rounded' and 'unrounded'"),
         (lambda: jc.quantize("int8", inputs="int8", gradients="uint8"), "either sign"),
         (lambda: jc.dorefa("odd4", inputs="uint4", gradients="mxfp4"), "one step per row"),
         (lambda: jc.pact(jc.quantize("int4"), gradients="int7x"), "unknown number format"),
