@@ -38,10 +38,11 @@ _TERMS = 8
 _BLOCK = 2**16
 # Otherwise blocks are this deep, of at most so many codes: larger, for several cores.
 _DEPTH, _LARGE_BLOCK = 256, 2**20
-# Blocks of columns have this many codes; half as many if they take long to read.
+# Blocks of columns have this many codes.
 _COLUMN_BLOCK = 2**19
-# Rows of x up to which blocks of K are faster than blocks of columns.
-_MAX_ROWS_IN_BLOCKS_OF_K = 64
+# Rows of x up to which blocks of K are faster than blocks of columns; the latter, of codes that
+# take long to read.
+_MAX_ROWS_IN_BLOCKS_OF_K, _MAX_ROWS_OF_DECODED = 64, 128
 
 
 def streams(rows, stored, groups, bits=None):
@@ -191,7 +192,10 @@ def _matrix_in_blocks(x, stored, scale, code, precision):
     most //= code.planes
     words = divisor(within, most)
     count = divisor(groups * within // words, most // words)
-    if rows <= _MAX_ROWS_IN_BLOCKS_OF_K and words * count * code.planes >= 16:
+    few = rows <= _MAX_ROWS_IN_BLOCKS_OF_K
+    if code.decoded and depth * width > _COLUMN_BLOCK:
+        few = rows <= _MAX_ROWS_OF_DECODED
+    if few and words * count * code.planes >= 16:
         x, stored, scales = segments(x, stored, scale, code, words)
         x = x.reshape(rows, -1, count * code.planes * words)
         part = lambda a, i: lax.dynamic_slice_in_dim(a, i * count, count)
@@ -203,8 +207,7 @@ def _matrix_in_blocks(x, stored, scale, code, precision):
         _, stored, scales = segments(x, stored, scale, code, within)
         scales = jnp.broadcast_to(scales, (groups, code.across * columns))
         scales = scales.reshape(groups, code.across, columns)
-        size = _COLUMN_BLOCK // (2 if code.decoded else 1)
-        width = min(max(size // (depth * code.across), 64), columns)
+        width = min(max(_COLUMN_BLOCK // (depth * code.across), 64), columns)
 
         def block(start, size):
             cut = lambda a: lax.dynamic_slice_in_dim(a, start, size, axis=-1)
