@@ -39,20 +39,23 @@ _WHOLE, _BLOCK = 2**22, 2**21
 _SMALL = (2**16, 2**18)
 
 
-def integer_dot(x_codes, codes, scale=None, *, group=None):
+def integer_dot(x_codes, codes, scale=None, x_scale=None, *, group=None):
     r"""Contracts integer codes with integer codes.
 
     .. math::
         y_{mn} = \sum_k p_{mk} q_{kn} \qquad\text{or}\qquad
         y_{mn} = \sum_g s_{gn} \sum_{k \in g} p_{mk} q_{kn}
 
-    The inner sum is exact. Scales per row of `x_codes`, and zero points, are left to the caller:
-    they leave the sum.
+    The inner sum is exact. Zero points are left to the caller: they leave the sum. So do scales per
+    row of `x_codes`, but TPUs write a result in a shorter type only if they are inside of the sum
+    over groups.
 
     Args:
       x_codes: `[*batch, M, K]`, integers of up to eight bits.
       codes: `[*batch, K, N]`, likewise. Signed ones are faster.
       scale: `[*batch, K / group or 1, N or 1]`, floating point, or None.
+      x_scale: `[*batch, M, 1]`, of the type of `scale`, which every row is multiplied by; or None.
+        Goes with a scale.
       group: number of consecutive `k` that share a scale; None means all of them.
 
     Returns:
@@ -76,15 +79,17 @@ def integer_dot(x_codes, codes, scale=None, *, group=None):
     scales = jnp.ones((*codes.shape[:-2], 1, 1)) if scale is None else scale
     check_shapes(x_codes, codes.shape[-2], codes.shape, scales, None, group)
     if scale is not None and scale.shape[-2] == 1:
-        return integer_dot(x_codes, codes).astype(scale.dtype) * scale
+        y = integer_dot(x_codes, codes).astype(scale.dtype) * scale
+        return y if x_scale is None else y * x_scale
+    forms: dict[str, Any] = {}
     if scale is None:
         default: Any = widened
-        forms = {"tpu": as_stored}
+        forms["tpu"] = as_stored
     else:
         groups, rows = scale.shape[-2], x_codes.shape[-2]
         spread = groups * rows <= _MAX_BLOCK_DIAGONAL_ROWS
         own = block_diagonal if spread or rows == 1 else per_group
-        forms: dict[str, Any] = {"tpu": functools.partial(own, form=as_stored)}
+        forms["tpu"] = functools.partial(own, form=as_stored)
         outgrown = 4 * groups * rows > x_codes.shape[-1]
         default = group_by_group if outgrown else per_group
     if _streams(x_codes, codes, scale):
@@ -92,7 +97,11 @@ def integer_dot(x_codes, codes, scale=None, *, group=None):
         if scale is not None:
             forms["cpu"] = differentiated_as(default, forms["cpu"])
     weight = (codes,) if scale is None else (codes, scale)
-    return on_each_platform(forms, default, x_codes, *weight)
+    if x_scale is None:
+        return on_each_platform(forms, default, x_codes, *weight)
+    after = lambda form: lambda x, codes, scale, x_scale: form(x, codes, scale) * x_scale
+    forms = {k: form if k == "tpu" else after(form) for k, form in forms.items()}
+    return on_each_platform(forms, after(default), x_codes, *weight, x_scale)
 
 
 def transposed_dot(a, b, *, last=False):
@@ -150,12 +159,14 @@ def widened(x_codes, codes):
     return as_stored(x, codes.astype(kind))[..., :rows, :]
 
 
-def per_group(x_codes, codes, scale, form=widened):
+def per_group(x_codes, codes, scale, x_scale=None, form=widened):
     """One product per group, as a batch dimension; `form` multiplies."""
     groups = scale.shape[-2]
+    # XLA for TPU would lay out anew what codes are rounded from, in float32, instead of them.
+    x_codes = lax.optimization_barrier(x_codes)
     x = x_codes.reshape(*x_codes.shape[:-1], groups, -1).swapaxes(-3, -2)
     spread = codes.reshape(*codes.shape[:-2], groups, -1, codes.shape[-1])
-    return (form(x, spread).astype(scale.dtype) * scale[..., None, :]).sum(-3)
+    return (form(x, spread).astype(scale.dtype) * _of_partials(scale, x_scale)).sum(-3)
 
 
 def group_by_group(x_codes, codes, scale, form=widened):
@@ -172,7 +183,7 @@ def group_by_group(x_codes, codes, scale, form=widened):
     return lax.fori_loop(1, groups, lambda i, y: y + product(i), product(0))
 
 
-def block_diagonal(x_codes, codes, scale, form=widened):
+def block_diagonal(x_codes, codes, scale, x_scale=None, form=widened):
     """One product with `x_codes` spread out to one row per group; `form` multiplies."""
     *batch, rows, depth = x_codes.shape
     groups = scale.shape[-2]
@@ -180,7 +191,13 @@ def block_diagonal(x_codes, codes, scale, form=widened):
     blocks = jnp.where(own[:, None], x_codes[..., None, :, :], jnp.zeros((), x_codes.dtype))
     partial = form(blocks.reshape(*batch, groups * rows, depth), codes)
     partial = partial.reshape(*batch, groups, rows, codes.shape[-1])
-    return (partial.astype(scale.dtype) * scale[..., None, :]).sum(-3)
+    return (partial.astype(scale.dtype) * _of_partials(scale, x_scale)).sum(-3)
+
+
+def _of_partials(scale, x_scale):
+    """`[*batch, groups, M or 1, N or 1]`: what partial products are multiplied by."""
+    own = scale[..., None, :]
+    return own if x_scale is None else own * x_scale[..., None, :, :]
 
 
 def _streams(x_codes, codes, scale):

@@ -14,6 +14,7 @@ from jaxopt_compress.lift.products import dense_operand
 from jaxopt_compress.numerics.codes import round_to_grid
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.learned import slopes
+from jaxopt_compress.numerics.rounding import widen
 from jaxopt_compress.numerics.steps import step_of
 
 
@@ -35,7 +36,8 @@ def input_step(w: InputQuantizedArray, x: jax.Array, axes: Sequence[int], spread
 
 def input_levels(w: InputQuantizedArray, x: jax.Array, step: jax.Array, spread: Any) -> jax.Array:
     """The float32 levels of an activation."""
-    x = x if w.offset is None else x.astype(jnp.float32) - spread(w.offset)
+    x = widen(x)
+    x = x if w.offset is None else x - spread(w.offset)
     return round_to_grid(x, step, None, format_of(w.format))[0]
 
 
@@ -74,7 +76,7 @@ def rounded_input(w: InputQuantizedArray, x: jax.Array, step: jax.Array, spread:
         Esser et al., 2020, Learned Step Size Quantization. Bhalgat et al., 2020, LSQ+: Improving
         Low-Bit Quantization Through Learnable Offsets and Better Initialization.
     """
-    wide, fmt = x.astype(jnp.float32), format_of(w.format)
+    wide, fmt = widen(x), format_of(w.format)
     if w.scale is None:
         return _within_its_range(wide, step, fmt).astype(x.dtype)
     if w.offset is None:

@@ -50,7 +50,7 @@ from jaxopt_compress.lift.products import (
     dense_operand,
     dot,
 )
-from jaxopt_compress.lift.quantized_products import as_matrices
+from jaxopt_compress.lift.quantized_products import as_matrices, as_rows
 from jaxopt_compress.lift.views import entrywise, plain_steps
 from jaxopt_compress.numerics.codebooks import Codebook
 from jaxopt_compress.numerics.codes import levels_of
@@ -72,23 +72,23 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
         held = stored_weight(w.weight)
         weight = integer_weight(held, format_of(w.format))
 
-        def product(levels: jax.Array) -> jax.Array:
+        def product(levels: jax.Array, step: jax.Array) -> jax.Array:
+            """The product of ``levels * step``, which has size 1 where it sums."""
             # Words of codes would be unpacked before an integer product; a kernel reads them.
             words = how.pallas and isinstance(held, QuantizedArray) and held.block is not None
             if weight is not None and _steps_leave(weight, how) and not words:
-                return _contract_integers(weight, levels.astype(jnp.int8), wide)
+                return _contract_integers(weight, levels.astype(jnp.int8), step, wide)
             if _are_float8(held, w.format) and _steps_leave(held, how):
-                return _contract_float8(held, levels.astype(format_of(w.format).dtype), wide)
-            return contract(held, levels.astype(x.dtype), wide)
+                y = _contract_float8(held, levels.astype(format_of(w.format).dtype), wide)
+            else:
+                y = contract(held, levels.astype(x.dtype), wide)
+            return y * aligned(step, of_x, of_y)
 
-        y = product(input_levels(w, x, step, spread))
-        # Steps have size 1 where the product sums.
-        of_result = lambda field: aligned(field, of_x, of_y)
-        y = y * of_result(step)
+        y = product(input_levels(w, x, step, spread), step)
         if w.offset is not None:
             kept = (*how.contract[0], *how.batch[0])
             row = jnp.ones([n if d in kept else 1 for d, n in enumerate(x.shape)], jnp.float32)
-            y = y + product(row) * of_result(spread(w.offset))
+            y = y + product(row, spread(w.offset))
         return y.astype(how.dtype)
 
     def factors(w: InputQuantizedArray, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -147,12 +147,18 @@ def _steps_leave(w: QuantizedArray, how: Product) -> bool:
     return axis in how.contract[1] and w.shape[axis] % w.group == 0
 
 
-def _contract_integers(w: QuantizedArray, codes: jax.Array, how: Product) -> jax.Array:
-    """The product with codes of an activation, summed in int32, times the steps of the weight."""
+def _contract_integers(
+    w: QuantizedArray, codes: jax.Array, step: jax.Array, how: Product
+) -> jax.Array:
+    """The product with codes of an activation, summed in int32, times the steps of both."""
+    sizes = [1 if d in how.contract[0] else n for d, n in enumerate(codes.shape)]
+    steps = as_rows(jnp.broadcast_to(step, sizes), how.contract[0], how.batch[0])
 
     def multiply(rows: jax.Array, matrix: Any, scale: jax.Array, zero: Any) -> jax.Array:
+        if zero is None:
+            return integer_dot(rows, matrix(w.codes), scale, steps, group=w.group)
         y = integer_dot(rows, matrix(w.codes), scale, group=w.group)
-        return y if zero is None else y - zero_product(rows, scale, zero)
+        return (y - zero_product(rows, scale, zero)) * steps
 
     return as_matrices(codes, w, how, multiply)
 

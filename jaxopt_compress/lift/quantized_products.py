@@ -7,6 +7,7 @@ products, or the codes, as `kernels.dots` decides. Either way no dense weight is
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -168,10 +169,9 @@ def as_matrices(x: jax.Array, w: QuantizedArray, how: Product, multiply: Any) ->
     last = w.ndim + w.axis if w.axis is not None else None
     order = sorted(range(len(summed)), key=lambda i: (summed[i] == last, summed[i]))
     summed, x_summed = [summed[i] for i in order], [x_summed[i] for i in order]
-    x_free = [d for d in range(x.ndim) if d not in x_summed and d not in x_batch]
-    rows = jnp.transpose(x, (*x_batch, *x_free, *x_summed))
-    lead, middle = rows.shape[: len(batch)], rows.shape[len(batch) : len(batch) + len(x_free)]
-    rows = rows.reshape(*lead, math.prod(middle), -1)
+    rows = as_rows(x, x_summed, x_batch)
+    lead = rows.shape[: len(batch)]
+    middle = [n for d, n in enumerate(x.shape) if d not in x_summed and d not in x_batch]
     grouped = w.group is not None
 
     def matrix(field: jax.Array) -> jax.Array:
@@ -186,3 +186,11 @@ def as_matrices(x: jax.Array, w: QuantizedArray, how: Product, multiply: Any) ->
 
     y = multiply(rows, matrix, matrix(w.scale), None if w.zero is None else matrix(w.zero))
     return y.reshape(*lead, *middle, *(w.shape[d] for d in free)).astype(how.dtype)
+
+
+def as_rows(x: jax.Array, summed: Sequence[int], batch: Sequence[int]) -> jax.Array:
+    """``[*batch, m, k]`` of an activation whose product sums over the axes ``summed``."""
+    free = [d for d in range(x.ndim) if d not in summed and d not in batch]
+    x = jnp.transpose(x, (*batch, *free, *summed))
+    lead, middle = x.shape[: len(batch)], x.shape[len(batch) : len(batch) + len(free)]
+    return x.reshape(*lead, math.prod(middle), math.prod(x.shape[len(batch) + len(free) :]))

@@ -48,3 +48,32 @@ def _seal(x: jax.Array, dtype: np.dtype) -> jax.Array:
 @_seal.defjvp
 def _seal_jvp(dtype, primals, tangents):
     return _seal(primals[0], dtype), tangents[0].astype(dtype)
+
+
+@jax.custom_jvp
+def widen(x: jax.Array) -> jax.Array:
+    """Converts to float32 the number that ``x`` holds, not one that it was rounded from.
+
+    XLA may drop the rounding of a bfloat16 intermediate that is converted back, and then keeps the
+    float32 one in memory, of twice the size. Reading its bits leaves nothing to drop.
+
+    Args:
+        x: Floats, any shape.
+
+    Returns:
+        Float32. The derivative is that of a conversion.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(widen(jnp.array([1 / 3], jnp.bfloat16)))
+        [0.33398438]
+    """
+    if x.dtype != jnp.bfloat16:
+        return x.astype(jnp.float32)
+    bits = lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) << 16
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+@widen.defjvp
+def _widen_jvp(primals, tangents):
+    return widen(*primals), tangents[0].astype(jnp.float32)

@@ -96,6 +96,9 @@ def test_one_scale_per_column_or_in_all(columns):
     scale = scales(rng, 1, columns)
     y = integer_dot(x, codes, scale)
     np.testing.assert_array_equal(y, (wide @ wide_codes).astype(np.float32) * np.asarray(scale))
+    np.testing.assert_array_equal(
+        integer_dot(x, codes, scale, scale[:, :1] * 2), y * scale[0, 0] * 2
+    )
 
 
 @pytest.mark.parametrize("columns", [1, N])
@@ -107,6 +110,10 @@ def test_one_scale_per_group_or_column_of_it(streamed, rows, columns):
     scale = scales(rng, K // GROUP, columns)
     expected, bound = grouped(wide, wide_codes, scale)
     assert np.all(np.abs(integer_dot(x, codes, scale, group=GROUP) - expected) <= bound)
+    own = scales(rng, rows, 1)
+    # Up to twice as large, and a product more is rounded.
+    y = integer_dot(x, codes, scale, own, group=GROUP)
+    assert np.all(np.abs(y - expected * np.asarray(own, float)) <= 2.1 * bound)
 
 
 @pytest.mark.parametrize("batch", [(), (2,)])
@@ -118,6 +125,10 @@ def test_forms_of_each_platform(form, batch):
     scale = scales(rng, *batch, K // GROUP, N)
     expected, bound = grouped(wide, wide_codes, scale)
     assert np.all(np.abs(form(x, codes, scale) - expected) <= bound)
+    if form is not group_by_group:
+        own = scales(rng, *batch, 3, 1)
+        y = form(x, codes, scale, own)
+        assert np.all(np.abs(y - expected * np.asarray(own, float)) <= 2.1 * bound)
 
 
 @pytest.mark.parametrize("rows", [1, 5])

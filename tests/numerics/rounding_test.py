@@ -1,4 +1,4 @@
-"""Sealed conversions against ml_dtypes."""
+"""Conversions that compilers cannot work around, against ml_dtypes."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxopt_compress.numerics.rounding import seal
+from jaxopt_compress.numerics.rounding import seal, widen
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
@@ -30,3 +30,12 @@ def test_seal_has_the_derivative_of_a_conversion(dtype):
     np.testing.assert_array_equal(jax.jit(jax.vmap(jax.grad(loss)))(x[None]), weight[None])
     assert jax.jvp(loss, (x,), (jnp.ones(3),))[1] == 6
     np.testing.assert_array_equal(jax.hessian(loss)(x), np.zeros((3, 3)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_widen_is_exact_and_linear(dtype):
+    x = jnp.asarray([0.0, -0.0, 1 / 3, -1e-6, 3e-39, np.inf, np.nan], dtype)
+    assert np.asarray(widen(x)).tobytes() == np.asarray(x).astype(np.float32).tobytes()
+    weight = jnp.arange(7.0)
+    grads = jax.jit(jax.grad(lambda x: jnp.sum(widen(x) * weight)))(x)
+    np.testing.assert_array_equal(grads, weight.astype(dtype))
