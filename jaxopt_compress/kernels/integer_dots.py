@@ -1,7 +1,8 @@
 """Contractions of integer codes with integer codes, accumulated in int32.
 
-Sums of products of codes of up to eight bits are exact in int32 up to K = 2^15. What the compilers
-make of them decides the forms, as for `dots`:
+Int32 holds any sum of 2^17 - 1 products of int8 with int8, 2^21 - 1 of int8 with int4, and 33025 of
+uint8 with uint8. Deeper sums are cut into parts that it holds, which are added up in float32. What
+the compilers make of a product decides the forms, as for `dots`:
 
 * TPU multiplies int8 by int8 and by int4 as they are stored. In groups, a product per group as a
   batch dimension streams, but for a single row, for which codes would be written out as int32: then
@@ -46,9 +47,9 @@ def integer_dot(x_codes, codes, scale=None, x_scale=None, *, group=None):
         y_{mn} = \sum_k p_{mk} q_{kn} \qquad\text{or}\qquad
         y_{mn} = \sum_g s_{gn} \sum_{k \in g} p_{mk} q_{kn}
 
-    The inner sum is exact. Zero points are left to the caller: they leave the sum. So do scales per
-    row of `x_codes`, but TPUs write a result in a shorter type only if they are inside of the sum
-    over groups.
+    The inner sum is exact; where int32 cannot hold it, those of its parts are, see `exact_parts`.
+    Zero points are left to the caller: they leave the sum. So do scales per row of `x_codes`, but
+    TPUs write a result in a shorter type only if they are inside of the sum over groups.
 
     Args:
       x_codes: `[*batch, M, K]`, integers of up to eight bits.
@@ -62,7 +63,8 @@ def integer_dot(x_codes, codes, scale=None, x_scale=None, *, group=None):
       `[*batch, M, N]`: int32 without scales, otherwise of the type of `scale`.
 
     Raises:
-      ValueError: if the shapes do not fit each other or the group.
+      ValueError: if the shapes do not fit each other or the group, or if int32 does not hold the
+        sum and there is no scale.
       TypeError: if the codes are not integers of up to eight bits.
 
     Example:
@@ -78,6 +80,12 @@ def integer_dot(x_codes, codes, scale=None, x_scale=None, *, group=None):
             raise TypeError(f"codes must be integers of up to eight bits, got {given.dtype}")
     scales = jnp.ones((*codes.shape[:-2], 1, 1)) if scale is None else scale
     check_shapes(x_codes, codes.shape[-2], codes.shape, scales, None, group)
+    depth = codes.shape[-2] // scales.shape[-2]
+    if exact_parts(depth, x_codes.dtype, codes.dtype) > 1:
+        if scale is None:
+            kinds = f"{x_codes.dtype} with {codes.dtype}"
+            raise ValueError(f"a product of {kinds}, K = {depth}, exceeds int32: it needs a scale")
+        return _by_parts(x_codes, codes, scale, x_scale)
     if scale is not None and scale.shape[-2] == 1:
         y = integer_dot(x_codes, codes).astype(scale.dtype) * scale
         return y if x_scale is None else y * x_scale
@@ -117,14 +125,17 @@ def transposed_dot(a, b, *, last=False):
       last: whether `b` is `[*batch, N, K]` instead.
 
     Returns:
-      `[*batch, M, N]`, int32, exact up to K = 2^17.
+      `[*batch, M, N]`, float32, of sums in int32: one, or those of parts as in `integer_dot`.
 
     Example:
       >>> a = jnp.array([[1, 2], [3, 4]], jnp.int8)
       >>> print(transposed_dot(a.T, a))
-      [[10 14]
-       [14 20]]
+      [[10. 14.]
+       [14. 20.]]
     """
+    if (parts := exact_parts(a.shape[-1], a.dtype, b.dtype)) > 1:
+        b = _in_parts(b, -1 if last else -2, 1, parts)
+        return transposed_dot(_in_parts(a, -1, 1, parts), b, last=last).sum(-3)
 
     def product(a, b):
         batch = tuple(range(a.ndim - 2))
@@ -138,7 +149,46 @@ def transposed_dot(a, b, *, last=False):
         padded = jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, 1)])
         return of_int8(lax.optimization_barrier(padded)[..., :-1], b)
 
-    return on_each_platform({"cpu": in_rows, "tpu": product}, of_int8, a, b)
+    return on_each_platform({"cpu": in_rows, "tpu": product}, of_int8, a, b).astype(jnp.float32)
+
+
+def exact_parts(depth, *dtypes):
+    """Into how many parts to cut a sum of products of codes, so that int32 holds each of them.
+
+    As few as possible, or up to twice as many if those are of one size without padding.
+
+    Args:
+      depth: number of products.
+      *dtypes: of the two codes.
+
+    Example:
+      >>> exact_parts(2**17 - 1, jnp.int8, jnp.int8), exact_parts(2**18, jnp.int8, jnp.int8)
+      (1, 4)
+    """
+    kinds = [jnp.iinfo(dtype) for dtype in dtypes]
+    most = (2**31 - 1) // math.prod(max(int(kind.max), -int(kind.min)) for kind in kinds)
+    few = max(-(-depth // most), 1)
+    return next((n for n in range(few, 2 * few) if depth % n == 0), few)
+
+
+def _in_parts(codes, axis, groups, parts):
+    """Each group along `axis` in parts, as a batch dimension; zeros make them of one size."""
+    axis %= codes.ndim
+    before, after = codes.shape[:axis], codes.shape[axis + 1 :]
+    if short := -(codes.shape[axis] // groups) % parts:
+        codes = codes.reshape(*before, groups, -1, *after)
+        codes = jnp.pad(codes, [(0, short * (d == axis + 1)) for d in range(codes.ndim)])
+    return jnp.moveaxis(codes.reshape(*before, groups * parts, -1, *after), axis, -3)
+
+
+def _by_parts(x_codes, codes, scale, x_scale):
+    """As `per_group`, with several products per group, each of which is exact in int32."""
+    groups = scale.shape[-2]
+    parts = exact_parts(codes.shape[-2] // groups, x_codes.dtype, codes.dtype)
+    own = [_in_parts(a, axis, groups, parts) for a, axis in ((x_codes, -1), (codes, -2))]
+    scales = jnp.repeat(scale.astype(jnp.promote_types(scale.dtype, jnp.float32)), parts, axis=-2)
+    y = integer_dot(*own).astype(scales.dtype) * _of_partials(scales, x_scale)
+    return y.sum(-3).astype(scale.dtype)
 
 
 def as_stored(x_codes, codes):

@@ -1,5 +1,7 @@
 """Convolutions on the stored form of a kernel."""
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +11,7 @@ from jax import lax
 
 from jaxopt_compress.arrays import LowRankArray, QuantizedArray, SparseArray
 from jaxopt_compress.kernels import on_each_platform
+from jaxopt_compress.kernels.integer_dots import exact_parts
 from jaxopt_compress.lift.interpreter import Call
 from jaxopt_compress.lift.products import contraction_rule, dense_operand, levels
 from jaxopt_compress.lift.views import plain_steps
@@ -57,10 +60,16 @@ def bind_conv(call: Call, x: jax.Array, w: jax.Array, dtype: Any) -> jax.Array:
 
 
 def bind_integer_conv(call: Call, x: jax.Array, w: jax.Array) -> jax.Array:
-    """The convolution of int8 codes, summed in int32."""
+    """The convolution of int8 codes, summed in int32; by parts in float32 if that is too short."""
     given, spec = call.params, call.params["dimension_numbers"]
     plain = lambda x, w: bind_conv(call, x, w, jnp.int32)
     outputs, inputs = (w.shape[d] for d in spec.rhs_spec[:2])
+    patch = [1 if d == spec.rhs_spec[0] else n for d, n in enumerate(w.shape)]
+    if (parts := exact_parts(math.prod(patch), x.dtype, w.dtype)) > 1:
+        # Cut by zeros: of groups and windows, no axis of its own may be left to cut.
+        part = jnp.arange(math.prod(patch)).reshape(patch) % parts
+        sums = [plain(x, jnp.where(part == i, w, 0)).astype(jnp.float32) for i in range(parts)]
+        return functools.reduce(jnp.add, sums)
     grouped = given["feature_group_count"] > 1 or given["batch_group_count"] > 1
     if grouped or outputs > _FEW_CHANNELS or not 4 <= inputs <= _FEW_CHANNELS:
         return plain(x, w)

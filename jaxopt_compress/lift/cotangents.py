@@ -28,9 +28,6 @@ from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.noise import noise_of
 from jaxopt_compress.numerics.steps import step_of
 
-# How many products of 8-bit codes an int32 can sum; a sum of more goes by parts.
-_MOST = 2**17
-
 
 def differentiated(
     run: Callable[..., jax.Array],
@@ -165,7 +162,7 @@ def through_integers(
 
 
 def _integer_einsum(a: jax.Array, a_names: str, b: jax.Array, b_names: str, to: str) -> jax.Array:
-    """``einsum`` of integer codes, summed exactly in int32, as float32."""
+    """``einsum`` of integer codes, summed in int32, as float32."""
     batch = [name for name in a_names if name in b_names and name in to]
     summed = [name for name in a_names if name in b_names and name not in to]
     rows = [name for name in a_names if name not in b_names]
@@ -179,16 +176,7 @@ def _integer_einsum(a: jax.Array, a_names: str, b: jax.Array, b_names: str, to: 
 
     left, last = matrix(a, a_names, rows, summed), b_names[-1] in summed
     right = matrix(b, b_names, *((columns, summed) if last else (summed, columns)))
-    depth = left.shape[-1]
-    if depth <= _MOST:
-        y = transposed_dot(left, right, last=last).astype(jnp.float32)
-    else:
-        parts = next(n for n in range(2, depth + 1) if not depth % n and depth // n <= _MOST)
-        split = lambda x, axis: jnp.moveaxis(
-            x.reshape(*x.shape[:axis], parts, -1, *x.shape[x.ndim + axis + 1 :]), axis - 1, -3
-        )
-        y = transposed_dot(split(left, -1), split(right, -1 if last else -2), last=last)
-        y = y.astype(jnp.float32).sum(-3)
+    y = transposed_dot(left, right, last=last)
     size = dict(zip(a_names + b_names, a.shape + b.shape, strict=True))
     order = [*batch, *rows, *columns]
     y = y.reshape([size[name] for name in order])

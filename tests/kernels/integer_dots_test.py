@@ -11,9 +11,11 @@ import pytest
 from jaxopt_compress.kernels import integer_dots
 from jaxopt_compress.kernels.integer_dots import (
     block_diagonal,
+    exact_parts,
     group_by_group,
     integer_dot,
     per_group,
+    transposed_dot,
 )
 from jaxopt_compress.kernels.stored import columns_per_byte, packed_columns
 
@@ -71,6 +73,87 @@ def test_exact_beyond_float32():
     codes = jnp.full((32768, 3), -128, jnp.int8).at[0].set(-127)
     for rows in (1, 2):
         assert np.all(integer_dot(x[:rows], codes) == 32768 * 128**2 - 128)
+
+
+# Depths that int32 sums, and beyond: with divisors, prime, and for the types of the largest codes.
+DEEP = [
+    ("int8", "int8", 2**17 - 1),
+    ("int8", "int8", 2**17),
+    ("int8", "int8", 131101),
+    ("int8", "int8", 3 * 2**17),
+    ("uint8", "uint8", 33026),
+    ("int8", "int4", 2**21),
+]
+
+
+def lowest(kind, *shape):
+    """Codes of the largest magnitude, whose products have one sign, with others among them."""
+    info = jnp.iinfo(kind)
+    values = np.full(shape, info.min or info.max, np.int64)
+    values[::7, ::2] += 1 if info.min else -1
+    return jnp.asarray(values, jnp.int32).astype(kind), values
+
+
+@pytest.mark.parametrize("kind, weight, depth", DEEP)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_deeper_than_int32_sums(streamed, rows, kind, weight, depth):
+    x, wide = lowest(kind, rows, depth)
+    codes, wide_codes = lowest(weight, depth, 2)
+    one = jnp.ones((1, 1))
+    y, want = jax.jit(integer_dot)(x, codes, one), wide @ wide_codes
+    assert y.dtype == jnp.float32
+    # Four parts at most, of one sign: each sum is rounded once, and the additions are.
+    np.testing.assert_allclose(y, want, rtol=5 * 2.0**-24)
+    assert integer_dot(x, codes, one.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    own = jnp.arange(1.0, 1 + rows)[:, None]
+    y = integer_dot(x, codes, 2 * one, own)
+    np.testing.assert_allclose(y, 2 * want * np.asarray(own), rtol=6 * 2.0**-24)
+    if depth > 2**17 - 1 or kind == "uint8":
+        with pytest.raises(ValueError, match=f"K = {depth}.*needs a scale"):
+            integer_dot(x, codes)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("depth", [2**17 - 1, 2**17, 131101])
+def test_depth_of_a_group(streamed, rows, depth):
+    """What counts is the depth of a group."""
+    x, wide = lowest("int8", 2, rows, 2 * depth)
+    codes, wide_codes = lowest("int8", 2, 2 * depth, 2)
+    scale = jnp.asarray([[1.0, 2.0], [0.25, 0.5]] * 2).reshape(2, 2, 2)
+    y = jax.jit(functools.partial(integer_dot, group=depth))(x, codes, scale)
+    # Each sum is rounded once, and so are the additions.
+    np.testing.assert_allclose(y, grouped(wide, wide_codes, scale)[0], rtol=6 * 2.0**-24)
+
+
+def test_parts():
+    """As few as there can be, or a few more that need no padding."""
+    int8, int4, uint8 = jnp.int8, jnp.int4, jnp.uint8
+    assert exact_parts(2**17 - 1, int8, int8) == exact_parts(1, uint8, uint8) == 1
+    assert exact_parts(2**21 - 1, int8, int4) == exact_parts(33025, uint8, uint8) == 1
+    assert exact_parts(2**21, int8, int4) == exact_parts(2**17, int8, int8) == 2
+    assert exact_parts(2**18, int8, int8) == 4 and exact_parts(131101, int8, int8) == 2
+
+
+@pytest.mark.parametrize("scales", [(), (jnp.ones((1, 1)),)])
+def test_ordinary_depths_are_one_product(scales):
+    def program(depth):
+        x, codes = jnp.ones((2, depth), jnp.int8), jnp.ones((depth, 2), jnp.int8)
+        calls = (integer_dot, (x, codes, *scales)), (transposed_dot, (x, codes))
+        text = "".join(str(jax.make_jaxpr(fn)(*args)) for fn, args in calls)
+        text = text.replace(str(depth + 1), "K + 1").replace(str(depth), "K")
+        return "".join(text.split())
+
+    assert program(2**17 - 1) == program(1009)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("depth", [2**17, 131101])
+def test_transposed_deeper_than_int32_sums(depth, last):
+    a, wide = lowest("int8", depth, 3)
+    b, wide_b = lowest("int8", *((2, depth) if last else (depth, 2)))
+    y = jax.jit(functools.partial(transposed_dot, last=last))(a.T, b)
+    want = wide.T @ (wide_b.T if last else wide_b)
+    np.testing.assert_allclose(y, want, rtol=5 * 2.0**-24)
 
 
 @pytest.mark.parametrize("rows", [1, 5])

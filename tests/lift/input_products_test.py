@@ -228,6 +228,39 @@ def test_sharded_and_saved(tmp_path):
     assert_same_bits(run(placed, X), run(small, X))
 
 
+def test_more_codes_than_int32_sums():
+    """Their sums, of one sign, are as large as a few distinct codes make them."""
+    depth = 180001
+    w = jnp.ones((depth, 1)).at[::3].set(0.5)
+    x = jnp.ones((2, depth)).at[:, ::3].set(0.75)
+    small = jc.compress({"w": w}, jc.quantize("int8", inputs="int8"))
+    want = exact(x, small["w"], np.float32(1) / np.float32(127.5))
+    for rows in (1, 2):
+        got = jax.jit(jc.lift(dense, on_fallback="error"))(small, x[:rows])
+        np.testing.assert_allclose(got, want[:rows], rtol=1e-6)
+
+
+@pytest.mark.parametrize("groups, window", [(1, (1, 1)), (2, (2, 1))])
+def test_convolutions_of_more_codes_than_int32_sums(groups, window):
+    params = {"w": jnp.ones((*window, 180000 // window[0], groups)).at[..., ::3, :].set(0.5)}
+    x = jnp.ones((2, *window, 180000 // window[0] * groups))
+
+    def image(params, x):
+        names = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, params["w"], (1, 1), "VALID", dimension_numbers=names, feature_group_count=groups
+        )
+
+    uses = jc.uses(image, params, x)
+    small = jc.compress(params, jc.quantize("int8", inputs="int8"), uses=uses)
+    got = jax.jit(jc.lift(image, on_fallback="error"))(small, x)
+    weight = small["w"].weight
+    sums = 127 * np.asarray(weight.levels(), np.int64).sum((0, 1, 2))
+    assert np.all(sums >= 2**31)
+    want = sums / 127.5 * np.asarray(weight.steps(), np.float64).reshape(-1)
+    np.testing.assert_allclose(got, np.broadcast_to(want, (2, 1, 1, groups)), rtol=1e-6)
+
+
 @pytest.mark.parametrize("layout", [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")])
 def test_few_channels_of_a_convolution_are_those_of_many(layout):
     """Kernels with few channels are widened for CPUs, which changes no bit."""

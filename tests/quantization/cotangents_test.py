@@ -147,15 +147,29 @@ def test_gradients_keep_their_expected_value():
     assert distance(mean(got), mean(want)) < 1.5 * one / 256**0.5
 
 
-def test_sums_of_many_products():
-    """More rows than an int32 can sum are summed by parts."""
-    rows = 3 * 2**17
+@pytest.mark.parametrize("rows", [3 * 2**17, 131101])
+def test_sums_of_many_products(rows):
+    """More rows than an int32 can sum are summed by parts, be their number prime."""
     x = jnp.full((rows, 1), 127.0)
     view = view_of(jc.quantize("int8", inputs="int8", gradients="int8"), {"w": jnp.ones((1, 2))})
     held, _ = jax.jit(lambda g: derivatives(matmul, view, x, g))(jnp.full((rows, 2), 2.0))
     to_w = held["w"].weight.form.codes
     # The activation is at the top of its range, half a step below which its last level lies.
     np.testing.assert_allclose(to_w, rows * 127 * 2, rtol=0.01)
+
+
+def test_memory_of_many_products():
+    """A prime number of rows takes the memory of one next to it with divisors, and of copies."""
+    view = view_of(jc.quantize("int8", inputs="int8", gradients="int8"), {"w": jnp.ones((16, 16))})
+
+    def temporaries(rows):
+        x = jax.ShapeDtypeStruct((rows, 16), jnp.float32)
+        staged = jax.jit(lambda view, x, g: derivatives(matmul, view, x, g)).trace(view, x, x)
+        return staged.lower().compile().memory_analysis().temp_size_in_bytes
+
+    prime, few = temporaries(131101), temporaries(2**17 - 2)
+    # Two operands of int8, each padded for parts of one size.
+    assert prime < few + 2 * 131101 * 16, (prime, few)
 
 
 def test_across_devices():
