@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift import tape as tapes
@@ -222,8 +222,13 @@ def _split(call: Call, x: Any, spec: PartitionSpec) -> tuple[Any, Any]:
     """An operand and the specs of its fields; dense where its stored form cannot be split."""
     if not isinstance(x, Ref):
         return x, spec
+    mesh = call.params["mesh"]
+    whole = lambda own, field: NamedSharding(mesh, own).shard_shape(field.shape)
     try:
-        return x, x.replace(x.array.specs(spec))
+        specs = x.array.specs(spec)
+        # Raises where a shard would cut a group, whose step is one entry.
+        jax.tree.map(whole, specs, x.array, is_leaf=lambda s: isinstance(s, PartitionSpec))
+        return x, x.replace(specs)
     except ValueError:
         return call.replay.fall_back(call.eqn, x), spec
 

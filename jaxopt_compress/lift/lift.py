@@ -83,6 +83,7 @@ def replay_call(fn: Callable[..., Any], replay: Replay, args: tuple, kwargs: dic
         inner_args, inner_kwargs = jax.tree.unflatten(treedef, full)
         return fn(*inner_args, **inner_kwargs)
 
+    flat.__name__ = getattr(fn, "__name__", type(fn).__name__)  # Errors of staging name it.
     types = [_type_of(leaves[i]) for i in staged]
     closed, out_tree = jax.make_jaxpr(flat, return_shape=True)(*types)
     operands = [

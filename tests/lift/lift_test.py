@@ -257,6 +257,23 @@ def test_a_form_that_a_shard_map_cannot_split_is_reported():
     assert_close(got, X @ small["w"].materialize())
 
 
+def test_groups_that_a_shard_map_would_cut_are_reported():
+    mesh = _mesh(AxisType.Auto)
+    halves = mesh.shape["model"]
+    small = jc.compress({"w": W}, jc.quantize("int4", group=8))  # twice a shard
+    model = jax.shard_map(
+        lambda params, x: jax.lax.psum(x @ params["w"], "model"),
+        mesh=mesh,
+        in_specs=(P("model"), P(None, "model")),
+        out_specs=P(),
+    )
+    assert halves > 1
+    with pytest.raises(jc.FallbackError, match=r"'shard_map'.*'w'"):
+        jc.lift(model, "error")(small, X)
+    got = jax.jit(jc.lift(model, "densify"))(small, X)
+    assert_close(got, X @ small["w"].materialize())
+
+
 def test_pmap_of_a_lifted_function():
     replicas = jax.tree.map(lambda a: jnp.stack([a] * 8), SMALL)
     xs = jnp.stack([X * i for i in range(8)])
