@@ -5,11 +5,10 @@ from jaxopt_compress.compression.base import (
     Compression,
     CompressionState,
     LeafState,
-    NeedsStats,
-    NeedsValues,
     TrainingState,
 )
 from jaxopt_compress.compression.chain import chain
+from jaxopt_compress.compression.checks import NeedsStats, NeedsValues
 from jaxopt_compress.compression.compress import as_compression, compress
 from jaxopt_compress.compression.leafwise import Decision, LeafMethod, Parameter, leafwise
 

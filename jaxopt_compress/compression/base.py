@@ -1,14 +1,14 @@
 """What a compression is: four pure functions and the state between them."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_compress.arrays import InputQuantizedArray, LowRankArray, is_compressed, materialize
-from jaxopt_compress.arrays.base import is_traced
+from jaxopt_compress.compression.checks import check_finite
 from jaxopt_compress.tree import Layout, map_named, named_leaves
 
 Params = TypeVar("Params")
@@ -213,7 +213,7 @@ def map_states(fn: Callable[[str, Any, Any], Any], params: Any, state: Compressi
         if path not in state.leaves:
             return leaf
         missing.discard(path)
-        return fn(path, leaf, state.leaves[path])
+        return fn(path, as_jax(leaf), state.leaves[path])
 
     mapped = map_named(lambda path, leaf: map_factors(known, path, leaf), params)
     if missing:
@@ -241,6 +241,11 @@ def _dense(params: Any, state: Any) -> Any:
     return map_named(dense, params)
 
 
+def as_jax(leaf: Any) -> Any:
+    """NumPy arrays in a type that JAX has: float64 only with 64-bit types."""
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+
 def map_factors(fn: Callable[[str, Any], Any], path: str, leaf: Any) -> Any:
     """Applies ``fn(path, array)`` to a parameter, or to both factors of a factored one."""
     if not isinstance(leaf, LowRankArray):
@@ -255,51 +260,3 @@ def factor_layouts(leaf: LowRankArray, layout: Layout) -> tuple[Layout, Layout]:
     left = tuple(d for d in range(-leaf.ndim, cut) if d not in stack)
     right = tuple(range(cut, 0))
     return Layout(left, (-1,), stack), Layout((cut - 1,), right, stack)
-
-
-class NeedsValues(ValueError):
-    """Something is decided from values, which are not known while a function is traced."""
-
-
-class NeedsStats(ValueError):
-    """Something starts from activations, and no statistics of them were given."""
-
-
-def check_init(init: Callable[..., Any], params: Any, uses: Any, stats: Any) -> None:
-    """Runs an ``init`` of several steps on shapes alone: none refuses after another's work.
-
-    It ends early, and silently, at a step that needs values.
-    """
-    leaves, treedef = jax.tree.flatten(params)
-    if any(is_traced(x) for x in leaves):
-        return  # Nothing is computed yet.
-    at = [i for i, x in enumerate(leaves) if hasattr(x, "shape") and hasattr(x, "dtype")]
-
-    def run(arrays: list[Any]) -> None:
-        new = dict(zip(at, arrays, strict=True))
-        tree = jax.tree.unflatten(treedef, [new.get(i, x) for i, x in enumerate(leaves)])
-        init(tree, uses=uses, stats=stats)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The real run repeats them.
-        try:
-            jax.eval_shape(run, [leaves[i] for i in at])
-        except (NeedsValues, jax.errors.JAXTypeError):
-            pass
-
-
-def check_finite(path: str, w: Any) -> None:
-    """Refuses infinities and NaNs, where the values are known.
-
-    Raises:
-        ValueError: Names the path and how many there are.
-    """
-    if is_compressed(w) or is_traced(w) or not w.size:
-        return
-    with jax.ensure_compile_time_eval():  # The values may be constants of a traced function.
-        bad = int(jnp.sum(~jnp.isfinite(w)))
-    if bad:
-        raise ValueError(
-            f"{path!r} of shape {tuple(w.shape)} holds {bad} infinite or NaN entries, which no "
-            "compressed form can hold; repair the checkpoint or exclude this leaf"
-        )

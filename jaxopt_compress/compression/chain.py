@@ -6,10 +6,10 @@ from jaxopt_compress.compression.base import (
     ChainState,
     Compression,
     apply_state,
-    check_init,
     compress_state,
     describes_itself,
 )
+from jaxopt_compress.compression.checks import check_init
 from jaxopt_compress.compression.compress import Recipe, as_compression
 from jaxopt_compress.tree import named_leaves
 

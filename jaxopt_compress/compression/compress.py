@@ -9,15 +9,13 @@ import jax
 from jaxopt_compress.compression.base import (
     ChainState,
     Compression,
-    NeedsStats,
-    NeedsValues,
     apply_state,
-    check_init,
     compress_state,
     describes_itself,
     leaf_states,
     training_states,
 )
+from jaxopt_compress.compression.checks import NeedsStats, NeedsValues, check_init
 from jaxopt_compress.tree import AssumedLayout, map_named, named_leaves
 from jaxopt_compress.tree.paths import glob_matches, select
 

@@ -11,11 +11,12 @@ from jaxopt_compress.compression.base import (
     Compression,
     CompressionState,
     apply_state,
-    check_finite,
+    as_jax,
     compress_state,
     factor_layouts,
     map_states,
 )
+from jaxopt_compress.compression.checks import check_finite
 from jaxopt_compress.lift.uses import layout_of
 from jaxopt_compress.tree import Layout, Where, assume_layout, named_leaves, select
 from jaxopt_compress.tree.layout import warn_assumed
@@ -105,6 +106,7 @@ def _parameters(params: Any, where: Where, uses: Any, stats: Any) -> list[Parame
     for path, leaf in named_leaves(params):
         if path not in chosen:
             continue
+        leaf = as_jax(leaf)
         layout = layout_of(uses[path]) if uses is not None and path in uses else None
         if layout is None:
             layout = assume_layout(leaf.shape)

@@ -100,7 +100,7 @@ def mse(candidates: int = 80, least: float = 0.2) -> Bounds:
 
         start = (jnp.full_like(high, jnp.inf), jnp.ones_like(high))
         # The whole range first: it stays where nothing is better.
-        parts = jnp.linspace(1.0, least, candidates)
+        parts = jnp.linspace(1.0, least, candidates, dtype=high.dtype)
         (_, part), _ = lax.scan(better, start, parts)
         return low * part, high * part
 

@@ -78,7 +78,7 @@ class Minifloat(NamedTuple):
         smallest_normal = 2.0 ** (1 - self.bias)
         code = jnp.where(magnitude < smallest_normal, subnormal, normal)
         # Zero has one code, so that equal views have equal codes.
-        sign = jnp.where(values < 0, 1 << (self.exponent_bits + self.mantissa_bits), 0)
+        sign = (values < 0).astype(jnp.int32) << (self.exponent_bits + self.mantissa_bits)
         return (code | sign).astype(jnp.uint8)
 
     def decode(self, codes: jax.Array) -> jax.Array:

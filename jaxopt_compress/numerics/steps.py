@@ -52,7 +52,8 @@ def step_of(
         scale = jnp.minimum((high / 2 - low / 2) / steps, jnp.finfo(jnp.float32).max)
     if of_nothing is None:
         of_nothing = 1.0 if fmt.has_zero else TINY
-    scale = jnp.where(scale >= TINY, scale, of_nothing).astype(jnp.float32)
+    # A NaN stays one, for whoever watches for it.
+    scale = jnp.where(scale < TINY, of_nothing, scale).astype(jnp.float32)
     if symmetric:
         return scale, None
     zero = jnp.clip(qmin - jnp.round(low / lax.optimization_barrier(scale)), qmin, qmax)

@@ -14,9 +14,10 @@ from jaxopt_compress.compression.base import CompressionState, map_states
 from jaxopt_compress.numerics.bounds import ABSMEAN
 from jaxopt_compress.numerics.codes import decode
 from jaxopt_compress.numerics.formats import Format, format_of
+from jaxopt_compress.quantization.checks import check_gradients
 from jaxopt_compress.quantization.inputs import with_inputs
 from jaxopt_compress.quantization.lsq import per_tensor
-from jaxopt_compress.quantization.quantize import check_gradients, quantize
+from jaxopt_compress.quantization.quantize import quantize
 from jaxopt_compress.quantization.state import QuantizedState, Rule, dense, measured
 from jaxopt_compress.tree import Where
 

@@ -12,7 +12,8 @@ import numpy as np
 from jaxopt_compress.arrays import InputQuantizedArray
 from jaxopt_compress.arrays.base import is_traced
 from jaxopt_compress.compression import Compression, NeedsStats
-from jaxopt_compress.compression.base import CompressionState, check_init, map_states
+from jaxopt_compress.compression.base import CompressionState, map_states
+from jaxopt_compress.compression.checks import check_init
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.learned import REACH, least_step, scaled_gradient, within_reach

@@ -15,8 +15,9 @@ from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.groups import by_groups, spread_to
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.learned import least_step, scaled_gradient, slopes, within_reach
+from jaxopt_compress.quantization.checks import check_gradients
 from jaxopt_compress.quantization.inputs import with_inputs
-from jaxopt_compress.quantization.quantize import check_gradients, quantize
+from jaxopt_compress.quantization.quantize import quantize
 from jaxopt_compress.quantization.state import QuantizedState, dense, fake_quantize
 from jaxopt_compress.tree import Where
 

@@ -1,8 +1,8 @@
 """PACT: activations that are clipped at a learned value."""
 
 from jaxopt_compress.compression import Compression
+from jaxopt_compress.quantization.checks import check_gradients
 from jaxopt_compress.quantization.inputs import with_inputs
-from jaxopt_compress.quantization.quantize import check_gradients
 
 
 def pact(

@@ -24,6 +24,12 @@ from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.packing import layout as words_layout
 from jaxopt_compress.numerics.steps import STEP_DTYPES, step_of
+from jaxopt_compress.quantization.checks import (
+    check_gradients,
+    check_group,
+    check_inputs,
+    check_residuals,
+)
 from jaxopt_compress.quantization.state import QuantizedState, Rule, dense, measured, per_stack
 from jaxopt_compress.tree import Layout, Where
 
@@ -120,9 +126,9 @@ def quantize(
     along, across = group if isinstance(group, tuple) else (group, None)
     along = fmt.group if along is None else along
     rule = rule_of(fmt, (along, across), bounds, symmetric, scale)
-    _check_inputs(inputs, input_steps, begin)
+    check_inputs(inputs, input_steps, begin)
     check_gradients(gradients, inputs)
-    _check_residuals(residuals, inputs, gradients)
+    check_residuals(residuals, inputs, gradients)
 
     def check(parameter: Parameter) -> None:
         if isinstance(parameter.value, (QuantizedArray, LowRankArray)):
@@ -132,9 +138,9 @@ def quantize(
             )
         layout, w = parameter.layout, parameter.value
         if along is not None:
-            _check_group(parameter, layout.group_axis, along, pad)
+            check_group(parameter, layout.group_axis, along, pad)
         if across is not None:
-            _check_group(parameter, max(layout.output, default=None), across, pad)
+            check_group(parameter, max(layout.output, default=None), across, pad)
         if inputs is not None and input_steps == "calibrated" and parameter.stats is None:
             raise NeedsStats(
                 f"there are no statistics of what meets {parameter.describe()}: pass "
@@ -187,50 +193,6 @@ def quantize(
     return leafwise(LeafMethod(check, init, update), where)
 
 
-def _check_inputs(inputs: str | None, steps: str, begin: int) -> None:
-    if inputs is not None:
-        fmt = format_of(inputs)
-        if not _serves_rows(fmt):
-            raise ValueError(
-                f"inputs={inputs!r}: activations have one step per row, not {fmt.name}"
-            )
-        if begin:
-            raise ValueError("begin goes with inputs=None: what runs before would be another form")
-    if steps not in ("dynamic", "calibrated"):
-        raise ValueError(f"input_steps={steps!r}; there are 'dynamic' and 'calibrated'")
-
-
-def _serves_rows(fmt: Format) -> bool:
-    """Whether one step for a row of any values, from the largest of them, makes a grid for it."""
-    return fmt.group is None and not fmt.absmean and fmt.top >= 1
-
-
-def check_gradients(gradients: str | None, inputs: str | None) -> None:
-    """Refuses formats that cotangents cannot have."""
-    if gradients is None:
-        return
-    if inputs is None:
-        raise ValueError(
-            f"gradients={gradients!r} goes with inputs=: the backward pass of what lift rounds"
-        )
-    fmt = format_of(gradients)
-    if not _serves_rows(fmt) or fmt.grid.low >= 0:
-        raise ValueError(
-            f"gradients={gradients!r}: cotangents have either sign and one step per row; take "
-            "'int8', 'int4' or 'float8_e5m2'"
-        )
-
-
-def _check_residuals(residuals: str, inputs: str | None, gradients: str | None) -> None:
-    if residuals not in ("rounded", "unrounded"):
-        raise ValueError(f"residuals={residuals!r}; there are 'rounded' and 'unrounded'")
-    if residuals == "unrounded" and (inputs is None or gradients is not None):
-        raise ValueError(
-            "residuals='unrounded' goes with inputs= and gradients=None: a backward pass in floats "
-            "through what lift rounds"
-        )
-
-
 def _input_scale(parameter: Parameter, inputs: str | None, steps: str) -> jax.Array | None:
     """Float32 steps of what meets a parameter, of its rank, one per entry of a stack."""
     if inputs is None or steps == "dynamic":
@@ -263,22 +225,6 @@ def rule_of(
     if fmt.absmean and rule.bounds.measure is not ABSMEAN.measure:
         raise ValueError(f"the step of {fmt.name!r} is the mean magnitude; leave bounds out")
     return rule
-
-
-def _check_group(parameter: Parameter, axis: int | None, group: int, pad: bool) -> None:
-    if axis is None:
-        raise ValueError(
-            f"{parameter.describe()} has no axis to group; leave group out for this leaf"
-        )
-    length = parameter.value.shape[axis]
-    if length % group and not pad:
-        fitting = [g for g in range(1, length + 1) if length % g == 0]
-        near = sorted(fitting, key=lambda g: abs(math.log(g / group)))[:3]
-        raise ValueError(
-            f"group={group} does not divide axis {axis} of {parameter.describe()}, of length "
-            f"{length}; the nearest groups that do are {', '.join(map(str, sorted(near)))}, or "
-            "pass pad=True for a shorter last group"
-        )
 
 
 def _packing(

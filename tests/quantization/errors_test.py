@@ -57,7 +57,7 @@ def init(params, *args, **kwargs):
         (
             init({"b": jnp.ones(4)}, "int4", group=2, where="b"),
             ValueError,
-            r"'b' of shape \(4,\) has no .*axis to group; leave group out",
+            r"'b' of shape \(4,\) has no .*axis for groups of 2: leave group out",
         ),
         (
             init({"w": W}, "uint4"),
