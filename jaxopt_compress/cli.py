@@ -22,13 +22,16 @@ from jaxopt_compress.tree import AssumedLayout, assume_layout, map_named, named_
 
 app = tyro.extras.SubcommandApp()
 _Json = Annotated[bool, tyro.conf.arg(name="json")]
+_Checkpoint = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="CKPT")]
+_Recipe = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
+_Out = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 
 
 @app.command
 def compress(
-    ckpt: tyro.conf.Positional[pathlib.Path],
-    recipe: tyro.conf.Positional[pathlib.Path],
-    out: tyro.conf.Positional[pathlib.Path],
+    ckpt: _Checkpoint,
+    recipe: _Recipe,
+    out: _Out,
     /,
     layout: Literal["auto", "flax", "torch"] = "auto",
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False,
@@ -38,7 +41,8 @@ def compress(
 
     Args:
         ckpt: An orbax checkpoint, or a file or folder of safetensors.
-        recipe: A TOML file with a list of [[rule]] tables.
+        recipe: A TOML file with a list of [[rule]] tables, such as: where = "**/kernel",
+            quantize = {format = "int8"}.
         out: The new checkpoint, for jaxopt_compress.load.
         layout: Whether kernels have their output axis last (flax) or first (torch); by default what
             the checkpoint says.
@@ -60,7 +64,7 @@ def compress(
 
 @app.command
 def inspect(
-    ckpt: tyro.conf.Positional[pathlib.Path],
+    ckpt: _Checkpoint,
     /,
     as_json: tyro.conf.FlagCreatePairsOff[_Json] = False,
 ) -> None:

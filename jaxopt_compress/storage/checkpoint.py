@@ -145,7 +145,7 @@ def _read_structure(path: str | os.PathLike[str]) -> Decoded:
         raise _damaged(root, error) from error
     if not isinstance(document, Mapping) or document.get("format") != NAME:
         raise ValueError(
-            f"{root} is no checkpoint of jaxopt_compress.save: its structure says so not"
+            f"{root} is no checkpoint of jaxopt_compress.save: its structure names another format"
         )
     version = document.get("version")
     if not isinstance(version, int):
@@ -162,7 +162,7 @@ def _read_structure(path: str | os.PathLike[str]) -> Decoded:
 
 
 def _damaged(root: Any, why: Any) -> ValueError:
-    return ValueError(f"the checkpoint {root} is damaged: {why}")
+    return ValueError(f"the checkpoint {root} cannot be read and may be damaged: {why}")
 
 
 def _read_arrays(path: str | os.PathLike[str], tree: Any, shardings: Any) -> Any:

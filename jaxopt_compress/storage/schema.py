@@ -32,7 +32,7 @@ LEAVES: dict[str, tuple[type[CompressedArray], tuple[str, ...], tuple[str, ...]]
     "InputQuantizedArray": (
         InputQuantizedArray,
         ("weight", "scale", "offset"),
-        ("format", "clipping", "gradients"),
+        ("format", "clipping", "gradients", "residuals"),
     ),
     "LowRankArray": (LowRankArray, ("u", "v"), ("dtype", "out_ndim")),
     "QuantizedArray": (

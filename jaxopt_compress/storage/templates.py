@@ -4,7 +4,6 @@ import difflib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_compress.arrays import is_compressed
@@ -58,12 +57,9 @@ def _check_names(stored: dict[str, Any], templates: dict[str, Any]) -> None:
 def _shardings(name: str, stored: Any, template: Any) -> Any:
     """A sharding or None per entry of one stored leaf, from its template."""
     if hasattr(stored, "shape") and hasattr(template, "shape"):
-        ours, theirs = ((tuple(x.shape), jnp.dtype(x.dtype)) for x in (stored, template))
+        ours, theirs = (f"{x.dtype}{list(x.shape)}" for x in (stored, template))
         if ours != theirs:
-            raise ValueError(
-                f"{name!r} is {ours[1]}{list(ours[0])} in the checkpoint and "
-                f"{theirs[1]}{list(theirs[0])} in like"
-            )
+            raise ValueError(f"{name!r} is {ours} in the checkpoint and {theirs} in like")
     none = jax.tree.map(lambda _: None, stored)
     if not is_compressed(stored):
         return getattr(template, "sharding", None)

@@ -126,7 +126,9 @@ def _typed(raw: np.ndarray, bits: int, dtype: np.dtype) -> np.ndarray:
     """Entries from their bits in a uint8."""
     if jnp.issubdtype(dtype, jnp.signedinteger):
         left = np.uint8(8 - bits)
-        return ((raw << left).view(np.int8) >> left.astype(np.int8)).astype(dtype)
+        signed = (raw << left).view(np.int8) >> left.astype(np.int8)
+        # Shifts make scalars of arrays of rank 0.
+        return np.asarray(signed).astype(dtype)
     if jnp.issubdtype(dtype, jnp.unsignedinteger):
         return raw.astype(dtype)
     return raw.view(dtype)
