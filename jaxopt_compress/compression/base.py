@@ -10,6 +10,7 @@ import numpy as np
 from jaxopt_compress.arrays import InputQuantizedArray, LowRankArray, is_compressed, materialize
 from jaxopt_compress.compression.checks import check_finite
 from jaxopt_compress.tree import Layout, map_named, named_leaves
+from jaxopt_compress.tree.meshes import on_auto_axes
 
 Params = TypeVar("Params")
 
@@ -195,7 +196,11 @@ def compress_state(params: Any, state: Any) -> Any:
             params = compress_state(params, inner)
         return params
     map_states(lambda path, w, leaf: check_finite(path, w), params, state)
-    run = lambda path, w, leaf: leaf.compress(w, state.learned.get(path), path)
+
+    def run(path: str, w: Any, leaf: Any) -> Any:
+        stored = lambda w, leaf, learned: leaf.compress(w, learned, path)
+        return on_auto_axes(stored, w, leaf, state.learned.get(path))
+
     return map_states(run, params, state)
 
 

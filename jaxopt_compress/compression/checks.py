@@ -37,7 +37,9 @@ def check_init(init: Callable[..., Any], params: Any, uses: Any, stats: Any) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The real run repeats them.
         try:
-            jax.eval_shape(run, [leaves[i] for i in at])
+            # Without shardings, which are explicit in some types and rule some operations out.
+            types = [jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype) for i in at]
+            jax.eval_shape(run, types)
         except (NeedsValues, jax.errors.JAXTypeError):
             pass
 

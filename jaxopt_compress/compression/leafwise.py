@@ -20,6 +20,7 @@ from jaxopt_compress.compression.checks import check_finite
 from jaxopt_compress.lift.uses import layout_of
 from jaxopt_compress.tree import Layout, Where, assume_layout, named_leaves, select
 from jaxopt_compress.tree.layout import warn_assumed
+from jaxopt_compress.tree.meshes import on_auto_axes
 
 
 class Parameter(NamedTuple):
@@ -73,7 +74,7 @@ def leafwise(method: LeafMethod, where: Where) -> Compression:
             method.check(parameter)
         for parameter in parameters:
             check_finite(parameter.path, parameter.value)
-        decisions = {p.path: method.init(p) for p in parameters}
+        decisions = {p.path: _decided(method, p) for p in parameters}
         learned = {k: d.learned for k, d in decisions.items() if d.learned is not None}
         leaves = {k: d.state for k, d in decisions.items()}
         return CompressionState(jnp.zeros((), jnp.int32), learned, leaves)
@@ -88,6 +89,11 @@ def leafwise(method: LeafMethod, where: Where) -> Compression:
         return CompressionState(count, state.learned, leaves)
 
     return Compression(init, update, apply_state, compress_state)
+
+
+def _decided(method: LeafMethod, parameter: Parameter) -> Decision:
+    run = lambda value, stats: method.init(parameter._replace(value=value, stats=stats))
+    return on_auto_axes(run, parameter.value, parameter.stats)
 
 
 def _parameters(params: Any, where: Where, uses: Any, stats: Any) -> list[Parameter]:

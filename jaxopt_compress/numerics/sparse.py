@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 def expand(values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -22,6 +23,10 @@ def expand(values: jax.Array, mask: jax.Array) -> jax.Array:
         Array([0, 7, 0, 8], dtype=int32)
     """
     zero = jnp.zeros((), values.dtype)
+    if (split := jax.typeof(mask).sharding).spec[-1] is not None:
+        # Entries are counted along the whole axis, which an explicit mesh axis has to be told.
+        whole = PartitionSpec(*split.spec[:-1], None)
+        mask = jax.sharding.reshard(mask, NamedSharding(split.mesh, whole))
     if values.shape[-1] == 0:
         # Of the mask, so that it lies on the mask's devices.
         return jnp.where(mask, zero, zero)

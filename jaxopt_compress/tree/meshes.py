@@ -1,0 +1,49 @@
+"""Running what has no rule for explicit mesh axes on arrays that have them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from jaxopt_compress.arrays.base import is_traced
+
+
+def on_auto_axes(fn: Callable[..., Any], *args: Any) -> Any:
+    """``fn(*args)``, outside of jit, with the compiler to choose shardings in between.
+
+    Packing, sorting and decompositions have no rule for axes of a mesh whose type is explicit.
+    Arrays are seen as if those axes were automatic, and results come back on the mesh as it was;
+    nothing is moved for that. Other arguments, and all of them under a trace, are left as they are.
+
+    Args:
+        fn: A function of trees.
+        *args: Trees, with arrays on one mesh.
+    """
+    leaves = jax.tree.leaves(args)
+    meshes = [m for m in map(_explicit, leaves) if m is not None]
+    if not meshes or any(map(is_traced, leaves)):
+        return fn(*args)
+    mesh = meshes[0]
+    automatic = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+
+    def moved(tree: Any, source: Mesh, target: Mesh) -> Any:
+        def move(x: Any) -> Any:
+            own = x.sharding if isinstance(x, jax.Array) else None
+            if not isinstance(own, NamedSharding) or own.mesh != source:
+                return x
+            return jax.device_put(x, NamedSharding(target, own.spec, memory_kind=own.memory_kind))
+
+        return jax.tree.map(move, tree)
+
+    with jax.set_mesh(automatic):
+        result = fn(*moved(args, mesh, automatic))
+    return moved(result, automatic, mesh)
+
+
+def _explicit(x: Any) -> Mesh | None:
+    """The mesh of a concrete array, if the type of one of its axes is explicit."""
+    mesh = getattr(getattr(x, "sharding", None), "mesh", None)
+    if not isinstance(mesh, Mesh) or AxisType.Explicit not in mesh.axis_types:
+        return None
+    return mesh

@@ -1,0 +1,42 @@
+"""Parameters on meshes whose axes are explicit: every method decides and stores them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxopt_compress as jc
+
+PRUNE = jc.prune(jc.magnitude(), jc.constant(0.5))
+METHODS = {
+    "prune": PRUNE,
+    "prune, quantize": jc.chain(PRUNE, jc.quantize("int8")),
+    "2:4": jc.prune(jc.magnitude(), jc.constant(0.5), "2:4"),
+    "low rank, quantize": jc.chain(jc.low_rank(rank=4), jc.quantize("int8")),
+    "recipe": jc.chain({"w": jc.low_rank(energy=0.9)}),
+    "percentile": jc.quantize("int4", bounds=jc.bounds.percentile(99.0)),
+    "entropy": jc.quantize("int4", bounds=jc.bounds.entropy()),
+    "groups": jc.quantize("int4", 32),
+    "mxfp4": jc.quantize("mxfp4"),
+    "words": jc.quantize("int3"),
+}
+
+
+@pytest.mark.parametrize("spec", [P(None, "model"), P("model", None)], ids=str)
+@pytest.mark.parametrize("name", METHODS)
+def test_explicit_axes(name, spec):
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Explicit,))
+    w = jnp.sin(jnp.arange(64.0 * 64)).reshape(64, 64)
+    c, where = METHODS[name], NamedSharding(mesh, spec)
+    with jax.set_mesh(mesh):
+        params = {"w": jax.device_put(w, where)}
+        state = c.init(params)
+        view = jax.jit(c.apply)(params, state)["w"]
+        small = c.compress(params, state)
+        stored = jc.materialize(small)["w"]
+    arrays = jax.tree.leaves((state, small))
+    assert all(x.sharding.mesh == mesh for x in arrays if isinstance(x.sharding, NamedSharding))
+    np.testing.assert_array_equal(stored, view)
+    assert np.linalg.norm(view - w) < np.linalg.norm(w)
