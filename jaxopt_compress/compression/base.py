@@ -1,7 +1,7 @@
 """What a compression is: four pure functions and the state between them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +15,39 @@ from jaxopt_compress.tree.meshes import on_auto_axes
 Params = TypeVar("Params")
 
 
-class LeafState(Protocol):
-    """What was decided for one parameter: a frozen pytree dataclass.
+class LeafState:
+    """What was decided for one parameter: the base of frozen pytree dataclasses.
 
-    Its arrays are masks, scales and the like; what is static never depends on values. The two
-    methods must agree: ``materialize(compress(w, learned)) == materialize(apply(w, learned))``.
+    Its arrays are masks, scales and the like; what is static never depends on values. Two methods
+    must agree: ``materialize(compress(w, learned, path)) == materialize(apply(w, learned))``.
 
     Attributes:
         kind: The method's name, by which chains refuse orders that do not compose.
         replaces: Whether learned arrays stand for the parameter, which then gets no updates.
+        keeps_zeros: Whether 0.0 stays 0.0, so that it may follow pruning.
+        rounds_inputs: Whether the activations that meet the parameter are rounded too.
     """
 
-    kind: str
-    replaces: bool
+    kind: Any
+    replaces: bool = False
+    keeps_zeros: Any = False
+    rounds_inputs: Any = False
 
     def apply(self, w: Any, learned: Any) -> Any:
         """The parameter that the forward pass uses; differentiable, jit-able."""
-        ...
+        raise NotImplementedError
 
     def compress(self, w: Any, learned: Any, path: str) -> Any:
         """The stored form of that parameter; runs outside of jit."""
-        ...
+        raise NotImplementedError
+
+    def view(self, w: Any, learned: Any) -> Any:
+        """What a forward pass uses in training, with what rounds activations if anything does."""
+        return self.apply(w, learned)
+
+    def before(self, g: jax.Array) -> jax.Array:
+        """``g`` itself, a gradient, computed after what an update has read the parameter for."""
+        return g
 
 
 class CompressionState(NamedTuple):
@@ -158,11 +170,10 @@ def _split(state: Any) -> list[Any]:
 
 def forward_view(apply: Callable[..., Any], params: Any, state: Any) -> Any:
     """The view that training uses: that of ``apply``, and with what rounds activations."""
-    rounds = [x for s in leaf_states(state) for x in s.leaves.values() if _rounds_inputs(x)]
+    rounds = any(x.rounds_inputs for s in leaf_states(state) for x in s.leaves.values())
     if not rounds or not describes_itself(state):
         return apply(params, state)
-    made = lambda leaf: leaf.view if _rounds_inputs(leaf) else leaf.apply
-    return _dense(_applied(params, state, made), state)
+    return _dense(_applied(params, state, lambda leaf: leaf.view), state)
 
 
 def apply_state(params: Any, state: Any, *, materialize: bool = True) -> Any:
@@ -181,10 +192,6 @@ def _applied(params: Any, state: Any, method: Callable[[Any], Callable[..., Any]
     return map_states(run, params, state)
 
 
-def _rounds_inputs(leaf: Any) -> bool:
-    return getattr(leaf, "inputs", None) is not None
-
-
 def compress_state(params: Any, state: Any) -> Any:
     """The stored form that a state describes; the ``compress`` of every such compression.
 
@@ -195,13 +202,27 @@ def compress_state(params: Any, state: Any) -> Any:
         for inner in state.states:
             params = compress_state(params, inner)
         return params
-    map_states(lambda path, w, leaf: check_finite(path, w), params, state)
+    for path, w in parameters_of(params, state).items():
+        check_finite(path, w)
 
     def run(path: str, w: Any, leaf: Any) -> Any:
         stored = lambda w, leaf, learned: leaf.compress(w, learned, path)
         return on_auto_axes(stored, w, leaf, state.learned.get(path))
 
     return map_states(run, params, state)
+
+
+def parameters_of(params: Any, state: CompressionState) -> dict[str, Any]:
+    """Path -> leaf, of the parameters that the state knows."""
+    found: dict[str, Any] = {}
+
+    def keep(path: str, w: Any, leaf: Any) -> Any:
+        del leaf
+        found[path] = w
+        return w
+
+    map_states(keep, params, state)
+    return found
 
 
 def map_states(fn: Callable[[str, Any, Any], Any], params: Any, state: CompressionState) -> Any:

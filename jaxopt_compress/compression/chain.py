@@ -107,22 +107,25 @@ def _extend(history: dict[str, list[str]], state: Any, params: Any) -> None:
         for inner in state.states:
             _extend(history, inner, params)
         return
-    kinds = {}
+    kinds, broken = {}, {}
     for path, leaf in getattr(state, "leaves", {}).items():
         # Both factors of a parameter count as that parameter.
         owner = path[:-2] if path.endswith(("/u", "/v")) and path[:-2] in history else path
-        kinds[owner] = getattr(leaf, "kind", type(leaf).__name__)
-        if "prune" in history.get(owner, []) and not getattr(leaf, "keeps_zeros", True):
-            shape = next(tuple(w.shape) for name, w in named_leaves(params) if name == owner)
-            raise ValueError(
-                f"chain cannot {kinds[owner]} {owner!r} of shape {shape} after prune: "
-                f"{leaf.format.name!r} has no code for 0.0; choose a format that has one, such as "
-                "'ternary' or 'int2'"
-            )
+        kinds[owner] = leaf.kind
+        if not leaf.keeps_zeros:
+            broken[owner] = leaf
     for path, kind in kinds.items():
         for earlier in history.get(path, []):
             if (earlier, kind) in _REFUSED:
                 raise ValueError(
                     f"chain cannot {kind} {path!r} after {earlier}: {_REFUSED[earlier, kind]}"
                 )
+        if "prune" in history.get(path, []) and path in broken:
+            shape = next(tuple(w.shape) for name, w in named_leaves(params) if name == path)
+            fmt = getattr(broken[path], "format", None)
+            why = f"{fmt.name!r} has no code for 0.0" if fmt else "0.0 does not stay 0.0"
+            raise ValueError(
+                f"chain cannot {kind} {path!r} of shape {shape} after prune: {why}; choose a "
+                "format that has one, such as 'ternary' or 'int2'"
+            )
         history.setdefault(path, []).append(kind)

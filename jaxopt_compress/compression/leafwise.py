@@ -14,7 +14,7 @@ from jaxopt_compress.compression.base import (
     as_jax,
     compress_state,
     factor_layouts,
-    map_states,
+    parameters_of,
 )
 from jaxopt_compress.compression.checks import check_finite
 from jaxopt_compress.lift.uses import layout_of
@@ -83,9 +83,8 @@ def leafwise(method: LeafMethod, where: Where) -> Compression:
         count = state.count + 1
         leaves = dict(state.leaves)
         if method.update is not None:
-            seen: dict[str, Any] = {}
-            map_states(lambda path, w, leaf: seen.update({path: w}), params, state)
-            leaves = {k: method.update(s, count, seen[k]) for k, s in leaves.items()}
+            values = parameters_of(params, state)
+            leaves = {k: method.update(s, count, values[k]) for k, s in leaves.items()}
         return CompressionState(count, state.learned, leaves)
 
     return Compression(init, update, apply_state, compress_state)

@@ -15,6 +15,7 @@ from jaxopt_compress.compression import (
     Compression,
     Decision,
     LeafMethod,
+    LeafState,
     NeedsValues,
     Parameter,
     leafwise,
@@ -27,7 +28,7 @@ from jaxopt_compress.tree import Where
     jax.tree_util.register_dataclass, data_fields=[], meta_fields=["dtype", "out_ndim"]
 )
 @dataclasses.dataclass(frozen=True)
-class FactoredState:
+class FactoredState(LeafState):
     """How the learned factors of one parameter make up the dense array.
 
     Attributes:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.arrays import SparseArray
-from jaxopt_compress.compression import Compression
+from jaxopt_compress.compression import Compression, LeafState
 from jaxopt_compress.compression.base import CompressionState, map_states
 from jaxopt_compress.numerics.bounds import ABSMEAN
 from jaxopt_compress.numerics.codes import decode
@@ -28,7 +28,7 @@ FORMATS = ("binary", "odd2", "odd3", "odd4")
     jax.tree_util.register_dataclass, data_fields=["grid", "bounds", "top"], meta_fields=[]
 )
 @dataclasses.dataclass(frozen=True)
-class DorefaState:
+class DorefaState(LeafState):
     """What was decided for one parameter.
 
     Attributes:
@@ -43,8 +43,6 @@ class DorefaState:
     bounds: jax.Array
     top: jax.Array
     kind = "quantize"
-    replaces = False
-    keeps_zeros = False
 
     @property
     def format(self) -> Format:

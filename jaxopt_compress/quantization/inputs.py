@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxopt_compress.arrays import InputQuantizedArray
 from jaxopt_compress.arrays.base import is_traced
-from jaxopt_compress.compression import Compression, NeedsStats
+from jaxopt_compress.compression import Compression, LeafState, NeedsStats
 from jaxopt_compress.compression.base import CompressionState, map_states
 from jaxopt_compress.compression.checks import check_init
 from jaxopt_compress.numerics.formats import Format, format_of
@@ -28,7 +28,7 @@ from jaxopt_compress.quantization.state import QuantizedState, per_stack
     meta_fields=["inputs", "rule", "summed", "gradients"],
 )
 @dataclasses.dataclass(frozen=True)
-class InputState:
+class InputState(LeafState):
     """What was decided for one parameter and the activations that meet it.
 
     Learned are ``learned["input"]``, of the names of ``limits``, and ``learned["weight"]``, what
@@ -52,7 +52,17 @@ class InputState:
     summed: int
     gradients: str | None
     kind = "quantize inputs of"
-    replaces = False
+    rounds_inputs = True
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether the weights do."""
+        return self.weights.keeps_zeros
+
+    @property
+    def format(self) -> Any:
+        """The number format of the weights."""
+        return self.weights.format
 
     def apply(self, w: Any, learned: Any) -> jax.Array:
         """The weights alone."""

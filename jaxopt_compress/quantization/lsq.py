@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxopt_compress.compression import Compression
+from jaxopt_compress.compression import Compression, LeafState
 from jaxopt_compress.compression.base import CompressionState, map_states
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.groups import by_groups, spread_to
@@ -24,7 +24,7 @@ from jaxopt_compress.tree import Where
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["grid", "least"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
-class LsqState:
+class LsqState(LeafState):
     """What was decided for one parameter; its steps are ``learned["step"]``.
 
     Attributes:
@@ -35,7 +35,16 @@ class LsqState:
     grid: QuantizedState
     least: jax.Array
     kind = "quantize"
-    replaces = False
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether the grid has a level at 0."""
+        return self.grid.keeps_zeros
+
+    @property
+    def format(self) -> Format:
+        """The number format."""
+        return self.grid.format
 
     def current(self, learned: Any) -> QuantizedState:
         """The grid with its present steps."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxopt_compress.compression import Compression
+from jaxopt_compress.compression import Compression, LeafState
 from jaxopt_compress.compression.base import CompressionState
 from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.quantization.state import QuantizedState, dense
@@ -19,7 +19,7 @@ from jaxopt_compress.quantization.state import QuantizedState, dense
     jax.tree_util.register_dataclass, data_fields=["stages", "stage"], meta_fields=[]
 )
 @dataclasses.dataclass(frozen=True)
-class ProgressiveState:
+class ProgressiveState(LeafState):
     """What was decided for one parameter.
 
     Attributes:
@@ -30,7 +30,6 @@ class ProgressiveState:
     stages: tuple[QuantizedState, ...]
     stage: jax.Array
     kind = "quantize"
-    replaces = False
 
     @property
     def keeps_zeros(self) -> bool:

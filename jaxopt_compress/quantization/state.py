@@ -15,6 +15,7 @@ from jaxopt_compress.arrays import (
     SparseArray,
 )
 from jaxopt_compress.arrays.quantized import steps_of
+from jaxopt_compress.compression import LeafState
 from jaxopt_compress.numerics.bounds import Bounds
 from jaxopt_compress.numerics.codes import decode, encode, round_to_grid
 from jaxopt_compress.numerics.formats import Format
@@ -47,7 +48,7 @@ from jaxopt_compress.numerics.steps import (
     ],
 )
 @dataclasses.dataclass(frozen=True)
-class QuantizedState:
+class QuantizedState(LeafState):
     """What was decided for one parameter.
 
     Attributes:
@@ -85,12 +86,16 @@ class QuantizedState:
     key: Any = None
     active: Any = None
     input_scale: Any = None
-    replaces = False
 
     @property
     def kind(self) -> str:
         """The method's name; nothing may follow one that also rounds activations."""
         return "quantize" if self.inputs is None else "quantize inputs of"
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether activations are rounded too."""
+        return self.inputs is not None
 
     @property
     def keeps_zeros(self) -> bool:

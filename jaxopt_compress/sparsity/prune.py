@@ -13,7 +13,14 @@ from jax import lax
 
 from jaxopt_compress.arrays import QuantizedArray, is_compressed
 from jaxopt_compress.arrays.sparse import sparse_nm, sparse_rows
-from jaxopt_compress.compression import Compression, Decision, LeafMethod, Parameter, leafwise
+from jaxopt_compress.compression import (
+    Compression,
+    Decision,
+    LeafMethod,
+    LeafState,
+    Parameter,
+    leafwise,
+)
 from jaxopt_compress.numerics.ordering import computed_after
 from jaxopt_compress.numerics.patterns import n_m_mask
 from jaxopt_compress.numerics.thresholds import largest
@@ -51,7 +58,7 @@ def _absolute(w: jax.Array, stats: Any) -> jax.Array:
     meta_fields=["pattern", "axis", "stack"],
 )
 @dataclasses.dataclass(frozen=True)
-class PrunedState:
+class PrunedState(LeafState):
     """The mask of one parameter.
 
     Attributes:
@@ -70,7 +77,7 @@ class PrunedState:
     axis: int | None
     stack: int
     kind = "prune"
-    replaces = False
+    keeps_zeros = True
 
     def apply(self, w: Any, learned: Any) -> jax.Array:
         """``w`` under the mask."""

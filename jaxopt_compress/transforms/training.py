@@ -36,7 +36,8 @@ def compressed_training(
     Args:
         inner: Any optax optimizer, but one that accumulates gradients: for that use
             ``optax.MultiSteps(compressed_training(...))``, so that schedules count updates.
-        compression: A `Compression`, or a recipe ``{glob: Compression}``.
+        compression: A `Compression`, or a recipe ``{glob: Compression}``, whose view is that of
+            ``chain(recipe)``.
         learned: The optimizer of learned parts; ``inner`` by default.
         uses: What `uses` found, so that channels and groups follow the function.
         stats: What `calibrate` found, for compressions that ask for it.
@@ -125,7 +126,7 @@ def _before(grads: Any, new: Any) -> Any:
     """
     leaves = {}
     for state in leaf_states(new):
-        leaves |= {k: s.before for k, s in state.leaves.items() if hasattr(s, "before")}
+        leaves |= {k: s.before for k, s in state.leaves.items()}
     return map_named(lambda path, g: leaves[path](g) if path in leaves else g, grads)
 
 

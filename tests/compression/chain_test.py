@@ -23,6 +23,13 @@ RANK = jc.low_rank(rank=2)
         (RANK, RANK, "chain cannot low_rank 'a/w' after low_rank: .*second rank"),
         (jc.chain(PRUNE, QUANTIZE), jc.chain(RANK), "low_rank 'a/w' after prune"),
         (jc.chain(RANK, QUANTIZE), QUANTIZE, "quantize 'a/w' after quantize"),
+        (
+            PRUNE,
+            jc.quantize("binary"),
+            r"'a/w' of shape \(8, 6\) after prune: 'binary' has no code",
+        ),
+        (PRUNE, jc.dorefa("odd4", inputs="uint4"), "after prune: 'odd4' has no code for 0.0"),
+        (PRUNE, jc.quantize("odd4", inputs="int8"), "after prune: 'odd4' has no code for 0.0"),
     ],
 )
 def test_orders_that_cannot_keep_what_came_before_are_refused(first, second, message):
