@@ -24,7 +24,10 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("spec", [P(None, "model"), P("model", None)], ids=str)
+COLUMNS = pytest.param(P(None, "model"), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("spec", [P("model", None), COLUMNS], ids=str)
 @pytest.mark.parametrize("name", METHODS)
 def test_explicit_axes(name, spec):
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Explicit,))

@@ -1,4 +1,5 @@
 import functools
+import itertools
 import re
 
 import jax
@@ -183,11 +184,19 @@ def collectives(compiled):
     return [width[t] * int(np.prod([int(d) for d in dims.split(",") if d])) for t, dims in shapes]
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("spec", [("a", "b"), (None, "a", "b"), (None, None, ("a", "b"))])
-def test_a_sharded_tensor_is_never_gathered(spec, kind):
+AXES = list(itertools.product([AxisType.Auto, AxisType.Explicit], ["stack", "both", "last"]))
+# Each kind of mesh and each split once; the other pairs on demand.
+ENOUGH = [(AxisType.Auto, "stack"), (AxisType.Explicit, "both"), (AxisType.Auto, "last")]
+SPECS = {"stack": ("a", "b"), "both": (None, "a", "b"), "last": (None, None, ("a", "b"))}
+
+
+@pytest.mark.parametrize(
+    ("kind", "split"),
+    [pytest.param(*pair, marks=[] if pair in ENOUGH else pytest.mark.slow) for pair in AXES],
+)
+def test_a_sharded_tensor_is_never_gathered(split, kind):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(kind, kind))
-    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    sharding = NamedSharding(mesh, PartitionSpec(*SPECS[split]))
     # Rounded, so that ties at the threshold are split across shards.
     x = np.round(np.random.default_rng(0).standard_normal((8, 64, 128)) * 20).astype(np.float32)
     sharded = jax.device_put(x, sharding)

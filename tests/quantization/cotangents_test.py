@@ -89,7 +89,11 @@ def test_close_to_the_backward_pass_in_floats(name):
     assert 0.02 < e5m2 < 0.08 * layers
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
+UNLIKE = ("matmul", "stack", "image", "zero points")
+KINDS = [pytest.param(name, marks=[] if name in UNLIKE else pytest.mark.slow) for name in PRODUCTS]
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_unrounded_residuals(name):
     """The result is the same; its derivatives are those of the floating function."""
     fn, w_shape, x_shape, options = PRODUCTS[name]

@@ -22,7 +22,11 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+OTHERS = ("int4", "nf4", "pot4", "ternary", "percentile", "entropy", "low rank")
+KINDS = [pytest.param(name, marks=pytest.mark.slow if name in OTHERS else []) for name in METHODS]
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_types_and_bits_stay_those_of_float32(name):
     with jax.enable_x64(True):
         c, params = METHODS[name], {"w": jax.random.normal(jax.random.key(0), (64, 32), "float32")}
