@@ -16,9 +16,9 @@ EVERY = METHODS + CHAINS
 
 
 def params(methods):
-    """Methods as arguments; further integers differ from int8 in what tests/quantization covers."""
-    slow = lambda m: [pytest.mark.slow] if m.name.startswith(("int4", "int2", "int8-")) else []
-    kept = lambda m: [] if m in CHAINS else slow(m)
+    """Methods as arguments; those that are like another one in the contract run on demand."""
+    alike = ("int4", "int2", "int8-", "3:5", "rank-1", "nested")
+    kept = lambda m: [pytest.mark.slow] if m.name.startswith(alike) else []
     return [pytest.param(m, id=m.name, marks=kept(m)) for m in methods]
 
 

@@ -277,7 +277,7 @@ def test_errors(make, message):
         make(jc.calibrate(dot, EYE, [X]))
 
 
-@pytest.mark.parametrize("group", [None, 8])
+@pytest.mark.parametrize("group", [None, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("inputs", ["int8", "uint8", "nf4", "float8_e4m3fn", "pot4", "odd4"])
 def test_a_row_with_nan_or_infinity_stays_so(inputs, group):
     """For those who watch losses and gradients; other rows are as they would be without it."""
