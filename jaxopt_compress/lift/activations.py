@@ -1,5 +1,8 @@
 """The rows of an activation that meet the contracted axes of a parameter."""
 
+import math
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -7,12 +10,13 @@ from jax import lax
 from jaxopt_compress.lift.interpreter import Call
 
 
-def rows_of(x: jax.Array, batch: tuple[int, ...], summed: tuple[int, ...]) -> jax.Array:
+def rows_of(x: jax.Array, batch: Sequence[int], summed: Sequence[int]) -> jax.Array:
     """``[*batch, rows, *summed]`` of an activation."""
     rest = [d for d in range(x.ndim) if d not in batch and d not in summed]
+    rows = math.prod(x.shape[d] for d in rest)
     x = x.transpose(*batch, *rest, *summed)
     lead, tail = x.shape[: len(batch)], x.shape[x.ndim - len(summed) :]
-    return x.reshape(*lead, -1, *tail)
+    return x.reshape(*lead, rows, *tail)
 
 
 def rows_of_groups(x: jax.Array, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:

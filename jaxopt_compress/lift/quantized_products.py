@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxopt_compress.arrays import QuantizedArray, SparseArray
 from jaxopt_compress.kernels import on_each_platform, planar_dot, scaled_dot, zero_product
+from jaxopt_compress.lift.activations import rows_of
 from jaxopt_compress.lift.products import (
     Product,
     aligned,
@@ -190,7 +191,6 @@ def as_matrices(x: jax.Array, w: QuantizedArray, how: Product, multiply: Any) ->
 
 def as_rows(x: jax.Array, summed: Sequence[int], batch: Sequence[int]) -> jax.Array:
     """``[*batch, m, k]`` of an activation whose product sums over the axes ``summed``."""
-    free = [d for d in range(x.ndim) if d not in summed and d not in batch]
-    x = jnp.transpose(x, (*batch, *free, *summed))
-    lead, middle = x.shape[: len(batch)], x.shape[len(batch) : len(batch) + len(free)]
-    return x.reshape(*lead, math.prod(middle), math.prod(x.shape[len(batch) + len(free) :]))
+    rows = rows_of(x, batch, summed)
+    kept = len(batch) + 1
+    return rows.reshape(*rows.shape[:kept], math.prod(rows.shape[kept:]))
