@@ -22,10 +22,12 @@ class Bounds(NamedTuple):
             ``axes``, which the entries that share a range run along. ``view(low, high)`` is ``x``
             rounded to the grid for a range.
         decay: How much of the range of the update before is kept, or None.
+        clips: Whether values may lie beyond it, by more than rounding.
     """
 
     measure: Callable[[jax.Array, tuple[int, ...], Format, bool, Callable[..., Any]], Range]
     decay: float | None = None
+    clips: bool = True
 
 
 def absmax() -> Bounds:
@@ -38,7 +40,7 @@ def absmax() -> Bounds:
             return -high, high
         return jnp.min(x, axes, keepdims=True), jnp.max(x, axes, keepdims=True)
 
-    return Bounds(measure)
+    return Bounds(measure, clips=False)
 
 
 def _absmean(x, axes, fmt, symmetric, view):

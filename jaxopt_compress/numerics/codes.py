@@ -30,7 +30,7 @@ def round_to_grid(
 
     Returns:
         ``(levels, inside)``: float32, with the zero point still added, and booleans: an entry is
-        inside if rounding alone brought it to its level, or if the format has no range.
+        inside if rounding alone brought it to its level.
     """
     # A division by a broadcast or constant scale becomes this in some programs and not in others.
     ratio = x.astype(jnp.float32) * (1 / scale)
@@ -41,7 +41,7 @@ def round_to_grid(
         inside = level == free
     else:
         inside = between_ends(ratio, fmt)
-    return level, jnp.ones_like(inside) if fmt.absmean else inside
+    return level, inside
 
 
 def between_ends(ratio: jax.Array, fmt: Format) -> jax.Array:

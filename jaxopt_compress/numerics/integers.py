@@ -41,7 +41,7 @@ class Integers(NamedTuple):
 
     def encode(self, values: jax.Array) -> jax.Array:
         """Float32 integers as integers."""
-        return values.astype(jnp.int16)
+        return values.astype(jnp.int8 if -128 <= self.low and self.high <= 127 else jnp.int16)
 
     def decode(self, codes: jax.Array) -> jax.Array:
         """Integers as float32."""

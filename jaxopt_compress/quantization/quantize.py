@@ -58,8 +58,9 @@ def quantize(
     ``symmetric``: the largest magnitude lies half a step above the top integer, or at the largest
     level of other formats. Otherwise (integers only) the range is that of the values and 0, with an
     integer zero point, so that 0.0 stays exact. The step is decided in ``init`` and refreshed by
-    each ``update``. The derivative is straight-through: 1 where rounding alone made the code, 0
-    where the value was clipped; 1 everywhere for binary and ternary weights.
+    each ``update``. The derivative is straight-through: 1 everywhere if the grid follows the whole
+    range; where it may leave out values (other ``bounds`` than `absmax`, ``freeze``, steps in 8-bit
+    floats, mx formats and nvfp4 among them), 0 for those that it clips; 1 for binary and ternary.
 
     Args:
         format: Integers ``"int1"`` to ``"int8"``, ``"int16"``, ``"uint1"`` to ``"uint8"``;
@@ -178,6 +179,7 @@ def quantize(
             inputs=inputs,
             gradients=gradients,
             residuals=residuals,
+            clips=rule.clips(fmt) or (freeze is not None and not fmt.absmean),
         )
         return Decision(measured(state, parameter.value, rule))
 

@@ -45,6 +45,7 @@ from jaxopt_compress.numerics.steps import (
         "inputs",
         "gradients",
         "residuals",
+        "clips",
     ],
 )
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,7 @@ class QuantizedState(LeafState):
         inputs: The number format of the activations that meet the parameter, or None.
         gradients: The number format of cotangents on their way back through its products, or None.
         residuals: Which factors derivatives of its products are taken at.
+        clips: Whether entries beyond the range get no gradient.
     """
 
     format: Format
@@ -80,6 +82,7 @@ class QuantizedState(LeafState):
     inputs: str | None = None
     gradients: str | None = None
     residuals: str = "rounded"
+    clips: bool = True
     scale: Any = None
     zero: Any = None
     seen: Any = None
@@ -111,7 +114,7 @@ class QuantizedState(LeafState):
         """``w`` rounded to the grid, or ``w`` itself before quantization begins."""
         del learned
         w = dense(w)
-        view = fake_quantize(w, *self._grid(w), self._noise(w), self.format)
+        view = fake_quantize(w, *self._grid(w), self._noise(w), self.format, self.clips)
         return view if self.active is None else jnp.where(self.active, view, w)
 
     def before(self, g: jax.Array) -> jax.Array:
@@ -195,6 +198,11 @@ class Rule(NamedTuple):
     symmetric: bool
     scale: str
 
+    def clips(self, fmt: Format) -> bool:
+        """Whether the range that follows from values may leave some of them out."""
+        # A step of few bits may be rounded down to one too small for the largest magnitude.
+        return not fmt.absmean and (self.bounds.clips or self.scale.startswith("float8"))
+
 
 def measured(state: QuantizedState, w: Any, rule: Rule) -> QuantizedState:
     """The state with the steps that follow from the values of a parameter."""
@@ -233,15 +241,16 @@ def measured(state: QuantizedState, w: Any, rule: Rule) -> QuantizedState:
     return dataclasses.replace(state, scale=step, zero=zero)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def fake_quantize(
     w: jax.Array,
     scale: jax.Array,
     zero: jax.Array | None,
     noise: jax.Array | None,
     fmt: Format,
+    clips: bool = True,
 ) -> jax.Array:
-    """Rounds to a grid and back; the identity for derivatives where nothing was clipped.
+    """Rounds to a grid and back; the identity for derivatives.
 
     Args:
         w: Floats, any shape.
@@ -249,10 +258,12 @@ def fake_quantize(
         zero: Integer zero points likewise, or None.
         noise: For stochastic rounding: uniform in [0, 1), of the shape of ``w``; or None.
         fmt: The number format.
+        clips: Whether derivatives are 0 where an entry was clipped.
 
     Returns:
         Floats of the shape and dtype of ``w``.
     """
+    del clips
     levels, _ = round_to_grid(w, scale, zero, fmt, noise)
     if zero is not None:
         levels = levels - zero.astype(jnp.float32)
@@ -261,10 +272,13 @@ def fake_quantize(
 
 
 @fake_quantize.defjvp
-def _fake_quantize_jvp(fmt, primals, tangents):
-    w, scale, zero, noise = primals
-    _, inside = round_to_grid(w, scale, zero, fmt, noise)
-    return fake_quantize(w, scale, zero, noise, fmt), jnp.where(inside, tangents[0], 0)
+def _fake_quantize_jvp(fmt, clips, primals, tangents):
+    view, tangent = fake_quantize(*primals, fmt, clips), tangents[0]
+    if clips:
+        w, scale, zero, noise = primals
+        _, inside = round_to_grid(w, scale, zero, fmt, noise)
+        tangent = jnp.where(inside, tangent, 0)
+    return view, tangent
 
 
 def per_stack(x: jax.Array, shape: tuple[int, ...], stack: tuple[int, ...]) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Straight-through derivatives of every format: 1 where rounding alone made the code, else 0."""
+"""Straight-through derivatives of every format: 1, but 0 where a frozen grid clips."""
 
 import functools
 
@@ -30,7 +30,7 @@ def made():
     for name in FORMATS:
         w = rng.standard_normal((SIZE, SIZE)).astype(np.float32)
         params[name] = jnp.asarray(cases.fitting(name, cases.options(name), w))
-    c = jc.chain({name: cases.quantize(name) for name in FORMATS})
+    c = jc.chain({name: cases.quantize(name, freeze=0) for name in FORMATS})
     return c, params, c.init(jax.tree.map(lambda w: 0.5 * w, params))
 
 
@@ -67,7 +67,7 @@ def derivatives():
 def trained():
     """Gradients of a network of equal layers, through remat, a scan and vmap, and of its view."""
     _, params, state = made()
-    c = jc.chain({name: cases.quantize(name) for name in TRAINED})
+    c = jc.chain({name: cases.quantize(name, freeze=0) for name in TRAINED})
     params = {name: params[name] for name in TRAINED}
     state = c.init(jax.tree.map(lambda w: 0.5 * w, params))
     x = jnp.asarray(np.random.default_rng(1).standard_normal((3, SIZE)).astype(np.float32))
@@ -113,17 +113,48 @@ TOPS = ("float8_e4m3fn", "float8_e5m2", "float6_e2m3fn", "float4_e2m1fn", "pot5"
 def test_what_makes_the_range_is_inside(name):
     """A top level brought to the largest magnitude clips nothing, whatever its ratio rounds to."""
     params = {"w": jnp.asarray(np.random.default_rng(2).standard_normal((32, 256)), jnp.float32)}
-    c = cases.quantize(name)
+    c = cases.quantize(name, freeze=0)
     state = c.init(params)
     slope = jax.grad(lambda p: jnp.sum(c.apply(p, state)["w"]))(params)["w"]
     np.testing.assert_array_equal(slope, jnp.ones_like(slope))
+
+
+CLIPPING = {
+    "int8": {"bounds": jc.bounds.percentile(90)},
+    "int4": {"bounds": jc.bounds.moving_average(0.5)},
+    "nf4": {"scale": "float8_e4m3fn", "group": 16},
+    "mxfp4": {},
+    "nvfp4": {},
+}
+
+
+@each_format
+def test_grids_that_follow_the_whole_range_clip_nothing(name):
+    """Not their largest entries either, nor those that an update made larger than the grid."""
+    params = {"w": made()[1][name]}
+    c = cases.quantize(name)
+    state = c.init(jax.tree.map(lambda w: 0.9 * w, params))
+    slope = jax.grad(lambda p: jnp.sum(c.apply(p, state)["w"]))(params)["w"]
+    if FORMATS[name].scale.startswith("float8"):
+        assert set(np.unique(slope)) == {0.0, 1.0}
+    else:
+        np.testing.assert_array_equal(slope, jnp.ones_like(slope))
+
+
+@pytest.mark.parametrize("name", CLIPPING)
+def test_grids_of_a_part_of_the_range_clip(name):
+    params = {"w": jnp.asarray(np.random.default_rng(2).standard_normal((32, 256)), jnp.float32)}
+    c = jc.quantize(name, **CLIPPING[name])
+    state = c.init(jax.tree.map(lambda w: 0.9 * w, params))
+    slope = jax.grad(lambda p: jnp.sum(c.apply(p, state)["w"]))(params)["w"]
+    assert set(np.unique(slope)) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_derivatives_of_loss(symmetric):
     """Of second order too: the curvature of the loss at the view, inside."""
     w = jnp.asarray(np.random.default_rng(0).standard_normal((32, 4)).astype(np.float32))
-    c = jc.quantize("int4", symmetric=symmetric)
+    c = jc.quantize("int4", symmetric=symmetric, freeze=0)
     state = c.init({"w": 0.5 * w})
     scale, zero = state.leaves["w"].scale, state.leaves["w"].zero
     level = np.round(np.asarray(w) / np.asarray(scale)) + (0 if zero is None else np.asarray(zero))

@@ -85,7 +85,8 @@ def assert_gradients(view, pull, want):
 def test_gradients_of_torchao(case):
     name, given = STRAIGHT[case]
     x = jnp.asarray(matrix("gradients"))
-    c = jc.quantize(name, **given)
+    # They take what lies half a step above the top code for clipped, as a frozen grid does.
+    c = jc.quantize(name, **given, freeze=0)
     state = c.init({"w": x.T})
     view, pull = jax.vjp(lambda w: c.apply({"w": w.T}, state)["w"].T, x)
     assert_gradients(view, pull, answers("gradients")[case])
