@@ -89,6 +89,11 @@ def measure(width, batch, rounds, calls, with_qwix):
     return table
 
 
+def calls_of(width, batch):
+    """Calls per round: of a short one alone, a busy machine would be what is measured."""
+    return max(1, 2**19 // (width * max(batch, 32)))
+
+
 def over(samples, name, base, label, cpu_label=None):
     """The ratios of a run to another one, by the clock and of processor time."""
     own, other = samples[name], samples[base]
@@ -108,7 +113,7 @@ def main():
     timing.keep_memory()
     with_qwix = importlib.util.find_spec("qwix") is not None
     tables = {
-        (width, batch): measure(width, batch, args.rounds, 8 if batch < 32 else 1, with_qwix)
+        (width, batch): measure(width, batch, args.rounds, calls_of(width, batch), with_qwix)
         for width in args.width
         for batch in args.batch
     }
