@@ -29,6 +29,7 @@ from jaxopt_compress.numerics.steps import (
     step_of,
     step_value,
 )
+from jaxopt_compress.tree.meshes import reduced_on_auto_axes
 
 
 @functools.partial(
@@ -218,7 +219,10 @@ def measured(state: QuantizedState, w: Any, rule: Rule) -> QuantizedState:
 
         return rule.bounds.measure(x, axes, fmt, rule.symmetric, view)
 
-    low, high = by_groups(range_of, dense(w).astype(jnp.float32), state.reduce, state.cuts)
+    whole = dense(w).astype(jnp.float32)
+    low, high = reduced_on_auto_axes(
+        lambda x: by_groups(range_of, x, state.reduce, state.cuts), whole
+    )
     decay = rule.bounds.decay
     if decay is not None:
         if state.seen is not None:

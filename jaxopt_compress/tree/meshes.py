@@ -1,10 +1,11 @@
 """Running what has no rule for explicit mesh axes on arrays that have them."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxopt_compress.arrays.base import is_traced
 
@@ -39,6 +40,31 @@ def on_auto_axes(fn: Callable[..., Any], *args: Any) -> Any:
     with jax.set_mesh(automatic):
         result = fn(*moved(args, mesh, automatic))
     return moved(result, automatic, mesh)
+
+
+def reduced_on_auto_axes(fn: Callable[[jax.Array], Any], w: jax.Array) -> Any:
+    """``fn(w)``, the compiler choosing shardings in between where types would have to say them.
+
+    Under a trace results have to be typed: along each axis they are split as ``w`` is where they
+    have as many entries, or groups of them that the devices share evenly, and are whole elsewhere.
+
+    Args:
+        fn: A function of one array, whose results have its rank.
+        w: The array.
+    """
+    sharding = getattr(jax.typeof(w), "sharding", None)
+    if not is_traced(w) or sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
+        return fn(w)
+    mesh, spec = sharding.mesh, (*sharding.spec, *(None,) * (w.ndim - len(sharding.spec)))
+
+    def split(n: int, d: int) -> Any:
+        names = (spec[d],) if isinstance(spec[d], str) else spec[d] or ()
+        parts = math.prod(mesh.shape[name] for name in names)
+        return spec[d] if n == w.shape[d] or (n > 1 and n % parts == 0) else None
+
+    shapes = jax.eval_shape(fn, jax.ShapeDtypeStruct(w.shape, w.dtype))
+    specs = jax.tree.map(lambda y: PartitionSpec(*map(split, y.shape, range(w.ndim))), shapes)
+    return jax.sharding.auto_axes(fn, out_sharding=specs)(w)
 
 
 def _explicit(x: Any) -> Mesh | None:

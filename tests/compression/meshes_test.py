@@ -1,5 +1,6 @@
 """Parameters on meshes whose axes are explicit: every method decides and stores them."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,3 +44,20 @@ def test_explicit_axes(name, spec):
     assert all(x.sharding.mesh == mesh for x in arrays if isinstance(x.sharding, NamedSharding))
     np.testing.assert_array_equal(stored, view)
     assert np.linalg.norm(view - w) < np.linalg.norm(w)
+
+
+@pytest.mark.parametrize("spec", [P("model", None), COLUMNS], ids=str)
+@pytest.mark.parametrize("name", [n for n in METHODS if "low rank" not in n and n != "recipe"])
+def test_updates_under_jit(name, spec):
+    """A training step decides anew where types say how arrays are split."""
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Explicit,))
+    w = jnp.sin(jnp.arange(64.0 * 64)).reshape(64, 64)
+    c = METHODS[name]
+    state = c.init({"w": w})
+    want = jax.jit(c.update)(state, {"w": 1.5 * w})
+    with jax.set_mesh(mesh):
+        own = {"w": jax.device_put(1.5 * w, NamedSharding(mesh, spec))}
+        got = jax.jit(c.update)(state, own)
+        view = jax.jit(c.apply)(own, got)["w"]
+    chex.assert_trees_all_equal(got, want)
+    assert view.sharding.is_equivalent_to(own["w"].sharding, 2)
