@@ -89,7 +89,10 @@ def _dot_general(call: Call, at: int, values: Sequence[Any]) -> Any:
         return NotImplemented
     given = call.out.dtype, call.params["precision"], call.replay.pallas
     how = Product(order(lhs, rhs), order(lhs_batch, rhs_batch), *given)
-    y = contract(w, x, how)
+    if x.size and call.out.size:
+        y = contract(w, x, how)
+    else:
+        y = dot(x, dense_operand(w, x.dtype), how)  # No form is made for products of nothing.
     if y is NotImplemented or at == 1:
         return y
     # The weight came first: its free axes go before those of the activation.

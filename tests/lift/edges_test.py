@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxopt_compress as jc
@@ -91,3 +92,26 @@ def test_codes_that_were_treated_as_parameters_are_refused():
         floats, rest = jc.partition(small)
         floats = jax.tree.map(lambda x: x.astype(jnp.int32), floats)
         jc.materialize(jc.combine(floats, rest))
+
+
+@pytest.mark.parametrize(
+    "c",
+    [
+        jc.quantize("int8", inputs="int8"),
+        jc.quantize("int4", group=4, inputs="int8"),
+        jc.quantize("uint4", group=4, symmetric=False, inputs="int8", gradients="int8"),
+        jc.quantize("int2", symmetric=False),
+        jc.quantize("nf4", group=4),
+        jc.low_rank(rank=4),
+    ],
+    ids=["w8a8", "grouped w4a8", "backward", "words with zero points", "nf4", "low rank"],
+)
+def test_products_of_no_rows(c):
+    """Such as those of an expert that no token chose; their derivatives are zero."""
+    small, x = jc.compress({"w": W}, c), jnp.zeros((2, 0, 8))
+    assert jax.jit(jc.lift(lambda p, x: x @ p["w"], on_fallback="error"))(small, x).shape == x.shape
+    tx = jc.compressed_training(optax.sgd(1.0), c)
+    state = tx.init({"w": W})
+    loss = jc.lift(lambda p, x: jnp.sum(p["w"].T @ x.T), on_fallback="error")
+    grads = jax.jit(jax.grad(loss))(c.view({"w": W}, state), x[0])
+    assert jax.tree.reduce(lambda total, g: total + jnp.abs(g).sum(), grads, 0.0) == 0
