@@ -42,45 +42,58 @@ def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Any:
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # Codes are not exact in 16 bits.
     summed, batch = how.contract[1], how.batch[1]
     free = tuple(d for d in range(w.ndim) if d not in summed and d not in batch)
-    bound = w.group is not None or w.block is not None
-    if w.group is None and all(w.scale.shape[d] == 1 for d in summed):
-        # Others go as matrices as they lie, which `scaled_dot` has the better forms for.
-        if not bound and (*batch, *summed, *free) != tuple(range(w.ndim)):
-            wide = jnp.promote_types(how.dtype, jnp.float32)
-            y = dot(x, levels(w.replace(zero=None), x.dtype), how, wide)
-            of_x, of_w, of_y = axis_names(x.ndim, w.ndim, how)
-            if w.zero is not None:
-                sums = x.astype(wide).sum(how.contract[0], keepdims=True)
-                y = y - aligned(sums, of_x, of_y) * aligned(w.zero, of_w, of_y)
-            return (y * aligned(w.scale, of_w, of_y)).astype(how.dtype)
-    elif w.zero is None and w.group is None and all(w.scale.shape[d] == 1 for d in free):
-        # Relative to the largest one: a small scale would take 16-bit activations out of range.
-        top = jnp.max(w.scale)
-        of_x, of_w, _ = axis_names(x.ndim, w.ndim, how)
-        scaled = (x * aligned(w.scale / top, of_w, of_x)).astype(x.dtype)
-        wide = jnp.promote_types(how.dtype, jnp.float32)
-        return (dot(scaled, levels(w, x.dtype), how, wide) * top).astype(how.dtype)
-    elif w.group is None:
+    whole = lambda axes: all(w.scale.shape[d] == 1 for d in axes)
+    if w.group is None and not whole(summed):
+        if w.zero is None and whole(free):
+            return _scaling_activation(w, x, how)
         return dot(x, dense_operand(w, x.dtype), how)
-    if bound and w.ndim + w.checked_axis not in summed:
+    if w.group is None and w.block is None:
+        # As matrices, if it lies as one: `scaled_dot` has the better forms.
+        if (*batch, *summed, *free) != tuple(range(w.ndim)):
+            return _scaling_result(w, x, how)
+    elif w.ndim + w.checked_axis not in summed:
         return dot(x, dense_operand(w, x.dtype), how)
     if w.group is not None and w.shape[w.checked_axis] % w.group:
         return contract(_whole_and_rest(w, w.group), x, how)
+    return as_matrices(x, w, how, functools.partial(_multiply, w, how))
 
-    def multiply(rows: jax.Array, weight: Any, scale: jax.Array, zero: Any) -> jax.Array:
-        given = {"group": w.group, "preferred": jnp.float32, "precision": how.precision}
-        whole = isinstance(w.fmt.grid, Integers)
-        if w.block is not None and whole and w.fmt.grid.signed and w.bits in (1, 2, 4):
-            words = weight(w.codes)
-            return planar_dot(rows, words, scale, zero, bits=w.bits, block=w.block, **given)
-        read = None if whole else functools.partial(_levels, fmt=w.fmt, rows=rows.shape[-2])
-        codes = weight(w.unpacked())
-        plain = functools.partial(scaled_dot, decode=read, **given)
-        if how.pallas and not _streams(w):
-            return _in_kernel(plain, rows, codes, weight(w.codes), scale, zero, w, how.dtype)
-        return plain(rows, codes, scale, zero)
 
-    return as_matrices(x, w, how, multiply)
+def _scaling_activation(w: QuantizedArray, x: jax.Array, how: Product) -> jax.Array:
+    """With steps along contracted axes only, which multiply the activation."""
+    # Relative to the largest one: a small scale would take 16-bit activations out of range.
+    top = jnp.max(w.scale)
+    of_x, of_w, _ = axis_names(x.ndim, w.ndim, how)
+    scaled = (x * aligned(w.scale / top, of_w, of_x)).astype(x.dtype)
+    wide = jnp.promote_types(how.dtype, jnp.float32)
+    return (dot(scaled, levels(w, x.dtype), how, wide) * top).astype(how.dtype)
+
+
+def _scaling_result(w: QuantizedArray, x: jax.Array, how: Product) -> jax.Array:
+    """With steps along the other axes only, which multiply the result."""
+    wide = jnp.promote_types(how.dtype, jnp.float32)
+    y = dot(x, levels(w.replace(zero=None), x.dtype), how, wide)
+    of_x, of_w, of_y = axis_names(x.ndim, w.ndim, how)
+    if w.zero is not None:
+        sums = x.astype(wide).sum(how.contract[0], keepdims=True)
+        y = y - aligned(sums, of_x, of_y) * aligned(w.zero, of_w, of_y)
+    return (y * aligned(w.scale, of_w, of_y)).astype(how.dtype)
+
+
+def _multiply(
+    w: QuantizedArray, how: Product, rows: jax.Array, weight: Any, scale: jax.Array, zero: Any
+) -> jax.Array:
+    """The product of matrices: by words, in a kernel or by codes; for `as_matrices`."""
+    given = {"group": w.group, "preferred": jnp.float32, "precision": how.precision}
+    whole = isinstance(w.fmt.grid, Integers)
+    if w.block is not None and whole and w.fmt.grid.signed and w.bits in (1, 2, 4):
+        words = weight(w.codes)
+        return planar_dot(rows, words, scale, zero, bits=w.bits, block=w.block, **given)
+    read = None if whole else functools.partial(_levels, fmt=w.fmt, rows=rows.shape[-2])
+    codes = weight(w.unpacked())
+    plain = functools.partial(scaled_dot, decode=read, **given)
+    if how.pallas and not _streams(w):
+        return _in_kernel(plain, rows, codes, weight(w.codes), scale, zero, w, how.dtype)
+    return plain(rows, codes, scale, zero)
 
 
 def _levels(codes: jax.Array, fmt: Format, rows: int) -> jax.Array:
