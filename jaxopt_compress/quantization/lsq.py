@@ -20,6 +20,7 @@ from jaxopt_compress.quantization.inputs import with_inputs
 from jaxopt_compress.quantization.quantize import quantize
 from jaxopt_compress.quantization.state import QuantizedState, dense, fake_quantize
 from jaxopt_compress.tree import Where
+from jaxopt_compress.tree.meshes import reduced_on_auto_axes
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["grid", "least"], meta_fields=[])
@@ -200,7 +201,8 @@ def first_step(grid: QuantizedState, w: jax.Array) -> jax.Array:
         count = jnp.sum(size > 0, axes, keepdims=True)
         return (top * (total / jnp.maximum(count, 1)),)
 
-    (size,) = by_groups(mean, w.astype(jnp.float32), grid.reduce, grid.cuts)
+    means = lambda x: by_groups(mean, x, grid.reduce, grid.cuts)
+    (size,) = reduced_on_auto_axes(means, w.astype(jnp.float32))
     # Unknown to the compiler, which would divide by a constant through its reciprocal.
     half_root = math.sqrt(grid.format.grid.high) / 2
     step = size / lax.optimization_barrier(jnp.full(size.shape, half_root, jnp.float32))

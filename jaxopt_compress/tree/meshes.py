@@ -45,15 +45,15 @@ def on_auto_axes(fn: Callable[..., Any], *args: Any) -> Any:
 def reduced_on_auto_axes(fn: Callable[[jax.Array], Any], w: jax.Array) -> Any:
     """``fn(w)``, the compiler choosing shardings in between where types would have to say them.
 
-    Under a trace results have to be typed: along each axis they are split as ``w`` is where they
-    have as many entries, or groups of them that the devices share evenly, and are whole elsewhere.
+    Along each axis results are split as ``w`` is where they have as many entries, or groups of them
+    that the devices share evenly, and are whole elsewhere.
 
     Args:
         fn: A function of one array, whose results have its rank.
         w: The array.
     """
     sharding = getattr(jax.typeof(w), "sharding", None)
-    if not is_traced(w) or sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
+    if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
         return fn(w)
     mesh, spec = sharding.mesh, (*sharding.spec, *(None,) * (w.ndim - len(sharding.spec)))
 

@@ -20,6 +20,7 @@ METHODS = {
     "percentile": jc.quantize("int4", bounds=jc.bounds.percentile(99.0)),
     "entropy": jc.quantize("int4", bounds=jc.bounds.entropy()),
     "groups": jc.quantize("int4", 32),
+    "learned groups": jc.lsq("int4", group=32),
     "mxfp4": jc.quantize("mxfp4"),
     "words": jc.quantize("int3"),
 }
