@@ -1,7 +1,7 @@
 """Contractions that execute in compressed form: arrays in, arrays out."""
 
 from jaxopt_compress.kernels.dots import planar_dot, scaled_dot, zero_product
-from jaxopt_compress.kernels.forms import differentiated_as, on_each_platform
+from jaxopt_compress.kernels.forms import differentiated_as, on_each_platform, varying_alike
 from jaxopt_compress.kernels.integer_dots import integer_dot, transposed_dot
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "planar_dot",
     "scaled_dot",
     "transposed_dot",
+    "varying_alike",
     "zero_product",
 ]

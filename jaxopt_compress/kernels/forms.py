@@ -55,6 +55,18 @@ def differentiated_as(linear, forward):
     return fn
 
 
+def varying_alike(arrays):
+    """Arrays that vary over the same axes of a manual mesh: all those that any of them varies over.
+
+    The transpose sums over the axes that were added to an array.
+    """
+    own = [jax.typeof(x).manual_axis_type.varying for x in arrays]
+    every = frozenset().union(*own)
+    missing = [tuple(sorted(every - axes)) for axes in own]
+    cast = lambda x, axes: lax.pcast(x, axes, to="varying") if axes else x
+    return [cast(x, axes) for x, axes in zip(arrays, missing, strict=True)]
+
+
 def check_shapes(x, depth, shape, scale, zero, group):
     """Raises ValueError if the arguments of a product with `shape`, K = `depth`, do not fit."""
     if x.shape[-1] != depth or x.shape[:-2] != tuple(shape[:-2]) or x.ndim != len(shape):

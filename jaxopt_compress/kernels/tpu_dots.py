@@ -40,7 +40,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxopt_compress.kernels.cpu_dots import differentiated_as, with_rows_merged
+from jaxopt_compress.kernels.forms import differentiated_as, varying_alike, with_rows_merged
 from jaxopt_compress.numerics.packing import layout, unpack
 
 # Blocks of rows, columns and K. A block of rows is as large as the accumulator may well be: each
@@ -165,7 +165,7 @@ def _product(x, codes, scale, *, interpret, **given):
     bm, bn, bk = _blocks(rows, depth, columns, x.dtype.itemsize)
     grid = (pl.cdiv(columns, bn), pl.cdiv(rows, bm), depth // bk)
     kept = [pltpu.VMEM((depth, bn), x.dtype)] if grid[1] > 1 else []
-    table = jnp.zeros(_LANES, jnp.float32)
+    table, scale = jnp.zeros(_LANES, jnp.float32), scale.astype(jnp.float32)
     if codes.dtype == jnp.uint4:
         read = _look_up
         table = table.at[:16].set(decode(jnp.arange(16, dtype=jnp.int32).astype(codes.dtype)))
@@ -184,9 +184,11 @@ def _product(x, codes, scale, *, interpret, **given):
     windows = bm * bk * x.dtype.itemsize + bm * bn * preferred.itemsize
     windows += bn * (stored_bytes * bk // depth + depth // group * 4)
     scratch = bn * (bm * 4 + (x_bytes if kept else 0))
+    operands = varying_alike([x, codes, scale, table[None]])
+    manual = jax.typeof(operands[0]).manual_axis_type
     return pl.pallas_call(
         functools.partial(_kernel, read=read, group=group),
-        out_shape=jax.ShapeDtypeStruct((rows, columns), preferred),
+        out_shape=jax.ShapeDtypeStruct((rows, columns), preferred, manual_axis_type=manual),
         grid=grid,
         in_specs=[
             pl.BlockSpec((bm, bk), lambda n, m, k: (m, k)),
@@ -208,7 +210,7 @@ def _product(x, codes, scale, *, interpret, **given):
         ),
         interpret=interpret,
         name="decoded_dot",
-    )(x, codes, scale.astype(jnp.float32), table[None])
+    )(*operands)
 
 
 def _blocks(rows, depth, columns, itemsize):

@@ -43,22 +43,15 @@ def source_line(eqn: core.JaxprEqn) -> str:
     return source_info_util.summarize(eqn.source_info)
 
 
-def dense_type(shape: tuple[int, ...], dtype: Any, like: Any) -> jax.ShapeDtypeStruct:
-    """The type of a dense array that varies over the mesh as the field ``like`` does."""
-    kind = jax.typeof(like)
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind.manual_axis_type)
-
-
-def varying_alike(arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    """Arrays that vary over the same axes of a manual mesh: all those that any of them varies over.
-
-    The transpose sums over the axes that were added to an array.
-    """
-    own = [jax.typeof(x).manual_axis_type.varying for x in arrays]
-    every = frozenset().union(*own)
-    missing = [tuple(sorted(every - axes)) for axes in own]
-    cast = lambda x, axes: jax.lax.pcast(x, axes, to="varying") if axes else x
-    return [cast(x, axes) for x, axes in zip(arrays, missing, strict=True)]
+def dense_type(shape: tuple[int, ...], dtype: Any, fields: Sequence[Any]) -> jax.ShapeDtypeStruct:
+    """The type of a dense array that varies over a manual mesh as any of its fields does."""
+    kinds = [jax.typeof(x) for x in fields]
+    every = frozenset().union(*(kind.manual_axis_type.varying for kind in kinds))
+    if not every:
+        return jax.ShapeDtypeStruct(shape, dtype)
+    manual = type(kinds[0].manual_axis_type)(varying=every)
+    whole = jax.sharding.NamedSharding(kinds[0].sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=whole, manual_axis_type=manual)
 
 
 def explicit_mesh(x: Any) -> bool:

@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import InputQuantizedArray, QuantizedArray
-from jaxopt_compress.kernels import transposed_dot
-from jaxopt_compress.lift._compat import varying_alike
+from jaxopt_compress.kernels import transposed_dot, varying_alike
 from jaxopt_compress.lift.activation_grids import straight_through
 from jaxopt_compress.lift.products import Product, aligned, axis_names
 from jaxopt_compress.numerics.codes import round_to_grid

@@ -113,7 +113,7 @@ def _type_of(leaf: Any) -> Any:
     fields = jax.tree.leaves(leaf)
     if any(_compat.explicit_mesh(x) for x in fields):
         return jax.eval_shape(lambda x: x.materialize(), leaf)
-    return _compat.dense_type(leaf.shape, leaf.dtype, fields[0])
+    return _compat.dense_type(leaf.shape, leaf.dtype, fields)
 
 
 def _argument_path(keys: tuple[Any, ...]) -> str:
