@@ -66,6 +66,9 @@ def plan(everything=True):
     groups.append(("training step", everywhere, list(programs.TRAINED), programs.training))
     pod = functools.partial(programs.mlp_stack, rows=1024, width=8192, hidden=32768)
     groups.append(("MLP stack", POD, ["bfloat16", "int8"], pod))
+    make = functools.partial(programs.mlp_stack_in_kernels, make_mesh=POD["v5e 16x16"])
+    in_kernels = functools.partial(make, rows=4096, width=8192, hidden=32768)
+    groups.append(("MLP stack in kernels", POD, ["nf4 g128", "mxfp4"], in_kernels))
     return {
         f"{name}/{target}/{w}": (functools.partial(build, w), w, mesh)
         for name, targets, all_weights, build in groups

@@ -7,6 +7,7 @@ optimized HLO really materializes between fusions, in HBM and in VMEM.
 Let one process at a time use libtpu: it holds a lock file.
 """
 
+import functools
 import os
 import pathlib
 import re
@@ -27,8 +28,9 @@ GPU_FLAGS = "--xla_gpu_cuda_data_dir=/usr/local/cuda --xla_gpu_autotune_level=0"
 H100_TARGET = pathlib.Path(__file__).with_name("h100_target.txtpb")
 
 
+@functools.cache
 def tpu_mesh(generation, shape=(1,), axis_names=("x",), slice_shape="2x2"):
-    """Returns a mesh of described TPU chips.
+    """Returns a mesh of described TPU chips, the same devices at each call.
 
     Args:
       generation: `"v5e"` or `"v6e"`.

@@ -121,6 +121,29 @@ def mlp_stack(weights: str, rows: int, width: int, hidden: int, layers: int = 4)
     return lifted(run, params, x, weights, _megatron, (width * hidden,))
 
 
+def mlp_stack_in_kernels(
+    weights: str, rows: int, width: int, hidden: int, make_mesh: Callable[[], jax.sharding.Mesh]
+) -> Program:
+    """As `mlp_stack`, each device multiplying its parts of the weights in kernels."""
+    program = mlp_stack(weights, rows, width, hidden)
+    specs = paths.map_named(lambda path, w: w.specs(_megatron(path, w.ndim)), program.state)
+
+    def step(x, layer):
+        y = jax.nn.relu(x @ layer["up"]["kernel"]) @ layer["down"]["kernel"]
+        return x + lax.psum(y, "model"), None
+
+    def run(params, x):
+        return lax.scan(step, x, params)[0]
+
+    on_parts = jax.shard_map(
+        jc.lift(run, on_fallback="error", pallas=True),
+        mesh=make_mesh(),
+        in_specs=(specs, P("data")),
+        out_specs=P("data"),
+    )
+    return program._replace(fn=on_parts)
+
+
 def blocks(weights: str, width: int = 2048, layers: int = 4) -> Program:
     """Scanned transformer blocks, on 4 sequences of 32 tokens."""
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), layers))
