@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 
 from jaxopt_compress.kernels.cpu_dots import streamed_dot, streams
-from jaxopt_compress.kernels.forms import check_shapes, on_each_platform
+from jaxopt_compress.kernels.forms import ACCELERATORS, check_shapes, on_each_platform
 
 # Rows of a block-diagonal x up to which the additional products stay cheaper than a copy of codes.
 _MAX_BLOCK_DIAGONAL_ROWS = 512
@@ -41,6 +41,7 @@ def scaled_dot(
     group=None,
     decode=None,
     preferred=jnp.float32,
+    sums=None,
     precision=None,
 ):
     r"""Contracts `x` with a weight stored as codes, scales and integer zero points.
@@ -58,7 +59,10 @@ def scaled_dot(
       group: number of consecutive `k` that share a scale; None means all of them.
       decode: an elementwise function from codes to the numbers that they stand for; None if that is
         their value.
-      preferred: type of accumulation and of the result.
+      preferred: type of the result, and of sums if `sums` is None.
+      sums: type that accelerators round sums to before scales multiply them, where all `k` share a
+        scale: then what they keep and add up over devices takes no more bytes than a dense product
+        of this type would. CPUs ignore it.
       precision: as in `jax.lax.dot_general`.
 
     Returns:
@@ -77,12 +81,14 @@ def scaled_dot(
     scale = scale.astype(preferred)
     groups = scale.shape[-2]
 
-    def of_codes(form):
+    def of_codes(form, **given):
         read = decode or (lambda codes: codes)
-        return lambda x, codes, scale: form(x, read(codes), scale, precision)
+        return lambda x, codes, scale: form(x, read(codes), scale, precision, **given)
 
     default = linear = of_codes(scaled_after if groups == 1 else dequantized)
     forms = {}
+    if groups == 1 and sums is not None:
+        forms |= dict.fromkeys(ACCELERATORS, of_codes(scaled_after, sums=sums))
     if groups > 1:
         few = groups * x.shape[-2] <= _MAX_BLOCK_DIAGONAL_ROWS
         forms["tpu"] = of_codes(block_diagonal if few else per_group)
@@ -107,6 +113,7 @@ def planar_dot(
     block,
     group=None,
     preferred=jnp.float32,
+    sums=None,
     precision=None,
 ):
     """Contracts `x` with a weight packed in planes of 1, 2 or 4 bits.
@@ -124,7 +131,10 @@ def planar_dot(
       block: number of consecutive `k` that are packed together; divides the group, and is a
         multiple of `8 / bits`.
       group: number of consecutive `k` that share a scale; None means all of them.
-      preferred: type of accumulation and of the result.
+      preferred: type of the result, and of sums if `sums` is None.
+      sums: type that accelerators round sums to before scales multiply them, where all `k` share a
+        scale: then what they keep and add up over devices takes no more bytes than a dense product
+        of this type would. CPUs ignore it.
       precision: as in `jax.lax.dot_general`.
 
     Returns:
@@ -151,9 +161,9 @@ def planar_dot(
     scale = scale.astype(preferred)
     x = _planes_first(x, groups, depth // groups // block, 8 // bits)
 
-    def partials(x, words, scale):
+    def partials(x, words, scale, sums=None):
         codes = _unpack(words, groups, bits)
-        return _sum_groups(x, _convert(codes, x.dtype), scale, precision)
+        return _sum_groups(x, _convert(codes, x.dtype), scale, precision, sums)
 
     def unpacked(x, words, scale):
         codes = _unpack(words, groups, bits)
@@ -161,6 +171,8 @@ def planar_dot(
         return dequantized(x, codes, scale, precision)
 
     default, forms = partials, {}
+    if groups == 1 and sums is not None:
+        forms |= dict.fromkeys(ACCELERATORS, functools.partial(partials, sums=sums))
     if groups > 1 and _partials_outgrow_weight(x, groups):
         default, forms["tpu"] = unpacked, partials
     if streams(x.shape[-2], words, groups, bits):
@@ -172,9 +184,10 @@ def planar_dot(
     return y if zero is None else y - zero_product(x, scale, zero)
 
 
-def scaled_after(x, codes, scale, precision=None):
+def scaled_after(x, codes, scale, precision=None, sums=None):
     """One product, scaled afterwards; arguments as for `per_group`, of one group."""
-    return _matmul(x, _convert(codes, x.dtype), scale.dtype, precision) * scale
+    y = _matmul(x, _convert(codes, x.dtype), sums or scale.dtype, precision)
+    return y.astype(scale.dtype) * scale
 
 
 def per_group(x, codes, scale, precision=None):
@@ -238,7 +251,7 @@ def _unpack(words, groups, bits):
     return lax.shift_right_arithmetic(signed, jnp.full_like(signed, 8 - bits))
 
 
-def _sum_groups(x, codes, scale, precision):
+def _sum_groups(x, codes, scale, precision, sums=None):
     """Sums scaled partial products over groups.
 
     Args:
@@ -247,6 +260,7 @@ def _sum_groups(x, codes, scale, precision):
         more, that a group's share of K is made of.
       scale: `[*batch, groups, N or 1]` of the type of the result.
       precision: as in `jax.lax.dot_general`.
+      sums: type that sums are rounded to before they are scaled; None for that of the result.
     """
     batch, groups = x.ndim - 2, scale.shape[-2]
     inner = codes.shape[batch + 1 : -1]
@@ -260,8 +274,8 @@ def _sum_groups(x, codes, scale, precision):
     n = len(inner)
     last = (tuple(range(x.ndim - n, x.ndim)), tuple(range(codes.ndim - n - 1, codes.ndim - 1)))
     y = lax.dot_general(
-        x, codes, (last, shared), precision=precision, preferred_element_type=scale.dtype
-    )
+        x, codes, (last, shared), precision=precision, preferred_element_type=sums or scale.dtype
+    ).astype(scale.dtype)
     return y * scale if groups == 1 else (y * scale[..., None, :]).sum(-3)
 
 

@@ -6,6 +6,9 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
+GPUS = ("cuda", "rocm")
+ACCELERATORS = ("tpu", *GPUS)
+
 
 def on_each_platform(forms, default, *args):
     """Calls the form of the platform that the program is lowered for."""

@@ -25,6 +25,7 @@ from jax import lax
 
 from jaxopt_compress.kernels import cpu_dots
 from jaxopt_compress.kernels.forms import (
+    GPUS,
     check_shapes,
     differentiated_as,
     on_each_platform,
@@ -40,7 +41,7 @@ _WHOLE, _BLOCK = 2**22, 2**21
 _SMALL = (2**16, 2**18)
 
 
-def integer_dot(x_codes, codes, scale=None, x_scale=None, *, group=None):
+def integer_dot(x_codes, codes, scale=None, x_scale=None, *, group=None, sums=None):
     r"""Contracts integer codes with integer codes.
 
     .. math::
@@ -58,6 +59,8 @@ def integer_dot(x_codes, codes, scale=None, x_scale=None, *, group=None):
       x_scale: `[*batch, M, 1]`, of the type of `scale`, which every row is multiplied by; or None.
         Goes with a scale.
       group: number of consecutive `k` that share a scale; None means all of them.
+      sums: type that GPUs round sums to before scales multiply them, where all `k` share a scale:
+        a product writes its result in a shorter type, but is not fused with its scales there.
 
     Returns:
       `[*batch, M, N]`: int32 without scales, otherwise of the type of `scale`.
@@ -87,7 +90,10 @@ def integer_dot(x_codes, codes, scale=None, x_scale=None, *, group=None):
             raise ValueError(f"a product of {kinds}, K = {depth}, exceeds int32: it needs a scale")
         return _by_parts(x_codes, codes, scale, x_scale)
     if scale is not None and scale.shape[-2] == 1:
-        y = integer_dot(x_codes, codes).astype(scale.dtype) * scale
+        as_floats = lambda y, dtype=scale.dtype: y.astype(dtype).astype(scale.dtype)
+        short = functools.partial(as_floats, dtype=sums)
+        forms = {} if sums is None else dict.fromkeys(GPUS, short)
+        y = on_each_platform(forms, as_floats, integer_dot(x_codes, codes)) * scale
         return y if x_scale is None else y * x_scale
     forms: dict[str, Any] = {}
     if scale is None:

@@ -49,6 +49,7 @@ from jaxopt_compress.lift.products import (
     contraction_rule,
     dense_operand,
     dot,
+    short_sums,
 )
 from jaxopt_compress.lift.quantized_products import as_matrices, as_rows
 from jaxopt_compress.lift.views import entrywise, plain_steps
@@ -72,14 +73,17 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
         held = stored_weight(w.weight)
         weight = integer_weight(held, format_of(w.format))
 
+        sums = short_sums(how.dtype)
+
         def product(levels: jax.Array, step: jax.Array) -> jax.Array:
             """The product of ``levels * step``, which has size 1 where it sums."""
             # Words of codes would be unpacked before an integer product; a kernel reads them.
             words = how.pallas and isinstance(held, QuantizedArray) and held.block is not None
             if weight is not None and _steps_leave(weight, how) and not words:
-                return _contract_integers(weight, levels.astype(jnp.int8), step, wide)
+                return _contract_integers(weight, levels.astype(jnp.int8), step, wide, sums)
             if _are_float8(held, w.format) and _steps_leave(held, how):
-                y = _contract_float8(held, levels.astype(format_of(w.format).dtype), wide)
+                codes = levels.astype(format_of(w.format).dtype)
+                y = _contract_float8(held, codes, wide, sums)
             else:
                 y = contract(held, levels.astype(x.dtype), wide)
             return y * aligned(step, of_x, of_y)
@@ -148,16 +152,17 @@ def _steps_leave(w: QuantizedArray, how: Product) -> bool:
 
 
 def _contract_integers(
-    w: QuantizedArray, codes: jax.Array, step: jax.Array, how: Product
+    w: QuantizedArray, codes: jax.Array, step: jax.Array, how: Product, sums: Any
 ) -> jax.Array:
     """The product with codes of an activation, summed in int32, times the steps of both."""
+    given = {"group": w.group, "sums": sums}
     sizes = [1 if d in how.contract[0] else n for d, n in enumerate(codes.shape)]
     steps = as_rows(jnp.broadcast_to(step, sizes), how.contract[0], how.batch[0])
 
     def multiply(rows: jax.Array, matrix: Any, scale: jax.Array, zero: Any) -> jax.Array:
         if zero is None:
-            return integer_dot(rows, matrix(w.codes), scale, steps, group=w.group)
-        y = integer_dot(rows, matrix(w.codes), scale, group=w.group)
+            return integer_dot(rows, matrix(w.codes), scale, steps, **given)
+        y = integer_dot(rows, matrix(w.codes), scale, **given)
         return (y - zero_product(rows, scale, zero)) * steps
 
     return as_matrices(codes, w, how, multiply)
@@ -170,11 +175,12 @@ def _are_float8(w: Any, inputs: str) -> bool:
     return all(fmt.dtype.name.startswith("float8") for fmt in (w.fmt, format_of(inputs)))
 
 
-def _contract_float8(w: QuantizedArray, codes: jax.Array, how: Product) -> jax.Array:
-    """The product of 8-bit floats, summed in float32."""
-    direct = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+def _contract_float8(w: QuantizedArray, codes: jax.Array, how: Product, sums: Any) -> jax.Array:
+    """The product of 8-bit floats, summed in float32 and rounded to ``sums``."""
+    short = functools.partial(jnp.matmul, preferred_element_type=sums or jnp.float32)
+    direct = lambda x, y: short(x, y).astype(jnp.float32)
     # CPUs have no product of theirs.
-    widened = lambda x, y: direct(x.astype(jnp.float32), y.astype(jnp.float32))
+    widened = lambda x, y: jnp.matmul(x.astype(jnp.float32), y.astype(jnp.float32))
 
     def multiply(rows: jax.Array, matrix: Any, scale: jax.Array, zero: Any) -> jax.Array:
         del zero

@@ -106,6 +106,14 @@ def dot(x: jax.Array, w: jax.Array, how: Product, preferred: Any = None) -> jax.
     return lax.dot_general(x, w, (how.contract, how.batch), how.precision, preferred or how.dtype)
 
 
+def short_sums(dtype: Any) -> Any:
+    """The type that accelerators may round sums to before steps multiply them; None for float32.
+
+    That of the result, unless sums of codes outgrow its range.
+    """
+    return dtype if dtype == jnp.bfloat16 else None
+
+
 def levels(w: QuantizedArray, dtype: Any) -> jax.Array:
     """``level(codes) - zero`` in a floating dtype: float32 with zero points, else ``dtype``."""
     if w.zero is not None or not isinstance(w.fmt.grid, Integers):

@@ -25,6 +25,7 @@ from jaxopt_compress.lift.products import (
     dense_operand,
     dot,
     levels,
+    short_sums,
 )
 from jaxopt_compress.lift.views import Cut, Joined, cut, entrywise, plain_steps
 from jaxopt_compress.numerics.codebooks import Codebook
@@ -83,7 +84,7 @@ def _multiply(
     w: QuantizedArray, how: Product, rows: jax.Array, weight: Any, scale: jax.Array, zero: Any
 ) -> jax.Array:
     """The product of matrices: by words, in a kernel or by codes; for `as_matrices`."""
-    given = {"group": w.group, "preferred": jnp.float32, "precision": how.precision}
+    given = {"group": w.group, "precision": how.precision, "sums": short_sums(how.dtype)}
     whole = isinstance(w.fmt.grid, Integers)
     if w.block is not None and whole and w.fmt.grid.signed and w.bits in (1, 2, 4):
         words = weight(w.codes)
