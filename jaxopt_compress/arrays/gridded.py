@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
@@ -35,8 +34,8 @@ class GriddedArray(CompressedArray):
 
     @property
     def dtype(self) -> np.dtype:  # pyright: ignore
-        """The dtype of the values."""
-        return jnp.dtype(self.form.codes.dtype)
+        """What the rounded values are cast to."""
+        return self.form.dtype
 
     def materialize(self) -> jax.Array:
         """The values on the grid; the derivative is the identity."""
@@ -59,11 +58,11 @@ class GriddedArray(CompressedArray):
 
 @jax.custom_jvp
 def _in_place_of(x: jax.Array, rounded: jax.Array) -> jax.Array:
-    """``rounded``, with the derivatives of ``x``."""
+    """``rounded``, perhaps of a shorter dtype, with the derivatives of ``x``."""
     del x
     return rounded
 
 
 @_in_place_of.defjvp
 def _in_place_of_jvp(primals, tangents):
-    return _in_place_of(*primals), tangents[0]
+    return _in_place_of(*primals), tangents[0].astype(primals[1].dtype)

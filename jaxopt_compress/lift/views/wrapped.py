@@ -63,7 +63,15 @@ def _of_form(view: Any) -> None:
         return w.replace(form=view(w.form, how))
 
 
-for _view in (base.transposed, base.cut, base.reshaped, base.flipped, base.stacked):
+# Values are cast after they were rounded: a shorter float may lie next to another level.
+for _view in (
+    base.transposed,
+    base.cut,
+    base.reshaped,
+    base.flipped,
+    base.stacked,
+    base.cast,
+):
     _of_form(_view)
 
 
@@ -71,11 +79,3 @@ for _view in (base.transposed, base.cut, base.reshaped, base.flipped, base.stack
 def _scaled_values(w: GriddedArray, factor: Any) -> GriddedArray:
     form = base.scaled(w.form, factor)
     return w.replace(form=form.replace(codes=base.scaled(w.form.codes, factor)))
-
-
-@base.cast.register
-def _cast_values(w: GriddedArray, dtype: Any) -> GriddedArray:
-    # Short floats may not tell neighbouring levels apart.
-    if jnp.finfo(dtype).nmant < min(w.form.bits, 8):
-        raise NoView
-    return w.replace(form=base.cast(w.form, dtype).replace(codes=w.form.codes.astype(dtype)))
