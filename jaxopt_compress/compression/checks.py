@@ -53,9 +53,11 @@ def check_finite(path: str, w: Any) -> None:
     if is_compressed(w) or is_traced(w) or not w.size:
         return
     with jax.ensure_compile_time_eval():  # The values may be constants of a traced function.
-        bad = int(jnp.sum(~jnp.isfinite(w)))
+        # Steps are float32, whose range float64 values may leave.
+        bad = int(jnp.sum(~jnp.isfinite(w.astype(jnp.float32))))
     if bad:
         raise ValueError(
-            f"{path!r} of shape {tuple(w.shape)} holds {bad} infinite or NaN entries, which no "
-            "compressed form can hold; repair the checkpoint or exclude this leaf"
+            f"{path!r} of shape {tuple(w.shape)} holds {bad} entries that are infinite, NaN or "
+            "beyond float32's range, which no compressed form can hold; repair the checkpoint or "
+            "exclude this leaf"
         )

@@ -15,7 +15,7 @@ from jaxopt_compress.compression.base import (
     leaf_states,
     training_states,
 )
-from jaxopt_compress.compression.checks import NeedsStats, NeedsValues, check_init
+from jaxopt_compress.compression.checks import check_init
 from jaxopt_compress.tree import AssumedLayout, map_named, named_leaves
 from jaxopt_compress.tree.paths import glob_matches, select
 
@@ -79,12 +79,14 @@ def _check_asked(
     """
     if len(states) > 1 or not all(map(describes_itself, states)):
         return  # Of several compressions in one optimizer, each has parameters of its own.
+    kinds = jax.eval_shape(lambda p: p, params)
+    kinds = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), kinds)  # On no mesh.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AssumedLayout)  # The states know the axes.
         try:
-            asked = jax.eval_shape(lambda p: compression.init(p, uses=uses, stats=stats), params)
-        except (NeedsStats, NeedsValues, jax.errors.JAXTypeError):
-            return
+            asked = jax.eval_shape(lambda p: compression.init(p, uses=uses, stats=stats), kinds)
+        except (ValueError, TypeError):
+            return  # It takes more than shapes to ask, such as the uses that training had.
     trained, wanted = _methods(states), _methods([asked])
     for path in trained.keys() & wanted.keys():
         if wanted[path] - trained[path]:

@@ -1,7 +1,12 @@
 """Contractions that execute in compressed form: arrays in, arrays out."""
 
 from jaxopt_compress.kernels.dots import planar_dot, scaled_dot, zero_product
-from jaxopt_compress.kernels.forms import differentiated_as, on_each_platform, varying_alike
+from jaxopt_compress.kernels.forms import (
+    differentiated_as,
+    on_each_platform,
+    row_count,
+    varying_alike,
+)
 from jaxopt_compress.kernels.integer_dots import integer_dot, transposed_dot
 
 __all__ = [
@@ -9,6 +14,7 @@ __all__ = [
     "integer_dot",
     "on_each_platform",
     "planar_dot",
+    "row_count",
     "scaled_dot",
     "transposed_dot",
     "varying_alike",

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxopt_compress.kernels.forms import differentiated_as, with_rows_merged
+from jaxopt_compress.kernels.forms import differentiated_as, row_count, with_rows_merged
 from jaxopt_compress.kernels.stored import columns_per_byte, readable
 
 # Codes that are added up in registers.
@@ -187,14 +187,15 @@ def _matrix_in_blocks(x, stored, scale, code, precision):
     within = stored.shape[0] // groups
     width = columns * code.across
     most = _BLOCK // width
-    if most < max(32, 2 * rows):
+    many = row_count(x)
+    if most < max(32, 2 * many):
         most = min(_DEPTH, _LARGE_BLOCK // width)
     most //= code.planes
     words = divisor(within, most)
     count = divisor(groups * within // words, most // words)
-    few = rows <= _MAX_ROWS_IN_BLOCKS_OF_K
+    few = many <= _MAX_ROWS_IN_BLOCKS_OF_K
     if code.decoded and depth * width > _COLUMN_BLOCK:
-        few = rows <= _MAX_ROWS_OF_DECODED
+        few = many <= _MAX_ROWS_OF_DECODED
     if few and words * count * code.planes >= 16:
         x, stored, scales = segments(x, stored, scale, code, words)
         x = x.reshape(rows, -1, count * code.planes * words)

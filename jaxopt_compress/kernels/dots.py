@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 
 from jaxopt_compress.kernels.cpu_dots import streamed_dot, streams
-from jaxopt_compress.kernels.forms import ACCELERATORS, check_shapes, on_each_platform
+from jaxopt_compress.kernels.forms import ACCELERATORS, check_shapes, on_each_platform, row_count
 
 # Rows of a block-diagonal x up to which the additional products stay cheaper than a copy of codes.
 _MAX_BLOCK_DIAGONAL_ROWS = 512
@@ -90,13 +90,13 @@ def scaled_dot(
     if groups == 1 and sums is not None:
         forms |= dict.fromkeys(ACCELERATORS, of_codes(scaled_after, sums=sums))
     if groups > 1:
-        few = groups * x.shape[-2] <= _MAX_BLOCK_DIAGONAL_ROWS
+        few = groups * row_count(x) <= _MAX_BLOCK_DIAGONAL_ROWS
         forms["tpu"] = of_codes(block_diagonal if few else per_group)
         default = linear if _partials_outgrow_weight(x, groups) else of_codes(per_group)
         if decode is not None:
             # GPUs write out the levels in either form, and would write the partials besides.
             forms |= {"cuda": linear, "rocm": linear}
-    if streams(x.shape[-2], codes, groups):
+    if streams(row_count(x), codes, groups):
         given = {"decode": decode, "precision": precision, "linear": linear}
         forms["cpu"] = functools.partial(streamed_dot, **given)
     y = on_each_platform(forms, default, x, codes, scale)
@@ -175,7 +175,7 @@ def planar_dot(
         forms |= dict.fromkeys(ACCELERATORS, functools.partial(partials, sums=sums))
     if groups > 1 and _partials_outgrow_weight(x, groups):
         default, forms["tpu"] = unpacked, partials
-    if streams(x.shape[-2], words, groups, bits):
+    if streams(row_count(x), words, groups, bits):
         linear = partials if groups == 1 else unpacked
         forms["cpu"] = functools.partial(
             streamed_dot, bits=bits, precision=precision, linear=linear
@@ -305,8 +305,9 @@ def _convert(codes, dtype):
 
 
 def _wide(dtype):
-    return jnp.promote_types(dtype, jnp.float32)
+    whole = jnp.issubdtype(dtype, jnp.integer)
+    return jnp.dtype(jnp.float32) if whole else jnp.promote_types(dtype, jnp.float32)
 
 
 def _partials_outgrow_weight(x, groups):
-    return groups * x.shape[-2] * 4 > x.shape[-1] * x.dtype.itemsize
+    return groups * row_count(x) * 4 > x.shape[-1] * x.dtype.itemsize

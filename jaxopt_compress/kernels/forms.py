@@ -6,6 +6,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
+_MANY = 2**20
 GPUS = ("cuda", "rocm")
 ACCELERATORS = ("tpu", *GPUS)
 
@@ -13,6 +14,12 @@ ACCELERATORS = ("tpu", *GPUS)
 def on_each_platform(forms, default, *args):
     """Calls the form of the platform that the program is lowered for."""
     return lax.platform_dependent(*args, **forms, default=default) if forms else default(*args)
+
+
+def row_count(x):
+    """How many rows `x` has, to choose a form by; a symbolic number, of `jax.export`, is many."""
+    rows = x.shape[-2]
+    return rows if isinstance(rows, int) else _MANY
 
 
 def with_rows_merged(product):

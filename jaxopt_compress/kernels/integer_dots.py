@@ -29,6 +29,7 @@ from jaxopt_compress.kernels.forms import (
     check_shapes,
     differentiated_as,
     on_each_platform,
+    row_count,
     with_rows_merged,
 )
 from jaxopt_compress.kernels.stored import columns_per_byte, readable
@@ -100,7 +101,7 @@ def integer_dot(x_codes, codes, scale=None, x_scale=None, *, group=None, sums=No
         default: Any = widened
         forms["tpu"] = as_stored
     else:
-        groups, rows = scale.shape[-2], x_codes.shape[-2]
+        groups, rows = scale.shape[-2], row_count(x_codes)
         spread = groups * rows <= _MAX_BLOCK_DIAGONAL_ROWS
         own = block_diagonal if spread or rows == 1 else per_group
         forms["tpu"] = functools.partial(own, form=as_stored)
@@ -258,7 +259,7 @@ def _of_partials(scale, x_scale):
 
 def _streams(x_codes, codes, scale):
     """Whether a form for CPU of its own pays."""
-    size, several = math.prod(codes.shape[-2:]), x_codes.shape[-2] > 1
+    size, several = math.prod(codes.shape[-2:]), row_count(x_codes) > 1
     costly = scale is not None or columns_per_byte(codes) > 1
     return size > (_WHOLE if several and not costly else _SMALL[several])
 

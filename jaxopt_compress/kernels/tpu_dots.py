@@ -77,6 +77,7 @@ def fits(x, codes, scale, group, *, bits=None, block=None):
     return (
         readable
         and x.dtype == jnp.bfloat16
+        and isinstance(rows, int)
         and rows > 0
         and group % 8 == 0
         and depth % group == 0

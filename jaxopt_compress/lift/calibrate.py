@@ -47,7 +47,7 @@ class Statistics:
     @property
     def mean(self) -> jax.Array:
         """``[*stack, k]``: the mean."""
-        return self.total / self.rows[..., None]
+        return self.total / self.rows[..., None].astype(self.total.dtype)
 
     @property
     def absmax(self) -> jax.Array:
@@ -59,7 +59,7 @@ class Statistics:
         """``[*stack, k, k]``: the mean of the outer products, ``E[x x^T]``."""
         if self.outer is None:
             raise ValueError("calibrate(..., second_moment=False) has left the second moments out")
-        return self.outer / self.rows[..., None, None]
+        return self.outer / self.rows[..., None, None].astype(self.outer.dtype)
 
 
 def calibrate(

@@ -15,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.arrays import QuantizedArray, SparseArray
-from jaxopt_compress.kernels import on_each_platform, planar_dot, scaled_dot, zero_product
+from jaxopt_compress.kernels import (
+    on_each_platform,
+    planar_dot,
+    row_count,
+    scaled_dot,
+    zero_product,
+)
 from jaxopt_compress.lift.activations import rows_of
 from jaxopt_compress.lift.products import (
     Product,
@@ -62,7 +68,8 @@ def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Any:
 def _scaling_activation(w: QuantizedArray, x: jax.Array, how: Product) -> jax.Array:
     """With steps along contracted axes only, which multiply the activation."""
     # Relative to the largest one: a small scale would take 16-bit activations out of range.
-    top = jnp.max(w.scale)
+    top = jnp.max(jnp.abs(w.scale))
+    top = jnp.where(top == 0, 1, top)
     of_x, of_w, _ = axis_names(x.ndim, w.ndim, how)
     scaled = (x * aligned(w.scale / top, of_w, of_x)).astype(x.dtype)
     wide = jnp.promote_types(how.dtype, jnp.float32)
@@ -89,7 +96,7 @@ def _multiply(
     if w.block is not None and whole and w.fmt.grid.signed and w.bits in (1, 2, 4):
         words = weight(w.codes)
         return planar_dot(rows, words, scale, zero, bits=w.bits, block=w.block, **given)
-    read = None if whole else functools.partial(_levels, fmt=w.fmt, rows=rows.shape[-2])
+    read = None if whole else functools.partial(_levels, fmt=w.fmt, rows=row_count(rows))
     codes = weight(w.unpacked())
     plain = functools.partial(scaled_dot, decode=read, **given)
     if how.pallas and not _streams(w):

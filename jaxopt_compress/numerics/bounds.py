@@ -178,4 +178,5 @@ def _least_divergence(row: jax.Array, levels: int, bins: int) -> jax.Array:
         return jnp.where(p > 0, p * jnp.log(p / jnp.maximum(q, 1e-7)), 0).sum()
 
     kept = jnp.arange(levels, bins + 1, max(1, (bins - levels) // 128))
-    return (kept[jnp.argmin(lax.map(divergence, kept))]) * width * (top > 0)
+    best = kept[jnp.argmin(lax.map(divergence, kept))].astype(width.dtype)
+    return jnp.where(top > 0, best * width, 0)

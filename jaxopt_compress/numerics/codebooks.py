@@ -46,7 +46,7 @@ class Codebook(NamedTuple):
             bound = (below + above) / 2 if noise is None else below + noise * (above - below)
             # That bound may be rounded up to the level itself, which stays as it is.
             level = jnp.where((x > bound) | (x >= above), above, level)
-        return level
+        return jnp.where(jnp.isnan(x), x, level)
 
     def encode(self, values: jax.Array) -> jax.Array:
         """The uint8 positions of levels that `round` returned."""

@@ -171,7 +171,7 @@ def unpack_mask(words: jax.Array, axis: int, length: int | None = None) -> jax.A
     axis = axis % words.ndim
     before, after = words.shape[:axis], words.shape[axis + 1 :]
     wide = jnp.broadcast_to(jnp.expand_dims(words, axis + 1), (*words.shape[: axis + 1], 8, *after))
-    bit = np.arange(8, dtype=np.uint8).reshape(8, *(1,) * len(after))
+    bit = np.arange(8, dtype=np.uint8).reshape(*(1,) * (axis + 1), 8, *(1,) * len(after))
     mask = (wide >> bit) & np.uint8(1) != 0
     mask = mask.reshape(*before, 8 * words.shape[axis], *after)
     return mask if length is None else lax.slice_in_dim(mask, 0, length, axis=axis)

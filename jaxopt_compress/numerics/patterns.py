@@ -21,7 +21,9 @@ def _n_m(scores, n, m, axis):
     x = x.reshape(*before, (length + pad) // m, m, *after)
     entry, other = jnp.expand_dims(x, axis + 2), jnp.expand_dims(x, axis + 1)
     index = jnp.arange(m)
-    earlier = (index[None, :] < index[:, None]).reshape(m, m, *(1 for _ in after))
+    earlier = (index[None, :] < index[:, None]).reshape(
+        *(1,) * (axis + 1), m, m, *(1,) * len(after)
+    )
     wins = (other > entry) | ((other == entry) & earlier)
     mask = jnp.sum(wins, axis + 2, dtype=jnp.int32) < n
     mask = mask.reshape(*before, length + pad, *after)

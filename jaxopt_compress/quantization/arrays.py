@@ -32,7 +32,8 @@ def quantize_array(
             of the format, or all of them. A last group may be shorter.
         symmetric: As in `quantize`.
         bounds: As in `quantize`.
-        scale: As in `quantize`; float8 steps are relative to one float32 step for all of ``x``.
+        scale: As in `quantize`; float8_e4m3fn steps, those of nvfp4 among them, are relative to one
+            float32 step for all entries along ``axis``.
 
     Returns:
         The array in its quantized form, to be passed to a lifted function.
@@ -58,7 +59,8 @@ def quantize_array(
     state = QuantizedState(
         format=fmt,
         reduce=axes if group is None else tuple(d for d in axes if d != along),
-        stack=(),
+        # Steps of few bits are relative to one of the same row: a row can be written alone.
+        stack=tuple(d for d in range(-x.ndim, 0) if d not in axes),
         axis=along,
         group=group,
     )

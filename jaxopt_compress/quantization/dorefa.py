@@ -173,6 +173,6 @@ def _decided(grid: QuantizedState, w: jax.Array) -> DorefaState:
     top = jnp.tanh(high)
     top = jnp.where(top >= 2.0**-125, top, 1.0)
     middles = np.arange(1 - last, last, 2, dtype=np.float32) / np.float32(last)
-    bounds = jnp.arctanh(top[..., None] * middles)
+    bounds = jnp.arctanh(top[..., None] * np.expand_dims(middles, tuple(range(top.ndim))))
     scale = jnp.full(top.shape, 1 / last, jnp.float32)
     return DorefaState(dataclasses.replace(grid, scale=scale), bounds, top)

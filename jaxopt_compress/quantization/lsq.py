@@ -198,7 +198,7 @@ def first_step(grid: QuantizedState, w: jax.Array) -> jax.Array:
         top = jnp.clip(jnp.max(size, axes, keepdims=True, initial=0), 2.0**-125, 2.0**125)
         top = lax.reduce_precision(top, exponent_bits=8, mantissa_bits=0)
         total = jnp.sum(size * (1 / top), axes, keepdims=True)
-        count = jnp.sum(size > 0, axes, keepdims=True)
+        count = jnp.sum(size > 0, axes, keepdims=True, dtype=x.dtype)
         return (top * (total / jnp.maximum(count, 1)),)
 
     means = lambda x: by_groups(mean, x, grid.reduce, grid.cuts)

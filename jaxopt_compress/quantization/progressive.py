@@ -120,7 +120,8 @@ def progressive(stages: Mapping[int, Compression]) -> Compression:
 
         branches = [lambda: grids, *(functools.partial(refreshed, i) for i in range(len(order)))]
         grids = lax.switch(stage + 1, branches)
-        leaves = {path: ProgressiveState(each, stage) for path, each in grids.items()}
+        # Outside of jit each one gets an array of its own: a step may donate all of them.
+        leaves = {path: ProgressiveState(each, stage_at(count)) for path, each in grids.items()}
         return CompressionState(count, {}, leaves)
 
     return Compression(init, update, order[0].apply, order[0].compress)

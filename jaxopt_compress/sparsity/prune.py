@@ -169,7 +169,9 @@ def prune(
             )
         stack = next((d for d in range(ndim) if d - ndim not in layout.stack), ndim - 1)
         axis = layout.group_axis if n_m is not None else None
-        state = PrunedState(None, None, parameter.stats, n_m, axis, stack)
+        # Arrays of its own, which a step may donate.
+        stats = None if score is _absolute else jax.tree.map(jnp.copy, parameter.stats)
+        state = PrunedState(None, None, stats, n_m, axis, stack)
         return Decision(renew(state, jnp.zeros((), jnp.int32), parameter.value))
 
     def renew(state: PrunedState, count: jax.Array, w: Any) -> PrunedState:

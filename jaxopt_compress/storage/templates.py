@@ -4,6 +4,7 @@ import difflib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_compress.arrays import is_compressed
@@ -33,6 +34,11 @@ def is_split(sharding: Any) -> bool:
     return isinstance(sharding, NamedSharding) and len(sharding.device_set) > 1
 
 
+def is_key(x: Any) -> bool:
+    """Whether a leaf is a random key with a type of its own."""
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def _by_name(tree: Any, what: str) -> dict[str, Any]:
     leaves = named_leaves(tree)
     named = dict(leaves)
@@ -56,6 +62,9 @@ def _check_names(stored: dict[str, Any], templates: dict[str, Any]) -> None:
 
 def _shardings(name: str, stored: Any, template: Any) -> Any:
     """A sharding or None per entry of one stored leaf, from its template."""
+    if getattr(stored, "kind", None) == "key" and is_key(template):
+        # What lies in the file is the key's data, of one more axis, on one device.
+        template = jax.eval_shape(jax.random.key_data, template)
     if hasattr(stored, "shape") and hasattr(template, "shape"):
         ours, theirs = (f"{x.dtype}{list(x.shape)}" for x in (stored, template))
         if ours != theirs:

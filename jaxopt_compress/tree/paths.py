@@ -84,7 +84,7 @@ def select(tree: Any, where: Where = None, owner: str = "where") -> list[str]:
         owner: What the error calls the choice.
 
     Raises:
-        ValueError: Nothing is chosen; names the nearest paths.
+        ValueError: Nothing is chosen, or nothing by one of a sequence; names the nearest paths.
         TypeError: A chosen leaf is no floating array; names it.
 
     Example:
@@ -100,6 +100,9 @@ def select(tree: Any, where: Where = None, owner: str = "where") -> list[str]:
             f"two leaves have the path {twice[0]!r}: keys that contain '/' are ambiguous; rename "
             "them"
         )
+    if not (where is None or isinstance(where, str) or callable(where)):
+        for each in where:
+            select(tree, each, owner)
     chosen = [(path, leaf) for path, leaf in leaves if _fits(where, path, leaf)]
     if not chosen:
         raise ValueError(f"{owner}={where!r} matches no leaf; {_nearest(where, leaves)}")

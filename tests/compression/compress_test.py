@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxopt_compress as jc
 from jaxopt_compress.compression import as_compression
@@ -112,3 +114,26 @@ def test_what_started_from_statistics_needs_none_again():
         np.testing.assert_array_equal(
             jc.materialize(small)["w"], jc.materialize(c.view(params, state))["w"]
         )
+
+
+def test_states_of_uses_need_none_again():
+    """Axes that assumptions would get wrong, and a leaf that has no use, are known to the state."""
+    params = {"w": jnp.asarray(np.random.default_rng(1).standard_normal((5, 64))), "pos": W[:5, :3]}
+    c, x = jc.quantize("int4", group=32), jnp.ones((2, 64))
+    uses = jc.uses(lambda p, x: x @ p["w"].T, params, x)
+    tx = jc.compressed_training(optax.sgd(0.1), c, uses=uses)
+    small = jc.compress(params, c, state=tx.init(params))
+    assert small["w"].scale.shape == (5, 2) and small["pos"] is params["pos"]
+
+
+def test_states_of_split_factors():
+    """What is asked for is found from shapes alone, whatever mesh parameters lie on."""
+    mesh = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Explicit,))
+    c = jc.chain(jc.low_rank(rank=2), INT8)
+    with jax.set_mesh(mesh):
+        params = {"w": jax.device_put(W, NamedSharding(mesh, P("model")))}
+        state = jc.compressed_training(optax.sgd(0.1), c).init(params)
+        small = jc.compress(params, c, state=state)
+    assert isinstance(small["w"].u, jc.QuantizedArray)
+    with pytest.raises(ValueError, match="asks for low_rank of 'w'"):
+        jc.compress(params, c, state=INT8.init(params))

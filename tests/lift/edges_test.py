@@ -115,3 +115,10 @@ def test_products_of_no_rows(c):
     loss = jc.lift(lambda p, x: jnp.sum(p["w"].T @ x.T), on_fallback="error")
     grads = jax.jit(jax.grad(loss))(c.view({"w": W}, state), x[0])
     assert jax.tree.reduce(lambda total, g: total + jnp.abs(g).sum(), grads, 0.0) == 0
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, -1e-3])
+def test_steps_along_the_sum_times_a_factor(factor):
+    small = jc.compress({"w": W}, jc.quantize("int8"))
+    fn = lambda p, x: x @ (factor * p["w"]).T
+    np.testing.assert_allclose(*both(fn, small, X), **CLOSE)

@@ -10,7 +10,7 @@ from tests.quantization import cases
 from tests.quantization.cases import assert_same_bits, normal
 
 
-@pytest.mark.parametrize("name", ["int8", "nf4", "nvfp4"])
+@pytest.mark.parametrize("name", ["int8", "nf4", "mxfp4"])
 def test_quantize_array(name):
     """As a parameter is, with one code per entry; the same under jit."""
     x = normal(64, 8).at[:, 3].set(0)
@@ -34,10 +34,14 @@ def test_quantize_array_under_jit():
     assert_same_bits(got, want)
 
 
-@pytest.mark.parametrize("name", ["int8", "nf4"])
+CACHES = {"int8": {}, "nf4": {}, "nvfp4": {}, "int4": {"group": 4, "scale": "float8_e4m3fn"}}
+
+
+@pytest.mark.parametrize("name", CACHES)
 def test_rows_written_into_a_cache(name):
     """One update, mapped over the fields, replaces rows and leaves the others as they are."""
-    cache, rows = (jc.quantize_array(normal(*s), name) for s in ((2, 8, 16), (2, 3, 16)))
+    make = lambda x: jc.quantize_array(x, name, **CACHES[name])
+    cache, rows = make(normal(2, 8, 16)), make(100 * normal(2, 3, 16))
     write = lambda a, b: jax.lax.dynamic_update_slice(a, b, (0, 4, 0))
     got = jax.jit(lambda a, b: jax.tree.map(write, a, b))(cache, rows)
     want = np.array(cache.materialize())

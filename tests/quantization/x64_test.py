@@ -47,3 +47,11 @@ def test_types_and_bits_stay_those_of_float32(name):
         applied = c.apply(params, state.compression)["w"]
         assert applied.dtype == small["w"].dtype == jnp.float32
         assert_same_bits(jc.materialize(small)["w"], applied)
+
+
+@pytest.mark.parametrize("name", ["int8", "mxfp4"])
+def test_values_beyond_steps_are_refused(name):
+    with jax.enable_x64(True):
+        params = {"w": jnp.full((32, 2), 1.0).at[1, 1].set(1e300)}
+        with pytest.raises(ValueError, match=r"'w' .* beyond float32's range"):
+            jc.compress(params, jc.quantize(name))

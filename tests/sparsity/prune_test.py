@@ -172,3 +172,14 @@ def test_patterns_follow_the_function():
 def test_errors_name_path_shape_and_what_works(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_statistics_outlive_a_donated_state():
+    params, x = {"w": W}, jnp.ones((2, 8))
+    stats = jc.calibrate(lambda p, x: x @ p["w"], params, [x])
+    wanda = lambda w, stats: jnp.abs(w) * jnp.sqrt(jnp.diagonal(stats.second_moment))[:, None]
+    c = jc.prune(wanda, jc.constant(0.5))
+    jax.jit(c.update, donate_argnums=0)(c.init(params, stats=stats), params)
+    state = c.init(params, stats=stats)
+    assert jax.tree.leaves(state.leaves["w"].stats)
+    assert magnitude(jc.constant(0.5)).init(params, stats=stats).leaves["w"].stats is None

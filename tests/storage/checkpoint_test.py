@@ -262,3 +262,15 @@ def test_orbax_is_not_imported_with_the_package():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_random_keys_come_back_by_a_template(tmp_path):
+    params = {"w": jnp.ones((4, 4))}
+    c = jc.quantize("int8", key=jax.random.key(3))
+    tree = {"state": c.init(params), "many": jax.random.split(jax.random.key(1), 3)}
+    jc.save(tmp_path / "ckpt", tree)
+    for like in (tree, jax.eval_shape(lambda x: x, tree)):
+        assert_equal(jc.load(tmp_path / "ckpt", like=like), tree)
+    other = {**tree, "many": jax.random.key(1)}
+    with pytest.raises(ValueError, match=r"'many' is uint32\[3, 2\] in the checkpoint"):
+        jc.load(tmp_path / "ckpt", like=other)

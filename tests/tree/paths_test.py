@@ -135,6 +135,7 @@ def test_select(where, paths):
         (params(), "layers/0/mlp/kernal", "nearest paths are layers/0/mlp/kernel"),
         (params(), ["embeds/*", "embeding"], "nearest paths are embed/embedding"),
         (params(), lambda path, leaf: False, "the paths are embed/embedding, layers/0/mlp/bias"),
+        (params(), ["embed/*", "layers/0/mlp/kernal"], "where='layers/0/mlp/kernal' matches no"),
         (params(), [], "the paths are embed/embedding"),
         ({"b": jnp.ones(3)}, None, "no floating leaf of rank 2 or more among b"),
         ({}, "**", "the tree has no leaves"),

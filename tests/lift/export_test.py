@@ -1,0 +1,37 @@
+"""Exported functions: for several platforms at once, and for any number of rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import jaxopt_compress as jc
+from tests.quantization.cases import normal
+
+FORMS = {
+    "int8": jc.quantize("int8"),
+    "int4 in groups": jc.quantize("int4", group=64),
+    "zero points": jc.quantize("uint4", group=64, symmetric=False),
+    "int3": jc.quantize("int3"),
+    "int2": jc.quantize("int2"),
+    "nf4": jc.quantize("nf4", group=64),
+    "int8 x int8": jc.quantize("int8", inputs="int8"),
+    "int4 in groups x int8": jc.quantize("int4", group=64, inputs="int8"),
+    "low rank": jc.low_rank(rank=4),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_any_number_of_rows(name):
+    small = jc.compress({"w": jnp.asarray(normal(1024, 320))}, FORMS[name])
+    fn = jax.jit(jc.lift(lambda p, x: x @ p["w"], on_fallback="error", pallas=True))
+    rows = jax.ShapeDtypeStruct(export.symbolic_shape("b, 1024"), jnp.float32)
+    made = export.export(fn, platforms=("cpu", "tpu", "cuda"))(small, rows)
+    assert made.platforms == ("cpu", "tpu", "cuda")
+    for count in (1, 5, 130):
+        x = jnp.asarray(normal(count, 1024, seed=count))
+        want = np.asarray(fn(small, x))
+        # The same sums, in another order.
+        atol = 2.0**-18 * np.abs(want).max()
+        np.testing.assert_allclose(jax.jit(made.call)(small, x), want, rtol=0, atol=atol)

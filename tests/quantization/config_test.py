@@ -1,0 +1,57 @@
+"""Under JAX's stricter modes, a step of training and the stored form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxopt_compress as jc
+from tests.quantization.cases import assert_same_bits, normal
+
+METHODS = {
+    "entropy": jc.quantize("int8", bounds=jc.bounds.entropy()),
+    "zero points": jc.quantize("uint4", group=16, symmetric=False, inputs="int8"),
+    "backward": jc.quantize("int8", inputs="int8", gradients="int8"),
+    "nvfp4": jc.quantize("nvfp4"),
+    "learned": jc.lsq("int4", inputs="int8"),
+    "dorefa": jc.dorefa("odd4"),
+    "pruned": jc.prune(jc.magnitude(), jc.constant(0.5)),
+    "2:4": jc.prune(jc.magnitude(), jc.constant(0.5), "2:4"),
+}
+MODES = {
+    "strict": {"jax_numpy_dtype_promotion": "strict"},
+    "same rank": {"jax_numpy_rank_promotion": "raise"},
+}
+
+
+@pytest.fixture(params=MODES)
+def mode(request):
+    before = {name: getattr(jax.config, name) for name in MODES[request.param]}
+    for name, value in MODES[request.param].items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step(name, mode):
+    del mode
+    params, x = {"w": jnp.asarray(normal(64, 32))}, jnp.asarray(normal(8, 64, seed=1))
+    loss = lambda p, x: jnp.sum((x @ p["w"]) ** np.float32(2))
+    c = METHODS[name]
+    tx = jc.compressed_training(
+        optax.sgd(np.float32(0.1)), c, stats=jc.calibrate(loss, params, [x])
+    )
+
+    @jax.jit
+    def step(params, state):
+        grads = jax.grad(jc.lift(loss))(c.view(params, state), x)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = step(params, tx.init(params))
+    small = jc.compress(params, c, state=state)
+    assert_same_bits(jc.materialize(small)["w"], c.apply(params, state.compression)["w"])
+    assert np.isfinite(jc.lift(loss)(small, x))
