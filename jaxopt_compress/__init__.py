@@ -22,7 +22,7 @@ from jaxopt_compress.quantization import (
 )
 from jaxopt_compress.sparsity import constant, magnitude, polynomial, prune
 from jaxopt_compress.storage import load, save
-from jaxopt_compress.transforms import compressed_training
+from jaxopt_compress.transforms import compressed_training, weight_gradients
 from jaxopt_compress.tree import AssumedLayout, combine, nbytes, partition, resident_bytes, shard
 
 __all__ = [
@@ -61,4 +61,5 @@ __all__ = [
     "save",
     "shard",
     "uses",
+    "weight_gradients",
 ]

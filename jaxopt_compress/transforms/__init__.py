@@ -1,5 +1,6 @@
 """Optax transformations."""
 
+from jaxopt_compress.transforms.gradients import weight_gradients
 from jaxopt_compress.transforms.training import compressed_training
 
-__all__ = ["compressed_training"]
+__all__ = ["compressed_training", "weight_gradients"]

@@ -14,6 +14,7 @@ from jaxopt_compress.compression.base import (
     replace_learned,
 )
 from jaxopt_compress.compression.compress import Recipe
+from jaxopt_compress.transforms.gradients import at_view
 from jaxopt_compress.tree import combine, map_named, named_leaves, partition
 from jaxopt_compress.tree.paths import is_float
 
@@ -31,7 +32,8 @@ def compressed_training(
     back through the compression to the parameters (and to learned parts, such as factors), lets
     ``inner`` update them, and advances the compression from the ``params`` passed in. A parameter
     that `low_rank` replaces by factors, and an integer one, gets no update, whatever ``inner``
-    decays; gradients of ``allow_int=True`` may be passed as they are.
+    decays; gradients of ``allow_int=True`` may be passed as they are. Where a wrapper compares
+    gradients with parameters and the view rounds activations, see `weight_gradients`.
 
     Args:
         inner: Any optax optimizer, but one that accumulates gradients: for that use
@@ -110,6 +112,7 @@ def _pull_back(compression: Compression, grads: Any, state: Any, params: Any, pa
 
     seen, pull = jax.vjp(view, floats, parts)
     hole = lambda x: x is None
+    grads = at_view(grads, seen, parts)
     at_floats = jax.tree.map(lambda x, g: None if x is None else g, seen, grads, is_leaf=hole)
     cast = lambda g, x: g.astype(x.dtype)
     back, part_grads = pull(jax.tree.map(cast, at_floats, seen))

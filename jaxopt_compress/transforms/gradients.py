@@ -1,0 +1,90 @@
+"""Gradients at a view: as those of a view that rounds activations, and as those of parameters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.arrays import GriddedArray, InputQuantizedArray
+from jaxopt_compress.arrays.base import is_compressed
+from jaxopt_compress.tree import map_named
+
+
+def weight_gradients(grads: Any) -> Any:
+    """Gradients at a view that rounds activations, as one array per parameter.
+
+    A view of weights alone has the structure of the parameters, and so have its gradients. With
+    ``inputs=`` its leaves hold more, and what compares gradients with parameters needs this first,
+    such as `optax.MultiSteps`, `optax.apply_if_finite` and `optax.ema` around or before
+    `compressed_training`, which takes gradients of either form.
+
+    Args:
+        grads: What `jax.grad` of a loss found at ``compression.view(params, opt_state)``.
+
+    Returns:
+        The same gradients of weights, one array per parameter. Those of learned steps of
+        activations (`lsq`, `pact`) have no place in it, and ``update`` refuses to train without
+        them: add up whole gradients over batches instead.
+
+    Raises:
+        TypeError: A parameter is seen as factors that round activations; names it.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, jaxopt_compress as jc
+        >>> c = jc.quantize("int8", inputs="int8")
+        >>> tx = optax.MultiSteps(jc.compressed_training(optax.sgd(0.1), c), 2)
+        >>> params = {"w": jnp.ones((4, 2))}
+        >>> opt_state = tx.init(params)
+        >>> loss = jc.lift(lambda params, x: jnp.sum((x @ params["w"]) ** 2))
+        >>> grads = jax.grad(loss)(c.view(params, opt_state), jnp.ones((1, 4)))
+        >>> grads = jc.weight_gradients(grads)
+        >>> updates, opt_state = tx.update(grads, opt_state, params)
+        >>> grads["w"].shape, updates["w"].shape
+        ((4, 2), (4, 2))
+    """
+
+    def values(path: str, g: Any) -> Any:
+        if not is_compressed(g):
+            return g
+        weight = g.weight if isinstance(g, InputQuantizedArray) else g
+        weight = weight.form.codes if isinstance(weight, GriddedArray) else weight
+        if is_compressed(weight):
+            raise TypeError(
+                f"the gradient of {path!r} is a {type(weight).__name__}: its factors learn, and "
+                "there is no gradient of the parameter; add up gradients of the view instead"
+            )
+        return weight
+
+    return map_named(values, grads)
+
+
+def at_view(grads: Any, seen: Any, parts: list[dict[str, Any]]) -> Any:
+    """Gradients of parameters as gradients at what they are seen as, if they are not that already.
+
+    Args:
+        grads: Of either form.
+        seen: The view.
+        parts: The learned parts of the compressions.
+
+    Raises:
+        ValueError: The gradient of a learned step is missing; names the parameter.
+    """
+    learned = {path for part in parts for path, x in part.items() if "input" in x}
+    views: dict[str, Any] = {}
+    map_named(lambda path, s: views.setdefault(path, s), seen)
+
+    def whole(path: str, g: Any) -> Any:
+        s = views.get(path)
+        if g is None or is_compressed(g) or not isinstance(s, InputQuantizedArray):
+            return g
+        if path in learned:
+            raise ValueError(
+                f"the gradient of {path!r} is that of its weight alone, and its activations have a "
+                "learned step: pass the gradients at compression.view(params, opt_state) as they "
+                "are, and to accumulate, add them up over batches before the update"
+            )
+        nothing = jax.tree.map(jnp.zeros_like, s)
+        form = nothing.weight.form.replace(codes=g)
+        return nothing.replace(weight=nothing.weight.replace(form=form))
+
+    return map_named(whole, grads)
