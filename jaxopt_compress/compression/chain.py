@@ -21,13 +21,13 @@ _REFUSED = {
     "choose a smaller rank, or keep one of the two",
     ("quantize", "low_rank"): "the factors of a quantized matrix are not quantized; "
     "use chain(low_rank(...), quantize(...))",
-    ("quantize", "quantize inputs of"): "the second grid replaces the first; keep one of the two",
+    ("quantize", "quantize with inputs"): "the second grid replaces the first; keep one of the two",
     ("quantize", "quantize"): "the second grid replaces the first; keep one of the two",
     ("prune", "prune"): "the second mask replaces the first; keep one of the two",
     **{
-        ("quantize inputs of", kind): "it has to come last, since it wraps what is stored; "
+        ("quantize with inputs", kind): "it has to come last, since it wraps what is stored; "
         "move it to the end of the chain"
-        for kind in ("prune", "low_rank", "quantize", "quantize inputs of")
+        for kind in ("prune", "low_rank", "quantize", "quantize with inputs")
     },
     ("low_rank", "low_rank"): "the second rank replaces the first; keep one of the two",
 }
@@ -118,14 +118,14 @@ def _extend(history: dict[str, list[str]], state: Any, params: Any) -> None:
         for earlier in history.get(path, []):
             if (earlier, kind) in _REFUSED:
                 raise ValueError(
-                    f"chain cannot {kind} {path!r} after {earlier}: {_REFUSED[earlier, kind]}"
+                    f"chain: {kind} cannot follow {earlier} at {path!r}: {_REFUSED[earlier, kind]}"
                 )
         if "prune" in history.get(path, []) and path in broken:
             shape = next(tuple(w.shape) for name, w in named_leaves(params) if name == path)
             fmt = getattr(broken[path], "format", None)
             why = f"{fmt.name!r} has no code for 0.0" if fmt else "0.0 does not stay 0.0"
             raise ValueError(
-                f"chain cannot {kind} {path!r} of shape {shape} after prune: {why}; choose a "
+                f"chain: {kind} cannot follow prune at {path!r} of shape {shape}: {why}; choose a "
                 "format that has one, such as 'ternary' or 'int2'"
             )
         history.setdefault(path, []).append(kind)

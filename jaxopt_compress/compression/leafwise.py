@@ -1,6 +1,6 @@
 """Compressions that treat each chosen parameter on its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from jaxopt_compress.compression.base import (
     parameters_of,
 )
 from jaxopt_compress.compression.checks import check_finite
+from jaxopt_compress.lift.calibrate import Statistics
 from jaxopt_compress.lift.uses import layout_of
 from jaxopt_compress.tree import Layout, Where, assume_layout, named_leaves, select
 from jaxopt_compress.tree.layout import warn_assumed
@@ -95,7 +96,18 @@ def _decided(method: LeafMethod, parameter: Parameter) -> Decision:
     return on_auto_axes(run, parameter.value, parameter.stats)
 
 
+def _check_maps(uses: Any, stats: Any) -> None:
+    """Refuses what neither `uses` nor `calibrate` returned, such as one in the other's place."""
+    for name, given, kind in (("uses", uses, list), ("stats", stats, Statistics)):
+        if given is None:
+            continue
+        if not isinstance(given, Mapping) or not all(isinstance(x, kind) for x in given.values()):
+            maker = {"uses": "uses(fn, params, *args)", "stats": "calibrate(fn, params, batches)"}
+            raise TypeError(f"{name}= takes what jaxopt_compress.{maker[name]} returned")
+
+
 def _parameters(params: Any, where: Where, uses: Any, stats: Any) -> list[Parameter]:
+    _check_maps(uses, stats)
     chosen = set(select(params, where))
     if uses is not None and not any(path in uses for path, _ in named_leaves(params)):
         raise ValueError(

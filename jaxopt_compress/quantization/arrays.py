@@ -1,10 +1,12 @@
 """Quantizing one array, such as a key-value cache, inside or outside of jit."""
 
 import jax
+import jax.numpy as jnp
 
 from jaxopt_compress.arrays import QuantizedArray
 from jaxopt_compress.numerics.bounds import Bounds
 from jaxopt_compress.numerics.formats import Format, format_of
+from jaxopt_compress.quantization.checks import check_types
 from jaxopt_compress.quantization.quantize import rule_of
 from jaxopt_compress.quantization.state import QuantizedState, measured
 
@@ -40,6 +42,7 @@ def quantize_array(
 
     Raises:
         ValueError: Unknown or contradictory formats, or axes that ``x`` has not.
+        TypeError: ``x`` does not hold floats.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxopt_compress as jc
@@ -49,6 +52,9 @@ def quantize_array(
         (1, 2, 1, 16)
     """
     fmt = format_of(format)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"quantize_array of {x.dtype}{list(x.shape)}: only floats are rounded")
+    check_types(group, bounds, None)
     group = fmt.group if group is None else group
     rule = rule_of(fmt, (group, None), bounds, symmetric, scale)
     axes = (axis,) if isinstance(axis, int) else tuple(axis)

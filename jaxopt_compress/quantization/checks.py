@@ -1,8 +1,15 @@
 """Options of quantization that contradict each other or a parameter."""
 
 import math
+import numbers
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.arrays.base import is_traced
 from jaxopt_compress.compression import Parameter
+from jaxopt_compress.numerics.bounds import Bounds
 from jaxopt_compress.numerics.formats import Format, format_of
 
 
@@ -18,6 +25,42 @@ def check_inputs(inputs: str | None, steps: str, begin: int) -> None:
             raise ValueError("begin goes with inputs=None: what runs before would be another form")
     if steps not in ("dynamic", "calibrated"):
         raise ValueError(f"input_steps={steps!r}; there are 'dynamic' and 'calibrated'")
+    if steps != "dynamic" and inputs is None:
+        raise ValueError(f"input_steps={steps!r} goes with inputs=, the format of activations")
+
+
+def check_seen_inputs(parameter: Parameter, inputs: str) -> None:
+    """Refuses an unsigned format for activations that were seen to be negative."""
+    low = parameter.stats.low
+    if format_of(inputs).grid.low < 0 or is_traced(low) or not low.size:
+        return
+    with jax.ensure_compile_time_eval():
+        least = float(jnp.min(low))
+    if least < 0:
+        raise ValueError(
+            f"what meets {parameter.describe()} goes down to {least:.3g}, which inputs={inputs!r} "
+            "would take for 0; take a signed format, such as 'int8'"
+        )
+
+
+def check_types(group: Any, bounds: Any, key: Any) -> None:
+    """Refuses what are no groups, bounds or keys."""
+    parts = group if isinstance(group, tuple) else (group,)
+    if not all(g is None or isinstance(g, numbers.Integral) for g in parts) or len(parts) > 2:
+        raise TypeError(f"group={group!r}; it is a number of entries, or a pair of them")
+    if bounds is not None and not isinstance(bounds, Bounds):
+        raise TypeError(f"bounds={bounds!r}; it is one of jaxopt_compress.bounds, such as mse()")
+    if key is not None and not isinstance(key, jax.Array):
+        raise TypeError(f"key={key!r}; it is a random key, such as jax.random.key(0)")
+
+
+def check_times(begin: int, freeze: int | None) -> None:
+    """Refuses updates that no schedule counts, or grids that are frozen before they begin."""
+    if begin < 0 or (freeze is not None and freeze < begin):
+        raise ValueError(
+            f"begin={begin}, freeze={freeze}: updates count from 0, and steps are frozen after "
+            "quantization has begun"
+        )
 
 
 def _serves_rows(fmt: Format) -> bool:

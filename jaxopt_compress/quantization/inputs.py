@@ -51,7 +51,7 @@ class InputState(LeafState):
     rule: str
     summed: int
     gradients: str | None
-    kind = "quantize inputs of"
+    kind = "quantize with inputs"
     rounds_inputs = True
 
     @property

@@ -90,6 +90,9 @@ def progressive(stages: Mapping[int, Compression]) -> Compression:
     References:
         Zhuang et al., 2018, Towards Effective Low-bitwidth Convolutional Neural Networks.
     """
+    whole = isinstance(stages, Mapping) and all(isinstance(k, int) for k in stages)
+    if not whole or not all(isinstance(c, Compression) for c in stages.values()):
+        raise TypeError(f"progressive({stages!r}): it takes {{update: quantize(...), ...}}")
     begins, order = sorted(stages), [stages[k] for k in sorted(stages)]
     if not order or begins[0] < 0:
         raise ValueError(f"progressive({{{', '.join(map(str, begins))}}}): updates count from 0")
@@ -133,8 +136,8 @@ def _check(begin: int, state: Any, first: Any) -> None:
     for path, leaf in leaves.items():
         if not isinstance(leaf, QuantizedState) or leaf.inputs is not None:
             raise ValueError(
-                f"the stage at {begin} is {getattr(leaf, 'kind', type(state).__name__)!r} at "
-                f"{path!r}: stages are of quantize, without inputs"
+                f"the stage at {begin} decides {type(leaf or state).__name__} at {path!r}: stages "
+                "are of quantize, without inputs"
             )
     other = sorted(set(leaves) ^ set(first.leaves))
     if other:

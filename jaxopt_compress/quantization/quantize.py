@@ -29,6 +29,9 @@ from jaxopt_compress.quantization.checks import (
     check_group,
     check_inputs,
     check_residuals,
+    check_seen_inputs,
+    check_times,
+    check_types,
 )
 from jaxopt_compress.quantization.state import QuantizedState, Rule, dense, measured, per_stack
 from jaxopt_compress.tree import Layout, Where
@@ -88,8 +91,8 @@ def quantize(
             are.
         freeze: The update after which steps stay as they are.
         inputs: The number format of the activations that meet a parameter, such as ``"int8"``;
-            `lift` rounds them, and the view is then for lifted functions only. By default they are
-            left as they are.
+            `lift` rounds them, and the view is then for lifted functions only; unsigned formats
+            take negative ones for 0. By default they are left as they are.
         input_steps: ``"dynamic"``: the largest magnitude of each row at run time decides; or
             ``"calibrated"``: the largest one that ``stats`` have seen.
         gradients: With ``inputs``: the number format that cotangents are rounded to,
@@ -124,6 +127,8 @@ def quantize(
         Deep Learning.
     """
     fmt = format_of(format)
+    check_types(group, bounds, key)
+    check_times(begin, freeze)
     along, across = group if isinstance(group, tuple) else (group, None)
     along = fmt.group if along is None else along
     rule = rule_of(fmt, (along, across), bounds, symmetric, scale)
@@ -147,6 +152,8 @@ def quantize(
                 f"there are no statistics of what meets {parameter.describe()}: pass "
                 "stats=jaxopt_compress.calibrate(fn, params, batches), or input_steps='dynamic'"
             )
+        if inputs is not None and input_steps == "calibrated":
+            check_seen_inputs(parameter, inputs)
         if symmetric and isinstance(fmt.grid, Integers) and not fmt.grid.signed:
             with jax.ensure_compile_time_eval():
                 negative = not is_traced(w) and w.size and bool(jnp.any(dense(w) < 0))

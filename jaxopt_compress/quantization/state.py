@@ -94,7 +94,7 @@ class QuantizedState(LeafState):
     @property
     def kind(self) -> str:
         """The method's name; nothing may follow one that also rounds activations."""
-        return "quantize" if self.inputs is None else "quantize inputs of"
+        return "quantize" if self.inputs is None else "quantize with inputs"
 
     @property
     def rounds_inputs(self) -> bool:

@@ -15,21 +15,29 @@ RANK = jc.low_rank(rank=2)
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        (PRUNE, RANK, "chain cannot low_rank 'a/w' after prune: .*zeros would be lost"),
-        (RANK, PRUNE, "chain cannot prune 'a/w' after low_rank: .*smaller rank"),
-        (QUANTIZE, RANK, r"chain cannot low_rank 'a/w' after quantize: .*chain\(low_rank"),
-        (PRUNE, NM, "chain cannot prune 'a/w' after prune: .*second mask"),
-        (QUANTIZE, QUANTIZE, "chain cannot quantize 'a/w' after quantize: .*second grid"),
-        (RANK, RANK, "chain cannot low_rank 'a/w' after low_rank: .*second rank"),
-        (jc.chain(PRUNE, QUANTIZE), jc.chain(RANK), "low_rank 'a/w' after prune"),
-        (jc.chain(RANK, QUANTIZE), QUANTIZE, "quantize 'a/w' after quantize"),
+        (PRUNE, RANK, "chain: low_rank cannot follow prune at 'a/w': .*zeros would be lost"),
+        (RANK, PRUNE, "chain: prune cannot follow low_rank at 'a/w': .*smaller rank"),
+        (QUANTIZE, RANK, r"chain: low_rank cannot follow quantize at 'a/w': .*chain\(low_rank"),
+        (PRUNE, NM, "chain: prune cannot follow prune at 'a/w': .*second mask"),
+        (QUANTIZE, QUANTIZE, "chain: quantize cannot follow quantize at 'a/w': .*second grid"),
+        (RANK, RANK, "chain: low_rank cannot follow low_rank at 'a/w': .*second rank"),
+        (jc.chain(PRUNE, QUANTIZE), jc.chain(RANK), "low_rank cannot follow prune at 'a/w'"),
+        (jc.chain(RANK, QUANTIZE), QUANTIZE, "quantize cannot follow quantize at 'a/w'"),
         (
             PRUNE,
             jc.quantize("binary"),
-            r"'a/w' of shape \(8, 6\) after prune: 'binary' has no code",
+            r"follow prune at 'a/w' of shape \(8, 6\): 'binary' has no code",
         ),
-        (PRUNE, jc.dorefa("odd4", inputs="uint4"), "after prune: 'odd4' has no code for 0.0"),
-        (PRUNE, jc.quantize("odd4", inputs="int8"), "after prune: 'odd4' has no code for 0.0"),
+        (
+            PRUNE,
+            jc.dorefa("odd4", inputs="uint4"),
+            "follow prune at .*: 'odd4' has no code for 0.0",
+        ),
+        (
+            PRUNE,
+            jc.quantize("odd4", inputs="int8"),
+            "follow prune at .*: 'odd4' has no code for 0.0",
+        ),
     ],
 )
 def test_orders_that_cannot_keep_what_came_before_are_refused(first, second, message):
@@ -44,7 +52,7 @@ def test_refused_before_anything_is_computed():
 
     prune = jc.prune(score, jc.constant(0.5))
     for bad, message in [
-        (RANK, "low_rank 'w' after prune"),
+        (RANK, "low_rank cannot follow prune at 'w'"),
         (jc.quantize("int4", group=3), r"group=3 .*'w' of shape \(8, 6\)"),
         (jc.quantize("int4", where="v"), "where='v' matches no leaf; the nearest paths are w"),
     ]:

@@ -9,6 +9,8 @@ from jaxopt_compress.numerics.formats import FORMATS
 from tests.quantization.cases import assert_same_bits, normal
 
 W = normal(6, 3)
+MODEL = lambda p, x: x @ p["w"]
+STATS = jc.calibrate(MODEL, {"w": W}, [W.T])
 
 
 def init(params, *args, **kwargs):
@@ -25,6 +27,40 @@ def init(params, *args, **kwargs):
             lambda: jc.quantize("int4", scale="int8"),
             ValueError,
             "scale='int8'; steps are held in float32, bfloat16, float16, .*e8m0fnu, .*e4m3fn",
+        ),
+        (lambda: jc.quantize("int4", [4, 4]), TypeError, r"group=\[4, 4\]; .* or a pair"),
+        (lambda: jc.quantize("int4", (4, 4, 4)), TypeError, r"group=\(4, 4, 4\); .* or a pair"),
+        (lambda: jc.quantize("int4", 4.0), TypeError, "group=4.0; it is a number of entries"),
+        (lambda: jc.quantize("int4", bounds="mse"), TypeError, r"bounds='mse'; .* such as mse\(\)"),
+        (lambda: jc.quantize("int4", bounds=jc.bounds.mse), TypeError, r"such as mse\(\)"),
+        (lambda: jc.quantize("int4", key=0), TypeError, "key=0; it is a random key"),
+        (lambda: jc.quantize("int4", begin=-3), ValueError, "begin=-3, .*count from 0"),
+        (lambda: jc.quantize("int4", freeze=-1), ValueError, "freeze=-1: updates count from 0"),
+        (lambda: jc.quantize("int4", begin=9, freeze=3), ValueError, "frozen after .* has begun"),
+        (
+            lambda: jc.quantize("int4", input_steps="calibrated"),
+            ValueError,
+            "input_steps='calibrated' goes with inputs=",
+        ),
+        (lambda: jc.progressive([jc.quantize("int4")]), TypeError, "takes {update: quantize"),
+        (lambda: jc.progressive({0.5: jc.quantize("int4")}), TypeError, "takes {update: quantize"),
+        (lambda: jc.quantize_array(jnp.arange(4), "int8"), TypeError, r"int32\[4\]: only floats"),
+        (
+            lambda: jc.quantize("int4").init({"w": W}, uses=STATS),
+            TypeError,
+            r"uses= takes what jaxopt_compress.uses\(",
+        ),
+        (
+            lambda: jc.quantize("int4").init({"w": W}, stats=jc.uses(MODEL, {"w": W}, W.T)),
+            TypeError,
+            r"stats= takes what jaxopt_compress.calibrate\(",
+        ),
+        (
+            lambda: jc.quantize("int8", inputs="uint8", input_steps="calibrated").init(
+                {"w": W}, stats=STATS
+            ),
+            ValueError,
+            r"what meets 'w' of shape \(6, 3\) goes down to -.*take a signed format",
         ),
         (lambda: jc.quantize("nf4", symmetric=False), ValueError, "'nf4' has no zero point.*=True"),
         (lambda: jc.quantize("ternary", symmetric=False), ValueError, "'ternary' has no zero"),
@@ -67,7 +103,7 @@ def init(params, *args, **kwargs):
         (
             init({"w": W.at[2, 1].set(jnp.inf)}, "int4"),
             ValueError,
-            r"'w' of shape \(6, 3\) holds 1 infinite or NaN",
+            r"'w' of shape \(6, 3\) holds 1 entries that are infinite, NaN or beyond",
         ),
         (
             init({"ids": jnp.arange(4)}, "int4", where="i*"),
