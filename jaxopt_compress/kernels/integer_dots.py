@@ -119,46 +119,6 @@ def integer_dot(x_codes, codes, scale=None, x_scale=None, *, group=None, sums=No
     return on_each_platform(forms, after(default), x_codes, *weight, x_scale)
 
 
-def transposed_dot(a, b, *, last=False):
-    """A product of int8 codes that may lie transposed in memory, as those of a backward pass do.
-
-    XLA:CPU multiplies rows of `a` that lie one after the other, in any order of `b`, in about half
-    of the time of float32, and all others in three times that. It would fold a transposition that
-    made `a` into the product: behind a padded copy it does not.
-
-    Args:
-      a: `[*batch, M, K]`, int8.
-      b: `[*batch, K, N]`, int8 or int4.
-      last: whether `b` is `[*batch, N, K]` instead.
-
-    Returns:
-      `[*batch, M, N]`, float32, of sums in int32: one, or those of parts as in `integer_dot`.
-
-    Example:
-      >>> a = jnp.array([[1, 2], [3, 4]], jnp.int8)
-      >>> print(transposed_dot(a.T, a))
-      [[10. 14.]
-       [14. 20.]]
-    """
-    if (parts := exact_parts(a.shape[-1], a.dtype, b.dtype)) > 1:
-        b = _in_parts(b, -1 if last else -2, 1, parts)
-        return transposed_dot(_in_parts(a, -1, 1, parts), b, last=last).sum(-3)
-
-    def product(a, b):
-        batch = tuple(range(a.ndim - 2))
-        dims = ((a.ndim - 1,), (b.ndim - (1 if last else 2),)), (batch, batch)
-        return lax.dot_general(a, b, dims, preferred_element_type=jnp.int32)
-
-    def of_int8(a, b):
-        return product(a, b.astype(jnp.int8))
-
-    def in_rows(a, b):
-        padded = jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, 1)])
-        return of_int8(lax.optimization_barrier(padded)[..., :-1], b)
-
-    return on_each_platform({"cpu": in_rows, "tpu": product}, of_int8, a, b).astype(jnp.float32)
-
-
 def exact_parts(depth, *dtypes):
     """Into how many parts to cut a sum of products of codes, so that int32 holds each of them.
 
@@ -178,7 +138,7 @@ def exact_parts(depth, *dtypes):
     return next((n for n in range(few, 2 * few) if depth % n == 0), few)
 
 
-def _in_parts(codes, axis, groups, parts):
+def in_parts(codes, axis, groups, parts):
     """Each group along `axis` in parts, as a batch dimension; zeros make them of one size."""
     axis %= codes.ndim
     before, after = codes.shape[:axis], codes.shape[axis + 1 :]
@@ -192,7 +152,7 @@ def _by_parts(x_codes, codes, scale, x_scale):
     """As `per_group`, with several products per group, each of which is exact in int32."""
     groups = scale.shape[-2]
     parts = exact_parts(codes.shape[-2] // groups, x_codes.dtype, codes.dtype)
-    own = [_in_parts(a, axis, groups, parts) for a, axis in ((x_codes, -1), (codes, -2))]
+    own = [in_parts(a, axis, groups, parts) for a, axis in ((x_codes, -1), (codes, -2))]
     scales = jnp.repeat(scale.astype(jnp.promote_types(scale.dtype, jnp.float32)), parts, axis=-2)
     y = integer_dot(*own).astype(scales.dtype) * _of_partials(scales, x_scale)
     return y.sum(-3).astype(scale.dtype)

@@ -143,7 +143,7 @@ def dorefa(
     def decided(leaf: Any, w: Any) -> Any:
         if format == "binary":
             return measured(leaf, w, Rule(ABSMEAN, True, "float32"))
-        return _decided(leaf if isinstance(leaf, QuantizedState) else leaf.grid, dense(w))
+        return _decided(leaf.grid, dense(w))
 
     def mapped(state: CompressionState, params: Any, count: Any, first: bool) -> Any:
         leaves: dict[str, Any] = {}

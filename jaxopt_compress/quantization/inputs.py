@@ -19,7 +19,7 @@ from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.learned import REACH, least_step, scaled_gradient, within_reach
 from jaxopt_compress.numerics.rounding import seal
 from jaxopt_compress.numerics.steps import step_of
-from jaxopt_compress.quantization.state import QuantizedState, per_stack
+from jaxopt_compress.quantization.state import per_stack
 
 
 @functools.partial(
@@ -72,8 +72,9 @@ class InputState(LeafState):
         """What a forward pass uses: the weights, and with them what rounds activations."""
         own = _part(learned, "weight")
         leaf, values = self.weights, self.weights.apply(w, own)
-        grid = leaf if isinstance(leaf, QuantizedState) else leaf.current(own)
-        return self._wrapped(grid.gridded(values), learned).replace(gradients=self.gradients)
+        return self._wrapped(leaf.current(own).gridded(values), learned).replace(
+            gradients=self.gradients
+        )
 
     def compress(self, w: Any, learned: Any, path: str) -> InputQuantizedArray:
         """The stored weights, and the steps."""
@@ -187,7 +188,7 @@ def _joined(inner: CompressionState, leaves: dict[str, Any], now: dict[str, Any]
 
 
 def _check_weights(name: str, leaf: Any) -> None:
-    grid = leaf if isinstance(leaf, QuantizedState) else getattr(leaf, "grid", None)
+    grid = getattr(leaf, "grid", None)
     if grid is None or grid.inputs is not None or grid.active is not None:
         raise ValueError(
             f"{name}: steps of activations are learned beside quantize, lsq or dorefa, without "
@@ -199,8 +200,7 @@ def _start(
     name: str, w: Any, leaf: Any, stat: Any, fmt: Format, rule: str, given: float | None
 ) -> tuple[dict[str, jax.Array], int]:
     """What training starts from, and how many activations one output sums."""
-    grid = leaf if isinstance(leaf, QuantizedState) else leaf.grid
-    shape = tuple(w.shape)
+    grid, shape = leaf.grid, tuple(w.shape)
     sizes = [n if d - len(shape) in grid.stack else 1 for d, n in enumerate(shape)]
     if given is not None:
         key, value = ("step", given / fmt.grid.high) if rule == "unit" else ("alpha", given)

@@ -18,7 +18,8 @@ from jaxopt_compress.numerics.learned import least_step, scaled_gradient, slopes
 from jaxopt_compress.quantization.checks import check_gradients
 from jaxopt_compress.quantization.inputs import with_inputs
 from jaxopt_compress.quantization.quantize import quantize
-from jaxopt_compress.quantization.state import QuantizedState, dense, fake_quantize
+from jaxopt_compress.quantization.state import QuantizedState, dense
+from jaxopt_compress.quantization.straight_through import fake_quantize
 from jaxopt_compress.tree import Where
 from jaxopt_compress.tree.meshes import reduced_on_auto_axes
 

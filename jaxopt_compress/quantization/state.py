@@ -17,7 +17,7 @@ from jaxopt_compress.arrays import (
 from jaxopt_compress.arrays.quantized import steps_of
 from jaxopt_compress.compression import LeafState
 from jaxopt_compress.numerics.bounds import Bounds
-from jaxopt_compress.numerics.codes import decode, encode, round_to_grid
+from jaxopt_compress.numerics.codes import encode, round_to_grid
 from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.groups import Cuts, by_groups, cuts_of, spread_to
 from jaxopt_compress.numerics.ordering import computed_after
@@ -29,6 +29,7 @@ from jaxopt_compress.numerics.steps import (
     step_of,
     step_value,
 )
+from jaxopt_compress.quantization.straight_through import fake_quantize
 from jaxopt_compress.tree.meshes import reduced_on_auto_axes
 
 
@@ -105,6 +106,16 @@ class QuantizedState(LeafState):
     def keeps_zeros(self) -> bool:
         """Whether 0.0 stays 0.0, so that pruned entries do."""
         return self.format.has_zero
+
+    @property
+    def grid(self) -> "QuantizedState":
+        """Itself; states with learned steps hold one."""
+        return self
+
+    def current(self, learned: Any) -> "QuantizedState":
+        """The grid with its present steps."""
+        del learned
+        return self
 
     @property
     def cuts(self) -> Cuts:
@@ -243,46 +254,6 @@ def measured(state: QuantizedState, w: Any, rule: Rule) -> QuantizedState:
     elif rule.scale != "float32":
         step = shorter_steps(step, rule.scale)
     return dataclasses.replace(state, scale=step, zero=zero)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
-def fake_quantize(
-    w: jax.Array,
-    scale: jax.Array,
-    zero: jax.Array | None,
-    noise: jax.Array | None,
-    fmt: Format,
-    clips: bool = True,
-) -> jax.Array:
-    """Rounds to a grid and back; the identity for derivatives.
-
-    Args:
-        w: Floats, any shape.
-        scale: Float32 steps that broadcast against ``w``; constants for derivatives.
-        zero: Integer zero points likewise, or None.
-        noise: For stochastic rounding: uniform in [0, 1), of the shape of ``w``; or None.
-        fmt: The number format.
-        clips: Whether derivatives are 0 where an entry was clipped.
-
-    Returns:
-        Floats of the shape and dtype of ``w``.
-    """
-    del clips
-    levels, _ = round_to_grid(w, scale, zero, fmt, noise)
-    if zero is not None:
-        levels = levels - zero.astype(jnp.float32)
-    # Codes have one zero, so the view of a small negative entry is 0.0, not -0.0.
-    return decode(jnp.where(levels == 0, 0, levels), scale, w.dtype)
-
-
-@fake_quantize.defjvp
-def _fake_quantize_jvp(fmt, clips, primals, tangents):
-    view, tangent = fake_quantize(*primals, fmt, clips), tangents[0]
-    if clips:
-        w, scale, zero, noise = primals
-        _, inside = round_to_grid(w, scale, zero, fmt, noise)
-        tangent = jnp.where(inside, tangent, 0)
-    return view, tangent
 
 
 def per_stack(x: jax.Array, shape: tuple[int, ...], stack: tuple[int, ...]) -> jax.Array:

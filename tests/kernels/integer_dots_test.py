@@ -15,9 +15,9 @@ from jaxopt_compress.kernels.integer_dots import (
     group_by_group,
     integer_dot,
     per_group,
-    transposed_dot,
 )
 from jaxopt_compress.kernels.stored import columns_per_byte, packed_columns
+from jaxopt_compress.kernels.transposed_dots import transposed_dot
 
 K, N, GROUP = 64, 24, 16
 DTYPES = ["int8", "uint8", "int4", "uint4"]

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxopt_compress.kernels import dots, integer_dot, integer_dots, planar_dot, scaled_dot
+from jaxopt_compress.kernels import (
+    dots,
+    integer_dot,
+    integer_dots,
+    planar_dot,
+    planar_dots,
+    scaled_dot,
+)
 from jaxopt_compress.kernels.forms import ACCELERATORS, GPUS
 from tests.kernels.dots_test import K, inputs, pack
 
@@ -36,7 +43,8 @@ def products(rng):
 @pytest.mark.parametrize("platform", ACCELERATORS)
 @pytest.mark.parametrize("form", ["codes", "words"])
 def test_rounded_once_before_scales(platform, form, monkeypatch):
-    monkeypatch.setattr(dots, "on_each_platform", on(platform))
+    for module in (dots, planar_dots):
+        monkeypatch.setattr(module, "on_each_platform", on(platform))
     exact, scale, forms = products(np.random.default_rng(0))
     got = np.asarray(forms[form](jnp.bfloat16), np.float64) / np.asarray(scale, np.float64)
     # By a whole roundoff at a tie that float32 sums decide otherwise, and by those of K products.

@@ -7,7 +7,7 @@ import pytest
 
 import jaxopt_compress as jc
 from jaxopt_compress.numerics.formats import FORMATS
-from jaxopt_compress.quantization.state import fake_quantize
+from jaxopt_compress.quantization.straight_through import fake_quantize
 from tests.quantization.oracles import (
     absmax,
     answers,
