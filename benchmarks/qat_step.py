@@ -26,7 +26,6 @@ import timing
 import jaxopt_compress as jc
 
 LAYERS, WIDTH, VOCABULARY = 4, 512, 1024
-DENSE = ("**/Dense_*/kernel", "**/dense_*/kernel")
 OURS = {
     "w8": {},
     "w8a8": {"inputs": "int8"},
@@ -45,6 +44,12 @@ BY_QWIX = {
 }
 # AQT always rounds both operands; bits on the way to activations and to weights.
 BY_AQT = {"w8a8": (None, None), "w8a8g8": (8, 8)}
+
+
+def dense_kernel(path, leaf):
+    """Whether a parameter is the kernel of a dense layer, of either model."""
+    del leaf
+    return "dense_" in path.lower() and path.endswith("kernel")
 
 
 def mlp(dot_general=None):
@@ -84,7 +89,7 @@ def steps_of(make):
     module, measure, _ = make()
     steps = {name: step_of(module, measure) for name in ("float32", "float32 again")}
     for name, options in OURS.items():
-        steps[name] = step_of(module, measure, jc.quantize("int8", where=DENSE, **options))
+        steps[name] = step_of(module, measure, jc.quantize("int8", where=dense_kernel, **options))
     noise = {"stochastic_rounding": jax.random.key(2)}
     if installed("qwix"):
         import qwix
