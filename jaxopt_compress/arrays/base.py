@@ -23,6 +23,8 @@ class CompressedArray:
     """
 
     dtype: np.dtype
+    # What a function loses that uses the dense form instead, for messages.
+    lost_when_dense = ""
 
     @property
     def shape(self) -> tuple[int, ...]:

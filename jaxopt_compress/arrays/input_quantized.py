@@ -48,6 +48,7 @@ class InputQuantizedArray(CompressedArray):
     clipping: bool = False
     gradients: str | None = None
     residuals: str = "rounded"
+    lost_when_dense = ", whose activations are not rounded"
 
     @property
     def shape(self) -> tuple[int, ...]:

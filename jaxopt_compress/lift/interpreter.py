@@ -81,7 +81,8 @@ class Replay:
         array = ref.array
         text = (
             f"{event.primitive!r} has no rule for the {type(array).__name__} {event.path!r} of "
-            f"shape {array.shape} here and uses its dense form, at {event.source}"
+            f"shape {array.shape} here and uses its dense form{array.lost_when_dense}, at "
+            f"{event.source}"
         )
         if self.on_fallback == "error":
             raise FallbackError(

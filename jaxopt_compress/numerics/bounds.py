@@ -23,11 +23,13 @@ class Bounds(NamedTuple):
             rounded to the grid for a range.
         decay: How much of the range of the update before is kept, or None.
         clips: Whether values may lie beyond it, by more than rounding.
+        check: ``check(fmt, symmetric)`` raises where such a range has no meaning; or None.
     """
 
     measure: Callable[[jax.Array, tuple[int, ...], Format, bool, Callable[..., Any]], Range]
     decay: float | None = None
     clips: bool = True
+    check: Callable[[Format, bool], None] | None = None
 
 
 def absmax() -> Bounds:
@@ -126,13 +128,16 @@ def entropy(bins: int = 2048) -> Bounds:
         Migacz, 2017, 8-bit Inference with TensorRT.
     """
 
-    def measure(x, axes, fmt, symmetric, view):
-        del view
+    def check(fmt, symmetric):
         if not symmetric or not isinstance(fmt.grid, Integers) or not fmt.grid.signed:
-            raise ValueError(f"entropy() needs a symmetric range and signed integers, not {fmt}")
+            asked = f"{fmt.name!r}" + ("" if symmetric else " with symmetric=False")
+            raise ValueError(f"entropy() needs a symmetric range and signed integers, not {asked}")
+        if not 1 < fmt.grid.high + 1 < bins:
+            raise ValueError(f"entropy({bins}) needs more bins than {fmt.name!r} has magnitudes")
+
+    def measure(x, axes, fmt, symmetric, view):
+        del view, symmetric
         levels = fmt.grid.high + 1
-        if not 1 < levels < bins:
-            raise ValueError(f"entropy({bins}) needs more bins than {fmt.name} has magnitudes")
         rest = [d for d in range(x.ndim) if d not in axes]
         rows = jnp.transpose(jnp.abs(x), (*rest, *axes))
         shape = [1 if d in axes else n for d, n in enumerate(x.shape)]
@@ -140,7 +145,7 @@ def entropy(bins: int = 2048) -> Bounds:
         high = lax.map(lambda row: _least_divergence(row, levels, bins), rows).reshape(shape)
         return -high, high
 
-    return Bounds(measure)
+    return Bounds(measure, check=check)
 
 
 def moving_average(decay: float = 0.9, of: Bounds | None = None) -> Bounds:
@@ -154,7 +159,7 @@ def moving_average(decay: float = 0.9, of: Bounds | None = None) -> Bounds:
     """
     if not 0 <= decay < 1:
         raise ValueError(f"moving_average(decay={decay}): it is at least 0 and below 1")
-    return Bounds((of or absmax()).measure, decay)
+    return (of or absmax())._replace(decay=decay, clips=True)
 
 
 def _least_divergence(row: jax.Array, levels: int, bins: int) -> jax.Array:

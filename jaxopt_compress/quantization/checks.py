@@ -111,3 +111,12 @@ def check_group(parameter: Parameter, axis: int | None, group: int, pad: bool) -
             f"{length}; the nearest groups that do are {', '.join(map(str, sorted(near)))}, or "
             "pass pad=True for a shorter last group"
         )
+
+
+def check_known(path: str, now: jax.Array) -> None:
+    """Refuses to store under a trace what depends on how many updates there were."""
+    if is_traced(now):
+        raise TypeError(
+            f"{path!r} is stored in a form that depends on the update that its state is at: "
+            "compress it outside of jit, vmap and eval_shape"
+        )

@@ -12,6 +12,7 @@ from jax import lax
 from jaxopt_compress.compression import Compression, LeafState
 from jaxopt_compress.compression.base import CompressionState
 from jaxopt_compress.numerics.formats import Format
+from jaxopt_compress.quantization.checks import check_known
 from jaxopt_compress.quantization.state import QuantizedState, dense
 
 
@@ -56,6 +57,7 @@ class ProgressiveState(LeafState):
 
     def compress(self, w: Any, learned: Any, path: str) -> Any:
         """Codes and grid of the present format."""
+        check_known(path, self.stage)
         now = int(self.stage)
         return w if now < 0 else self.stages[now].compress(w, learned, path)
 

@@ -229,6 +229,8 @@ def rule_of(
         raise ValueError(f"{fmt.name!r} has no zero point; leave symmetric=True")
     if not rule.symmetric and rule.scale.startswith("float8"):
         raise ValueError(f"scale={rule.scale!r} goes with symmetric=True only")
+    if rule.bounds.check is not None:
+        rule.bounds.check(fmt, rule.symmetric)
     if rule.symmetric and fmt.top < 1:
         raise ValueError(f"{fmt.name!r} has no positive code; pass symmetric=False")
     if fmt.absmean and rule.bounds.measure is not ABSMEAN.measure:

@@ -29,6 +29,7 @@ from jaxopt_compress.numerics.steps import (
     step_of,
     step_value,
 )
+from jaxopt_compress.quantization.checks import check_known
 from jaxopt_compress.quantization.straight_through import fake_quantize
 from jaxopt_compress.tree.meshes import reduced_on_auto_axes
 
@@ -155,9 +156,11 @@ class QuantizedState(LeafState):
 
     def compress(self, w: Any, learned: Any, path: str) -> Any:
         """Codes and grid; the codes of a sparse array stay sparse."""
-        del learned, path
-        if self.active is not None and not bool(jnp.all(self.active)):
-            return w
+        del learned
+        if self.active is not None:
+            check_known(path, self.active)
+            if not bool(jnp.all(self.active)):
+                return w
         small = self._stored(w)
         if self.inputs is None:
             return small

@@ -207,6 +207,10 @@ def test_moving_average_keeps_how_the_range_is_measured():
     assert bounds.absmax().decay is None
 
 
+def refused(made, name, symmetric=True):
+    made.check(FORMATS[name], symmetric)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -216,11 +220,12 @@ def test_moving_average_keeps_how_the_range_is_measured():
         (lambda: bounds.mse(8, 0.0), r"mse\(8, 0.0\)"),
         (lambda: bounds.moving_average(1.0), r"decay=1.0\): it is at least 0 and below 1"),
         (lambda: bounds.moving_average(-0.1), r"decay=-0.1"),
-        (lambda: measured(bounds.entropy(), "nf4"), "signed integers, not .*nf4"),
-        (lambda: measured(bounds.entropy(), "int4", False), "needs a symmetric range"),
+        (lambda: refused(bounds.entropy(), "nf4"), "signed integers, not 'nf4'"),
+        (lambda: refused(bounds.entropy(), "int4", False), "not 'int4' with symmetric=False"),
+        (lambda: refused(bounds.entropy(100), "int8"), r"entropy\(100\) needs .* than 'int8'"),
         (
-            lambda: measured(bounds.entropy(100), "int8"),
-            r"entropy\(100\) needs more bins than int8",
+            lambda: refused(bounds.moving_average(of=bounds.entropy()), "nf4"),
+            "signed integers, not 'nf4'",
         ),
     ],
 )

@@ -128,7 +128,7 @@ def init(params, *args, **kwargs):
         (
             init({"w": W}, "int8", bounds=jc.bounds.entropy(64)),
             ValueError,
-            r"entropy\(64\) needs more bins than int8",
+            r"entropy\(64\) needs more bins than 'int8'",
         ),
     ],
 )
@@ -162,3 +162,24 @@ def test_a_format_of_ones_own():
     for own in (FORMATS["int4"]._replace(name="narrow"), FORMATS["int4"]._replace(grid=levels)):
         with pytest.raises(ValueError, match=f"'{own.name}'.*know theirs by name"):
             jc.quantize(own)
+
+
+@pytest.mark.parametrize(
+    "c",
+    [
+        jc.quantize("int8", begin=3),
+        jc.progressive({0: jc.quantize("int8"), 3: jc.quantize("int4")}),
+    ],
+    ids=["begin", "progressive"],
+)
+def test_forms_that_depend_on_the_update_are_stored_outside_of_jit(c):
+    state = c.init({"a": {"w": W}})
+    with pytest.raises(TypeError, match="'a/w' is stored in a form .*: compress it outside of jit"):
+        jax.jit(c.compress)({"a": {"w": W}}, state)
+
+
+def test_what_a_dense_weight_loses():
+    """A weight that falls back meets activations as they are."""
+    small = jc.compress({"w": W}, jc.quantize("int8", inputs="int8"))
+    with pytest.warns(jc.FallbackWarning, match="its dense form, whose activations are not round"):
+        jc.lift(lambda p: jnp.sum(p["w"]))(small)
