@@ -47,8 +47,17 @@ def test_explicit_axes(name, spec):
     assert np.linalg.norm(view - w) < np.linalg.norm(w)
 
 
+# Of each way to find a range, one runs by default.
+OTHERS = ("prune", "2:4", "entropy", "words", "learned groups", "mxfp4")
+RENEWED = [
+    pytest.param(name, marks=pytest.mark.slow if name in OTHERS else [])
+    for name in METHODS
+    if "low rank" not in name and name != "recipe"
+]
+
+
 @pytest.mark.parametrize("spec", [P("model", None), COLUMNS], ids=str)
-@pytest.mark.parametrize("name", [n for n in METHODS if "low rank" not in n and n != "recipe"])
+@pytest.mark.parametrize("name", RENEWED)
 def test_updates_under_jit(name, spec):
     """A training step decides anew where types say how arrays are split."""
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Explicit,))

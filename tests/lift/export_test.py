@@ -22,7 +22,11 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("name", FORMS)
+OTHERS = ("int8", "zero points", "int2", "nf4", "low rank")
+KINDS = [pytest.param(name, marks=pytest.mark.slow if name in OTHERS else []) for name in FORMS]
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_any_number_of_rows(name):
     small = jc.compress({"w": jnp.asarray(normal(1024, 320))}, FORMS[name])
     fn = jax.jit(jc.lift(lambda p, x: x @ p["w"], on_fallback="error", pallas=True))

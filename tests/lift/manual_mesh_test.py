@@ -37,8 +37,12 @@ def split(fn, w, spec):
     return jax.jit(jax.shard_map(part, mesh=mesh, in_specs=given, out_specs=P("data", spec[1])))
 
 
+OTHERS = ("uint4 with zero points", "nf4", "int3", "pruned")
+KINDS = [pytest.param(name, marks=pytest.mark.slow if name in OTHERS else []) for name in FORMS]
+
+
 @pytest.mark.parametrize("spec", [COLUMNS, ROWS], ids=["columns", "rows"])
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", KINDS)
 def test_products_of_parts(name, spec):
     w, x = jnp.asarray(normal(512, 256)), jnp.asarray(normal(8, 512, seed=1))
     small = jc.compress({"w": w}, FORMS[name])

@@ -35,7 +35,11 @@ def mode(request):
         jax.config.update(name, value)
 
 
-@pytest.mark.parametrize("name", METHODS)
+OTHERS = ("backward", "nvfp4", "pruned")
+KINDS = [pytest.param(name, marks=pytest.mark.slow if name in OTHERS else []) for name in METHODS]
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_a_step(name, mode):
     del mode
     params, x = {"w": jnp.asarray(normal(64, 32))}, jnp.asarray(normal(8, 64, seed=1))
