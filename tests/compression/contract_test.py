@@ -102,7 +102,7 @@ def test_values_that_are_not_finite_are_refused(method, bad):
     c, params = small(method)
     state = c.init(params)
     broken = {**params, "even": params["even"].at[2, 3].set(bad)}
-    message = r"'even' of shape \(8, 6\) holds 1 infinite or NaN"
+    message = r"'even' of shape \(8, 6\) holds 1 entries that are infinite, NaN"
     with pytest.raises(ValueError, match=message):
         c.init(broken)
     with pytest.raises(ValueError, match=message):

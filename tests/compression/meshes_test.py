@@ -29,8 +29,13 @@ METHODS = {
 COLUMNS = pytest.param(P(None, "model"), marks=pytest.mark.slow)
 
 
+# Others are found, applied and stored in the same ways as those that run by default.
+ALIKE = ("2:4", "recipe", "words", "groups", "prune", "learned groups")
+STORED = [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else []) for name in METHODS]
+
+
 @pytest.mark.parametrize("spec", [P("model", None), COLUMNS], ids=str)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", STORED)
 def test_explicit_axes(name, spec):
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Explicit,))
     w = jnp.sin(jnp.arange(64.0 * 64)).reshape(64, 64)

@@ -27,7 +27,7 @@ def same_bits(got, want):
     assert got.tobytes() == want.tobytes()
 
 
-@settings(max_examples=16, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.sampled_from([(0,), (5,), (17,), (3, 9), (2, 0), (2, 2, 8)]),
     st.sampled_from(DTYPES),
@@ -64,7 +64,7 @@ def patterns(draw):
     return entries(rng, shape, draw(st.sampled_from(DTYPES))), mask, n, m, at - 3
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(patterns())
 def test_n_of_m(case):
     dense, mask, n, m, axis = case

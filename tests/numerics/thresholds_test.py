@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxopt_compress.numerics.patterns import n_m_mask
 from jaxopt_compress.numerics.thresholds import largest, largest_mask, largest_masks
 
-LAWS = settings(deadline=None, derandomize=True, max_examples=12)
+LAWS = settings(deadline=None, derandomize=True, max_examples=8)
 DTYPES = [np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)]
 # Few shapes, so that what is compiled for one example serves the next.
 SHAPES = [(), (0,), (1,), (37,), (5, 0), (3, 5), (2, 3, 4), (17, 16)]
@@ -185,8 +185,8 @@ def collectives(compiled):
 
 
 AXES = list(itertools.product([AxisType.Auto, AxisType.Explicit], ["stack", "both", "last"]))
-# Each kind of mesh and each split once; the other pairs on demand.
-ENOUGH = [(AxisType.Auto, "stack"), (AxisType.Explicit, "both"), (AxisType.Auto, "last")]
+# Each kind of mesh once; the other pairs on demand.
+ENOUGH = [(AxisType.Auto, "stack"), (AxisType.Explicit, "both")]
 SPECS = {"stack": ("a", "b"), "both": (None, "a", "b"), "last": (None, None, ("a", "b"))}
 
 
