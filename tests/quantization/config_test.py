@@ -25,7 +25,7 @@ MODES = {
 }
 
 
-@pytest.fixture(params=MODES)
+@pytest.fixture(params=["strict", pytest.param("same rank", marks=pytest.mark.slow)])
 def mode(request):
     before = {name: getattr(jax.config, name) for name in MODES[request.param]}
     for name, value in MODES[request.param].items():

@@ -27,7 +27,7 @@ def trained(c, loss, params, *args):
     return value, updates, jc.compress(params, c, state=state)
 
 
-@pytest.mark.parametrize("inputs", ["int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("inputs", ["int8", pytest.param("float8_e4m3fn", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["int8", "int7", "int4", "int2", "nf4", "float8_e4m3fn"])
 def test_codes_in_training_are_those_stored(name, inputs):
     """The rows of an identity read the weight out as it is used."""

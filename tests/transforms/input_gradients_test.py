@@ -60,8 +60,12 @@ def test_either_form(name):
     chex.assert_trees_all_equal(trained(training(c), c, 2), want)
 
 
+OTHERS = ("backward", "calibrated", "learned weights")
+KINDS = [pytest.param(name, marks=pytest.mark.slow if name in OTHERS else []) for name in METHODS]
+
+
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", KINDS)
 def test_wrappers(name, wrapper):
     c = METHODS[name]
     params = trained(WRAPPERS[wrapper](training(c)), c, 4)
