@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -144,6 +144,11 @@ def memory_bytes(x: Any) -> int:
 def is_traced(x: Any) -> bool:
     """Whether ``x`` has no values yet, being an argument of a function that is traced."""
     return isinstance(x, Tracer)
+
+
+def is_key(x: Any) -> TypeGuard[jax.Array]:
+    """Whether a leaf is a random key with a type of its own."""
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def pad_spec(spec: PartitionSpec, ndim: int) -> tuple[Any, ...]:

@@ -25,7 +25,13 @@ import numpy as np
 from jax import lax
 
 from jaxopt_compress.kernels.cpu_dots import streamed_dot, streams
-from jaxopt_compress.kernels.forms import ACCELERATORS, check_shapes, on_each_platform, row_count
+from jaxopt_compress.kernels.forms import (
+    ACCELERATORS,
+    GPUS,
+    check_shapes,
+    on_each_platform,
+    row_count,
+)
 
 # Rows of a block-diagonal x up to which the additional products stay cheaper than a copy of codes.
 _MAX_BLOCK_DIAGONAL_ROWS = 512
@@ -94,7 +100,7 @@ def scaled_dot(
         default = linear if partials_outgrow_weight(x, groups) else of_codes(per_group)
         if decode is not None:
             # GPUs write out the levels in either form, and would write the partials besides.
-            forms |= {"cuda": linear, "rocm": linear}
+            forms |= dict.fromkeys(GPUS, linear)
     if streams(row_count(x), codes, groups):
         given = {"decode": decode, "precision": precision, "linear": linear}
         forms["cpu"] = functools.partial(streamed_dot, **given)

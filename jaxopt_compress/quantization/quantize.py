@@ -147,12 +147,12 @@ def quantize(
             check_group(parameter, layout.group_axis, along, pad)
         if across is not None:
             check_group(parameter, max(layout.output, default=None), across, pad)
-        if inputs is not None and input_steps == "calibrated" and parameter.stats is None:
-            raise NeedsStats(
-                f"there are no statistics of what meets {parameter.describe()}: pass "
-                "stats=jaxopt_compress.calibrate(fn, params, batches), or input_steps='dynamic'"
-            )
         if inputs is not None and input_steps == "calibrated":
+            if parameter.stats is None:
+                raise NeedsStats(
+                    f"there are no statistics of what meets {parameter.describe()}: pass "
+                    "stats=jaxopt_compress.calibrate(fn, params, batches), or input_steps='dynamic'"
+                )
             check_seen_inputs(parameter, inputs)
         if symmetric and isinstance(fmt.grid, Integers) and not fmt.grid.signed:
             with jax.ensure_compile_time_eval():

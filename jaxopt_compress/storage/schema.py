@@ -20,7 +20,7 @@ from jaxopt_compress.arrays import (
     SparseArray,
     is_compressed,
 )
-from jaxopt_compress.arrays.base import bits_of
+from jaxopt_compress.arrays.base import bits_of, is_key
 from jaxopt_compress.storage.words import is_native, words_axis, words_shape
 from jaxopt_compress.tree import path_of
 
@@ -195,7 +195,7 @@ def _encode_array(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) -
     kind, impl = "scalar" if isinstance(x, np.generic) else "numpy", None
     if isinstance(x, jax.Array):
         kind = "jax"
-    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if is_key(x):
         kind, impl, x = "key", str(jax.random.key_impl(x)), jax.random.key_data(x)
     if not _is_known(x.dtype):
         raise TypeError(f"cannot save {path!r}: there is no form for the dtype {x.dtype}")

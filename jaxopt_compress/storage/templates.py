@@ -4,10 +4,10 @@ import difflib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_compress.arrays import is_compressed
+from jaxopt_compress.arrays.base import is_key
 from jaxopt_compress.tree import named_leaves
 
 
@@ -32,11 +32,6 @@ def match(stored: Any, like: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 def is_split(sharding: Any) -> bool:
     """Whether an array of this sharding lies on several devices."""
     return isinstance(sharding, NamedSharding) and len(sharding.device_set) > 1
-
-
-def is_key(x: Any) -> bool:
-    """Whether a leaf is a random key with a type of its own."""
-    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _by_name(tree: Any, what: str) -> dict[str, Any]:

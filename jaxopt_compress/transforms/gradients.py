@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.arrays import GriddedArray, InputQuantizedArray
 from jaxopt_compress.arrays.base import is_compressed
-from jaxopt_compress.tree import map_named
+from jaxopt_compress.tree import map_named, named_leaves
 
 
 def weight_gradients(grads: Any) -> Any:
@@ -70,8 +70,7 @@ def at_view(grads: Any, seen: Any, parts: list[dict[str, Any]]) -> Any:
         ValueError: The gradient of a learned step is missing; names the parameter.
     """
     learned = {path for part in parts for path, x in part.items() if "input" in x}
-    views: dict[str, Any] = {}
-    map_named(lambda path, s: views.setdefault(path, s), seen)
+    views = dict(named_leaves(seen))
 
     def whole(path: str, g: Any) -> Any:
         s = views.get(path)
