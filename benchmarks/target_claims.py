@@ -53,7 +53,7 @@ def _own(row):
     ratio, limit = row.get("weight_ratio", 0), RATIOS.get(weights, 1)
     if stacked and ratio > limit:
         failed.append(f"{ratio} of bfloat16's bytes, not {limit}")
-    if stacked and on_tpu and row["weight_copies"]:
+    if stacked and row["weight_copies"]:
         failed.append(f"dense copies {', '.join(row['weight_copies'])}")
     # A product with one row is no dot for XLA, but a reduction.
     multiplied = stacked and on_tpu and not row["program"].endswith("batch 1")

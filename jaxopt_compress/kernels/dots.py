@@ -2,9 +2,10 @@
 
 Codes are converted inside the operand of the product: integers of eight bits are exact in
 bfloat16, and scales multiply the float32 result. XLA for TPU fuses the conversion, so that neither
-a dense weight nor its unpacked codes are written to memory; XLA for GPU may write one layer's
-weight, and so would XLA for CPU, for which `cpu_dots` has forms of their own. How the expression is
-written decides, so the forms are chosen from static shapes, by what the compiler makes of them:
+a dense weight nor its unpacked codes are written to memory, and so does XLA for GPU if it is one
+conversion, of whole integers or floats that share a scale; XLA for CPU writes one layer's weight,
+and `cpu_dots` has forms of its own. How the expression is written decides, so the forms are chosen
+from static shapes, by what the compiler makes of them:
 
 * One scale per output channel: one product, scaled afterwards.
 * Groups: a product per group, as a batch dimension, with the scaled sum over groups fused into it
@@ -26,7 +27,6 @@ from jax import lax
 
 from jaxopt_compress.kernels.cpu_dots import streamed_dot, streams
 from jaxopt_compress.kernels.forms import (
-    ACCELERATORS,
     GPUS,
     check_shapes,
     on_each_platform,
@@ -92,8 +92,10 @@ def scaled_dot(
 
     default = linear = of_codes(scaled_after if groups == 1 else dequantized)
     forms = {}
-    if groups == 1 and sums is not None:
-        forms |= dict.fromkeys(ACCELERATORS, of_codes(scaled_after, sums=sums))
+    if groups == 1:
+        forms["tpu"] = of_codes(scaled_after, sums=sums)
+        # GPUs fuse one conversion.
+        forms |= dict.fromkeys(GPUS, of_codes(scaled_after, sums=sums, convert=_directly))
     if groups > 1:
         few = groups * row_count(x) <= _MAX_BLOCK_DIAGONAL_ROWS
         forms["tpu"] = of_codes(block_diagonal if few else per_group)
@@ -108,9 +110,18 @@ def scaled_dot(
     return y if zero is None else y - zero_product(x, scale, zero)
 
 
-def scaled_after(x, codes, scale, precision=None, sums=None):
+def converted(codes, dtype):
+    """Codes as floats, by way of float32: a TPU without short float arithmetic converts faster."""
+    return codes.astype(_wide(dtype)).astype(dtype)
+
+
+def _directly(codes, dtype):
+    return codes.astype(dtype)
+
+
+def scaled_after(x, codes, scale, precision=None, sums=None, convert=converted):
     """One product, scaled afterwards; arguments as for `per_group`, of one group."""
-    y = _matmul(x, converted(codes, x.dtype), sums or scale.dtype, precision)
+    y = _matmul(x, convert(codes, x.dtype), sums or scale.dtype, precision)
     return y.astype(scale.dtype) * scale
 
 
@@ -199,11 +210,6 @@ def _matmul(x, weight, preferred, precision):
     batch = tuple(range(x.ndim - 2))
     dims = (((x.ndim - 1,), (x.ndim - 2,)), (batch, batch))
     return lax.dot_general(x, weight, dims, precision=precision, preferred_element_type=preferred)
-
-
-def converted(codes, dtype):
-    """Codes as floats, by way of float32: a TPU without short float arithmetic converts faster."""
-    return codes.astype(_wide(dtype)).astype(dtype)
 
 
 def _wide(dtype):

@@ -40,8 +40,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxopt_compress.kernels.forms import differentiated_as, varying_alike, with_rows_merged
-from jaxopt_compress.numerics.packing import layout, unpack
+from jaxopt_compress.kernels.decoded import codes_of_runs, in_tiles
+from jaxopt_compress.kernels.forms import varying_alike
+from jaxopt_compress.numerics.packing import layout
 
 # Blocks of rows, columns and K. A block of rows is as large as the accumulator may well be: each
 # reads x once more per block of columns, but not the weight.
@@ -138,23 +139,8 @@ def decoded_dot(
       >>> print(decoded_dot(x, codes, scale, square, group=128, interpret=True)[0, :2])
       [1152. 1152.]
     """
-    if not fits(x, codes, scale, group, bits=bits, block=block):
-        raise ValueError(
-            f"no tiles for x {x.dtype}{list(x.shape)}, codes {codes.dtype}{list(codes.shape)} "
-            f"(bits={bits}, block={block}), scale {list(scale.shape)}, group={group}: see fits"
-        )
     given = {"decode": decode, "group": group, "bits": bits, "block": block, "preferred": preferred}
-    forward = with_rows_merged(functools.partial(_product, interpret=interpret, **given))
-    plain = functools.partial(decoded_first, **given)
-    return differentiated_as(plain, forward)(x, codes, scale)
-
-
-def decoded_first(x, codes, scale, decode, *, group, bits=None, block=None, preferred=jnp.float32):
-    """The same product by way of a dense weight; arguments as for `decoded_dot`."""
-    if bits is not None and block is not None:
-        codes = unpack(codes, bits, -2, block, signed=False)
-    weight = decode(codes) * jnp.repeat(scale.astype(jnp.float32), group, axis=-2)
-    return jnp.matmul(x, weight.astype(x.dtype), preferred_element_type=preferred)
+    return in_tiles(_product, fits, x, codes, scale, interpret=interpret, **given)
 
 
 def _product(x, codes, scale, *, interpret, **given):
@@ -285,13 +271,9 @@ def _look_up(codes, table_ref):
 
 def _unpack(words, bits, block):
     """Codes from planar words, as int32: shifts of whole registers."""
-    how, mask = layout(bits), (1 << bits) - 1
+    how = layout(bits)
     rows = jnp.split(words.astype(jnp.int32), words.shape[0] // (block // how.runs))
     codes = []
     for start in range(0, len(rows), how.rows):
-        own = rows[start : start + how.rows]
-        codes += [(row >> (j * bits)) & mask for j in range(how.whole) for row in own]
-        spare = [(row >> (8 - how.spare)) << (k * how.spare) for k, row in enumerate(own)]
-        together = functools.reduce(jnp.bitwise_or, spare)
-        codes += [(together >> (t * bits)) & mask for t in range(how.split)]
+        codes += codes_of_runs(rows[start : start + how.rows], bits)
     return jnp.concatenate(codes)

@@ -41,6 +41,7 @@ from jaxopt_compress.lift.cotangents import (
     through_product,
 )
 from jaxopt_compress.lift.interpreter import Call, leaf_rule, replay_equation
+from jaxopt_compress.lift.kernel_products import integer_kernels
 from jaxopt_compress.lift.products import (
     Product,
     aligned,
@@ -160,9 +161,11 @@ def _contract_integers(
     steps = as_rows(jnp.broadcast_to(step, sizes), how.contract[0], how.batch[0])
 
     def multiply(rows: jax.Array, matrix: Any, scale: jax.Array, zero: Any) -> jax.Array:
+        codes, plain = matrix(w.codes), functools.partial(integer_dot, **given)
+        forms = integer_kernels(rows, codes, scale) if how.pallas else {}
         if zero is None:
-            return integer_dot(rows, matrix(w.codes), scale, steps, **given)
-        y = integer_dot(rows, matrix(w.codes), scale, **given)
+            return on_each_platform(forms, plain, rows, codes, scale, steps)
+        y = on_each_platform(forms, plain, rows, codes, scale)
         return (y - zero_product(rows, scale, zero)) * steps
 
     return as_matrices(codes, w, how, multiply)

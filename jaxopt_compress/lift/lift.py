@@ -36,10 +36,10 @@ def lift(fn: Fn, on_fallback: OnFallback = "warn", pallas: bool = False) -> Fn:
         on_fallback: What to do where an operation has no rule for a compressed value, so that the
             value has to be materialized: ``"warn"``, raise an ``"error"``, or ``"densify"``
             silently.
-        pallas: Whether products on TPUs may run in kernels of this package, where XLA would write
-            a dense weight (nf4, mx formats and words of 3, 5 and 6 bits, bfloat16 activations).
-            Compilers do not split such kernels: pass it on one device, or inside of
-            `jax.shard_map`.
+        pallas: Whether products on TPUs and NVIDIA GPUs may run in kernels of this package, where
+            XLA would write a dense weight: with activations of 16 bits, most formats with steps of
+            groups or packed in words, and codebooks. Compilers do not split such kernels: pass it
+            on one device, or inside of `jax.shard_map`.
 
     Returns:
         A function with the signature of ``fn``.

@@ -20,9 +20,9 @@ from jaxopt_compress.kernels import (
     planar_dot,
     row_count,
     scaled_dot,
-    zero_product,
 )
 from jaxopt_compress.lift.activations import rows_of
+from jaxopt_compress.lift.kernel_products import converts, in_kernels, in_planes
 from jaxopt_compress.lift.products import (
     Product,
     aligned,
@@ -37,7 +37,6 @@ from jaxopt_compress.lift.views import Cut, Joined, cut, entrywise, plain_steps
 from jaxopt_compress.numerics.codebooks import Codebook
 from jaxopt_compress.numerics.codes import levels_of
 from jaxopt_compress.numerics.formats import Format
-from jaxopt_compress.numerics.integers import Integers
 
 
 @contract.register
@@ -90,17 +89,17 @@ def _scaling_result(w: QuantizedArray, x: jax.Array, how: Product) -> jax.Array:
 def _multiply(
     w: QuantizedArray, how: Product, rows: jax.Array, weight: Any, scale: jax.Array, zero: Any
 ) -> jax.Array:
-    """The product of matrices: by words, in a kernel or by codes; for `as_matrices`."""
+    """The product of matrices: by words or by codes, in a kernel or not; for `as_matrices`."""
     given = {"group": w.group, "precision": how.precision, "sums": short_sums(how.dtype)}
-    whole = isinstance(w.fmt.grid, Integers)
-    if w.block is not None and whole and w.fmt.grid.signed and w.bits in (1, 2, 4):
-        words = weight(w.codes)
-        return planar_dot(rows, words, scale, zero, bits=w.bits, block=w.block, **given)
-    read = None if whole else functools.partial(_levels, fmt=w.fmt, rows=row_count(rows))
-    codes = weight(w.unpacked())
-    plain = functools.partial(scaled_dot, decode=read, **given)
-    if how.pallas and not _streams(w):
-        return _in_kernel(plain, rows, codes, weight(w.codes), scale, zero, w, how.dtype)
+    if in_planes(w):
+        codes = weight(w.codes)
+        plain = functools.partial(planar_dot, bits=w.bits, block=w.block, **given)
+    else:
+        decode = functools.partial(_levels, fmt=w.fmt, rows=row_count(rows))
+        codes = weight(w.unpacked())
+        plain = functools.partial(scaled_dot, decode=None if converts(w) else decode, **given)
+    if how.pallas:
+        return in_kernels(plain, rows, codes, weight(w.codes), scale, zero, w, how.dtype)
     return plain(rows, codes, scale, zero)
 
 
@@ -112,58 +111,6 @@ def _levels(codes: jax.Array, fmt: Format, rows: int) -> jax.Array:
     table = np.asarray(fmt.grid.levels, np.float32)
     lookup = lambda codes: jnp.take(table, codes.astype(jnp.int32), mode="clip")
     return on_each_platform({"cpu": lookup}, read, codes)
-
-
-def _streams(w: QuantizedArray) -> bool:
-    """Whether compilers for TPUs fuse what decodes the weight into a product, in any form."""
-    native = w.block is None
-    if isinstance(w.fmt.grid, Integers):
-        return native
-    return native and w.bits == 8 and w.group is None
-
-
-def _in_kernel(
-    plain: Any,
-    rows: jax.Array,
-    codes: jax.Array,
-    held: jax.Array,
-    scale: jax.Array,
-    zero: Any,
-    w: QuantizedArray,
-    dtype: Any,
-) -> jax.Array:
-    """The product by a kernel on TPUs, if it has tiles for these shapes, and as it is elsewhere."""
-    # Imported late: Pallas takes long to import.
-    from jaxopt_compress.kernels.tpu_dots import decoded_dot, fits
-
-    group = rows.shape[-1] // scale.shape[-2]
-    wide = jnp.broadcast_to(scale, (*scale.shape[:-1], codes.shape[-1]))
-    given = {"group": group, "bits": None if w.block is None else w.bits, "block": w.block}
-    if not fits(rows, held, wide, **given):
-        return plain(rows, codes, scale, zero)
-    # Levels times steps are rounded to 16 bits there: those of codes around 0 lose the least.
-    middle = 0 if zero is None or w.fmt.grid.signed else 2 ** (w.bits - 1)
-    preferred = dtype if zero is None else jnp.float32
-
-    def decode(code: jax.Array) -> jax.Array:
-        if w.block is not None and isinstance(w.fmt.grid, Integers) and w.fmt.grid.signed:
-            code = code.astype(jnp.int32)
-            code = jnp.where(code > w.fmt.grid.high, code - 2**w.bits, code)
-        return levels_of(code, w.fmt) - middle
-
-    def kernel(rows: jax.Array, codes: jax.Array, held: jax.Array, *steps: jax.Array) -> jax.Array:
-        del codes
-        y = decoded_dot(rows, held, steps[0], decode, preferred=preferred, **given)
-        if zero is None:
-            return y
-        return y - zero_product(rows, steps[1], steps[2].astype(jnp.int32) - middle)
-
-    def default(rows: jax.Array, codes: jax.Array, held: jax.Array, *steps: jax.Array) -> jax.Array:
-        del held
-        return plain(rows, codes, *(steps[1:] or (steps[0], None))).astype(preferred)
-
-    steps = (wide,) if zero is None else (wide, scale, zero)
-    return on_each_platform({"tpu": kernel}, default, rows, codes, held, *steps)
 
 
 def _whole_and_rest(w: QuantizedArray, group: int) -> Joined:

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import AxisType
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 import jaxopt_compress as jc
+from tests.lift.platforms import H100, KERNEL_CALLS, lowered_for
 from tests.quantization.cases import normal
 
 FORMS = {
@@ -25,9 +26,12 @@ COLUMNS, ROWS = P(None, "model"), P("model", None)
 matmul = lambda params, x: x @ params["w"]
 
 
-def split(fn, w, spec):
+AXES = {"axis_names": ("data", "model"), "axis_types": (AxisType.Auto,) * 2}
+
+
+def split(fn, w, spec, mesh=None):
     """``fn(params, x)`` with the stored weight split as ``spec`` says, and rows of ``x`` too."""
-    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    mesh = mesh or jax.make_mesh((2, 4), **AXES)
 
     def part(params, x):
         y = fn(params, x)
@@ -57,13 +61,20 @@ def test_products_of_parts(name, spec):
 
 @pytest.mark.parametrize("spec", [COLUMNS, ROWS], ids=["columns", "rows"])
 @pytest.mark.parametrize("name", ["nf4", "int3"])
-def test_kernels_take_parts(name, spec):
+@pytest.mark.parametrize("platform", KERNEL_CALLS)
+def test_kernels_take_parts(platform, name, spec):
     """What compilers do not split runs on each device's part."""
     w, x = (jnp.asarray(a, jnp.bfloat16) for a in (normal(1024, 1024), normal(8, 1024, seed=1)))
     small = jc.compress({"w": w}, FORMS[name])
-    fn = split(jc.lift(matmul, on_fallback="error", pallas=True), small["w"], spec)
-    text = fn.trace(small, x).lower(lowering_platforms=("tpu",)).as_text()
-    assert text.count("tpu_custom_call") == 1
+    chip = H100 if platform == "cuda" else None
+    mesh = AbstractMesh((2, 4), **AXES, abstract_device=chip)
+    fn = split(jc.lift(matmul, on_fallback="error", pallas=True), small["w"], spec, mesh)
+    assert (
+        lowered_for(platform, fn, *jax.eval_shape(lambda *args: args, small, x)).count(
+            KERNEL_CALLS[platform]
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("spec", [COLUMNS, ROWS], ids=["columns", "rows"])

@@ -1,13 +1,16 @@
-"""Products in kernels for TPUs: which ones take them, and that they compute the same."""
+"""Products in kernels for TPUs and GPUs: which take them, and that they compute the same."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 
 import jaxopt_compress as jc
-from jaxopt_compress.lift import quantized_products
+from jaxopt_compress.kernels import gpu_dots, tpu_dots
+from jaxopt_compress.lift import input_products, kernel_products
+from tests.lift.platforms import KERNEL_CALLS, lowered_for
 from tests.quantization.cases import normal
 
 # Where XLA would write the dense weight: tables, small floats, words of codes, zero points.
@@ -27,26 +30,56 @@ matmul = lambda params, x: x @ params["w"]
 
 def operands(name):
     w = jnp.asarray(normal(1024, 256), jnp.bfloat16)
-    return jc.compress({"w": w}, FORMS[name]), jnp.asarray(normal(16, 1024, seed=1), jnp.bfloat16)
+    how = (ON_GPUS | FUSED)[name]
+    return jc.compress({"w": w}, how), jnp.asarray(normal(16, 1024, seed=1), jnp.bfloat16)
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_lowered_to_a_kernel(name):
-    staged = jax.jit(jc.lift(matmul, pallas=True)).trace(*operands(name))
-    text = staged.lower(lowering_platforms=("tpu",)).as_text()
-    assert text.count("tpu_custom_call") == 1
-    plain = jax.jit(jc.lift(matmul)).trace(*operands(name)).lower(lowering_platforms=("tpu",))
-    assert "tpu_custom_call" not in plain.as_text()
+# Beyond these, what XLA for GPUs would write out.
+ON_GPUS = FORMS | {
+    "int4": jc.quantize("int4"),
+    "uint8": jc.quantize("uint8", symmetric=False),
+    "int8 in groups": jc.quantize("int8", group=128),
+    "int2": jc.quantize("int2"),
+    "int4 in groups x int8": jc.quantize("int4", group=128, inputs="int8"),
+}
+FUSED = {name: jc.quantize(name) for name in ("int8", "float8_e4m3fn")}
+CASES = [("tpu", name) for name in FORMS] + [("cuda", name) for name in ON_GPUS]
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_kernels_compute_the_same(name, monkeypatch):
+@pytest.mark.parametrize("platform, name", CASES)
+def test_lowered_to_a_kernel(platform, name):
+    text = lowered(platform, name, pallas=True)
+    assert text.count(KERNEL_CALLS[platform]) == 1
+    assert KERNEL_CALLS[platform] not in lowered(platform, name)
+
+
+@pytest.mark.parametrize(
+    "platform, name", [("tpu", "int4"), ("cuda", "int8"), ("cuda", "float8_e4m3fn")]
+)
+def test_what_compilers_fuse_is_left_to_them(platform, name):
+    assert KERNEL_CALLS[platform] not in lowered(platform, name, pallas=True)
+
+
+def lowered(platform, name, **options):
+    fn = jax.jit(jc.lift(matmul, **options))
+    return lowered_for(platform, fn, *operands(name))
+
+
+@pytest.mark.parametrize("platform, name", CASES)
+def test_kernels_compute_the_same(platform, name, monkeypatch):
     small, x = operands(name)
     want = jax.jit(jc.lift(matmul))(small, x).astype(jnp.float32)
-    on_tpu = lambda forms, default, *args: forms.get("tpu", default)(*args)
-    monkeypatch.setattr(quantized_products, "on_each_platform", on_tpu)
-    with pltpu.force_tpu_interpret_mode():
-        got = jax.jit(jc.lift(matmul, pallas=True))(small, x)
+    there = lambda forms, default, *args: forms.get(platform, default)(*args)
+    monkeypatch.setattr(kernel_products, "on_each_platform", there)
+    monkeypatch.setattr(input_products, "on_each_platform", there)
+    for dots, name in (
+        (tpu_dots, "decoded_dot"),
+        (gpu_dots, "decoded_dot"),
+        (gpu_dots, "integer_dot"),
+    ):
+        step_by_step = functools.partial(getattr(dots, name), interpret=True)
+        monkeypatch.setattr(dots, name, step_by_step)
+    got = jax.jit(jc.lift(matmul, pallas=True))(small, x)
     assert got.dtype == x.dtype
     # Weights are rounded to bfloat16 in the kernel, of which 1024 add up, and both results.
     scale = np.abs(np.asarray(want)).max()

@@ -1,0 +1,134 @@
+"""Products with a quantized weight in the kernels of this package, where XLA would write it out."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.arrays import QuantizedArray
+from jaxopt_compress.kernels import on_each_platform, zero_product
+from jaxopt_compress.numerics.codes import levels_of
+from jaxopt_compress.numerics.integers import Integers
+
+PLANES = (1, 2, 4)
+
+
+def in_planes(w: QuantizedArray) -> bool:
+    """Whether codes lie in planar words that shifts to either side bring to int8."""
+    grid = w.fmt.grid
+    return w.block is not None and w.bits in PLANES and isinstance(grid, Integers) and grid.signed
+
+
+def converts(w: QuantizedArray) -> bool:
+    """Whether levels are the codes' own values, as of integers and of floats of 8 bits."""
+    return isinstance(w.fmt.grid, Integers) or jnp.issubdtype(w.codes.dtype, jnp.floating)
+
+
+def in_kernels(
+    plain: Callable[..., jax.Array],
+    rows: jax.Array,
+    codes: jax.Array,
+    held: jax.Array,
+    scale: jax.Array,
+    zero: jax.Array | None,
+    w: QuantizedArray,
+    dtype: Any,
+) -> jax.Array:
+    """``plain(rows, codes, scale, zero)``; on TPUs and NVIDIA GPUs by a kernel, if it has tiles.
+
+    Args:
+        plain: The product without a kernel.
+        rows: The activation, ``[*batch, m, k]``.
+        codes: What `plain` takes, ``[*batch, k, n]`` or words.
+        held: The codes or words as they are stored, as matrices.
+        scale: ``[*batch, k / group or 1, n or 1]``.
+        zero: Of that shape, or None.
+        w: The weight that they are from.
+        dtype: Type of the result.
+    """
+    group = rows.shape[-1] // scale.shape[-2]
+    wide = jnp.broadcast_to(scale, (*scale.shape[:-1], held.shape[-1]))
+    given = {"group": group, "bits": None if w.block is None else w.bits, "block": w.block}
+    streams = {"tpu": _streams_on_tpus(w), "cuda": _streams_on_gpus(w)}
+    dots = {
+        platform: module.decoded_dot
+        for platform, module in _modules().items()
+        if not streams[platform] and module.fits(rows, held, wide, **given)
+    }
+    if not dots:
+        return plain(rows, codes, scale, zero)
+    if "cuda" in dots:
+        dots["cuda"] = functools.partial(dots["cuda"], lookup=not converts(w))
+    # Levels times steps are rounded to 16 bits there: those of codes around 0 lose the least.
+    middle = 0 if zero is None or w.fmt.grid.signed else 2 ** (w.bits - 1)
+    preferred = dtype if zero is None else jnp.float32
+
+    def decode(code: jax.Array) -> jax.Array:
+        if w.block is not None and isinstance(w.fmt.grid, Integers) and w.fmt.grid.signed:
+            code = code.astype(jnp.int32)
+            code = jnp.where(code > w.fmt.grid.high, code - 2**w.bits, code)
+        return levels_of(code, w.fmt) - middle
+
+    def form(dot: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        def kernel(rows: Any, codes: Any, held: Any, *steps: jax.Array) -> jax.Array:
+            del codes
+            y = dot(rows, held, steps[0], decode, preferred=preferred, **given)
+            if zero is None:
+                return y
+            return y - zero_product(rows, steps[1], steps[2].astype(jnp.int32) - middle)
+
+        return kernel
+
+    def default(rows: Any, codes: Any, held: Any, *steps: jax.Array) -> jax.Array:
+        del held
+        return plain(rows, codes, *(steps[1:] or (steps[0], None))).astype(preferred)
+
+    forms = {platform: form(dot) for platform, dot in dots.items()}
+    steps = (wide,) if zero is None else (wide, scale, zero)
+    return on_each_platform(forms, default, rows, codes, held, *steps)
+
+
+def integer_kernels(
+    rows: jax.Array, codes: jax.Array, scale: jax.Array
+) -> dict[str, Callable[..., jax.Array]]:
+    """Kernels for ``integer_dot(rows, codes, scale, x_scale)`` in groups, by platform."""
+    gpu_dots = _modules().get("cuda")
+    groups = scale.shape[-2]
+    group = rows.shape[-1] // groups
+    wide = lambda scale: jnp.broadcast_to(scale, (*scale.shape[:-1], codes.shape[-1]))
+    if groups == 1 or not gpu_dots or not gpu_dots.integer_fits(rows, codes, wide(scale), group):
+        return {}
+
+    def kernel(rows: Any, codes: Any, scale: Any, *x_scale: jax.Array) -> jax.Array:
+        y = gpu_dots.integer_dot(rows, codes, wide(scale), group=group).astype(scale.dtype)
+        return y * x_scale[0] if x_scale else y
+
+    return {"cuda": kernel}
+
+
+def _modules() -> dict[str, Any]:
+    """The modules of kernels, by platform; imported late, since Pallas takes long to import."""
+    from jaxopt_compress.kernels import tpu_dots
+
+    try:
+        from jaxopt_compress.kernels import gpu_dots
+    except ImportError:  # JAX has announced to give up Triton, which it is written in.
+        return {"tpu": tpu_dots}
+    return {"tpu": tpu_dots, "cuda": gpu_dots}
+
+
+def _streams_on_tpus(w: QuantizedArray) -> bool:
+    """Whether XLA for TPUs fuses what decodes the weight into a product, in any form."""
+    if isinstance(w.fmt.grid, Integers):
+        return w.block is None or in_planes(w)
+    return w.group is None and converts(w)
+
+
+def _streams_on_gpus(w: QuantizedArray) -> bool:
+    """Likewise for GPUs, where it fuses a conversion from some types and nothing else.
+
+    Integers without a sign are not among them, and of four bits it turns a whole stack around.
+    """
+    return w.group is None and w.codes.dtype.name in ("int8", "float8_e4m3fn", "float8_e5m2")

@@ -1,0 +1,139 @@
+"""The kernels that decode a weight on its way, step by step on CPU, against a float64 reference.
+
+`KERNELS` joins a kernel to all of it.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jaxopt_compress.kernels import gpu_dots, tpu_dots
+from jaxopt_compress.kernels.decoded import decoded_first
+from jaxopt_compress.numerics.codebooks import NF4
+from jaxopt_compress.numerics.minifloats import Minifloat
+from jaxopt_compress.numerics.packing import pack
+
+KERNELS = {
+    "tpu": tpu_dots.decoded_dot,
+    "gpu": gpu_dots.decoded_dot,
+    "gpu, without tables": functools.partial(gpu_dots.decoded_dot, lookup=False),
+}
+every_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+PATTERNS = {16: ml_dtypes.float4_e2m1fn, 64: ml_dtypes.float6_e2m3fn}
+
+
+def convert(codes):
+    return codes.astype(jnp.float32)
+
+
+def sign_extend(codes):
+    return ((codes.astype(jnp.int32) ^ 4) - 4).astype(jnp.float32)
+
+
+def patterns(count):
+    return np.arange(count, dtype=np.uint8).view(PATTERNS[count]).astype(np.float32)
+
+
+def floats(dtype):
+    values = np.arange(256, dtype=np.uint8).view(dtype).astype(np.float32)
+    return np.where(np.isfinite(values), values, 0)
+
+
+# How codes are held, bits of planar words, group, decode, and the levels of codes 0, 1, ...
+FORMATS = {
+    "nf4": ("uint4", None, 128, NF4.decode, np.asarray(NF4.levels, np.float32)),
+    "nf4, large groups": ("uint4", None, 512, NF4.decode, np.asarray(NF4.levels, np.float32)),
+    "mxfp4": ("uint4", None, 32, Minifloat(2, 1, 6.0).decode, patterns(16)),
+    "nvfp4": ("uint4", None, 16, Minifloat(2, 1, 6.0).decode, patterns(16)),
+    "mxfp8": ("float8_e4m3fn", None, 32, convert, floats(ml_dtypes.float8_e4m3fn)),
+    "mxfp8_e5m2": ("float8_e5m2", None, 32, convert, floats(ml_dtypes.float8_e5m2)),
+    "mxfp6 in bytes": ("uint8", None, 32, Minifloat(2, 3, 7.5).decode, patterns(64)),
+    "mxfp6": ("uint8", 6, 32, Minifloat(2, 3, 7.5).decode, patterns(64)),
+    "int3": ("uint8", 3, 128, sign_extend, np.float32([0, 1, 2, 3, -4, -3, -2, -1])),
+}
+
+
+def inputs(name, rows=3, depth=None, columns=256, seed=0):
+    """`x`, stored codes, steps, keywords for the product, and the weight that it rounds to."""
+    dtype, bits, group, decode, levels = FORMATS[name]
+    depth = depth or max(512, 2 * group)  # Steps of whole columns may be applied to the sums.
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(len(levels), size=(depth, columns)).astype(np.uint8)
+    x = jnp.asarray(rng.normal(size=(rows, depth)), jnp.bfloat16)
+    scale = rng.uniform(0.5, 2.0, size=(depth // group, columns)).astype(np.float32)
+    weight = (levels[codes] * np.repeat(scale, group, axis=0)).astype(ml_dtypes.bfloat16)
+    keywords = {"decode": decode, "group": group}
+    if bits is not None:
+        stored = pack(jnp.asarray(codes), bits, 0, group)
+        keywords |= {"bits": bits, "block": group}
+    elif dtype.startswith("float8"):
+        stored = jnp.asarray(levels[codes], dtype)
+    else:
+        stored = jnp.asarray(codes, dtype)
+    return x, stored, jnp.asarray(scale), keywords, weight
+
+
+def assert_close(y, x, weight):
+    """Sums of K exact products, in any order, err by K unit roundoffs of float32 at most."""
+    x, weight = np.asarray(x, np.float64), weight.astype(np.float64)
+    assert y.dtype == jnp.float32
+    bound = x.shape[-1] * 2.0**-24 * (np.abs(x) @ np.abs(weight))
+    assert np.all(np.abs(np.asarray(y, np.float64) - x @ weight) <= bound)
+
+
+@every_kernel
+@pytest.mark.parametrize("name", FORMATS)
+def test_equals_reference(kernel, name):
+    x, codes, scale, keywords, weight = inputs(name)
+    assert_close(kernel(x, codes, scale, **keywords, interpret=True), x, weight)
+    assert_close(decoded_first(x, codes, scale, **keywords), x, weight)
+
+
+@every_kernel
+@pytest.mark.parametrize(
+    "rows, depth, columns",
+    [(17, 768, 1280), (1040, 2048, 256)],
+    ids=["last columns and many blocks of K", "last rows, which find columns decoded"],
+)
+def test_ragged_blocks(kernel, rows, depth, columns):
+    x, codes, scale, keywords, weight = inputs("mxfp8", rows, depth, columns)
+    assert_close(kernel(x, codes, scale, **keywords, interpret=True), x, weight)
+
+
+@every_kernel
+def test_result_has_the_type_asked_for(kernel):
+    x, codes, scale, keywords, _ = inputs("mxfp8")
+    product = functools.partial(kernel, x, codes, scale, **keywords, interpret=True)
+    y = product(preferred=jnp.bfloat16)
+    np.testing.assert_array_equal(y, product().astype(jnp.bfloat16))
+
+
+@every_kernel
+def test_vmap(kernel):
+    members = [inputs("mxfp8", seed=seed) for seed in (0, 1)]
+    x, codes, scale = (jnp.stack(field) for field in list(zip(*members, strict=True))[:3])
+    product = functools.partial(kernel, **members[0][3], interpret=True)
+    both = jax.vmap(product)(x, codes, scale)
+    shared = jax.vmap(product, (0, None, None))(x, codes[0], scale[0])
+    np.testing.assert_array_equal(product(x, codes, scale), both)
+    for i in (0, 1):
+        assert_close(both[i], x[i], members[i][4])
+        assert_close(shared[i], x[i], members[0][4])
+
+
+@every_kernel
+def test_derivatives_are_those_without_a_kernel(kernel):
+    x, codes, scale, keywords, _ = inputs("mxfp8")
+    product = lambda x, scale: kernel(x, codes, scale, **keywords, interpret=True)
+    plain = lambda x, scale: decoded_first(x, codes, scale, **keywords)
+    tangents = (jnp.ones_like(x), scale)
+    y, tangent = jax.jvp(product, (x, scale), tangents)
+    np.testing.assert_array_equal(tangent, jax.jvp(plain, (x, scale), tangents)[1])
+    for pulled, expected in zip(
+        jax.vjp(product, x, scale)[1](y), jax.vjp(plain, x, scale)[1](y), strict=True
+    ):
+        np.testing.assert_array_equal(pulled, expected)

@@ -1,0 +1,88 @@
+"""What the GPU kernels take, how they cut it, and what they are lowered to."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jaxopt_compress.kernels import integer_dots
+from jaxopt_compress.kernels.decoded import decoded_first
+from jaxopt_compress.kernels.gpu_dots import decoded_dot, fits, integer_dot, integer_fits
+from jaxopt_compress.numerics.packing import pack
+from tests.kernels.decoded_test import assert_close, convert, inputs
+
+
+def test_what_does_not_fit_is_refused():
+    x, codes, scale, keywords, _ = inputs("nf4")
+    assert fits(x, codes, scale, 128)
+    assert fits(x.astype(jnp.float16), codes.astype(jnp.int4), scale, 128)
+    assert not fits(x.astype(jnp.float32), codes, scale, 128)
+    assert not fits(x, codes.astype(jnp.int16), scale, 128)
+    assert not fits(x, codes[:, :100], scale[:, :100], 128)
+    assert not fits(x, codes, scale[:, :1], 128)
+    assert not fits(x, codes, scale, 100)
+    assert not fits(x[:0], codes, scale, 128)
+    x, words, scale, _, _ = inputs("int3")
+    assert fits(x, words, scale, 128, bits=3, block=128)
+    assert not fits(x, words, scale, 128, bits=3, block=96)
+    with pytest.raises(ValueError, match=r"no tiles for x bfloat16\[3, 500\]"):
+        decoded_dot(x[:, :500], codes, scale, **keywords)
+
+
+@pytest.mark.parametrize("bits", range(1, 8))
+@pytest.mark.parametrize("group, block", [(512, 256), (128, 64), (32, 32)])
+def test_words_of_all_widths(bits, group, block):
+    """Runs of 128 entries down to 4, which one step takes from several blocks and groups."""
+    rng = np.random.default_rng(bits)
+    codes = rng.integers(2**bits, size=(512, 64)).astype(np.uint8)
+    words = pack(jnp.asarray(codes), bits, 0, block)
+    x = jnp.asarray(rng.normal(size=(3, 512)), jnp.bfloat16)
+    scale = rng.uniform(0.5, 2.0, size=(512 // group, 64)).astype(np.float32)
+    given = {"group": group, "bits": bits, "block": block, "interpret": True}
+    y = decoded_dot(x, words, jnp.asarray(scale), convert, **given)
+    weight = codes * np.repeat(scale, group, axis=0)
+    # With one step per column nothing is rounded but the sum, and its product with the step.
+    weight = weight.astype(np.float64 if group == 512 else ml_dtypes.bfloat16)
+    assert_close(y, x, weight)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 33, 129, 300, 520])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_any_number_of_rows_and_both_short_types(rows, dtype):
+    x, codes, scale, keywords, _ = inputs("nf4", rows, 256, 128)
+    x = x.astype(dtype)
+    y = decoded_dot(x, codes, scale, **keywords, interpret=True)
+    want = decoded_first(x, codes, scale, **keywords)
+    assert y.shape == (rows, 128)
+    atol = 256 * 2.0**-24 * float(jnp.abs(want).max() * 16)
+    np.testing.assert_allclose(y, want, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int4, jnp.int8])
+@pytest.mark.parametrize("rows", [1, 40])
+def test_integers_in_groups_are_summed_exactly(dtype, rows):
+    rng = np.random.default_rng(0)
+    kind = jnp.iinfo(dtype)
+    x = jnp.asarray(rng.integers(-128, 128, size=(2, rows, 512)), jnp.int8)
+    codes = jnp.asarray(rng.integers(int(kind.min), int(kind.max) + 1, size=(2, 512, 64)), dtype)
+    # Powers of two, so that sums over groups are exact as well.
+    scale = 2.0 ** jnp.asarray(rng.integers(-3, 3, size=(2, 4, 64)), jnp.float32)
+    product = functools.partial(integer_dot, group=128, interpret=True)
+    want = integer_dots.integer_dot(x, codes, scale, group=128)
+    np.testing.assert_array_equal(product(x, codes, scale), want)
+    np.testing.assert_array_equal(jax.vmap(product)(x, codes, scale), want)
+    shared = jax.vmap(product, (0, None, None))(x, codes[0], scale[0])
+    np.testing.assert_array_equal(shared[0], want[0])
+
+
+def test_integers_that_do_not_fit_are_refused():
+    x, codes, scale = jnp.ones((3, 128), jnp.int8), jnp.ones((128, 64), jnp.int8), jnp.ones((2, 64))
+    assert integer_fits(x, codes, scale, 64)
+    assert not integer_fits(x, codes.astype(jnp.uint8), scale, 64)
+    assert not integer_fits(x.astype(jnp.int4), codes, scale, 64)
+    assert not integer_fits(x, codes, jnp.ones((8, 64)), 16)
+    with pytest.raises(ValueError, match=r"no tiles for x int8\[3, 128\], codes uint8"):
+        integer_dot(x, codes.astype(jnp.uint8), scale, group=64)
