@@ -36,6 +36,7 @@ SLICE = {"v5e 2x2": functools.partial(hlo_tools.tpu_mesh, "v5e", (2, 2), AXES)}
 # The 256 chips of a whole pod.
 POD = {"v5e 16x16": functools.partial(hlo_tools.tpu_mesh, "v5e", (16, 16), AXES, "16x16")}
 GPU = {"h100": functools.partial(hlo_tools.h100_mesh, (1, 1), AXES)}
+GPUS = {"h100 x 8": functools.partial(hlo_tools.h100_mesh, (2, 4), AXES)}
 BATCHES = (1, 8, 128, 1024, 4096)
 # Where the stack is compiled at which batch, and where it is beside Qwix, if not everywhere.
 BRIEFLY = dict.fromkeys(BATCHES, ("v5e",)) | {8: ("v5e", "v6e", "h100"), 1024: ("v5e", "h100")}
@@ -66,6 +67,8 @@ def plan(everything=True):
     groups.append(("training step", everywhere, list(programs.TRAINED), programs.training))
     pod = functools.partial(programs.mlp_stack, rows=1024, width=8192, hidden=32768)
     groups.append(("MLP stack", POD, ["bfloat16", "int8"], pod))
+    kernels = ["bfloat16", "int8", "int4 g128", "nf4 g128", "mxfp4", "int3"]
+    groups.append(("MLP stack", GPUS, kernels, functools.partial(pod, pallas=True)))
     make = functools.partial(programs.mlp_stack_in_kernels, make_mesh=POD["v5e 16x16"])
     in_kernels = functools.partial(make, rows=4096, width=8192, hidden=32768)
     groups.append(("MLP stack in kernels", POD, ["nf4 g128", "mxfp4"], in_kernels))
@@ -81,7 +84,7 @@ def missing(target, weights):
     """What has to be installed to compile a case, or None."""
     if weights.endswith(qwix_programs.QWIX) and not qwix_programs.installed():
         return "qwix"
-    package = "jax_plugins.xla_cuda13" if target in GPU else "libtpu"
+    package = "jax_plugins.xla_cuda13" if target in GPU | GPUS else "libtpu"
     try:
         found = importlib.util.find_spec(package)
     except ModuleNotFoundError:
@@ -96,7 +99,7 @@ def measure(name, build, mesh):
     program, mesh = build(), mesh()
     args = programs.place(program, mesh)
     begin = time.perf_counter()
-    compiled = hlo_tools.compile_for(program.fn, args, "cuda" if target in GPU else "tpu")
+    compiled = hlo_tools.compile_for(program.fn, args, "cuda" if target in GPU | GPUS else "tpu")
     row["compile_s"] = round(time.perf_counter() - begin, 1)
     memory, text = compiled.memory_analysis(), compiled.as_text()
     batch = args[1].sharding.shard_shape(args[1].shape)

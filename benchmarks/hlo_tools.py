@@ -8,6 +8,7 @@ Let one process at a time use libtpu: it holds a lock file.
 """
 
 import functools
+import math
 import os
 import pathlib
 import re
@@ -45,7 +46,7 @@ def tpu_mesh(generation, shape=(1,), axis_names=("x",), slice_shape="2x2"):
 
 
 def h100_mesh(shape=(1,), axis_names=("x",)):
-    """Returns a mesh of one described H100; needs the CUDA plugin and its `ptxas`."""
+    """Returns a mesh of described H100s of one host; needs the CUDA plugin and its `ptxas`."""
     flags = os.environ.get("XLA_FLAGS", "")
     if GPU_FLAGS not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {GPU_FLAGS}".strip()
@@ -53,7 +54,7 @@ def h100_mesh(shape=(1,), axis_names=("x",)):
         platform="cuda",
         topology_name="h100",
         target_config=H100_TARGET.read_text(),
-        topology="1x1x1",
+        topology=f"1x1x{math.prod(shape)}",
     )
     return _mesh(topology.devices, shape, axis_names)
 

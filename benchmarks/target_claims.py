@@ -45,7 +45,7 @@ def compare(rows):
 def _own(row):
     """The claims on one row that fail."""
     failed = []
-    weights, on_tpu = row["weights"], row["target"] != "h100"
+    weights, on_tpu = row["weights"], not row["target"].startswith("h100")
     stacked = row["program"].startswith(("stack", "beside Qwix")) and weights != "bfloat16"
     gathered = [k for k in row.get("collectives", {}) if k.endswith("all-gather")]
     if gathered and "weight_copies" in row:

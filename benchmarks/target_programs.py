@@ -103,7 +103,9 @@ def sizes_for(rows: int) -> tuple[tuple[int, int], jax.ShapeDtypeStruct]:
     return shape, jax.ShapeDtypeStruct((rows, shape[0]), BFLOAT16)
 
 
-def mlp_stack(weights: str, rows: int, width: int, hidden: int, layers: int = 4) -> Program:
+def mlp_stack(
+    weights: str, rows: int, width: int, hidden: int, layers: int = 4, pallas: bool = False
+) -> Program:
     """Scanned MLPs, the first matrix of each split by columns and the second one by rows."""
     shape = functools.partial(jax.ShapeDtypeStruct, dtype=BFLOAT16)
     params = {
@@ -118,7 +120,7 @@ def mlp_stack(weights: str, rows: int, width: int, hidden: int, layers: int = 4)
         return lax.scan(step, x, params)[0]
 
     x = shape((rows, width))
-    return lifted(run, params, x, weights, _megatron, (width * hidden,))
+    return lifted(run, params, x, weights, _megatron, (width * hidden,), pallas)
 
 
 def mlp_stack_in_kernels(

@@ -38,8 +38,8 @@ def lift(fn: Fn, on_fallback: OnFallback = "warn", pallas: bool = False) -> Fn:
             silently.
         pallas: Whether products on TPUs and NVIDIA GPUs may run in kernels of this package, where
             XLA would write a dense weight: with activations of 16 bits, most formats with steps of
-            groups or packed in words, and codebooks. Compilers do not split such kernels: pass it
-            on one device, or inside of `jax.shard_map`.
+            groups or packed in words, and codebooks. Compilers for TPUs do not split such kernels:
+            pass it on one device there, or inside of `jax.shard_map`.
 
     Returns:
         A function with the signature of ``fn``.

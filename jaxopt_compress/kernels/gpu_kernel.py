@@ -1,0 +1,179 @@
+"""A product with a weight that takes more than a conversion to decode, as one kernel for GPUs.
+
+XLA fuses a conversion of codes into the operand of a matrix product; where decoding takes more
+(steps of groups, a codebook, planar words), it writes the dense weight to memory, or a product per
+group. This kernel, in Triton, reads codes and steps for each block of rows, and decodes in
+registers.
+
+Each program makes one block of the result, of at most 256 rows, in steps of a tile of codes. Codes
+of less than eight bits may be looked up among their levels, in a table that stays in the first
+cache; neighbours in a byte, and the runs of planar words, are told apart by shifts. A few rows make
+few programs: then several share a block of the result, each with its part of K, and their float32
+sums are added up.
+
+A product moves `K N (bits + 32 / group) / 8` bytes of codes and steps for each 256 rows, and for
+`2 M K N` operations; a dense bfloat16 weight would be `2 K N` bytes. For K = N = 8192 on an H100 in
+microseconds, at 3350 GB/s and 989 TFLOP/s, with the instructions in the compiled loop, which are
+issued at most 4 per cycle of 1.755 GHz by each of 132 multiprocessors:
+
+    weight                   int4 / 128  nf4 / 128  mxfp4 / 32  mxfp8 / 32  mxfp6 / 32  int3 / 128
+    megabytes                      35.7       35.7        41.9        75.5        58.7        27.3
+    bytes (bfloat16: 40)             11         11          13          23          18           8
+    instructions, 8 rows             19         26          31          20          30          25
+    instructions, 1024 rows          86        138         144          79         118         121
+
+The tensor units take 139 for 1024 rows. So with few rows the limit is decoding, which takes less
+than reading a dense weight, and with many the tensor units. Waiting is not in these figures: this
+kernel was compiled for an H100, and run step by step on CPUs only.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as pltriton
+
+from jaxopt_compress.kernels.decoded import codes_of_runs
+from jaxopt_compress.kernels.forms import varying_alike
+from jaxopt_compress.numerics.packing import layout
+
+# The least K of a matrix instruction, in bytes, and the least columns of a block.
+LEAST_BYTES, COLUMNS = 32, 64
+# Programs to keep all multiprocessors of a large GPU busy, two on each.
+_BUSY, _MAX_SPLITS = 256, 8
+
+
+class Tiles(NamedTuple):
+    """How K is cut.
+
+    Attributes:
+      depth: entries of each run that one step takes.
+      runs: runs of a block of planar words; 1 for codes.
+      width: entries of a run within a block.
+      whole: whether each run of a step lies in one block and one group.
+    """
+
+    depth: int
+    runs: int
+    width: int
+    whole: bool
+
+
+def product(x, codes, scale, **given):
+    """The kernel, one for each matrix of a batch; keywords as for `gpu_dots.decoded_dot`.
+
+    Without `decode` codes meet those of `x` as integers.
+    """
+    if x.ndim == 2:
+        return _of_matrices(x, codes, scale, **given)
+    return jax.vmap(functools.partial(product, **given))(x, codes, scale)
+
+
+def _of_matrices(x, codes, scale, *, decode, group, bits, block, lookup, preferred: Any, interpret):
+    (rows, depth), columns = x.shape, codes.shape[1]
+    tiles = tiles_of(rows, depth, group, bits, block, x.dtype.itemsize)
+    bm, bn, steps, splits = _blocks(rows, depth, columns, tiles, decode is None)
+    dtype = preferred if splits == 1 else jnp.float32
+    table = jnp.zeros(1, jnp.float32)
+    read = decode and (lambda codes, _: decode(codes))
+    if lookup and (bits is not None or codes.dtype.name in ("int4", "uint4")):
+        every = jnp.arange(2 ** (bits or 4))
+        table = decode(every.astype(jnp.int32 if bits is not None else codes.dtype))
+        read = lambda codes, table_ref: table_ref[codes.astype(jnp.int32) & (table.size - 1)]
+    padded = pl.cdiv(rows, bm) * bm
+    x = jnp.pad(x, ((0, padded - rows), (0, 0)))
+    operands = varying_alike([x, codes, scale.astype(jnp.float32), table.astype(jnp.float32)])
+    manual = jax.typeof(operands[0]).manual_axis_type
+    y = pl.pallas_call(
+        functools.partial(_kernel, read=read, group=group, bits=bits, tiles=tiles, steps=steps),
+        out_shape=jax.ShapeDtypeStruct((splits, padded, columns), dtype, manual_axis_type=manual),
+        grid=(columns // bn, padded // bm, splits),
+        in_specs=[
+            pl.BlockSpec((bm, depth), lambda n, m, s: (m, 0)),
+            pl.BlockSpec((codes.shape[0], bn), lambda n, m, s: (0, n)),
+            pl.BlockSpec((depth // group, bn), lambda n, m, s: (0, n)),
+            pl.BlockSpec(table.shape, lambda n, m, s: (0,)),
+        ],
+        out_specs=pl.BlockSpec((None, bm, bn), lambda n, m, s: (s, m, n)),
+        compiler_params=pltriton.CompilerParams(
+            num_warps=8 if bm >= 128 else 4,
+            # Each run of a step has its rows of x, and steps, on their way.
+            num_stages=2 if bm * tiles.runs > 512 else 3,
+        ),
+        interpret=interpret,
+        name="decoded_dot",
+    )(*operands)
+    y = y.sum(0).astype(preferred) if splits > 1 else y[0]
+    return y[:rows]
+
+
+def tiles_of(rows, depth, group, bits, block, itemsize=2):
+    """The `Tiles` for `rows` of `x`, whose elements have `itemsize` bytes."""
+    runs = 1 if bits is None else layout(bits).runs
+    width = (depth if bits is None else block) // runs
+    # Many rows take long over a tile, few want many bytes on their way.
+    least = LEAST_BYTES // itemsize
+    most = max(least, (128 if rows <= 32 else 64) // runs)
+    common = math.gcd(group, width)
+    common = min(common & -common, most)
+    return Tiles(max(common, least), runs, width, common >= least)
+
+
+def _blocks(rows, depth, columns, tiles, integers=False):
+    """Rows and columns of a block, the steps that it takes, and over how many programs."""
+    bm = next((b for b in (16, 32, 64, 128) if rows <= b), 256)
+    # Sums of integers take registers of their own, and no half of a block should be empty.
+    if bm == 256 and (integers or 0 < rows % 256 <= 128):
+        bm = 128
+    bn = 2 * COLUMNS if bm >= 128 and columns % (2 * COLUMNS) == 0 else COLUMNS
+    steps, splits = depth // (tiles.depth * tiles.runs), 1
+    programs = columns // bn * pl.cdiv(rows, bm)
+    while programs * splits < _BUSY and splits < _MAX_SPLITS and steps % 8 == 0:
+        steps, splits = steps // 2, splits * 2
+    return bm, bn, steps, splits
+
+
+def _kernel(x_ref, codes_ref, scale_ref, table_ref, y_ref, *, read, group, bits, tiles, steps):
+    """One block of the result, or of a part of its sum."""
+    rows, columns = jnp.arange(x_ref.shape[0])[:, None], jnp.arange(y_ref.shape[1])[None]
+    entries, first = jnp.arange(tiles.depth), pl.program_id(2) * steps
+    grouped = read is None or group < x_ref.shape[1]
+    words = 1 if bits is None else layout(bits).rows
+
+    # Of a step whose runs are whole, positions are where a run starts, otherwise each entry's.
+    def along(at):
+        return pl.ds(pl.multiple_of(at, tiles.depth), tiles.depth)
+
+    def codes_at(at):
+        return codes_ref[along(at), :] if tiles.whole else codes_ref[at[:, None], columns]
+
+    def x_at(at):
+        return x_ref[:, along(at)] if tiles.whole else x_ref[rows, at[None]]
+
+    def scale_at(at):
+        at = lax.div(at, group)
+        return scale_ref[pl.ds(at, 1), :] if tiles.whole else scale_ref[at[:, None], columns]
+
+    def step(i, sums):
+        at = (first + i) * tiles.depth
+        at = at if tiles.whole else at + entries
+        block, within = lax.div(at, tiles.width), lax.rem(at, tiles.width)
+        held = [codes_at((block * words + k) * tiles.width + within) for k in range(words)]
+        runs = held if bits is None else codes_of_runs([w.astype(jnp.int32) for w in held], bits)
+        for r, codes in enumerate(runs):
+            at = (block * tiles.runs + r) * tiles.width + within
+            if read is None:
+                y = jnp.dot(x_at(at), codes.astype(jnp.int8), preferred_element_type=jnp.int32)
+                sums += y.astype(jnp.float32) * scale_at(at)
+                continue
+            weight = read(codes, table_ref)
+            weight = (weight * scale_at(at) if grouped else weight).astype(x_ref.dtype)
+            sums += jnp.dot(x_at(at), weight, preferred_element_type=jnp.float32)
+        return sums
+
+    sums = lax.fori_loop(0, steps, step, jnp.zeros(y_ref.shape, jnp.float32))
+    y_ref[...] = (sums if grouped else sums * scale_ref[...]).astype(y_ref.dtype)
