@@ -63,7 +63,9 @@ def plan(everything=True):
         build = functools.partial(qwix_programs.unrolled, rows=rows)
         groups.append((f"beside Qwix, batch {rows}", chosen(BESIDE.get(rows, ())), names, build))
     weights = [*programs.FORMATS, "rank 256"]
-    groups.append(("transformer blocks", everywhere, weights, programs.blocks))
+    groups.append(("transformer blocks", TPUS | SLICE, weights, programs.blocks))
+    in_kernels = functools.partial(programs.blocks, pallas=True)
+    groups.append(("transformer blocks", GPU, weights, in_kernels))
     groups.append(("training step", everywhere, list(programs.TRAINED), programs.training))
     pod = functools.partial(programs.mlp_stack, rows=1024, width=8192, hidden=32768)
     groups.append(("MLP stack", POD, ["bfloat16", "int8"], pod))

@@ -146,7 +146,7 @@ def mlp_stack_in_kernels(
     return program._replace(fn=on_parts)
 
 
-def blocks(weights: str, width: int = 2048, layers: int = 4) -> Program:
+def blocks(weights: str, width: int = 2048, layers: int = 4, pallas: bool = False) -> Program:
     """Scanned transformer blocks, on 4 sequences of 32 tokens."""
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), layers))
     stacked = jax.eval_shape(jax.vmap(lambda key: models.block_init(key, width)), keys)
@@ -157,7 +157,7 @@ def blocks(weights: str, width: int = 2048, layers: int = 4) -> Program:
         return lax.scan(lambda x, layer: (models.block(layer, x), None), x, params)[0]
 
     sizes = (width * width, 4 * width * width)
-    return lifted(run, params, x, weights, _megatron, sizes)
+    return lifted(run, params, x, weights, _megatron, sizes, pallas)
 
 
 def training(weights: str, layers: int = 2, width: int = 512, vocabulary: int = 1024) -> Program:

@@ -43,8 +43,8 @@ from jaxopt_compress.numerics.packing import layout
 
 # The least K of a matrix instruction, in bytes, and the least columns of a block.
 LEAST_BYTES, COLUMNS = 32, 64
-# Programs to keep all multiprocessors of a large GPU busy, two on each.
-_BUSY, _MAX_SPLITS = 256, 8
+# Programs to keep the multiprocessors of a large GPU busy; blocks of few rows leave room for two.
+_BUSY, _MAX_SPLITS = 128, 8
 
 
 class Tiles(NamedTuple):
@@ -132,7 +132,8 @@ def _blocks(rows, depth, columns, tiles, integers=False):
     bn = 2 * COLUMNS if bm >= 128 and columns % (2 * COLUMNS) == 0 else COLUMNS
     steps, splits = depth // (tiles.depth * tiles.runs), 1
     programs = columns // bn * pl.cdiv(rows, bm)
-    while programs * splits < _BUSY and splits < _MAX_SPLITS and steps % 8 == 0:
+    busy = _BUSY if bm > 32 else 2 * _BUSY
+    while programs * splits < busy and splits < _MAX_SPLITS and steps % 8 == 0:
         steps, splits = steps // 2, splits * 2
     return bm, bn, steps, splits
 
