@@ -32,7 +32,9 @@ def run(product, arrays, specs):
     return fn(*arrays), tuple(k for k in kinds if f" {k}(" in text)
 
 
-@pytest.mark.parametrize("name", ["nf4", "mxfp6", "int3"])
+@pytest.mark.parametrize(
+    "name", ["nf4", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mxfp6", "int3"))]
+)
 @pytest.mark.parametrize("split", SPLITS)
 def test_parts_stay_where_they_are(name, split):
     x, codes, scale, keywords, _ = inputs(name, rows=6, depth=1024)
