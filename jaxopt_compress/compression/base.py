@@ -112,7 +112,7 @@ class Compression(NamedTuple):
         Args:
             params: The parameters that the optimizer updates.
             opt_state: The state of an optimizer that contains `compressed_training` somewhere,
-                inside any optax wrapper.
+                inside any optax wrapper; or the compression's own, from ``init`` or ``update``.
 
         Returns:
             The compressed view of ``params``; gradients are taken at it. It is made of dense
@@ -122,11 +122,13 @@ class Compression(NamedTuple):
         Raises:
             ValueError: ``opt_state`` holds no state of a compression.
         """
-        found = training_states(opt_state)
+        found = [state.compression for state in training_states(opt_state)]
+        if isinstance(opt_state, CompressionState | ChainState):
+            found = [opt_state]
         if not found:
             raise ValueError(NO_COMPRESSION)
         for state in found:
-            params = forward_view(self.apply, params, state.compression)
+            params = forward_view(self.apply, params, state)
         return params
 
 

@@ -23,6 +23,10 @@ def fits(x, codes, scale, group, *, bits=None, block=None):
       >>> fits(x, codes, scale, 128), fits(x, codes, scale, 100)
       (True, False)
     """
+    return x.dtype in (jnp.bfloat16, jnp.float16) and _tiled(x, codes, scale, group, bits, block)
+
+
+def _tiled(x, codes, scale, group, bits=None, block=None):
     *batch, rows, depth = x.shape
     columns = codes.shape[-1]
     if bits is None or block is None:
@@ -32,10 +36,9 @@ def fits(x, codes, scale, group, *, bits=None, block=None):
         readable = readable and depth % block == 0
     if not (isinstance(rows, int) and rows * depth > 0 and readable and depth % group == 0):
         return False
-    tiles = gpu_kernel.tiles_of(rows, depth, group, bits, block)
+    tiles = gpu_kernel.tiles_of(rows, depth, group, bits, block, x.dtype.itemsize)
     return (
-        x.dtype in (jnp.bfloat16, jnp.float16)
-        and depth % (tiles.depth * tiles.runs) == 0
+        depth % (tiles.depth * tiles.runs) == 0
         and columns % gpu_kernel.COLUMNS == 0
         and codes.shape == (*batch, stored, columns)
         and scale.shape == (*batch, depth // group, columns)
@@ -101,9 +104,9 @@ def decoded_dot(
 
 def integer_fits(x_codes, codes, scale, group):
     """Whether `integer_dot` has tiles for these shapes and types."""
-    whole = {"int4", "int8"} >= {codes.dtype.name} and x_codes.dtype == jnp.int8
-    x = jax.ShapeDtypeStruct(x_codes.shape, jnp.bfloat16)
-    return whole and group % gpu_kernel.LEAST_BYTES == 0 and fits(x, codes, scale, group)
+    whole = x_codes.dtype == jnp.int8 and codes.dtype.name in ("int4", "int8")
+    whole = whole and group % gpu_kernel.LEAST_BYTES == 0
+    return whole and _tiled(x_codes, codes, scale, group)
 
 
 def integer_dot(x_codes, codes, scale, *, group, interpret=False):

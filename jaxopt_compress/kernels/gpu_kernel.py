@@ -111,7 +111,7 @@ def _of_matrices(x, codes, scale, *, decode, group, bits, block, lookup, preferr
     return y[:rows]
 
 
-def tiles_of(rows, depth, group, bits, block, itemsize=2):
+def tiles_of(rows, depth, group, bits, block, itemsize):
     """The `Tiles` for `rows` of `x`, whose elements have `itemsize` bytes."""
     runs = 1 if bits is None else layout(bits).runs
     width = (depth if bits is None else block) // runs

@@ -29,7 +29,7 @@ def step_of(
 
     Args:
         low: Float32 minima.
-        high: Float32 maxima, the same shape.
+        high: Float32 maxima, the same shape. Without an end, or NaN, the step is NaN.
         fmt: The number format.
         symmetric: Whether the grid is centred on zero.
         of_nothing: The step of a range too small for a normal float32 step; by default 1, and with
@@ -43,6 +43,8 @@ def step_of(
         Integer-Arithmetic-Only Inference.
     """
     qmin, qmax = fmt.grid.low, fmt.grid.high
+    high = jnp.where(jnp.isfinite(low), high, jnp.nan)
+    high = jnp.where(jnp.isfinite(high), high, jnp.nan)
     steps = _unknown(fmt.top if symmetric else (qmax - qmin) / 2, high)
     if symmetric:
         scale = jnp.maximum(jnp.abs(low), jnp.abs(high)) / steps
@@ -94,7 +96,7 @@ def power_of_two_step(low: jax.Array, high: jax.Array, fmt: Format) -> jax.Array
     Magnitudes up to a binade's end may lie beyond the top level, which then takes them.
 
     Returns:
-        float8_e8m0fnu, the shape of ``low``; 1 for a range of zero.
+        float8_e8m0fnu, the shape of ``low``; 1 for a range of zero, NaN for one without an end.
 
     References:
         Rouhani et al., 2023, Microscaling Data Formats for Deep Learning.
@@ -102,7 +104,8 @@ def power_of_two_step(low: jax.Array, high: jax.Array, fmt: Format) -> jax.Array
     absmax = jnp.maximum(jnp.abs(low), jnp.abs(high)).astype(jnp.float32)
     exponent = _exponent(absmax) - (_exponent(jnp.float32(fmt.top)) - 127)
     # 255 is NaN, and 0 a subnormal float32; a range of zero has no exponent.
-    exponent = jnp.where(absmax > 0, jnp.clip(exponent, 1, 254), 127)
+    exponent = jnp.where(absmax == 0, 127, jnp.clip(exponent, 1, 254))
+    exponent = jnp.where(jnp.isfinite(absmax), exponent, 255)
     return lax.bitcast_convert_type(exponent.astype(jnp.uint8), jnp.float8_e8m0fnu)
 
 
@@ -136,7 +139,8 @@ def step_value(scale: jax.Array) -> jax.Array:
     """
     if scale.dtype == jnp.float8_e8m0fnu:
         exponent = lax.bitcast_convert_type(scale, jnp.uint8).astype(jnp.int32)
-        return lax.bitcast_convert_type(exponent << 23, jnp.float32)
+        # The largest is NaN, of which a shift alone would make infinity.
+        return lax.bitcast_convert_type((exponent << 23) | (exponent == 255), jnp.float32)
     return scale.astype(jnp.float32)
 
 

@@ -45,8 +45,8 @@ def check_seen_inputs(parameter: Parameter, inputs: str) -> None:
 
 def check_types(group: Any, bounds: Any, key: Any) -> None:
     """Refuses what are no groups, bounds or keys."""
-    parts = group if isinstance(group, tuple) else (group,)
-    if not all(g is None or isinstance(g, numbers.Integral) for g in parts) or len(parts) > 2:
+    parts = group if isinstance(group, tuple) and len(group) == 2 else (group,)
+    if not all(g is None or isinstance(g, numbers.Integral) for g in parts):
         raise TypeError(f"group={group!r}; it is a number of entries, or a pair of them")
     if bounds is not None and not isinstance(bounds, Bounds):
         raise TypeError(f"bounds={bounds!r}; it is one of jaxopt_compress.bounds, such as mse()")

@@ -138,8 +138,8 @@ def _check(begin: int, state: Any, first: Any) -> None:
     for path, leaf in leaves.items():
         if not isinstance(leaf, QuantizedState) or leaf.inputs is not None:
             raise ValueError(
-                f"the stage at {begin} decides {type(leaf or state).__name__} at {path!r}: stages "
-                "are of quantize, without inputs"
+                f"the stage at {begin} is not jaxopt_compress.quantize of {path!r} alone: stages "
+                "are of quantize, without inputs="
             )
     other = sorted(set(leaves) ^ set(first.leaves))
     if other:

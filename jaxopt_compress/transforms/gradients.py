@@ -80,7 +80,8 @@ def at_view(grads: Any, seen: Any, parts: list[dict[str, Any]]) -> Any:
             raise ValueError(
                 f"the gradient of {path!r} is that of its weight alone, and its activations have a "
                 "learned step: pass the gradients at compression.view(params, opt_state) as they "
-                "are, and to accumulate, add them up over batches before the update"
+                "are. Wrappers that keep gradients, as optax.MultiSteps does, keep those of "
+                "weights alone: add up whole ones over batches, and update once"
             )
         nothing = jax.tree.map(jnp.zeros_like, s)
         form = nothing.weight.form.replace(codes=g)

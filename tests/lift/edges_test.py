@@ -48,6 +48,18 @@ def test_lookups_out_of_bounds(compression, mode, fill):
     np.testing.assert_allclose(found, dense, **CLOSE)
 
 
+@pytest.mark.filterwarnings("ignore::jaxopt_compress.AssumedLayout")
+@pytest.mark.parametrize("format", ["int4", "int3", "nf4"])
+def test_a_layer_of_a_stack_whose_last_group_is_short(format):
+    stack = jax.random.normal(jax.random.key(1), (3, 40, 8))
+    small = jc.compress({"w": stack}, jc.quantize(format, group=16, pad=True, where="w"))
+    x = jax.random.normal(jax.random.key(2), (4, 40))
+    for layer in (lambda p, x: x @ p["w"][1], lambda p, x: x @ p["w"].reshape(1, 3, 40, 8)[0, 2]):
+        np.testing.assert_allclose(*both(layer, small, x), rtol=1e-4, atol=1e-4)
+    with pytest.raises(jc.FallbackError, match="reshape"):
+        both(lambda p, x: x @ p["w"].reshape(120, 8), small, jnp.ones((4, 120)))
+
+
 def test_mapped_lookups_in_a_stack_of_one():
     small = jc.compress({"w": STACK[:1]}, jc.quantize("int4", group=4, where="w"))
     look = jax.vmap(lambda w, i: jnp.take(w, i, axis=1))

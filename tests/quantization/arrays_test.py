@@ -34,6 +34,19 @@ def test_quantize_array_under_jit():
     assert_same_bits(got, want)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", [*cases.SOME, "uint4", "binary", "mxfp4", "mxfp8"])
+def test_what_is_not_finite_shows_in_all_that_shares_its_step(name, value):
+    """And nowhere else: a cache says so, rather than holding a number that nobody wrote."""
+    x = normal(4, 64).at[1, 5].set(value)
+    run = lambda x: jc.quantize_array(x, name, symmetric=not name.startswith("uint"))
+    for got in (run(x), jax.jit(run)(x)):
+        nans = np.isnan(got.materialize())
+        group = 64 if got.group is None else got.group
+        assert nans[1, 5 // group * group :][:group].all()
+        assert not nans[[0, 2, 3]].any()
+
+
 CACHES = {"int8": {}, "nf4": {}, "nvfp4": {}, "int4": {"group": 4, "scale": "float8_e4m3fn"}}
 
 

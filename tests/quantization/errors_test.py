@@ -29,6 +29,7 @@ def init(params, *args, **kwargs):
             "scale='int8'; steps are held in float32, bfloat16, float16, .*e8m0fnu, .*e4m3fn",
         ),
         (lambda: jc.quantize("int4", [4, 4]), TypeError, r"group=\[4, 4\]; .* or a pair"),
+        (lambda: jc.quantize("int4", (8,)), TypeError, r"group=\(8,\); .* or a pair"),
         (lambda: jc.quantize("int4", (4, 4, 4)), TypeError, r"group=\(4, 4, 4\); .* or a pair"),
         (lambda: jc.quantize("int4", 4.0), TypeError, "group=4.0; it is a number of entries"),
         (lambda: jc.quantize("int4", bounds="mse"), TypeError, r"bounds='mse'; .* such as mse\(\)"),

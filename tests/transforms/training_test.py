@@ -176,6 +176,14 @@ def test_accumulation_inside_is_refused():
         jc.quantize("int8").view(params, optax.sgd(0.1).init(params))
 
 
+@pytest.mark.parametrize("name", ["int8", "low rank int8"])
+def test_the_view_of_a_state_without_an_optimizer(name):
+    """Such as that of averaged parameters."""
+    params, c = as_dict()[0], COMPRESSIONS[name]
+    tx = jc.compressed_training(optax.sgd(0.1), c)
+    assert_same(c.view(params, c.init(params)), c.view(params, tx.init(params)))
+
+
 def test_hyperparameters_may_be_injected():
     c = COMPRESSIONS["int8"]
     make = lambda learning_rate: jc.compressed_training(optax.adam(learning_rate), c)

@@ -96,12 +96,12 @@ def _reshaped(q: QuantizedArray, new: tuple[int, ...]) -> QuantizedArray:
 def _regrouped(q: QuantizedArray, new: tuple[int, ...]) -> QuantizedArray:
     """Merges and splits axes; groups and words go on along the last part of their own."""
     how = Regrouping.of(q.shape, new, _front(q))
-    unit = math.lcm(q.group or 1, q.block or 1)
-    bound = q.group is not None or q.block is not None
-    if q.group is not None and q.axis is not None and q.shape[q.axis] % q.group:
-        raise NoView
-    if bound and (how.place is None or new[how.place] % unit):
-        raise NoView
+    if q.group is not None or q.block is not None:
+        length, unit = q.shape[q.checked_axis], math.lcm(q.group or 1, q.block or 1)
+        now = None if how.place is None else new[how.place]
+        # A short last group stays the last one only while its axis is as it was.
+        if now is None or (now != length and (length % unit or now % unit)):
+            raise NoView
     codes = q.codes.reshape(how.shape(q.codes.shape, q.block is not None))
     steps = lambda x: x.reshape(how.shape(x.shape, q.group is not None))
     axis = None if how.place is None else how.place - len(new)
