@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.kernels import gpu_kernel
@@ -17,6 +16,7 @@ def fits(x, codes, scale, group, *, bits=None, block=None):
     """Whether `decoded_dot` has tiles for these shapes and types; arguments as there, or types.
 
     Example:
+      >>> import jax
       >>> x = jax.ShapeDtypeStruct((8, 512), jnp.bfloat16)
       >>> codes = jax.ShapeDtypeStruct((512, 768), jnp.int4)
       >>> scale = jax.ShapeDtypeStruct((4, 768), jnp.float32)
