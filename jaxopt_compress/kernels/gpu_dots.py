@@ -65,19 +65,16 @@ def decoded_dot(
 
     rounded to the type of `x`, as a stored weight would be; with one step per column levels are
     rounded, and steps multiply the float32 sums. Derivatives are those of the same product without
-    a kernel.
+    a kernel. Compilers split it over devices as they do any product.
 
     Args:
       x: `[*batch, M, K]`, bfloat16 or float16.
-      codes: `[*batch, K, N]`, integers of four or eight bits or float8; with `bits`,
-        `[*batch, K * bits / 8, N]`, uint8, planar words as `jaxopt_compress.numerics.packing`
-        lays them out.
+      codes: integers of four or eight bits, float8, or planar words, as for `tpu_dots.decoded_dot`.
       scale: `[*batch, K / group, N]`, floating point; multiplies in float32.
-      decode: an elementwise function from codes, in an array of any shape, to float32 levels. Codes
-        from words come as unsigned integers of some type.
-      group: number of consecutive `k` that share a step.
-      bits: of a code in planar words; None for codes.
-      block: number of consecutive `k` that are packed together.
+      decode: as there.
+      group: as there.
+      bits: as there.
+      block: as there.
       lookup: whether codes of less than eight bits pick from a table of levels, instead of being
         decoded one by one, which pays where that takes less than a few instructions.
       preferred: type of the result; sums are float32.
