@@ -1,6 +1,6 @@
 """Compiles lifted functions and training steps for TPUs and GPUs that this machine lacks.
 
-    python benchmarks/compile_targets.py [--quick | --all] [--only stack/v5e] [--json]
+    python benchmarks/compile_targets.py [--quick | --all] [--only stack/v5e] [--keep FILE] [--json]
 
 Needs libtpu for TPUs; for an H100 also jax-cuda13-plugin, jax-cuda13-pjrt and CUDA's ptxas; Qwix to
 compile its programs too. Nothing runs: bytes of arguments and of temporaries, and the largest
@@ -14,8 +14,10 @@ import fnmatch
 import functools
 import importlib.util
 import itertools
+import json
 import math
 import os
+import pathlib
 import sys
 import time
 
@@ -186,11 +188,23 @@ def copies_by_space(row):
     return tuple(sum(c.endswith(s) for c in row["weight_copies"]) for s in ("HBM", "VMEM"))
 
 
+def kept(path):
+    """The cases that an earlier run has left in a file, by name."""
+    if path is None or not path.exists():
+        return {}
+    return dict(json.loads(line) for line in path.read_text().splitlines())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", help="words of program/target/weights, or globs")
     parser.add_argument("--quick", action="store_true", help="the stack at batch 8 on v5e only")
     parser.add_argument("--all", action="store_true", help="every format, batch and target")
+    parser.add_argument(
+        "--keep",
+        type=pathlib.Path,
+        help="file of compiled cases: adds to it, and skips what it has",
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON only")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
@@ -204,15 +218,22 @@ def main():
     if not cases:
         sys.exit(f"--only {' '.join(patterns)} matches none of:\n" + "\n".join(known))
     rows, absent, broken = [], {}, []
+    had = kept(args.keep)
     for name, (build, weights, mesh) in cases.items():
         package = missing(target := name.split("/")[1], weights)
         if package:
             maker = "Qwix" if package == "qwix" else target
             absent[maker] = f"{package} is not installed"
             continue
+        if name in had:
+            rows.append(had[name])
+            continue
         print(f"compiling {name}", file=sys.stderr, flush=True)
         try:
             rows.append(measure(name, build, mesh))
+            if args.keep:
+                with args.keep.open("a") as lines:
+                    lines.write(json.dumps([name, rows[-1]]) + "\n")
         except jax.errors.JaxRuntimeError as error:
             broken.append(f"{', '.join(name.split('/'))}: {str(error).splitlines()[0]}")
     # What Qwix's programs do not compile to is no claim of ours.
