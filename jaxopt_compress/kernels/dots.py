@@ -92,7 +92,7 @@ def scaled_dot(
 
     default = linear = of_codes(scaled_after if groups == 1 else dequantized)
     forms = {}
-    if groups == 1:
+    if groups == 1 and (sums is not None or x.dtype.itemsize < 4):
         forms["tpu"] = of_codes(scaled_after, sums=sums)
         # GPUs fuse one conversion.
         forms |= dict.fromkeys(GPUS, of_codes(scaled_after, sums=sums, convert=_directly))
