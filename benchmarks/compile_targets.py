@@ -84,11 +84,16 @@ def plan(everything=True):
     }
 
 
+def platform_of(target):
+    """JAX's name of the platform that a target belongs to."""
+    return "cuda" if target in GPU | GPUS else "tpu"
+
+
 def missing(target, weights):
     """What has to be installed to compile a case, or None."""
     if weights.endswith(qwix_programs.QWIX) and not qwix_programs.installed():
         return "qwix"
-    package = "jax_plugins.xla_cuda13" if target in GPU | GPUS else "libtpu"
+    package = "jax_plugins.xla_cuda13" if platform_of(target) == "cuda" else "libtpu"
     try:
         found = importlib.util.find_spec(package)
     except ModuleNotFoundError:
@@ -103,7 +108,7 @@ def measure(name, build, mesh):
     program, mesh = build(), mesh()
     args = programs.place(program, mesh)
     begin = time.perf_counter()
-    compiled = hlo_tools.compile_for(program.fn, args, "cuda" if target in GPU | GPUS else "tpu")
+    compiled = hlo_tools.compile_for(program.fn, args, platform_of(target))
     row["compile_s"] = round(time.perf_counter() - begin, 1)
     memory, text = compiled.memory_analysis(), compiled.as_text()
     batch = args[1].sharding.shard_shape(args[1].shape)

@@ -122,9 +122,8 @@ class Compression(NamedTuple):
         Raises:
             ValueError: ``opt_state`` holds no state of a compression.
         """
-        found = [state.compression for state in training_states(opt_state)]
-        if isinstance(opt_state, CompressionState | ChainState):
-            found = [opt_state]
+        own = isinstance(opt_state, CompressionState | ChainState)
+        found = [opt_state] if own else [s.compression for s in training_states(opt_state)]
         if not found:
             raise ValueError(NO_COMPRESSION)
         for state in found:

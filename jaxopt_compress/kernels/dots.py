@@ -26,12 +26,7 @@ import numpy as np
 from jax import lax
 
 from jaxopt_compress.kernels.cpu_dots import streamed_dot, streams
-from jaxopt_compress.kernels.forms import (
-    GPUS,
-    check_shapes,
-    on_each_platform,
-    row_count,
-)
+from jaxopt_compress.kernels.forms import GPUS, check_shapes, on_each_platform, row_count
 
 # Rows of a block-diagonal x up to which the additional products stay cheaper than a copy of codes.
 _MAX_BLOCK_DIAGONAL_ROWS = 512

@@ -43,8 +43,7 @@ def step_of(
         Integer-Arithmetic-Only Inference.
     """
     qmin, qmax = fmt.grid.low, fmt.grid.high
-    high = jnp.where(jnp.isfinite(low), high, jnp.nan)
-    high = jnp.where(jnp.isfinite(high), high, jnp.nan)
+    high = jnp.where(jnp.isfinite(low) & jnp.isfinite(high), high, jnp.nan)
     steps = _unknown(fmt.top if symmetric else (qmax - qmin) / 2, high)
     if symmetric:
         scale = jnp.maximum(jnp.abs(low), jnp.abs(high)) / steps

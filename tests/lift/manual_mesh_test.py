@@ -69,12 +69,8 @@ def test_kernels_take_parts(platform, name, spec):
     chip = H100 if platform == "cuda" else None
     mesh = AbstractMesh((2, 4), **AXES, abstract_device=chip)
     fn = split(jc.lift(matmul, on_fallback="error", pallas=True), small["w"], spec, mesh)
-    assert (
-        lowered_for(platform, fn, *jax.eval_shape(lambda *args: args, small, x)).count(
-            KERNEL_CALLS[platform]
-        )
-        == 1
-    )
+    types = jax.eval_shape(lambda *args: args, small, x)
+    assert lowered_for(platform, fn, *types).count(KERNEL_CALLS[platform]) == 1
 
 
 @pytest.mark.parametrize("spec", [COLUMNS, ROWS], ids=["columns", "rows"])
