@@ -9,7 +9,7 @@ from jaxopt_compress.kernels.forms import (
 )
 from jaxopt_compress.kernels.integer_dots import integer_dot
 from jaxopt_compress.kernels.planar_dots import planar_dot
-from jaxopt_compress.kernels.transposed_dots import transposed_dot
+from jaxopt_compress.kernels.transposed_dots import trained_dot, transposed_dot
 
 __all__ = [
     "differentiated_as",
@@ -18,6 +18,7 @@ __all__ = [
     "planar_dot",
     "row_count",
     "scaled_dot",
+    "trained_dot",
     "transposed_dot",
     "varying_alike",
     "zero_product",
