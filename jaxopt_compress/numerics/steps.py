@@ -44,20 +44,23 @@ def step_of(
     """
     qmin, qmax = fmt.grid.low, fmt.grid.high
     high = jnp.where(jnp.isfinite(low) & jnp.isfinite(high), high, jnp.nan)
-    steps = _unknown(fmt.top if symmetric else (qmax - qmin) / 2, high)
     if symmetric:
-        scale = jnp.maximum(jnp.abs(low), jnp.abs(high)) / steps
+        top, reach = fmt.top, jnp.maximum(jnp.abs(low), jnp.abs(high))
     else:
         low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
-        # Halves first: high - low overflows for ranges over half of float32's.
-        scale = jnp.minimum((high / 2 - low / 2) / steps, jnp.finfo(jnp.float32).max)
+        # Halves: high - low overflows for ranges over half of float32's.
+        top, reach = (qmax - qmin) / 2, high / 2 - low / 2
     if of_nothing is None:
         of_nothing = 1.0 if fmt.has_zero else TINY
     # A NaN stays one, for whoever watches for it.
-    scale = jnp.where(scale < TINY, of_nothing, scale).astype(jnp.float32)
+    reach = jnp.where(reach < TINY * max(top, 1), of_nothing * top, reach).astype(jnp.float32)
+    # Of what divides by the quotient compilers make another one.
+    scale = lax.optimization_barrier(reach / _unknown(top, high))
     if symmetric:
         return scale, None
-    zero = jnp.clip(qmin - jnp.round(low / lax.optimization_barrier(scale)), qmin, qmax)
+    # In 1 bit the largest range has a larger step.
+    scale = jnp.minimum(scale, jnp.finfo(jnp.float32).max)
+    zero = jnp.clip(qmin - jnp.round(low / scale), qmin, qmax)
     return scale, zero.astype(zero_dtype(fmt))
 
 
