@@ -68,9 +68,11 @@ REST = (
 )
 TRAINED = {
     "float32": None,
-    "QAT int8": jc.quantize("int8", where="**/kernel"),
+    "QAT int8": jc.quantize("int8", where=KERNELS),
+    "QAT int8 unrounded": jc.quantize("int8", where=KERNELS, residuals="unrounded"),
+    "QAT int8 x int8": jc.quantize("int8", where=KERNELS, inputs="int8"),
     # Masks change at every step.
-    "pruned": jc.prune(jc.magnitude(), jc.polynomial(0.9, begin=0, end=1000), where="**/kernel"),
+    "pruned": jc.prune(jc.magnitude(), jc.polynomial(0.9, begin=0, end=1000), where=KERNELS),
 }
 
 
@@ -160,7 +162,7 @@ def blocks(weights: str, width: int = 2048, layers: int = 4, pallas: bool = Fals
     return lifted(run, params, x, weights, _megatron, sizes, pallas)
 
 
-def training(weights: str, layers: int = 2, width: int = 512, vocabulary: int = 1024) -> Program:
+def training(weights: str, layers: int = 4, width: int = 2048, vocabulary: int = 1024) -> Program:
     """A training step of a transformer in bfloat16, with adam and float32 parameters."""
     tokens = jax.ShapeDtypeStruct((4, 65), jnp.int32)
     init = lambda: models.transformer_init(jax.random.key(0), layers, width, vocabulary)
@@ -173,6 +175,8 @@ def training(weights: str, layers: int = 2, width: int = 512, vocabulary: int = 
         logits = models.transformer(half, tokens[:, :-1]).astype(jnp.float32)
         return models.cross_entropy(logits, tokens[:, 1:])
 
+    # As it is for views of arrays alone.
+    loss = jc.lift(loss, on_fallback="error")
     step = models.train_step(loss, tx, compression)
     state = (params, jax.eval_shape(tx.init, params))
     return Program(step, state, tokens, _megatron, (), "")

@@ -42,14 +42,19 @@ class GriddedArray(CompressedArray):
         return _in_place_of(self.form.codes, self.quantized().materialize())
 
     def quantized(self) -> QuantizedArray:
-        """The nearest codes. Its derivatives are zero."""
+        """The nearest codes, computed once. Its derivatives are zero."""
+        form = self.nearest()
+        # What needs them on the way back is to read these, not the values once more.
+        return form.replace(codes=lax.optimization_barrier(form.codes))
+
+    def nearest(self) -> QuantizedArray:
+        """As `quantized`, for a single use, which compilers may fuse with the rounding."""
         form = jax.tree.map(lax.stop_gradient, self.form)
         fmt, steps = form.fmt, form.per_entry(form.steps())
         zero = None if form.zero is None else form.zero.astype(zero_dtype(fmt))
         wide = None if zero is None else form.per_entry(zero)
         levels, _ = round_to_grid(form.codes, steps, wide, fmt)
-        # What needs them on the way back is to read these, not the values once more.
-        return form.replace(codes=lax.optimization_barrier(encode(levels, fmt)), zero=zero)
+        return form.replace(codes=encode(levels, fmt), zero=zero)
 
     def specs(self, spec: PartitionSpec) -> "GriddedArray":
         """Those of the quantized array."""

@@ -1,4 +1,4 @@
-"""A weight that meets quantized activations."""
+"""A weight with what its products do besides: to activations, and on the way back."""
 
 import dataclasses
 import functools
@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxopt_compress.arrays.base import CompressedArray, is_compressed, narrow_spec, pad_spec
+from jaxopt_compress.numerics.formats import Format, format_of
 
 
 @functools.partial(
@@ -23,14 +24,16 @@ class InputQuantizedArray(CompressedArray):
 
     Stands for the weight: `materialize` knows nothing of activations. In a lifted function,
     products and convolutions with it round their other operand first, and run on codes where both
-    formats allow it.
+    formats allow it. In training it also says what their derivatives are taken at; then activations
+    may be left as they are.
 
     Attributes:
         weight: The weight: a `QuantizedArray`, another compressed array, or a dense one.
         scale: Float32 steps of the activations, of the rank of the weight, with one entry for all
             of it or one per entry of leading stack axes; or None: the largest magnitude of each row
             decides at run time.
-        format: The name of the activations' number format, such as ``"int8"``.
+        format: The name of the activations' number format, such as ``"int8"``; or None, with
+            ``"unrounded"`` residuals: they are not rounded.
         offset: Float32 values that levels of activations count from, of the shape of ``scale``, or
             None for 0; only with ``scale``.
         clipping: Whether the derivative with respect to ``scale`` is that of a clipping value,
@@ -43,12 +46,16 @@ class InputQuantizedArray(CompressedArray):
 
     weight: Any
     scale: Any
-    format: str
+    format: str | None
     offset: Any = None
     clipping: bool = False
     gradients: str | None = None
     residuals: str = "rounded"
-    lost_when_dense = ", whose activations are not rounded"
+
+    @property
+    def lost_when_dense(self) -> str:  # pyright: ignore
+        """What a dense form would not do."""
+        return "" if self.format is None else ", whose activations are not rounded"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,6 +66,13 @@ class InputQuantizedArray(CompressedArray):
     def dtype(self) -> np.dtype:  # pyright: ignore
         """The dtype of the weight."""
         return jnp.dtype(self.weight.dtype)
+
+    @property
+    def fmt(self) -> Format:
+        """The activations' number format."""
+        if self.format is None:
+            raise ValueError("activations that meet this weight are not rounded")
+        return format_of(self.format)
 
     def materialize(self) -> jax.Array:
         """The dense weight."""

@@ -25,13 +25,13 @@ class LeafState:
         kind: The method's name, by which chains refuse orders that do not compose.
         replaces: Whether learned arrays stand for the parameter, which then gets no updates.
         keeps_zeros: Whether 0.0 stays 0.0, so that it may follow pruning.
-        rounds_inputs: Whether the activations that meet the parameter are rounded too.
+        needs_lift: Whether its ``view`` is for lifted functions only, being no array.
     """
 
     kind: Any
     replaces: bool = False
     keeps_zeros: Any = False
-    rounds_inputs: Any = False
+    needs_lift: Any = False
 
     def apply(self, w: Any, learned: Any) -> Any:
         """The parameter that the forward pass uses; differentiable, jit-able."""
@@ -42,7 +42,7 @@ class LeafState:
         raise NotImplementedError
 
     def view(self, w: Any, learned: Any) -> Any:
-        """What a forward pass uses in training, with what rounds activations if anything does."""
+        """What a forward pass uses in training: an array, or what also says what products do."""
         return self.apply(w, learned)
 
     def before(self, g: jax.Array) -> jax.Array:
@@ -170,9 +170,9 @@ def _split(state: Any) -> list[Any]:
 
 
 def forward_view(apply: Callable[..., Any], params: Any, state: Any) -> Any:
-    """The view that training uses: that of ``apply``, and with what rounds activations."""
-    rounds = any(x.rounds_inputs for s in leaf_states(state) for x in s.leaves.values())
-    if not rounds or not describes_itself(state):
+    """The view that training uses: that of ``apply``, or one that also says what products do."""
+    lifted = any(x.needs_lift for s in leaf_states(state) for x in s.leaves.values())
+    if not lifted or not describes_itself(state):
         return apply(params, state)
     return _dense(_applied(params, state, lambda leaf: leaf.view), state)
 
@@ -261,7 +261,7 @@ def _dense(params: Any, state: Any) -> Any:
     def dense(path: str, leaf: Any) -> Any:
         if not is_compressed(leaf) or not owner(path):
             return leaf
-        # What rounds activations has no dense form.
+        # What its products do besides has no dense form.
         held = any(map(runs, jax.tree.leaves(leaf, is_leaf=runs)))
         return leaf if held else materialize(leaf)
 

@@ -21,13 +21,13 @@ _REFUSED = {
     "choose a smaller rank, or keep one of the two",
     ("quantize", "low_rank"): "the factors of a quantized matrix are not quantized; "
     "use chain(low_rank(...), quantize(...))",
-    ("quantize", "quantize with inputs"): "the second grid replaces the first; keep one of the two",
+    ("quantize", "quantize in products"): "the second grid replaces the first; keep one of the two",
     ("quantize", "quantize"): "the second grid replaces the first; keep one of the two",
     ("prune", "prune"): "the second mask replaces the first; keep one of the two",
     **{
-        ("quantize with inputs", kind): "it has to come last, since it wraps what is stored; "
+        ("quantize in products", kind): "it has to come last, since it wraps what is stored; "
         "move it to the end of the chain"
-        for kind in ("prune", "low_rank", "quantize", "quantize with inputs")
+        for kind in ("prune", "low_rank", "quantize", "quantize in products")
     },
     ("low_rank", "low_rank"): "the second rank replaces the first; keep one of the two",
 }

@@ -12,7 +12,7 @@ from jaxopt_compress.arrays import GriddedArray, InputQuantizedArray
 from jaxopt_compress.kernels import differentiated_as
 from jaxopt_compress.lift.products import dense_operand
 from jaxopt_compress.numerics.codes import round_to_grid
-from jaxopt_compress.numerics.formats import Format, format_of
+from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.learned import slopes
 from jaxopt_compress.numerics.rounding import widen
 from jaxopt_compress.numerics.steps import step_of
@@ -31,14 +31,14 @@ def input_step(w: InputQuantizedArray, x: jax.Array, axes: Sequence[int], spread
         return spread(w.scale)
     high = lax.stop_gradient(jnp.max(jnp.abs(x), tuple(axes), keepdims=True, initial=0))
     high = high.astype(jnp.float32)
-    return step_of(-high, high, format_of(w.format), True)[0]
+    return step_of(-high, high, w.fmt, True)[0]
 
 
 def input_levels(w: InputQuantizedArray, x: jax.Array, step: jax.Array, spread: Any) -> jax.Array:
     """The float32 levels of an activation."""
     x = widen(x)
     x = x if w.offset is None else x - spread(w.offset)
-    return round_to_grid(x, step, None, format_of(w.format))[0]
+    return round_to_grid(x, step, None, w.fmt)[0]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
@@ -76,7 +76,7 @@ def rounded_input(w: InputQuantizedArray, x: jax.Array, step: jax.Array, spread:
         Esser et al., 2020, Learned Step Size Quantization. Bhalgat et al., 2020, LSQ+: Improving
         Low-Bit Quantization Through Learnable Offsets and Better Initialization.
     """
-    wide, fmt = widen(x), format_of(w.format)
+    wide, fmt = widen(x), w.fmt
     if w.scale is None:
         return _within_its_range(wide, step, fmt).astype(x.dtype)
     if w.offset is None:

@@ -25,6 +25,7 @@ from jaxopt_compress.arrays import (
 from jaxopt_compress.kernels import (
     integer_dot,
     on_each_platform,
+    trained_dot,
     zero_product,
 )
 from jaxopt_compress.lift.activation_grids import (
@@ -56,7 +57,7 @@ from jaxopt_compress.lift.quantized_products import as_matrices, as_rows
 from jaxopt_compress.lift.views import entrywise, plain_steps
 from jaxopt_compress.numerics.codebooks import Codebook
 from jaxopt_compress.numerics.codes import levels_of
-from jaxopt_compress.numerics.formats import Format, format_of
+from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.integers import Integers
 
 
@@ -69,10 +70,12 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
     spread = lambda field: aligned(field, of_w, of_x)
 
     def run(w: InputQuantizedArray, x: jax.Array) -> jax.Array:
+        if w.format is None:
+            return dot(x, _rounded_here(w.weight, x.dtype), how)
         step = input_step(w, x, how.contract[0], spread)
         wide = how._replace(dtype=jnp.promote_types(how.dtype, jnp.float32))
         held = stored_weight(w.weight)
-        weight = integer_weight(held, format_of(w.format))
+        weight = integer_weight(held, w.fmt)
 
         sums = short_sums(how.dtype)
 
@@ -82,8 +85,8 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
             words = how.pallas and isinstance(held, QuantizedArray) and held.block is not None
             if weight is not None and _steps_leave(weight, how) and not words:
                 return _contract_integers(weight, levels.astype(jnp.int8), step, wide, sums)
-            if _are_float8(held, w.format) and _steps_leave(held, how):
-                codes = levels.astype(format_of(w.format).dtype)
+            if _are_float8(held, w.fmt) and _steps_leave(held, how):
+                codes = levels.astype(w.fmt.dtype)
                 y = _contract_float8(held, codes, wide, sums)
             else:
                 y = contract(held, levels.astype(x.dtype), wide)
@@ -99,12 +102,13 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
     def factors(w: InputQuantizedArray, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return residuals(w, x, lambda: input_step(w, x, how.contract[0], spread), spread)
 
-    product = lambda x, w: dot(x, w, how)
+    def product(x: jax.Array, w: jax.Array) -> jax.Array:
+        return trained_dot(x, w, (how.contract, how.batch), how.precision, how.dtype)
 
     def through(
         w: InputQuantizedArray, x: jax.Array, g: jax.Array, back: Format
     ) -> tuple[jax.Array, jax.Array]:
-        weight = integer_weight(stored_weight(w.weight), format_of(w.format))
+        weight = integer_weight(stored_weight(w.weight), w.fmt)
         if weight is not None and w.offset is None and meets_integers(weight, how, back):
             step = input_step(w, x, how.contract[0], spread)
             codes = input_levels(w, x, step, spread).astype(jnp.int8)
@@ -114,6 +118,11 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
         return through_product(product, *factors(w, x), g, axes, back)
 
     return differentiated(run, product, factors, through, w, x)
+
+
+def _rounded_here(w: Any, dtype: Any) -> jax.Array:
+    """The dense weight for a product alone, rounded as part of it; derivatives are another's."""
+    return dense_operand(w.nearest() if isinstance(w, GriddedArray) else w, dtype)
 
 
 def stored_weight(w: Any) -> Any:
@@ -171,11 +180,11 @@ def _contract_integers(
     return as_matrices(codes, w, how, multiply)
 
 
-def _are_float8(w: Any, inputs: str) -> bool:
+def _are_float8(w: Any, inputs: Format) -> bool:
     """Whether weight and activations are both held in 8-bit floats, in a product of one group."""
     if not isinstance(w, QuantizedArray) or w.group is not None or is_compressed(w.codes):
         return False
-    return all(fmt.dtype.name.startswith("float8") for fmt in (w.fmt, format_of(inputs)))
+    return all(fmt.dtype.name.startswith("float8") for fmt in (w.fmt, inputs))
 
 
 def _contract_float8(w: QuantizedArray, codes: jax.Array, how: Product, sums: Any) -> jax.Array:
@@ -208,7 +217,9 @@ def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
         return input_step(w, x, axes, spread)
 
     def run(w: InputQuantizedArray, x: jax.Array) -> jax.Array:
-        step, weight = step_for(w, x), integer_weight(stored_weight(w.weight), format_of(w.format))
+        if w.format is None:
+            return bind_conv(call, x, _rounded_here(w.weight, x.dtype), call.out.dtype)
+        step, weight = step_for(w, x), integer_weight(stored_weight(w.weight), w.fmt)
 
         def product(levels: jax.Array) -> jax.Array:
             if (
@@ -272,7 +283,7 @@ def _ragged_dot(call: Call, at: int, values: Sequence[Any]) -> Any:
     product = lambda x, w: call.eqn.primitive.bind(x, w, *rest, **call.params)
 
     def run(w: InputQuantizedArray, x: jax.Array) -> jax.Array:
-        rows = rounded_input(w, x, step(w, x), None)
+        rows = x if w.format is None else rounded_input(w, x, step(w, x), None)
         return product(rows, dense_operand(w.weight, x.dtype))
 
     def through(

@@ -13,7 +13,7 @@ from jaxopt_compress.numerics.bounds import Bounds
 from jaxopt_compress.numerics.formats import Format, format_of
 
 
-def check_inputs(inputs: str | None, steps: str, begin: int) -> None:
+def check_inputs(inputs: str | None, steps: str, begin: int, residuals: str) -> None:
     """Refuses formats and steps that activations cannot have."""
     if inputs is not None:
         fmt = format_of(inputs)
@@ -21,8 +21,11 @@ def check_inputs(inputs: str | None, steps: str, begin: int) -> None:
             raise ValueError(
                 f"inputs={inputs!r}: activations have one step per row, not {fmt.name}"
             )
-        if begin:
-            raise ValueError("begin goes with inputs=None: what runs before would be another form")
+    if begin and (inputs is not None or residuals != "rounded"):
+        raise ValueError(
+            f"begin={begin} goes with inputs=None and residuals='rounded': what runs before would "
+            "be another form"
+        )
     if steps not in ("dynamic", "calibrated"):
         raise ValueError(f"input_steps={steps!r}; there are 'dynamic' and 'calibrated'")
     if steps != "dynamic" and inputs is None:
@@ -84,14 +87,14 @@ def check_gradients(gradients: str | None, inputs: str | None) -> None:
         )
 
 
-def check_residuals(residuals: str, inputs: str | None, gradients: str | None) -> None:
+def check_residuals(residuals: str, gradients: str | None) -> None:
     """Refuses factors that no backward pass asks for."""
     if residuals not in ("rounded", "unrounded"):
         raise ValueError(f"residuals={residuals!r}; there are 'rounded' and 'unrounded'")
-    if residuals == "unrounded" and (inputs is None or gradients is not None):
+    if residuals == "unrounded" and gradients is not None:
         raise ValueError(
-            "residuals='unrounded' goes with inputs= and gradients=None: a backward pass in floats "
-            "through what lift rounds"
+            f"residuals='unrounded' goes with gradients=None, a backward pass in floats, not with "
+            f"gradients={gradients!r}"
         )
 
 

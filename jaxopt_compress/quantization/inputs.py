@@ -51,8 +51,8 @@ class InputState(LeafState):
     rule: str
     summed: int
     gradients: str | None
-    kind = "quantize with inputs"
-    rounds_inputs = True
+    kind = "quantize in products"
+    needs_lift = True
 
     @property
     def keeps_zeros(self) -> bool:

@@ -99,11 +99,12 @@ def quantize(
             stochastically, before they meet weights and activations on the way back, such as
             ``"int8"`` or ``"float8_e5m2"``; reverse mode only. By default they are left as they
             are.
-        residuals: With ``inputs``: the factors that the backward pass multiplies cotangents with.
-            ``"rounded"``: those of the forward pass, so that derivatives are those of its result;
-            or ``"unrounded"``: weights and activations before rounding, which need not be rounded
-            and kept again, for less memory and time at a small error in derivatives; what a
-            calibrated step clips then has the derivative 1.
+        residuals: The factors that the backward pass multiplies cotangents with. ``"rounded"``:
+            those of the forward pass, so that derivatives are those of its result; or
+            ``"unrounded"``: weights and activations before rounding, which need not be rounded and
+            kept again, for less memory and time at a small error in derivatives; what a calibrated
+            step clips then has the derivative 1. The view is then for lifted functions only, which
+            round weights where they are used: no dense copy of all of them is kept for a step.
 
     Returns:
         A `Compression` that stores `QuantizedArray`.
@@ -132,9 +133,9 @@ def quantize(
     along, across = group if isinstance(group, tuple) else (group, None)
     along = fmt.group if along is None else along
     rule = rule_of(fmt, (along, across), bounds, symmetric, scale)
-    check_inputs(inputs, input_steps, begin)
+    check_inputs(inputs, input_steps, begin, residuals)
     check_gradients(gradients, inputs)
-    check_residuals(residuals, inputs, gradients)
+    check_residuals(residuals, gradients)
 
     def check(parameter: Parameter) -> None:
         if isinstance(parameter.value, (QuantizedArray, LowRankArray)):

@@ -30,7 +30,7 @@ from jaxopt_compress.numerics.steps import (
     step_value,
 )
 from jaxopt_compress.quantization.checks import check_known
-from jaxopt_compress.quantization.straight_through import fake_quantize
+from jaxopt_compress.quantization.straight_through import fake_quantize, rounded_later
 from jaxopt_compress.tree.meshes import reduced_on_auto_axes
 
 
@@ -95,13 +95,13 @@ class QuantizedState(LeafState):
 
     @property
     def kind(self) -> str:
-        """The method's name; nothing may follow one that also rounds activations."""
-        return "quantize" if self.inputs is None else "quantize with inputs"
+        """The method's name; nothing may follow one whose view is no array."""
+        return "quantize in products" if self.needs_lift else "quantize"
 
     @property
-    def rounds_inputs(self) -> bool:
-        """Whether activations are rounded too."""
-        return self.inputs is not None
+    def needs_lift(self) -> bool:
+        """Whether products do more than read weights: to activations, or on the way back."""
+        return self.inputs is not None or self.residuals != "rounded"
 
     @property
     def keeps_zeros(self) -> bool:
@@ -136,13 +136,15 @@ class QuantizedState(LeafState):
         return computed_after(g, step_value(steps))
 
     def view(self, w: Any, learned: Any) -> Any:
-        """What a forward pass uses: as `apply`, and with what rounds activations."""
-        if self.inputs is None:
+        """What a forward pass uses: as `apply`, or with what else its products do."""
+        if not self.needs_lift:
             return self.apply(w, learned)
         # What rounding to the nearest makes of a weight is left to where it is used: no dense copy.
-        weight = self.gridded(dense(w) if self.key is None else self.apply(w, learned))
+        values = dense(w) if self.key is None else self.apply(w, learned)
+        if self.key is None and self.clips:
+            values = rounded_later(values, *self._grid(values), self.format)
         return InputQuantizedArray(
-            weight,
+            self.gridded(values),
             self.input_scale,
             self.inputs,
             gradients=self.gradients,

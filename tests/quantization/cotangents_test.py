@@ -93,8 +93,9 @@ UNLIKE = ("matmul", "stack", "image", "zero points")
 KINDS = [pytest.param(name, marks=[] if name in UNLIKE else pytest.mark.slow) for name in PRODUCTS]
 
 
+@pytest.mark.parametrize("inputs", ["int8", None])
 @pytest.mark.parametrize("name", KINDS)
-def test_unrounded_residuals(name):
+def test_unrounded_residuals(name, inputs):
     """The result is the same; its derivatives are those of the floating function."""
     fn, w_shape, x_shape, options = PRODUCTS[name]
     params, x = {"w": steady(0, *w_shape) / w_shape[-2] ** 0.5}, steady(1, *x_shape)
@@ -102,20 +103,21 @@ def test_unrounded_residuals(name):
     g = steady(2, *out.shape)
     rounded, unrounded = (
         view_of(
-            jc.quantize(**{"format": "int8", **options}, inputs="int8", residuals=residuals),
+            jc.quantize(**{"format": "int8", **options}, inputs=inputs, residuals=residuals),
             params,
             uses=uses,
         )
         for residuals in ("rounded", "unrounded")
     )
+    # Sums of up to 256 products may be ordered otherwise; those of integers are exact.
+    tolerance = {"rtol": 1e-5, "atol": 1e-5}
     run = jax.jit(jc.lift(fn, on_fallback="error"))
-    np.testing.assert_array_equal(run(unrounded, x), run(rounded, x))
+    results = run(unrounded, x), run(rounded, x)
+    np.testing.assert_allclose(*results, **(tolerance if inputs is None else {"rtol": 0}))
     if name == "stack":
         return  # Each layer's input follows from rounded layers before it.
     to_w, to_x = jax.vjp(fn, params, x)[1](g)
     held, got_x = jax.jit(derivatives, static_argnums=0)(fn, unrounded, x, g)
-    # Sums of up to 256 products may be ordered otherwise.
-    tolerance = {"rtol": 1e-5, "atol": 1e-5}
     np.testing.assert_allclose(got_x, to_x, **tolerance)
     np.testing.assert_allclose(held["w"].weight.form.codes, to_w["w"], **tolerance)
     assert distance(derivatives(fn, rounded, x, g)[1], to_x) > 1e-4
@@ -219,7 +221,11 @@ def test_training(name):
     [
         (lambda: jc.quantize("int8", gradients="int8"), "'int8' goes with inputs="),
         (lambda: jc.lsq("int8", gradients="int8"), "'int8' goes with inputs="),
-        (lambda: jc.quantize("int8", residuals="unrounded"), "goes with inputs="),
+        (
+            lambda: jc.quantize("int8", inputs="int8", gradients="int8", residuals="unrounded"),
+            "goes with gradients=None, .* not with gradients='int8'",
+        ),
+        (lambda: jc.quantize("int8", begin=3, residuals="unrounded"), "begin=3 goes with"),
         (lambda: jc.quantize("int8", inputs="int8", residuals="raw"), "'rounded' and 'unrounded'"),
         (lambda: jc.quantize("int8", inputs="int8", gradients="uint8"), "either sign"),
         (lambda: jc.dorefa("odd4", inputs="uint4", gradients="mxfp4"), "one step per row"),

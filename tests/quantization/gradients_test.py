@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import lax
 
@@ -188,3 +189,20 @@ def test_of_16_bits():
     for slope, w in zip(slopes.values(), params.values(), strict=True):
         assert slope.dtype == w.dtype
         assert ((slope == 0) | (slope == w)).all() and (slope == w).any()
+
+
+@pytest.mark.parametrize("options", [{"inputs": "int8"}, {"residuals": "unrounded"}])
+@pytest.mark.parametrize("name", CLIPPING)
+def test_what_is_rounded_in_products_clips_alike(name, options):
+    """A weight that is rounded where it is used moves where one that is seen rounded does."""
+    params = {"w": made()[1][name]}
+    plain, own = (jc.quantize(name, **CLIPPING[name], **more) for more in ({}, options))
+    moves = []
+    for c in (plain, own):
+        tx = jc.compressed_training(optax.sgd(1.0), c)
+        state = tx.init(params)
+        loss = jc.lift(lambda p: jnp.sum(jnp.ones((1, SIZE)) @ p["w"]), on_fallback="error")
+        grads = jax.grad(loss)(c.view(params, state))
+        moves.append(np.asarray(tx.update(grads, state, params)[0]["w"]) != 0)
+    np.testing.assert_array_equal(*moves)
+    assert 0 < np.mean(moves[0]) < 1
