@@ -62,7 +62,8 @@ def scaled_dot(
       preferred: type of the result, and of sums if `sums` is None.
       sums: type that accelerators round sums to before scales multiply them, where all `k` share a
         scale: then what they keep and add up over devices takes no more bytes than a dense product
-        of this type would. CPUs ignore it.
+        of this type would. TPUs multiply in this type too if `scale` is given in it. CPUs ignore
+        it.
       precision: as in `jax.lax.dot_general`.
 
     Returns:
@@ -78,6 +79,7 @@ def scaled_dot(
       [[71.5]]
     """
     check_shapes(x, codes.shape[-2], codes.shape, scale, zero, group)
+    short = scale.dtype == sums and zero is None
     scale = scale.astype(preferred)
     groups = scale.shape[-2]
 
@@ -88,7 +90,7 @@ def scaled_dot(
     default = linear = of_codes(scaled_after if groups == 1 else dequantized)
     forms = {}
     if groups == 1 and (sums is not None or x.dtype.itemsize < 4):
-        forms["tpu"] = of_codes(scaled_after, sums=sums)
+        forms["tpu"] = of_codes(scaled_after, sums=sums, short=short)
         # GPUs fuse one conversion.
         forms |= dict.fromkeys(GPUS, of_codes(scaled_after, sums=sums, convert=_directly))
     if groups > 1:
@@ -114,9 +116,12 @@ def _directly(codes, dtype):
     return codes.astype(dtype)
 
 
-def scaled_after(x, codes, scale, precision=None, sums=None, convert=converted):
+def scaled_after(x, codes, scale, precision=None, sums=None, short=False, convert=converted):
     """One product, scaled afterwards; arguments as for `per_group`, of one group."""
     y = _matmul(x, convert(codes, x.dtype), sums or scale.dtype, precision)
+    if short:
+        # Two factors of a short type, and one rounding: XLA for TPU keeps no wider result.
+        return (y * scale.astype(sums)).astype(scale.dtype)
     return y.astype(scale.dtype) * scale
 
 

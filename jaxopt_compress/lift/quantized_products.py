@@ -43,7 +43,8 @@ from jaxopt_compress.numerics.formats import Format
 def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Any:
     if w.masked and not w.fmt.has_zero:
         return dot(x, dense_operand(w, x.dtype), how)
-    w = plain_steps(entrywise(w) if isinstance(w.codes, SparseArray) else w)
+    given = entrywise(w) if isinstance(w.codes, SparseArray) else w
+    w = plain_steps(given)
     if w.bits > 8:
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # Codes are not exact in 16 bits.
     summed, batch = how.contract[1], how.batch[1]
@@ -61,6 +62,10 @@ def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Any:
         return dot(x, dense_operand(w, x.dtype), how)
     if w.group is not None and w.shape[w.checked_axis] % w.group:
         return contract(_whole_and_rest(w, w.group), x, how)
+    if w.group is None and given.tile is None and given.zero is None:
+        # Steps of the type of sums stay in it: the product of both rounds once in either type.
+        short = given.scale.dtype == short_sums(how.dtype)
+        w = w.replace(scale=given.scale) if short else w
     return as_matrices(x, w, how, functools.partial(_multiply, w, how))
 
 
