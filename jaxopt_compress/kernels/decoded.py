@@ -3,9 +3,14 @@
 import functools
 
 import jax.numpy as jnp
+from jax import lax
 
 from jaxopt_compress.kernels.forms import differentiated_as, with_rows_merged
 from jaxopt_compress.numerics.packing import layout, unpack
+from jaxopt_compress.numerics.steps import power_of, step_value
+
+# What kernels read steps as: float32 needs no more memory elsewhere than shorter ones do.
+STEPS = ("float32", "bfloat16", "float8_e4m3fn", "float8_e8m0fnu")
 
 
 def in_tiles(product, fits, x, codes, scale, *, interpret, **given):
@@ -30,8 +35,15 @@ def decoded_first(x, codes, scale, decode, *, group, bits=None, block=None, pref
     """The same product by way of a dense weight; arguments as for the kernels."""
     if bits is not None and block is not None:
         codes = unpack(codes, bits, -2, block, signed=False)
-    weight = decode(codes) * jnp.repeat(scale.astype(jnp.float32), group, axis=-2)
+    weight = decode(codes) * jnp.repeat(step_value(scale), group, axis=-2)
     return jnp.matmul(x, weight.astype(x.dtype), preferred_element_type=preferred)
+
+
+def readable_steps(scale):
+    """Steps in a type that kernels load, and what makes float32 of them there."""
+    if scale.dtype == jnp.float8_e8m0fnu:
+        return lax.bitcast_convert_type(scale, jnp.uint8), power_of
+    return scale, lambda steps: steps.astype(jnp.float32)
 
 
 def codes_of_runs(rows, bits):

@@ -5,7 +5,7 @@ import functools
 import jax.numpy as jnp
 
 from jaxopt_compress.kernels import gpu_kernel
-from jaxopt_compress.kernels.decoded import in_tiles
+from jaxopt_compress.kernels.decoded import STEPS, in_tiles
 from jaxopt_compress.kernels.forms import with_rows_merged
 from jaxopt_compress.kernels.partitioning import split_over_devices
 
@@ -42,6 +42,7 @@ def _tiled(x, codes, scale, group, bits=None, block=None):
         and columns % gpu_kernel.COLUMNS == 0
         and codes.shape == (*batch, stored, columns)
         and scale.shape == (*batch, depth // group, columns)
+        and scale.dtype.name in STEPS
     )
 
 
@@ -70,7 +71,8 @@ def decoded_dot(
     Args:
       x: `[*batch, M, K]`, bfloat16 or float16.
       codes: integers of four or eight bits, float8, or planar words, as for `tpu_dots.decoded_dot`.
-      scale: `[*batch, K / group, N]`, floating point; multiplies in float32.
+      scale: `[*batch, K / group, N]`, float32, bfloat16, float8_e4m3fn or float8_e8m0fnu;
+        multiplies in float32.
       decode: as there.
       group: as there.
       bits: as there.
@@ -116,7 +118,7 @@ def integer_dot(x_codes, codes, scale, *, group, interpret=False):
     Args:
       x_codes: `[*batch, M, K]`, int8.
       codes: `[*batch, K, N]`, int4 or int8.
-      scale: `[*batch, K / group, N]`, floating point.
+      scale: `[*batch, K / group, N]`, of the same types.
       group: number of consecutive `k` that share a scale, a multiple of 32.
       interpret: whether to run the kernel step by step, on any device.
 

@@ -37,7 +37,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from jaxopt_compress.kernels.decoded import codes_of_runs
+from jaxopt_compress.kernels.decoded import codes_of_runs, readable_steps
 from jaxopt_compress.kernels.forms import varying_alike
 from jaxopt_compress.numerics.packing import layout
 
@@ -86,10 +86,12 @@ def _of_matrices(x, codes, scale, *, decode, group, bits, block, lookup, preferr
         read = lambda codes, table_ref: table_ref[codes.astype(jnp.int32) & (table.size - 1)]
     padded = pl.cdiv(rows, bm) * bm
     x = jnp.pad(x, ((0, padded - rows), (0, 0)))
-    operands = varying_alike([x, codes, scale.astype(jnp.float32), table.astype(jnp.float32)])
+    scale, widened = readable_steps(scale)
+    operands = varying_alike([x, codes, scale, table.astype(jnp.float32)])
     manual = jax.typeof(operands[0]).manual_axis_type
+    given = {"read": read, "widened": widened, "group": group, "bits": bits}
     y = pl.pallas_call(
-        functools.partial(_kernel, read=read, group=group, bits=bits, tiles=tiles, steps=steps),
+        functools.partial(_kernel, tiles=tiles, steps=steps, **given),
         out_shape=jax.ShapeDtypeStruct((splits, padded, columns), dtype, manual_axis_type=manual),
         grid=(columns // bn, padded // bm, splits),
         in_specs=[
@@ -138,7 +140,9 @@ def _blocks(rows, depth, columns, tiles, integers=False):
     return bm, bn, steps, splits
 
 
-def _kernel(x_ref, codes_ref, scale_ref, table_ref, y_ref, *, read, group, bits, tiles, steps):
+def _kernel(
+    x_ref, codes_ref, scale_ref, table_ref, y_ref, *, read, widened, group, bits, tiles, steps
+):
     """One block of the result, or of a part of its sum."""
     rows, columns = jnp.arange(x_ref.shape[0])[:, None], jnp.arange(y_ref.shape[1])[None]
     entries, first = jnp.arange(tiles.depth), pl.program_id(2) * steps
@@ -157,7 +161,8 @@ def _kernel(x_ref, codes_ref, scale_ref, table_ref, y_ref, *, read, group, bits,
 
     def scale_at(at):
         at = lax.div(at, group)
-        return scale_ref[pl.ds(at, 1), :] if tiles.whole else scale_ref[at[:, None], columns]
+        own = scale_ref[pl.ds(at, 1), :] if tiles.whole else scale_ref[at[:, None], columns]
+        return widened(own)
 
     def step(i, sums):
         at = (first + i) * tiles.depth
@@ -177,4 +182,4 @@ def _kernel(x_ref, codes_ref, scale_ref, table_ref, y_ref, *, read, group, bits,
         return sums
 
     sums = lax.fori_loop(0, steps, step, jnp.zeros(y_ref.shape, jnp.float32))
-    y_ref[...] = (sums if grouped else sums * scale_ref[...]).astype(y_ref.dtype)
+    y_ref[...] = (sums if grouped else sums * widened(scale_ref[...])).astype(y_ref.dtype)

@@ -40,7 +40,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxopt_compress.kernels.decoded import codes_of_runs, in_tiles
+from jaxopt_compress.kernels.decoded import STEPS, codes_of_runs, in_tiles, readable_steps
 from jaxopt_compress.kernels.forms import varying_alike
 from jaxopt_compress.numerics.packing import layout
 
@@ -88,6 +88,7 @@ def fits(x, codes, scale, group, *, bits=None, block=None):
         and depth * _CHUNK_COLUMNS * x.dtype.itemsize <= _MAX_DECODED_BYTES
         and codes.shape == (*batch, stored, columns)
         and scale.shape == (*batch, depth // group, columns)
+        and scale.dtype.name in STEPS
     )
 
 
@@ -116,7 +117,8 @@ def decoded_dot(
       codes: `[*batch, K, N]` of type uint4, uint8, float8_e4m3fn or float8_e5m2; with `bits`,
         `[*batch, K * bits / 8, N]`, uint8, planar words as `jaxopt_compress.numerics.packing`
         lays them out.
-      scale: `[*batch, K / group, N]`, floating point; multiplies in float32.
+      scale: `[*batch, K / group, N]`, float32, bfloat16, float8_e4m3fn or float8_e8m0fnu;
+        multiplies in float32.
       decode: an elementwise function from codes, in an array of any shape, to float32 levels. Codes
         from words come as unsigned integers of some type.
       group: number of consecutive `k` that share a step.
@@ -152,7 +154,9 @@ def _product(x, codes, scale, *, interpret, **given):
     bm, bn, bk = _blocks(rows, depth, columns, x.dtype.itemsize)
     grid = (pl.cdiv(columns, bn), pl.cdiv(rows, bm), depth // bk)
     kept = [pltpu.VMEM((depth, bn), x.dtype)] if grid[1] > 1 else []
-    table, scale = jnp.zeros(_LANES, jnp.float32), scale.astype(jnp.float32)
+    # Rows of steps are read one by one, which Mosaic does in float32 only.
+    wide = pltpu.VMEM((depth // group, bn), jnp.float32)
+    table, (scale, widened) = jnp.zeros(_LANES, jnp.float32), readable_steps(scale)
     if codes.dtype == jnp.uint4:
         read = _look_up
         table = table.at[:16].set(decode(jnp.arange(16, dtype=jnp.int32).astype(codes.dtype)))
@@ -169,12 +173,13 @@ def _product(x, codes, scale, *, interpret, **given):
     stored_bytes = codes.shape[0] * (4 if codes.dtype == jnp.uint4 else 8) // 8
     x_bytes, y_bytes = depth * x.dtype.itemsize, columns * preferred.itemsize
     windows = bm * bk * x.dtype.itemsize + bm * bn * preferred.itemsize
-    windows += bn * (stored_bytes * bk // depth + depth // group * 4)
-    scratch = bn * (bm * 4 + (x_bytes if kept else 0))
+    step_bytes = depth // group * scale.dtype.itemsize
+    windows += bn * (stored_bytes * bk // depth + step_bytes)
+    scratch = bn * ((bm + depth // group) * 4 + (x_bytes if kept else 0))
     operands = varying_alike([x, codes, scale, table[None]])
     manual = jax.typeof(operands[0]).manual_axis_type
     return pl.pallas_call(
-        functools.partial(_kernel, read=read, group=group),
+        functools.partial(_kernel, read=read, widened=widened, group=group),
         out_shape=jax.ShapeDtypeStruct((rows, columns), preferred, manual_axis_type=manual),
         grid=grid,
         in_specs=[
@@ -184,14 +189,14 @@ def _product(x, codes, scale, *, interpret, **given):
             pl.BlockSpec((1, _LANES), lambda n, m, k: (0, 0)),
         ],
         out_specs=pl.BlockSpec((bm, bn), lambda n, m, k: (m, n)),
-        scratch_shapes=[pltpu.VMEM((bm, bn), jnp.float32), *kept],
+        scratch_shapes=[pltpu.VMEM((bm, bn), jnp.float32), wide, *kept],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=2 * windows + scratch + _SPILLED_BYTES,
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * rows * depth * columns,
-            bytes_accessed=columns * (stored_bytes + depth // group * 4)
+            bytes_accessed=columns * (stored_bytes + step_bytes)
             + rows * (grid[0] * x_bytes + y_bytes),
             transcendentals=0,
         ),
@@ -211,7 +216,9 @@ def _blocks(rows, depth, columns, itemsize):
     return bm, bn, bk
 
 
-def _kernel(x_ref, codes_ref, scale_ref, table_ref, y_ref, sum_ref, *kept, read, group):
+def _kernel(
+    x_ref, codes_ref, scale_ref, table_ref, y_ref, sum_ref, wide_ref, *kept, read, widened, group
+):
     """One block; `kept` is where decoded columns stay, if there are several blocks of rows."""
     m, k = pl.program_id(1), pl.program_id(2)
     chunks = x_ref.shape[1] // _CHUNK_DEPTH
@@ -224,7 +231,7 @@ def _kernel(x_ref, codes_ref, scale_ref, table_ref, y_ref, sum_ref, *kept, read,
         else:
             first, height = lax.div(i, jnp.int32(group // _CHUNK_DEPTH)), _CHUNK_DEPTH
         scaled = [
-            levels[n * height : (n + 1) * height] * scale_ref[pl.ds(first + n, 1), columns]
+            levels[n * height : (n + 1) * height] * wide_ref[pl.ds(first + n, 1), columns]
             for n in range(_CHUNK_DEPTH // height)
         ]
         weight = jnp.concatenate(scaled).astype(x_ref.dtype)
@@ -245,6 +252,10 @@ def _kernel(x_ref, codes_ref, scale_ref, table_ref, y_ref, sum_ref, *kept, read,
     @pl.when(k == 0)
     def _():
         sum_ref[...] = jnp.zeros_like(sum_ref)
+
+    @pl.when((m == 0) & (k == 0))
+    def _():
+        wide_ref[...] = widened(scale_ref[...])
 
     if kept:
         pl.when(m == 0)(lambda: multiply(decoded))

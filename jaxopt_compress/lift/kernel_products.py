@@ -2,15 +2,18 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import QuantizedArray
 from jaxopt_compress.kernels import on_each_platform, zero_product
+from jaxopt_compress.kernels.decoded import STEPS
+from jaxopt_compress.lift.products import short_sums
 from jaxopt_compress.numerics.codes import levels_of
 from jaxopt_compress.numerics.integers import Integers
+from jaxopt_compress.numerics.steps import step_value
 
 PLANES = (1, 2, 4)
 
@@ -26,11 +29,33 @@ def converts(w: QuantizedArray) -> bool:
     return isinstance(w.fmt.grid, Integers) or jnp.issubdtype(w.codes.dtype, jnp.floating)
 
 
+class Stored(NamedTuple):
+    """A weight as it is stored, as matrices.
+
+    Attributes:
+        codes: ``[*batch, k, n]``, or words.
+        steps: ``[*batch, k / group or 1, n or 1]``, of the type that they are held in.
+        outer: ``[*batch, 1, n or 1]``, the float32 steps that those are relative to, or None.
+    """
+
+    codes: jax.Array
+    steps: jax.Array
+    outer: jax.Array | None
+
+
+def stored_matrices(codes: jax.Array, steps: Any, matrix: Callable[[Any], jax.Array]) -> Stored:
+    """Codes and steps, which may be quantized themselves, as ``matrix`` makes them of fields."""
+    if not isinstance(steps, QuantizedArray):
+        steps = steps if steps.dtype.name in STEPS else step_value(steps)
+        return Stored(matrix(codes), matrix(steps), None)
+    return Stored(matrix(codes), matrix(steps.codes), matrix(steps.scale)[..., :1, :])
+
+
 def in_kernels(
     plain: Callable[..., jax.Array],
     rows: jax.Array,
     codes: jax.Array,
-    held: jax.Array,
+    held: Stored,
     scale: jax.Array,
     zero: jax.Array | None,
     w: QuantizedArray,
@@ -42,20 +67,20 @@ def in_kernels(
         plain: The product without a kernel.
         rows: The activation, ``[*batch, m, k]``.
         codes: What `plain` takes, ``[*batch, k, n]`` or words.
-        held: The codes or words as they are stored, as matrices.
-        scale: ``[*batch, k / group or 1, n or 1]``.
+        held: What kernels read.
+        scale: Float32 steps for `plain`, or shorter ones; ``[*batch, k / group or 1, n or 1]``.
         zero: Of that shape, or None.
         w: The weight that they are from.
         dtype: Type of the result.
     """
     group = rows.shape[-1] // scale.shape[-2]
-    wide = jnp.broadcast_to(scale, (*scale.shape[:-1], held.shape[-1]))
+    steps = jnp.broadcast_to(held.steps, (*scale.shape[:-1], held.codes.shape[-1]))
     given = {"group": group, "bits": None if w.block is None else w.bits, "block": w.block}
     streams = {"tpu": _streams_on_tpus(w), "cuda": _streams_on_gpus(w)}
     dots = {
         platform: module.decoded_dot
         for platform, module in _modules().items()
-        if not streams[platform] and module.fits(rows, held, wide, **given)
+        if not streams[platform] and module.fits(rows, held.codes, steps, **given)
     }
     if not dots:
         return plain(rows, codes, scale, zero)
@@ -63,7 +88,9 @@ def in_kernels(
         dots["cuda"] = functools.partial(dots["cuda"], lookup=not converts(w))
     # Levels times steps are rounded to 16 bits there: those of codes around 0 lose the least.
     middle = 0 if zero is None or w.fmt.grid.signed else 2 ** (w.bits - 1)
-    preferred = dtype if zero is None else jnp.float32
+    # Sums that steps multiply afterwards may outgrow the range of float16.
+    several = zero is not None or (held.outer is not None and short_sums(dtype) is None)
+    preferred = jnp.float32 if several else dtype
 
     def decode(code: jax.Array) -> jax.Array:
         if w.block is not None and isinstance(w.fmt.grid, Integers) and w.fmt.grid.signed:
@@ -72,22 +99,24 @@ def in_kernels(
         return levels_of(code, w.fmt) - middle
 
     def form(dot: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        def kernel(rows: Any, codes: Any, held: Any, *steps: jax.Array) -> jax.Array:
+        def kernel(rows: Any, codes: Any, scale: Any, zero: Any, held: Stored) -> jax.Array:
             del codes
-            y = dot(rows, held, steps[0], decode, preferred=preferred, **given)
+            y = dot(rows, held.codes, held.steps, decode, preferred=preferred, **given)
+            if held.outer is not None:
+                y = (y.astype(jnp.float32) * held.outer).astype(preferred)
             if zero is None:
                 return y
-            return y - zero_product(rows, steps[1], steps[2].astype(jnp.int32) - middle)
+            return y - zero_product(rows, scale, zero.astype(jnp.int32) - middle)
 
         return kernel
 
-    def default(rows: Any, codes: Any, held: Any, *steps: jax.Array) -> jax.Array:
+    def default(rows: Any, codes: Any, scale: Any, zero: Any, held: Stored) -> jax.Array:
         del held
-        return plain(rows, codes, *(steps[1:] or (steps[0], None))).astype(preferred)
+        return plain(rows, codes, scale, zero).astype(preferred)
 
     forms = {platform: form(dot) for platform, dot in dots.items()}
-    steps = (wide,) if zero is None else (wide, scale, zero)
-    return on_each_platform(forms, default, rows, codes, held, *steps)
+    held = held._replace(steps=steps)
+    return on_each_platform(forms, default, rows, codes, scale, zero, held)
 
 
 def integer_kernels(

@@ -22,7 +22,12 @@ from jaxopt_compress.kernels import (
     scaled_dot,
 )
 from jaxopt_compress.lift.activations import rows_of
-from jaxopt_compress.lift.kernel_products import converts, in_kernels, in_planes
+from jaxopt_compress.lift.kernel_products import (
+    converts,
+    in_kernels,
+    in_planes,
+    stored_matrices,
+)
 from jaxopt_compress.lift.products import (
     Product,
     aligned,
@@ -62,11 +67,8 @@ def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Any:
         return dot(x, dense_operand(w, x.dtype), how)
     if w.group is not None and w.shape[w.checked_axis] % w.group:
         return contract(_whole_and_rest(w, w.group), x, how)
-    if w.group is None and given.tile is None and given.zero is None:
-        # Steps of the type of sums stay in it: the product of both rounds once in either type.
-        short = given.scale.dtype == short_sums(how.dtype)
-        w = w.replace(scale=given.scale) if short else w
-    return as_matrices(x, w, how, functools.partial(_multiply, w, how))
+    stored = given.scale if given.tile is None else w.scale
+    return as_matrices(x, w, how, functools.partial(_multiply, w, stored, how))
 
 
 def _scaling_activation(w: QuantizedArray, x: jax.Array, how: Product) -> jax.Array:
@@ -92,10 +94,29 @@ def _scaling_result(w: QuantizedArray, x: jax.Array, how: Product) -> jax.Array:
 
 
 def _multiply(
-    w: QuantizedArray, how: Product, rows: jax.Array, weight: Any, scale: jax.Array, zero: Any
+    w: QuantizedArray,
+    stored: Any,
+    how: Product,
+    rows: jax.Array,
+    weight: Any,
+    scale: jax.Array,
+    zero: Any,
 ) -> jax.Array:
-    """The product of matrices: by words or by codes, in a kernel or not; for `as_matrices`."""
-    given = {"group": w.group, "precision": how.precision, "sums": short_sums(how.dtype)}
+    """The product of matrices: by words or by codes, in a kernel or not; for `as_matrices`.
+
+    Args:
+        w: The weight, with float32 steps.
+        stored: Its steps as they are stored.
+        how: The product.
+        rows: The activation.
+        weight: What brings fields of the weight to their form as matrices.
+        scale: The float32 steps, as a matrix.
+        zero: The zero points likewise, or None.
+    """
+    sums = short_sums(how.dtype)
+    given = {"group": w.group, "precision": how.precision, "sums": sums}
+    if w.group is None and zero is None and stored.dtype == sums:
+        scale = weight(stored)  # The product with sums of its type is rounded once in either.
     if in_planes(w):
         codes = weight(w.codes)
         plain = functools.partial(planar_dot, bits=w.bits, block=w.block, **given)
@@ -104,7 +125,8 @@ def _multiply(
         codes = weight(w.unpacked())
         plain = functools.partial(scaled_dot, decode=None if converts(w) else decode, **given)
     if how.pallas:
-        return in_kernels(plain, rows, codes, weight(w.codes), scale, zero, w, how.dtype)
+        held = stored_matrices(w.codes, stored, weight)
+        return in_kernels(plain, rows, codes, held, scale, zero, w, how.dtype)
     return plain(rows, codes, scale, zero)
 
 

@@ -140,10 +140,16 @@ def step_value(scale: jax.Array) -> jax.Array:
         scale: float32, bfloat16, float16, float8_e4m3fn or float8_e8m0fnu.
     """
     if scale.dtype == jnp.float8_e8m0fnu:
-        exponent = lax.bitcast_convert_type(scale, jnp.uint8).astype(jnp.int32)
-        # The largest is NaN, of which a shift alone would make infinity.
-        return lax.bitcast_convert_type((exponent << 23) | (exponent == 255), jnp.float32)
+        return power_of(lax.bitcast_convert_type(scale, jnp.uint8))
     return scale.astype(jnp.float32)
+
+
+def power_of(exponent: jax.Array) -> jax.Array:
+    """The float32 powers of two that the bits of float8_e8m0fnu stand for, as uint8."""
+    exponent = exponent.astype(jnp.int32)
+    # The largest is NaN, of which a shift alone would make infinity.
+    nan = (exponent == 255).astype(jnp.int32)
+    return lax.bitcast_convert_type((exponent << 23) | nan, jnp.float32)
 
 
 def _exponent(x: jax.Array) -> jax.Array:

@@ -55,6 +55,9 @@ FORMATS = {
     "mxfp6": ("uint8", 6, 32, Minifloat(2, 3, 7.5).decode, patterns(64)),
     "int3": ("uint8", 3, 128, sign_extend, np.float32([0, 1, 2, 3, -4, -3, -2, -1])),
 }
+# What steps are held as; others in float32.
+STEPS = dict.fromkeys(("mxfp4", "mxfp8", "mxfp8_e5m2", "mxfp6"), ml_dtypes.float8_e8m0fnu)
+STEPS |= {"nvfp4": ml_dtypes.float8_e4m3fn, "int3": ml_dtypes.bfloat16}
 
 
 def inputs(name, rows=3, depth=None, columns=256, seed=0):
@@ -64,8 +67,11 @@ def inputs(name, rows=3, depth=None, columns=256, seed=0):
     rng = np.random.default_rng(seed)
     codes = rng.integers(len(levels), size=(depth, columns)).astype(np.uint8)
     x = jnp.asarray(rng.normal(size=(rows, depth)), jnp.bfloat16)
-    scale = rng.uniform(0.5, 2.0, size=(depth // group, columns)).astype(np.float32)
-    weight = (levels[codes] * np.repeat(scale, group, axis=0)).astype(ml_dtypes.bfloat16)
+    scale = rng.uniform(0.5, 2.0, size=(depth // group, columns))
+    scale = scale.astype(STEPS.get(name, np.float32))
+    weight = (levels[codes] * np.repeat(scale.astype(np.float32), group, axis=0)).astype(
+        ml_dtypes.bfloat16
+    )
     keywords = {"decode": decode, "group": group}
     if bits is not None:
         stored = pack(jnp.asarray(codes), bits, 0, group)
@@ -127,7 +133,7 @@ def test_vmap(kernel):
 
 @every_kernel
 def test_derivatives_are_those_without_a_kernel(kernel):
-    x, codes, scale, keywords, _ = inputs("mxfp8")
+    x, codes, scale, keywords, _ = inputs("nf4")
     product = lambda x, scale: kernel(x, codes, scale, **keywords, interpret=True)
     plain = lambda x, scale: decoded_first(x, codes, scale, **keywords)
     tangents = (jnp.ones_like(x), scale)
