@@ -11,15 +11,16 @@ cache; neighbours in a byte, and the runs of planar words, are told apart by shi
 few programs: then several share a block of the result, each with its part of K, and their float32
 sums are added up.
 
-A product moves `K N (bits + 32 / group) / 8` bytes of codes and steps for each 256 rows, and for
-`2 M K N` operations; a dense bfloat16 weight would be `2 K N` bytes. For K = N = 8192 on an H100 in
-microseconds, at 3350 GB/s and 989 TFLOP/s, with the instructions in the compiled loop, which are
-issued at most 4 per cycle of 1.755 GHz by each of 132 multiprocessors:
+A product moves `K N (bits + bits of a step / group) / 8` bytes of codes and steps for each 256
+rows, and for `2 M K N` operations; a dense bfloat16 weight would be `2 K N` bytes. For K = N = 8192
+on an H100 in microseconds, at 3350 GB/s and 989 TFLOP/s, with the instructions in the compiled
+loop, which are issued at most 4 per cycle of 1.755 GHz by each of 132 multiprocessors; steps of mx
+formats are read as 8 bits for up to 32 rows:
 
     weight                   int4 / 128  nf4 / 128  mxfp4 / 32  mxfp8 / 32  mxfp6 / 32  int3 / 128
-    megabytes                      35.7       35.7        41.9        75.5        58.7        27.3
-    bytes (bfloat16: 40)             11         11          13          23          18           8
-    instructions, 8 rows             19         26          31          20          30          25
+    megabytes                      35.7       35.7        35.7        69.2        52.4        27.3
+    bytes (bfloat16: 40)             11         11          11          21          16           8
+    instructions, 8 rows             19         26          32          21          36          25
     instructions, 1024 rows          86        138         144          79         118         121
 
 The tensor units take 139 for 1024 rows. So with few rows the limit is decoding, which takes less
@@ -40,11 +41,14 @@ from jax.experimental.pallas import triton as pltriton
 from jaxopt_compress.kernels.decoded import codes_of_runs, readable_steps
 from jaxopt_compress.kernels.forms import varying_alike
 from jaxopt_compress.numerics.packing import layout
+from jaxopt_compress.numerics.steps import step_value
 
 # The least K of a matrix instruction, in bytes, and the least columns of a block.
 LEAST_BYTES, COLUMNS = 32, 64
 # Programs to keep the multiprocessors of a large GPU busy; blocks of few rows leave room for two.
 _BUSY, _MAX_SPLITS = 128, 8
+# Rows up to which steps are widened where they are used.
+_FEW_ROWS = 32
 
 
 class Tiles(NamedTuple):
@@ -86,7 +90,8 @@ def _of_matrices(x, codes, scale, *, decode, group, bits, block, lookup, preferr
         read = lambda codes, table_ref: table_ref[codes.astype(jnp.int32) & (table.size - 1)]
     padded = pl.cdiv(rows, bm) * bm
     x = jnp.pad(x, ((0, padded - rows), (0, 0)))
-    scale, widened = readable_steps(scale)
+    # With many rows a float32 copy takes less time than widening them for each block.
+    scale, widened = readable_steps(scale if rows <= _FEW_ROWS else step_value(scale))
     operands = varying_alike([x, codes, scale, table.astype(jnp.float32)])
     manual = jax.typeof(operands[0]).manual_axis_type
     given = {"read": read, "widened": widened, "group": group, "bits": bits}

@@ -12,24 +12,25 @@ VMEM. Mosaic loads 4-bit integers and 8-bit floats as they are. Codes of four bi
 `decode` is asked for sixteen levels, and a permutation of lanes picks from them, which takes half
 as long as nf4's tree of selections.
 
-A product moves `K N (bits + 32 / group) / 8` bytes of codes and steps, `2 M K` of `x` for each 1024
-columns, and `4 M N` of float32 result, for `2 M K N` operations; a dense bfloat16 weight would be
-`2 K N` bytes. For K = N = 8192 in microseconds, at 819 GB/s and 197 TFLOP/s (v5e) and at 1640 GB/s
-and 918 TFLOP/s (v6e), with the instruction bundles that the compiler schedules, one per cycle of
-1.5 and 1.75 GHz (what the peaks make the clocks):
+A product moves `K N (bits + bits of a step / group) / 8` bytes of codes and steps, `2 M K` of `x`
+for each 1024 columns, and `4 M N` of float32 result, for `2 M K N` operations; a dense bfloat16
+weight would be `2 K N` bytes. For K = N = 8192 in microseconds, at 819 GB/s and 197 TFLOP/s (v5e)
+and at 1640 GB/s and 918 TFLOP/s (v6e), with the instruction bundles that the compiler schedules,
+one per cycle of 1.5 and 1.75 GHz (what the peaks make the clocks):
 
     weight                   nf4 / 128   mxfp4 / 32  mxfp8 / 32  mxfp6 / 32  int3 / 128  bfloat16
-    megabytes                     35.7         41.9        75.5        58.7        27.3     134.2
-    v5e, bytes                      44           51          92          72          33       164
-    v5e, bundles, 8 rows           170          173         102         203          92
-    v5e, bundles, 1024 rows        722          720         713         737         699  698 (MXU)
-    v6e, bytes                      22           26          46          36          17        82
-    v6e, bundles, 8 rows           131          132          85         172          75
-    v6e, bundles, 1024 rows        261          264         226         299         222  150 (MXU)
+    megabytes                     35.7         35.7        69.2        52.4        27.3     134.2
+    v5e, bytes                      44           44          85          64          33       164
+    v5e, bundles, 8 rows           170          175         104         205          92
+    v5e, bundles, 1024 rows        722          722         715         739         699  698 (MXU)
+    v6e, bytes                      22           22          42          32          17        82
+    v6e, bundles, 8 rows           131          134          87         174          75
+    v6e, bundles, 1024 rows        261          266         228         301         222  150 (MXU)
 
 So with few rows the limit is decoding, by the unit that permutes lanes for four bits and by the
 vector unit otherwise, not memory; with many it is the matrix unit on v5e, and on v6e, whose matrix
 unit is faster and vector unit is not, both. Waiting for memory is not in the bundles.
+Steps are float32 in nf4 and int3 here, and 8 bits in mx formats: widening them takes 2 us of these.
 """
 
 import functools
