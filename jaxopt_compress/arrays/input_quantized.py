@@ -55,7 +55,9 @@ class InputQuantizedArray(CompressedArray):
     @property
     def lost_when_dense(self) -> str:  # pyright: ignore
         """What a dense form would not do."""
-        return "" if self.format is None else ", whose activations are not rounded"
+        if self.format is None:
+            return ", whose rounded values derivatives are then taken at"
+        return ", whose activations are not rounded"
 
     @property
     def shape(self) -> tuple[int, ...]:

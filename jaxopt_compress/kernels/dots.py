@@ -79,7 +79,7 @@ def scaled_dot(
       [[71.5]]
     """
     check_shapes(x, codes.shape[-2], codes.shape, scale, zero, group)
-    short = scale.dtype == sums and zero is None
+    short = sums is not None and scale.dtype == sums and zero is None
     scale = scale.astype(preferred)
     groups = scale.shape[-2]
 

@@ -283,7 +283,9 @@ def _ragged_dot(call: Call, at: int, values: Sequence[Any]) -> Any:
     product = lambda x, w: call.eqn.primitive.bind(x, w, *rest, **call.params)
 
     def run(w: InputQuantizedArray, x: jax.Array) -> jax.Array:
-        rows = x if w.format is None else rounded_input(w, x, step(w, x), None)
+        if w.format is None:
+            return product(x, _rounded_here(w.weight, x.dtype))
+        rows = rounded_input(w, x, step(w, x), None)
         return product(rows, dense_operand(w.weight, x.dtype))
 
     def through(

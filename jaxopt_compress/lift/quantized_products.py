@@ -110,12 +110,12 @@ def _multiply(
         how: The product.
         rows: The activation.
         weight: What brings fields of the weight to their form as matrices.
-        scale: The float32 steps, as a matrix.
+        scale: Its steps, as a matrix.
         zero: The zero points likewise, or None.
     """
     sums = short_sums(how.dtype)
     given = {"group": w.group, "precision": how.precision, "sums": sums}
-    if w.group is None and zero is None and stored.dtype == sums:
+    if sums is not None and w.group is None and zero is None and stored.dtype == sums:
         scale = weight(stored)  # The product with sums of its type is rounded once in either.
     if in_planes(w):
         codes = weight(w.codes)
@@ -125,7 +125,8 @@ def _multiply(
         codes = weight(w.unpacked())
         plain = functools.partial(scaled_dot, decode=None if converts(w) else decode, **given)
     if how.pallas:
-        held = stored_matrices(w.codes, stored, weight)
+        # Levels times steps that are relative to another one may outgrow float16.
+        held = stored_matrices(w.codes, stored if rows.dtype == jnp.bfloat16 else w.scale, weight)
         return in_kernels(plain, rows, codes, held, scale, zero, w, how.dtype)
     return plain(rows, codes, scale, zero)
 

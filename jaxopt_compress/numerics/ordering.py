@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 
 
 def computed_after(x: jax.Array, other: jax.Array) -> jax.Array:
@@ -12,9 +13,11 @@ def computed_after(x: jax.Array, other: jax.Array) -> jax.Array:
     """
     # The compiler cannot know the sign. A barrier would be gone when it decides on copies.
     never = other < 0
-    if other.ndim != x.ndim or any(
-        n not in (1, m) for n, m in zip(other.shape, x.shape, strict=True)
-    ):
+    # Entry by entry it is part of the loop that reads ``x``, and asks no other device. Explicit
+    # mesh axes would have to agree.
+    fits = other.ndim == x.ndim and all(
+        n in (1, m) for n, m in zip(other.shape, x.shape, strict=True)
+    )
+    if not fits or AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
         never = jnp.any(never)
-    # Entry by entry it is part of the loop that reads ``x``, and asks no other device.
     return jnp.where(never, 0, x)

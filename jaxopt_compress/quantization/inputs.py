@@ -189,10 +189,11 @@ def _joined(inner: CompressionState, leaves: dict[str, Any], now: dict[str, Any]
 
 def _check_weights(name: str, leaf: Any) -> None:
     grid = getattr(leaf, "grid", None)
-    if grid is None or grid.inputs is not None or grid.active is not None:
+    if grid is None or grid.needs_lift or grid.active is not None:
         raise ValueError(
             f"{name}: steps of activations are learned beside quantize, lsq or dorefa, without "
-            f"inputs and begin of their own, not beside {getattr(leaf, 'kind', leaf)}"
+            "inputs, begin and unrounded residuals of their own, not beside "
+            f"{getattr(leaf, 'kind', leaf)}"
         )
 
 

@@ -136,10 +136,10 @@ def _check(begin: int, state: Any, first: Any) -> None:
     """Refuses a stage that is not `quantize`, or chooses other parameters."""
     leaves = getattr(state, "leaves", None) or {"": None}
     for path, leaf in leaves.items():
-        if not isinstance(leaf, QuantizedState) or leaf.inputs is not None:
+        if not isinstance(leaf, QuantizedState) or leaf.needs_lift:
             raise ValueError(
                 f"the stage at {begin} is not jaxopt_compress.quantize of {path!r} alone: stages "
-                "are of quantize, without inputs="
+                "are of quantize, without inputs= and unrounded residuals"
             )
     other = sorted(set(leaves) ^ set(first.leaves))
     if other:

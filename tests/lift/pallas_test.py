@@ -17,6 +17,7 @@ from tests.quantization.cases import normal
 FORMS = {
     "nf4": jc.quantize("nf4", group=128),
     "mxfp4": jc.quantize("mxfp4"),
+    "nvfp4": jc.quantize("nvfp4"),
     "int3": jc.quantize("int3"),
     "uint5": jc.quantize("uint5", symmetric=False),
     "uint6 in groups": jc.quantize("uint6", group=128, symmetric=False),
@@ -69,6 +70,16 @@ def lowered(platform, name, **options):
 def test_kernels_compute_the_same(platform, name, monkeypatch):
     small, x = operands(name)
     want = jax.jit(jc.lift(matmul))(small, x).astype(jnp.float32)
+    run_as_on(platform, monkeypatch)
+    got = jax.jit(jc.lift(matmul, pallas=True))(small, x)
+    assert got.dtype == x.dtype
+    # Weights are rounded to bfloat16 in the kernel, of which 1024 add up, and both results.
+    scale = np.abs(np.asarray(want)).max()
+    np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=0, atol=2.0**-7 * scale)
+
+
+def run_as_on(platform, monkeypatch):
+    """Runs the kernels of a platform step by step on this one."""
     there = lambda forms, default, *args: forms.get(platform, default)(*args)
     monkeypatch.setattr(kernel_products, "on_each_platform", there)
     monkeypatch.setattr(input_products, "on_each_platform", there)
@@ -79,8 +90,26 @@ def test_kernels_compute_the_same(platform, name, monkeypatch):
     ):
         step_by_step = functools.partial(getattr(dots, name), interpret=True)
         monkeypatch.setattr(dots, name, step_by_step)
-    got = jax.jit(jc.lift(matmul, pallas=True))(small, x)
-    assert got.dtype == x.dtype
-    # Weights are rounded to bfloat16 in the kernel, of which 1024 add up, and both results.
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "pot5"])
+def test_relative_steps_stay_in_the_range_of_float16(name, monkeypatch):
+    """A level of 448 times a step of 448 would not."""
+    w, x = (
+        jnp.asarray(normal(*s, seed=i), jnp.float16) for i, s in enumerate(((256, 64), (4, 256)))
+    )
+    small = jc.compress({"w": w}, jc.quantize(name, group=128, scale="float8_e4m3fn"))
+    want = jax.jit(jc.lift(matmul))(small, x).astype(jnp.float32)
+    run_as_on("cuda", monkeypatch)
+    got = jax.jit(jc.lift(matmul, pallas=True))(small, x).astype(jnp.float32)
+    # Weights and both results are rounded to float16.
     scale = np.abs(np.asarray(want)).max()
-    np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=0, atol=2.0**-7 * scale)
+    np.testing.assert_allclose(got, want, rtol=0, atol=2.0**-10 * scale)
+
+
+@pytest.mark.parametrize("view", [jnp.transpose, lambda w: w[:, 128:], lambda w: w[:, ::-1]])
+def test_views_keep_steps_as_they_are_stored(view):
+    small = jc.compress({"w": jnp.asarray(normal(256, 256))}, jc.quantize("mxfp4"))
+    kept = jax.jit(jc.lift(lambda params: view(params["w"])))(small)
+    assert kept.scale.dtype == jnp.float8_e8m0fnu
+    np.testing.assert_array_equal(kept.materialize(), view(small["w"].materialize()))

@@ -266,6 +266,10 @@ def test_files_hold_offsets(tmp_path):
         (lambda stats: jc.pact(jc.quantize("int4")).init(EYE), "statistics"),
         (lambda stats: jc.pact(jc.quantize("int4", inputs="int8"), alpha=1.0).init(EYE), "beside"),
         (lambda stats: jc.pact(jc.quantize("int4", begin=3), alpha=1.0).init(EYE), "beside"),
+        (
+            lambda stats: jc.pact(jc.quantize("int4", residuals="unrounded"), alpha=1.0).init(EYE),
+            "beside",
+        ),
         (lambda stats: jc.pact(jc.low_rank(2), alpha=1.0).init(EYE), "beside"),
         (lambda stats: jc.pact(jc.quantize("int4"), alpha=-1.0), "alpha"),
         (lambda stats: jc.dorefa("odd4", inputs="int4"), "unsigned"),

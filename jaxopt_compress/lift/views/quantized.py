@@ -30,7 +30,7 @@ def entrywise(q: QuantizedArray) -> QuantizedArray:
 
 def _plain(q: QuantizedArray) -> QuantizedArray:
     """The same array with one array for each field, and groups along one axis at most."""
-    q = plain_steps(q)
+    q = q if q.tile is None and not is_compressed(q.scale) else plain_steps(q)
     return entrywise(q) if isinstance(q.codes, SparseArray) else q
 
 
