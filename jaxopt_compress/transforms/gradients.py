@@ -1,4 +1,4 @@
-"""Gradients at a view: as those of a view that rounds activations, and as those of parameters."""
+"""Gradients at a view: as those of one for lifted functions, and as those of parameters."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from jaxopt_compress.tree import map_named, named_leaves
 
 
 def weight_gradients(grads: Any) -> Any:
-    """Gradients at a view that rounds activations, as one array per parameter.
+    """Gradients at a view for lifted functions, as one array per parameter.
 
-    A view of weights alone has the structure of the parameters, and so have its gradients. With
-    ``inputs=`` its leaves hold more, and what compares gradients with parameters needs this first,
-    such as `optax.MultiSteps`, `optax.apply_if_finite` and `optax.ema` around or before
+    Other views have the structure of the parameters, and so have their gradients. With ``inputs=``
+    or ``residuals="unrounded"`` leaves hold more, and what compares gradients with parameters needs
+    this first, such as `optax.MultiSteps`, `optax.apply_if_finite` and `optax.ema` around or before
     `compressed_training`, which takes gradients of either form.
 
     Args:

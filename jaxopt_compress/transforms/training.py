@@ -33,7 +33,7 @@ def compressed_training(
     ``inner`` update them, and advances the compression from the ``params`` passed in. A parameter
     that `low_rank` replaces by factors, and an integer one, gets no update, whatever ``inner``
     decays; gradients of ``allow_int=True`` may be passed as they are. Where a wrapper compares
-    gradients with parameters and the view rounds activations, see `weight_gradients`.
+    gradients with parameters and the view is for lifted functions, see `weight_gradients`.
 
     Args:
         inner: Any optax optimizer, but one that accumulates gradients: for that use
