@@ -8,9 +8,10 @@ and feeds the matrix unit from there.
 The grid runs over columns, then rows, then K, in blocks of 1024 at most. The first block of rows
 decodes, in chunks of 256 by 256 within one stretch of code, so that the compiler can decode a chunk
 while the matrix unit works on the one before; further blocks of rows find the decoded columns in
-VMEM. Mosaic loads 4-bit integers and 8-bit floats as they are. Codes of four bits are looked up:
+VMEM. Mosaic loads 4-bit integers and 8-bit floats as they are. Codes of four bits without a sign are looked up:
 `decode` is asked for sixteen levels, and a permutation of lanes picks from them, which takes half
-as long as nf4's tree of selections.
+as long as nf4's tree of selections. Signed ones are integers, and converted: the whole kernel is 552
+bundles then, and 1256 with the lookup (8 rows in groups of 128, v5e).
 
 A product moves `K N (bits + bits of a step / group) / 8` bytes of codes and steps, `2 M K` of `x`
 for each 1024 columns, and `4 M N` of float32 result, for `2 M K N` operations; a dense bfloat16
@@ -54,7 +55,7 @@ _CHUNK_DEPTH, _CHUNK_COLUMNS = 256, 256
 _LANES = 128
 # Of VMEM's 128 MB, what decoded columns may take, and what the compiler gets for spilled registers.
 _MAX_DECODED_BYTES, _SPILLED_BYTES = 48 * 2**20, 16 * 2**20
-_CODES = ("uint4", "uint8", "float8_e4m3fn", "float8_e5m2")
+_CODES = ("int4", "int8", "uint4", "uint8", "float8_e4m3fn", "float8_e5m2")
 
 
 def fits(x, codes, scale, group, *, bits=None, block=None):
@@ -115,7 +116,7 @@ def decoded_dot(
 
     Args:
       x: `[*batch, M, K]`, bfloat16.
-      codes: `[*batch, K, N]` of type uint4, uint8, float8_e4m3fn or float8_e5m2; with `bits`,
+      codes: `[*batch, K, N]` of four or eight bits, integers or floats; with `bits`,
         `[*batch, K * bits / 8, N]`, uint8, planar words as `jaxopt_compress.numerics.packing`
         lays them out.
       scale: `[*batch, K / group, N]`, float32, bfloat16, float8_e4m3fn or float8_e8m0fnu;
@@ -171,7 +172,7 @@ def _product(x, codes, scale, *, interpret, **given):
         return (jnp.where(m == 0, k, grid[2] - 1) if kept else k), n
 
     stored = bk * codes.shape[0] // depth
-    stored_bytes = codes.shape[0] * (4 if codes.dtype == jnp.uint4 else 8) // 8
+    stored_bytes = codes.shape[0] * (4 if codes.dtype.name.endswith("int4") else 8) // 8
     x_bytes, y_bytes = depth * x.dtype.itemsize, columns * preferred.itemsize
     windows = bm * bk * x.dtype.itemsize + bm * bn * preferred.itemsize
     step_bytes = depth // group * scale.dtype.itemsize

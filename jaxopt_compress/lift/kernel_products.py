@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import QuantizedArray
-from jaxopt_compress.kernels import on_each_platform, zero_product
+from jaxopt_compress.kernels import on_each_platform, row_count, zero_product
 from jaxopt_compress.kernels.decoded import STEPS
 from jaxopt_compress.lift.products import short_sums
 from jaxopt_compress.numerics.codes import levels_of
@@ -16,6 +16,9 @@ from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.steps import step_value
 
 PLANES = (1, 2, 4)
+# Of integers in groups XLA for TPUs fuses partial products: for a single row that is faster than
+# decoding, for several it takes up to four times as long, and with many it matters little.
+SEVERAL = range(2, 129)
 
 
 def in_planes(w: QuantizedArray) -> bool:
@@ -76,7 +79,7 @@ def in_kernels(
     group = rows.shape[-1] // scale.shape[-2]
     steps = jnp.broadcast_to(held.steps, (*scale.shape[:-1], held.codes.shape[-1]))
     given = {"group": group, "bits": None if w.block is None else w.bits, "block": w.block}
-    streams = {"tpu": _streams_on_tpus(w), "cuda": _streams_on_gpus(w)}
+    streams = {"tpu": _streams_on_tpus(w, row_count(rows)), "cuda": _streams_on_gpus(w)}
     dots = {
         platform: module.decoded_dot
         for platform, module in _modules().items()
@@ -148,10 +151,10 @@ def _modules() -> dict[str, Any]:
     return {"tpu": tpu_dots, "cuda": gpu_dots}
 
 
-def _streams_on_tpus(w: QuantizedArray) -> bool:
-    """Whether XLA for TPUs fuses what decodes the weight into a product, in any form."""
+def _streams_on_tpus(w: QuantizedArray, rows: int) -> bool:
+    """Whether XLA for TPUs fuses what decodes the weight into a product, at little cost."""
     if isinstance(w.fmt.grid, Integers):
-        return w.block is None or in_planes(w)
+        return in_planes(w) or (w.block is None and (w.group is None or rows not in SEVERAL))
     return w.group is None and converts(w)
 
 

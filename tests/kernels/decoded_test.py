@@ -46,6 +46,7 @@ def floats(dtype):
 # How codes are held, bits of planar words, group, decode, and the levels of codes 0, 1, ...
 FORMATS = {
     "nf4": ("uint4", None, 128, NF4.decode, np.asarray(NF4.levels, np.float32)),
+    "int4": ("int4", None, 32, convert, np.float32([*range(8), *range(-8, 0)])),
     "nf4, large groups": ("uint4", None, 512, NF4.decode, np.asarray(NF4.levels, np.float32)),
     "mxfp4": ("uint4", None, 32, Minifloat(2, 1, 6.0).decode, patterns(16)),
     "nvfp4": ("uint4", None, 16, Minifloat(2, 1, 6.0).decode, patterns(16)),

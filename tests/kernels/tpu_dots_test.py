@@ -19,7 +19,7 @@ def test_what_does_not_fit_is_refused():
     x, codes, scale, keywords, _ = inputs("nf4")
     assert fits(x, codes, scale, 128)
     assert not fits(x.astype(jnp.float32), codes, scale, 128)
-    assert not fits(x, codes.astype(jnp.int8), scale, 128)
+    assert not fits(x, codes.astype(jnp.int16), scale, 128)
     assert not fits(x, codes[:, :128], scale[:, :128], 128)
     assert not fits(x, codes, scale[:, :1], 128)
     assert not fits(x[:, :384], codes[:384], scale[:3], 128)

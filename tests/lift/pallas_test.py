@@ -18,6 +18,9 @@ FORMS = {
     "nf4": jc.quantize("nf4", group=128),
     "mxfp4": jc.quantize("mxfp4"),
     "nvfp4": jc.quantize("nvfp4"),
+    "int4 in groups": jc.quantize("int4", group=128),
+    "int8 in groups": jc.quantize("int8", group=128),
+    "uint4 in groups": jc.quantize("uint4", group=128, symmetric=False),
     "int3": jc.quantize("int3"),
     "uint5": jc.quantize("uint5", symmetric=False),
     "uint6 in groups": jc.quantize("uint6", group=128, symmetric=False),
@@ -39,7 +42,6 @@ def operands(name):
 ON_GPUS = FORMS | {
     "int4": jc.quantize("int4"),
     "uint8": jc.quantize("uint8", symmetric=False),
-    "int8 in groups": jc.quantize("int8", group=128),
     "int2": jc.quantize("int2"),
     "int4 in groups x int8": jc.quantize("int4", group=128, inputs="int8"),
 }
