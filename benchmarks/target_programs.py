@@ -175,7 +175,7 @@ def training(weights: str, layers: int = 4, width: int = 2048, vocabulary: int =
         logits = models.transformer(half, tokens[:, :-1]).astype(jnp.float32)
         return models.cross_entropy(logits, tokens[:, 1:])
 
-    # As it is for views of arrays alone.
+    # Which leaves it as it is where the view is of arrays alone.
     loss = jc.lift(loss, on_fallback="error")
     step = models.train_step(loss, tx, compression)
     state = (params, jax.eval_shape(tx.init, params))

@@ -9,7 +9,7 @@ from jaxopt_compress.kernels.forms import differentiated_as, with_rows_merged
 from jaxopt_compress.numerics.packing import layout, unpack
 from jaxopt_compress.numerics.steps import power_of, step_value
 
-# What kernels read steps as: float32 needs no more memory elsewhere than shorter ones do.
+# The types in which kernels read steps.
 STEPS = ("float32", "bfloat16", "float8_e4m3fn", "float8_e8m0fnu")
 
 

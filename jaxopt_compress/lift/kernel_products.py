@@ -92,8 +92,8 @@ def in_kernels(
     # Levels times steps are rounded to 16 bits there: those of codes around 0 lose the least.
     middle = 0 if zero is None or w.fmt.grid.signed else 2 ** (w.bits - 1)
     # Sums that steps multiply afterwards may outgrow the range of float16.
-    several = zero is not None or (held.outer is not None and short_sums(dtype) is None)
-    preferred = jnp.float32 if several else dtype
+    wide = zero is not None or (held.outer is not None and short_sums(dtype) is None)
+    preferred = jnp.float32 if wide else dtype
 
     def decode(code: jax.Array) -> jax.Array:
         if w.block is not None and isinstance(w.fmt.grid, Integers) and w.fmt.grid.signed:
