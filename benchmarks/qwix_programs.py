@@ -62,13 +62,14 @@ def installed() -> bool:
 
 
 class Layers(nn.Module):
-    """Dense layers without bias in bfloat16."""
+    """Dense layers without bias in bfloat16, and a function between them as in any network."""
 
     widths: tuple[int, ...]
 
     @nn.compact
     def __call__(self, x):
-        for width in self.widths:
+        for i, width in enumerate(self.widths):
+            x = nn.relu(x) if i else x
             x = nn.Dense(width, use_bias=False, dtype=BFLOAT16, param_dtype=BFLOAT16)(x)
         return x
 

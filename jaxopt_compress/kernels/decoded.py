@@ -3,11 +3,10 @@
 import functools
 
 import jax.numpy as jnp
-from jax import lax
 
 from jaxopt_compress.kernels.forms import differentiated_as, with_rows_merged
 from jaxopt_compress.numerics.packing import layout, unpack
-from jaxopt_compress.numerics.steps import power_of, step_value
+from jaxopt_compress.numerics.steps import step_value
 
 # The types in which kernels read steps.
 STEPS = ("float32", "bfloat16", "float8_e4m3fn", "float8_e8m0fnu")
@@ -37,13 +36,6 @@ def decoded_first(x, codes, scale, decode, *, group, bits=None, block=None, pref
         codes = unpack(codes, bits, -2, block, signed=False)
     weight = decode(codes) * jnp.repeat(step_value(scale), group, axis=-2)
     return jnp.matmul(x, weight.astype(x.dtype), preferred_element_type=preferred)
-
-
-def readable_steps(scale):
-    """Steps in a type that kernels load, and what makes float32 of them there."""
-    if scale.dtype == jnp.float8_e8m0fnu:
-        return lax.bitcast_convert_type(scale, jnp.uint8), power_of
-    return scale, lambda steps: steps.astype(jnp.float32)
 
 
 def codes_of_runs(rows, bits):

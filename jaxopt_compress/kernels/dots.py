@@ -22,11 +22,16 @@ others.
 import functools
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxopt_compress.kernels.cpu_dots import streamed_dot, streams
-from jaxopt_compress.kernels.forms import GPUS, check_shapes, on_each_platform, row_count
+from jaxopt_compress.kernels.forms import (
+    GPUS,
+    check_shapes,
+    on_each_platform,
+    row_count,
+    spread_out,
+)
 
 # Rows of a block-diagonal x up to which the additional products stay cheaper than a copy of codes.
 _MAX_BLOCK_DIAGONAL_ROWS = 512
@@ -143,11 +148,9 @@ def per_group(x, codes, scale, precision=None):
 
 def block_diagonal(x, codes, scale, precision=None):
     """One product with `x` spread out to one row per group; arguments as for `per_group`."""
-    *batch, rows, depth = x.shape
+    *batch, rows, _ = x.shape
     groups = scale.shape[-2]
-    own = np.repeat(np.eye(groups, dtype=bool), depth // groups, axis=1)
-    blocks = jnp.where(own[:, None], x[..., None, :, :], jnp.zeros((), x.dtype))
-    blocks = blocks.reshape(*batch, groups * rows, depth)
+    blocks = spread_out(x, groups)
     partial = _matmul(blocks, converted(codes, x.dtype), scale.dtype, precision)
     partial = partial.reshape(*batch, groups, rows, codes.shape[-1])
     return (partial * scale[..., None, :]).sum(-3)

@@ -22,6 +22,23 @@ def row_count(x):
     return rows if isinstance(rows, int) else _MANY
 
 
+def spread_out(x, groups):
+    """Each row once per group, with zeros where another group is: `[*batch, groups * M, K]`.
+
+    Example:
+      >>> print(spread_out(jnp.array([[1, 2, 3, 4]]), 2))
+      [[1 2 0 0]
+       [0 0 3 4]]
+    """
+    *batch, rows, depth = x.shape
+    # Counted where it is needed: a constant would be read from memory for every product.
+    first, k = (lax.broadcasted_iota(jnp.int32, (groups, 1, depth), d) for d in (0, 2))
+    first *= depth // groups
+    own = (k >= first) & (k < first + depth // groups)
+    blocks = jnp.where(own, x[..., None, :, :], jnp.zeros((), x.dtype))
+    return blocks.reshape(*batch, groups * rows, depth)
+
+
 def with_rows_merged(product):
     """`product(x, *weight)` with one rule: rows that share a weight stay in one product.
 

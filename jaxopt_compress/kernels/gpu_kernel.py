@@ -38,10 +38,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from jaxopt_compress.kernels.decoded import codes_of_runs, readable_steps
+from jaxopt_compress.kernels.decoded import codes_of_runs
 from jaxopt_compress.kernels.forms import varying_alike
 from jaxopt_compress.numerics.packing import layout
-from jaxopt_compress.numerics.steps import step_value
+from jaxopt_compress.numerics.steps import power_of, step_value
 
 # The least K of a matrix instruction, in bytes, and the least columns of a block.
 LEAST_BYTES, COLUMNS = 32, 64
@@ -91,7 +91,7 @@ def _of_matrices(x, codes, scale, *, decode, group, bits, block, lookup, preferr
     padded = pl.cdiv(rows, bm) * bm
     x = jnp.pad(x, ((0, padded - rows), (0, 0)))
     # With many rows a float32 copy takes less time than widening them for each block.
-    scale, widened = readable_steps(scale if rows <= _FEW_ROWS else step_value(scale))
+    scale, widened = _readable_steps(scale if rows <= _FEW_ROWS else step_value(scale))
     operands = varying_alike([x, codes, scale, table.astype(jnp.float32)])
     manual = jax.typeof(operands[0]).manual_axis_type
     given = {"read": read, "widened": widened, "group": group, "bits": bits}
@@ -116,6 +116,13 @@ def _of_matrices(x, codes, scale, *, decode, group, bits, block, lookup, preferr
     )(*operands)
     y = y.sum(0).astype(preferred) if splits > 1 else y[0]
     return y[:rows]
+
+
+def _readable_steps(scale):
+    """Steps in a type that Triton has, and what makes float32 of them in the kernel."""
+    if scale.dtype == jnp.float8_e8m0fnu:
+        return lax.bitcast_convert_type(scale, jnp.uint8), power_of
+    return scale, step_value
 
 
 def tiles_of(rows, depth, group, bits, block, itemsize):

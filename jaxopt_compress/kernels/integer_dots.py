@@ -20,7 +20,6 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxopt_compress.kernels import cpu_dots
@@ -30,6 +29,7 @@ from jaxopt_compress.kernels.forms import (
     differentiated_as,
     on_each_platform,
     row_count,
+    spread_out,
     with_rows_merged,
 )
 from jaxopt_compress.kernels.stored import columns_per_byte, readable
@@ -57,14 +57,14 @@ def integer_dot(x_codes, codes, scale=None, x_scale=None, *, group=None, sums=No
       x_codes: `[*batch, M, K]`, integers of up to eight bits.
       codes: `[*batch, K, N]`, likewise. Signed ones are faster.
       scale: `[*batch, K / group or 1, N or 1]`, floating point, or None.
-      x_scale: `[*batch, M, 1]`, of the type of `scale`, which every row is multiplied by; or None.
-        Goes with a scale.
+      x_scale: `[*batch, M, 1]`, which every row is multiplied by; or None. Goes with a scale, of
+        its type, or in float32 beside a shorter one, and then not to be differentiated.
       group: number of consecutive `k` that share a scale; None means all of them.
       sums: type that GPUs round sums to before scales multiply them, where all `k` share a scale:
         a product writes its result in a shorter type, but is not fused with its scales there.
 
     Returns:
-      `[*batch, M, N]`: int32 without scales, otherwise of the type of `scale`.
+      `[*batch, M, N]`: int32 without scales, otherwise of the type of `x_scale` or `scale`.
 
     Raises:
       ValueError: if the shapes do not fit each other or the group, or if int32 does not hold the
@@ -91,6 +91,7 @@ def integer_dot(x_codes, codes, scale=None, x_scale=None, *, group=None, sums=No
             raise ValueError(f"a product of {kinds}, K = {depth}, exceeds int32: it needs a scale")
         return _by_parts(x_codes, codes, scale, x_scale)
     if scale is not None and scale.shape[-2] == 1:
+        scale = scale if x_scale is None else scale.astype(x_scale.dtype)
         as_floats = lambda y, dtype=scale.dtype: y.astype(dtype).astype(scale.dtype)
         short = functools.partial(as_floats, dtype=sums)
         forms = {} if sums is None else dict.fromkeys(GPUS, short)
@@ -114,7 +115,10 @@ def integer_dot(x_codes, codes, scale=None, x_scale=None, *, group=None, sums=No
     weight = (codes,) if scale is None else (codes, scale)
     if x_scale is None:
         return on_each_platform(forms, default, x_codes, *weight)
-    after = lambda form: lambda x, codes, scale, x_scale: form(x, codes, scale) * x_scale
+
+    def after(form):
+        return lambda x, codes, scale, own: form(x, codes, scale.astype(own.dtype)) * own
+
     forms = {k: form if k == "tpu" else after(form) for k, form in forms.items()}
     return on_each_platform(forms, after(default), x_codes, *weight, x_scale)
 
@@ -153,9 +157,10 @@ def _by_parts(x_codes, codes, scale, x_scale):
     groups = scale.shape[-2]
     parts = exact_parts(codes.shape[-2] // groups, x_codes.dtype, codes.dtype)
     own = [in_parts(a, axis, groups, parts) for a, axis in ((x_codes, -1), (codes, -2))]
-    scales = jnp.repeat(scale.astype(jnp.promote_types(scale.dtype, jnp.float32)), parts, axis=-2)
-    y = integer_dot(*own).astype(scales.dtype) * _of_partials(scales, x_scale)
-    return y.sum(-3).astype(scale.dtype)
+    dtype = scale.dtype if x_scale is None else x_scale.dtype
+    wide = jnp.promote_types(dtype, jnp.float32)
+    factors = [scale.astype(wide).repeat(parts, axis=-2), x_scale]
+    return _sum_scaled(integer_dot(*own), *factors).astype(dtype)
 
 
 def as_stored(x_codes, codes):
@@ -183,7 +188,7 @@ def per_group(x_codes, codes, scale, x_scale=None, form=widened):
     x_codes = lax.optimization_barrier(x_codes)
     x = x_codes.reshape(*x_codes.shape[:-1], groups, -1).swapaxes(-3, -2)
     spread = codes.reshape(*codes.shape[:-2], groups, -1, codes.shape[-1])
-    return (form(x, spread).astype(scale.dtype) * _of_partials(scale, x_scale)).sum(-3)
+    return _sum_scaled(form(x, spread), scale, x_scale)
 
 
 def group_by_group(x_codes, codes, scale, form=widened):
@@ -202,19 +207,33 @@ def group_by_group(x_codes, codes, scale, form=widened):
 
 def block_diagonal(x_codes, codes, scale, x_scale=None, form=widened):
     """One product with `x_codes` spread out to one row per group; `form` multiplies."""
-    *batch, rows, depth = x_codes.shape
+    *batch, rows, _ = x_codes.shape
     groups = scale.shape[-2]
-    own = np.repeat(np.eye(groups, dtype=bool), depth // groups, axis=1)
-    blocks = jnp.where(own[:, None], x_codes[..., None, :, :], jnp.zeros((), x_codes.dtype))
-    partial = form(blocks.reshape(*batch, groups * rows, depth), codes)
+    partial = form(spread_out(x_codes, groups), codes)
     partial = partial.reshape(*batch, groups, rows, codes.shape[-1])
-    return (partial.astype(scale.dtype) * _of_partials(scale, x_scale)).sum(-3)
+    return _sum_scaled(partial, scale, x_scale)
 
 
-def _of_partials(scale, x_scale):
-    """`[*batch, groups, M or 1, N or 1]`: what partial products are multiplied by."""
-    own = scale[..., None, :]
-    return own if x_scale is None else own * x_scale[..., None, :, :]
+def _sum_scaled(partial, scale, x_scale):
+    """Sums `[*batch, groups, M, N]` times the scales over groups; see `integer_dot`."""
+    scale = scale[..., None, :]
+    if x_scale is not None:
+        x_scale = x_scale[..., None, :, :]
+        if scale.dtype != x_scale.dtype:
+            # XLA for TPU would write out all scales in the wider type. After a product with a power
+            # of two, which is exact, there is nothing left to convert ahead of that with codes.
+            power, x_scale = _power_and_rest(x_scale)
+            scale = (scale * power.astype(scale.dtype)).astype(x_scale.dtype)
+        scale = scale * x_scale
+    return (partial.astype(scale.dtype) * scale).sum(-3)
+
+
+def _power_and_rest(x):
+    """Positive float32 as powers of two times numbers in [1, 2); NaN and infinities stay such."""
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    power = lax.bitcast_convert_type(bits & 0x7F800000, jnp.float32)
+    rest = lax.bitcast_convert_type(bits & 0x007FFFFF | 0x3F800000, jnp.float32)
+    return power, jnp.where(jnp.isfinite(x), rest, x)
 
 
 def _streams(x_codes, codes, scale):

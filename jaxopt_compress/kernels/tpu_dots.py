@@ -42,9 +42,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxopt_compress.kernels.decoded import STEPS, codes_of_runs, in_tiles, readable_steps
+from jaxopt_compress.kernels.decoded import STEPS, codes_of_runs, in_tiles
 from jaxopt_compress.kernels.forms import varying_alike
 from jaxopt_compress.numerics.packing import layout
+from jaxopt_compress.numerics.steps import step_value
 
 # Blocks of rows, columns and K. A block of rows is as large as the accumulator may well be: each
 # reads x once more per block of columns, but not the weight.
@@ -158,7 +159,7 @@ def _product(x, codes, scale, *, interpret, **given):
     kept = [pltpu.VMEM((depth, bn), x.dtype)] if grid[1] > 1 else []
     # Rows of steps are read one by one, which Mosaic does in float32 only.
     wide = pltpu.VMEM((depth // group, bn), jnp.float32)
-    table, (scale, widened) = jnp.zeros(_LANES, jnp.float32), readable_steps(scale)
+    table = jnp.zeros(_LANES, jnp.float32)
     if codes.dtype == jnp.uint4:
         read = _look_up
         table = table.at[:16].set(decode(jnp.arange(16, dtype=jnp.int32).astype(codes.dtype)))
@@ -181,7 +182,7 @@ def _product(x, codes, scale, *, interpret, **given):
     operands = varying_alike([x, codes, scale, table[None]])
     manual = jax.typeof(operands[0]).manual_axis_type
     return pl.pallas_call(
-        functools.partial(_kernel, read=read, widened=widened, group=group),
+        functools.partial(_kernel, read=read, group=group),
         out_shape=jax.ShapeDtypeStruct((rows, columns), preferred, manual_axis_type=manual),
         grid=grid,
         in_specs=[
@@ -218,9 +219,7 @@ def _blocks(rows, depth, columns, itemsize):
     return bm, bn, bk
 
 
-def _kernel(
-    x_ref, codes_ref, scale_ref, table_ref, y_ref, sum_ref, wide_ref, *kept, read, widened, group
-):
+def _kernel(x_ref, codes_ref, scale_ref, table_ref, y_ref, sum_ref, wide_ref, *kept, read, group):
     """One block; `kept` is where decoded columns stay, if there are several blocks of rows."""
     m, k = pl.program_id(1), pl.program_id(2)
     chunks = x_ref.shape[1] // _CHUNK_DEPTH
@@ -257,7 +256,7 @@ def _kernel(
 
     @pl.when((m == 0) & (k == 0))
     def _():
-        wide_ref[...] = widened(scale_ref[...])
+        wide_ref[...] = step_value(scale_ref[...])
 
     if kept:
         pl.when(m == 0)(lambda: multiply(decoded))

@@ -15,7 +15,7 @@ from jaxopt_compress.numerics.codes import round_to_grid
 from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.learned import slopes
 from jaxopt_compress.numerics.rounding import widen
-from jaxopt_compress.numerics.steps import step_of
+from jaxopt_compress.numerics.steps import symmetric_step
 
 
 def input_step(w: InputQuantizedArray, x: jax.Array, axes: Sequence[int], spread: Any) -> jax.Array:
@@ -29,9 +29,9 @@ def input_step(w: InputQuantizedArray, x: jax.Array, axes: Sequence[int], spread
     """
     if w.scale is not None:
         return spread(w.scale)
-    high = lax.stop_gradient(jnp.max(jnp.abs(x), tuple(axes), keepdims=True, initial=0))
-    high = high.astype(jnp.float32)
-    return step_of(-high, high, w.fmt, True)[0]
+    start = 0 if 0 in x.shape else None  # Of no entries there is no largest one.
+    high = lax.stop_gradient(jnp.max(jnp.abs(x), tuple(axes), keepdims=True, initial=start))
+    return symmetric_step(high.astype(jnp.float32), w.fmt)
 
 
 def input_levels(w: InputQuantizedArray, x: jax.Array, step: jax.Array, spread: Any) -> jax.Array:

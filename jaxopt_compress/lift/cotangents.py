@@ -25,7 +25,7 @@ from jaxopt_compress.numerics.codes import round_to_grid
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.noise import noise_of
-from jaxopt_compress.numerics.steps import step_of
+from jaxopt_compress.numerics.steps import symmetric_step
 
 
 def differentiated(
@@ -88,7 +88,7 @@ def rounded(g: jax.Array, axes: Sequence[int], fmt: Format) -> tuple[jax.Array, 
     wide = g.astype(jnp.float32)
     high = jnp.max(jnp.abs(wide), tuple(axes), keepdims=True, initial=0)
     # Not half a step above the top level: what is clipped loses its expected value.
-    step, _ = step_of(-high, high, fmt._replace(top=fmt.grid.high), True)
+    step = symmetric_step(high, fmt._replace(top=fmt.grid.high))
     return round_to_grid(wide, step, None, fmt, noise_of(wide))[0], step
 
 

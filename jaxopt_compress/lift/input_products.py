@@ -76,7 +76,9 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
         wide = how._replace(dtype=jnp.promote_types(how.dtype, jnp.float32))
         held = stored_weight(w.weight)
         weight = integer_weight(held, w.fmt)
-
+        if weight is not None and weight.zero is None and held.tile is None:
+            if held.scale.dtype == jnp.bfloat16:  # The product widens it.
+                weight = weight.replace(scale=held.scale)
         sums = short_sums(how.dtype)
 
         def product(levels: jax.Array, step: jax.Array) -> jax.Array:

@@ -134,8 +134,8 @@ def integer_kernels(
         return {}
 
     def kernel(rows: Any, codes: Any, scale: Any, *x_scale: jax.Array) -> jax.Array:
-        y = gpu_dots.integer_dot(rows, codes, wide(scale), group=group).astype(scale.dtype)
-        return y * x_scale[0] if x_scale else y
+        y = gpu_dots.integer_dot(rows, codes, wide(scale), group=group)
+        return y * x_scale[0] if x_scale else y.astype(scale.dtype)
 
     return {"cuda": kernel}
 

@@ -42,26 +42,33 @@ def step_of(
         Jacob et al., 2018, Quantization and Training of Neural Networks for Efficient
         Integer-Arithmetic-Only Inference.
     """
-    qmin, qmax = fmt.grid.low, fmt.grid.high
-    high = jnp.where(jnp.isfinite(low) & jnp.isfinite(high), high, jnp.nan)
-    if symmetric:
-        top, reach = fmt.top, jnp.maximum(jnp.abs(low), jnp.abs(high))
-    else:
-        low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
-        # Halves: high - low overflows for ranges over half of float32's.
-        top, reach = (qmax - qmin) / 2, high / 2 - low / 2
     if of_nothing is None:
         of_nothing = 1.0 if fmt.has_zero else TINY
-    # A NaN stays one, for whoever watches for it.
-    reach = jnp.where(reach < TINY * max(top, 1), of_nothing * top, reach).astype(jnp.float32)
-    # Of what divides by the quotient compilers make another one.
-    scale = lax.optimization_barrier(reach / _unknown(top, high))
     if symmetric:
-        return scale, None
+        return _step(jnp.maximum(jnp.abs(low), jnp.abs(high)), fmt.top, of_nothing), None
+    qmin, qmax = fmt.grid.low, fmt.grid.high
+    low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
+    # Halves: high - low overflows for ranges over half of float32's.
+    scale = _step(high / 2 - low / 2, (qmax - qmin) / 2, of_nothing)
     # In 1 bit the largest range has a larger step.
     scale = jnp.minimum(scale, jnp.finfo(jnp.float32).max)
     zero = jnp.clip(qmin - jnp.round(low / scale), qmin, qmax)
     return scale, zero.astype(zero_dtype(fmt))
+
+
+def symmetric_step(reach: jax.Array, fmt: Format) -> jax.Array:
+    """As `step_of`, of the largest magnitudes."""
+    return _step(reach, fmt.top, 1.0 if fmt.has_zero else TINY)
+
+
+def _step(reach: jax.Array, top: float, of_nothing: float) -> jax.Array:
+    """``reach / top`` in float32."""
+    # A NaN stays one, for whoever watches for it.
+    reach = jnp.where(jnp.isfinite(reach), reach, jnp.nan)
+    divisor = _unknown(top, reach)
+    reach = jnp.where(reach < TINY * max(top, 1), of_nothing * top, reach).astype(jnp.float32)
+    # Of what divides by the quotient compilers make another one.
+    return lax.optimization_barrier(reach / divisor)
 
 
 def _unknown(value: float, like: jax.Array) -> jax.Array:

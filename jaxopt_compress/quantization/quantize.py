@@ -23,7 +23,7 @@ from jaxopt_compress.numerics.bounds import ABSMEAN, Bounds, absmax
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.packing import layout as words_layout
-from jaxopt_compress.numerics.steps import STEP_DTYPES, step_of
+from jaxopt_compress.numerics.steps import STEP_DTYPES, symmetric_step
 from jaxopt_compress.quantization.checks import (
     check_gradients,
     check_group,
@@ -209,7 +209,7 @@ def _input_scale(parameter: Parameter, inputs: str | None, steps: str) -> jax.Ar
         return None
     high = jnp.max(parameter.stats.absmax, -1)
     high = per_stack(high, tuple(parameter.value.shape), parameter.layout.stack)
-    return step_of(-high, high, format_of(inputs), True)[0]
+    return symmetric_step(high, format_of(inputs))
 
 
 def rule_of(

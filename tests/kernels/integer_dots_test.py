@@ -214,6 +214,22 @@ def test_forms_of_each_platform(form, batch):
         assert np.all(np.abs(y - expected * np.asarray(own, float)) <= 2.1 * bound)
 
 
+@pytest.mark.parametrize("form", [integer_dot, per_group, block_diagonal])
+def test_scales_of_bfloat16_beside_float32_ones(form):
+    """As if they were float32: products with powers of two are exact."""
+    rng = np.random.default_rng(6)
+    x, _ = integers(rng, "int8", 6, K)
+    codes, _ = integers(rng, "int4", K, N)
+    short = scales(rng, K // GROUP, N).astype(jnp.bfloat16)
+    own = jnp.asarray([1.0, 3.14159e-12, 2.0**-100, 1e20, np.nan, np.inf])[:, None]
+    form = functools.partial(form, group=GROUP) if form is integer_dot else form
+    y, want = jax.jit(form)(x, codes, short, own), form(x, codes, short.astype(jnp.float32), own)
+    assert y.dtype == jnp.float32 and np.all(np.isnan(y[4])) and not np.any(np.isfinite(y[5]))
+    # Sums of the same numbers, twice rounded each, in either order.
+    sums = np.abs(np.asarray(want[:4])).max(-1, keepdims=True)
+    np.testing.assert_allclose(y[:4] / sums, want[:4] / sums, atol=(K // GROUP + 4) * 2.0**-24)
+
+
 @pytest.mark.parametrize("rows", [1, 5])
 def test_transformations(streamed, rows):
     rng = np.random.default_rng(5)
