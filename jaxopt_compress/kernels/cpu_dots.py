@@ -31,6 +31,7 @@ from jax import lax
 
 from jaxopt_compress.kernels.forms import differentiated_as, row_count, with_rows_merged
 from jaxopt_compress.kernels.stored import columns_per_byte, readable
+from jaxopt_compress.numerics.rounding import promoted
 
 # Codes that are added up in registers.
 _TERMS = 8
@@ -83,7 +84,7 @@ def streamed_dot(x, stored, scale, *, bits=None, decode=None, precision=None, li
 
 def _product(x, stored, scale, *, bits, decode, precision):
     dtype = scale.dtype
-    wide = functools.reduce(jnp.promote_types, (x.dtype, dtype, jnp.float32))
+    wide = promoted(x.dtype, dtype, jnp.float32)
     x, scale = x.astype(wide), scale.astype(wide)
     if fits_one_row(x, stored, scale.shape[-2], bits):
         return one_row(x, stored, scale, bits, decode).astype(dtype)

@@ -32,6 +32,7 @@ from jaxopt_compress.kernels.forms import (
     row_count,
     spread_out,
 )
+from jaxopt_compress.numerics.rounding import promoted
 
 # Rows of a block-diagonal x up to which the additional products stay cheaper than a copy of codes.
 _MAX_BLOCK_DIAGONAL_ROWS = 512
@@ -67,8 +68,8 @@ def scaled_dot(
       preferred: type of the result, and of sums if `sums` is None.
       sums: type that accelerators round sums to before scales multiply them, where all `k` share a
         scale: then what they keep and add up over devices takes no more bytes than a dense product
-        of this type would. TPUs multiply in this type too if `scale` is given in it. CPUs ignore
-        it.
+        of this type would. TPUs multiply in this type too if `scale` and `x` are given in it.
+        CPUs ignore it.
       precision: as in `jax.lax.dot_general`.
 
     Returns:
@@ -84,7 +85,7 @@ def scaled_dot(
       [[71.5]]
     """
     check_shapes(x, codes.shape[-2], codes.shape, scale, zero, group)
-    short = sums is not None and scale.dtype == sums and zero is None
+    short = sums is not None and sums == scale.dtype == x.dtype and zero is None
     scale = scale.astype(preferred)
     groups = scale.shape[-2]
 
@@ -95,7 +96,7 @@ def scaled_dot(
     default = linear = of_codes(scaled_after if groups == 1 else dequantized)
     forms = {}
     if groups == 1 and (sums is not None or x.dtype.itemsize < 4):
-        forms["tpu"] = of_codes(scaled_after, sums=sums, short=short)
+        forms["tpu"] = of_codes(scaled_in_short) if short else of_codes(scaled_after, sums=sums)
         # GPUs fuse one conversion.
         forms |= dict.fromkeys(GPUS, of_codes(scaled_after, sums=sums, convert=_directly))
     if groups > 1:
@@ -121,13 +122,16 @@ def _directly(codes, dtype):
     return codes.astype(dtype)
 
 
-def scaled_after(x, codes, scale, precision=None, sums=None, short=False, convert=converted):
+def scaled_after(x, codes, scale, precision=None, sums=None, convert=converted):
     """One product, scaled afterwards; arguments as for `per_group`, of one group."""
     y = _matmul(x, convert(codes, x.dtype), sums or scale.dtype, precision)
-    if short:
-        # Two factors of a short type, and one rounding: XLA for TPU keeps no wider result.
-        return (y * scale.astype(sums)).astype(scale.dtype)
     return y.astype(scale.dtype) * scale
+
+
+def scaled_in_short(x, codes, scale, precision=None):
+    """One product with levels times steps in the type of `x`; XLA for TPU takes the steps out."""
+    weight = converted(codes, x.dtype) * scale.astype(x.dtype)
+    return _matmul(x, weight, x.dtype, precision).astype(scale.dtype)
 
 
 def per_group(x, codes, scale, precision=None):
@@ -217,7 +221,7 @@ def _matmul(x, weight, preferred, precision):
 
 def _wide(dtype):
     whole = jnp.issubdtype(dtype, jnp.integer)
-    return jnp.dtype(jnp.float32) if whole else jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(jnp.float32) if whole else promoted(dtype, jnp.float32)
 
 
 def partials_outgrow_weight(x, groups):

@@ -33,6 +33,7 @@ from jaxopt_compress.kernels.forms import (
     with_rows_merged,
 )
 from jaxopt_compress.kernels.stored import columns_per_byte, readable
+from jaxopt_compress.numerics.rounding import promoted
 
 # Rows of a block-diagonal x up to which it is faster than one product per group.
 _MAX_BLOCK_DIAGONAL_ROWS = 256
@@ -158,7 +159,7 @@ def _by_parts(x_codes, codes, scale, x_scale):
     parts = exact_parts(codes.shape[-2] // groups, x_codes.dtype, codes.dtype)
     own = [in_parts(a, axis, groups, parts) for a, axis in ((x_codes, -1), (codes, -2))]
     dtype = scale.dtype if x_scale is None else x_scale.dtype
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = promoted(dtype, jnp.float32)
     factors = [scale.astype(wide).repeat(parts, axis=-2), x_scale]
     return _sum_scaled(integer_dot(*own), *factors).astype(dtype)
 

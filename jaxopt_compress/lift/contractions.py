@@ -14,6 +14,7 @@ from jaxopt_compress.lift import quantized_products
 from jaxopt_compress.lift.interpreter import Call
 from jaxopt_compress.lift.products import Product, contract, contraction_rule, dense_operand, dot
 from jaxopt_compress.lift.views import STORED, Joined, cut
+from jaxopt_compress.numerics.rounding import promoted
 
 del quantized_products  # imported for the product that it registers
 
@@ -35,7 +36,7 @@ def _contract_low_rank(w: LowRankArray, x: jax.Array, how: Product) -> Any:
     first, second, other = w.u, w.v, cut - 1
     if summed == right:
         first, second, other = w.v, w.u, ndim - 1
-    wide = jnp.promote_types(how.dtype, jnp.float32) if x.dtype == jnp.float32 else x.dtype
+    wide = promoted(how.dtype, jnp.float32) if x.dtype == jnp.float32 else x.dtype
     thin = contract(first, x, how._replace(dtype=wide))
     if thin is NotImplemented:
         return NotImplemented
@@ -63,9 +64,7 @@ def _contract_joined(w: Joined, x: jax.Array, how: Product) -> Any:
     (x_summed, summed), (x_batch, batch) = how.contract, how.batch
     axis = w.ndim + w.axis
     met = dict(zip((*summed, *batch), (*x_summed, *x_batch), strict=True)).get(axis)
-    wide = (
-        how if axis not in summed else how._replace(dtype=jnp.promote_types(how.dtype, "float32"))
-    )
+    wide = how if axis not in summed else how._replace(dtype=promoted(how.dtype, jnp.float32))
     results = []
     for part, bounds in zip(w.parts, w.bounds(), strict=True):
         own = x if met is None else cut(x, {met: bounds})

@@ -15,6 +15,7 @@ from jaxopt_compress.kernels.integer_dots import exact_parts
 from jaxopt_compress.lift.interpreter import Call
 from jaxopt_compress.lift.products import contraction_rule, dense_operand, levels
 from jaxopt_compress.lift.views import plain_steps
+from jaxopt_compress.numerics.rounding import promoted
 
 # Up to here XLA:CPU takes 3 to 8 times as long for integers as for float32, and above no longer.
 _FEW_CHANNELS = 16
@@ -29,7 +30,7 @@ def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
     w = plain_steps(w) if isinstance(w, QuantizedArray) else w
     spec = call.params["dimension_numbers"]
     out_axis = spec.rhs_spec[0]
-    wide = jnp.promote_types(call.out.dtype, jnp.float32)
+    wide = promoted(call.out.dtype, jnp.float32)
     per_channel = isinstance(w, QuantizedArray) and w.group is None
     if not per_channel or any(w.scale.shape[d] > 1 for d in spec.rhs_spec[1:]):
         return bind_conv(call, x, dense_operand(w, x.dtype), call.out.dtype)

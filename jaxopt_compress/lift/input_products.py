@@ -59,6 +59,7 @@ from jaxopt_compress.numerics.codebooks import Codebook
 from jaxopt_compress.numerics.codes import levels_of
 from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.integers import Integers
+from jaxopt_compress.numerics.rounding import promoted
 
 
 @contract.register
@@ -73,7 +74,7 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
         if w.format is None:
             return dot(x, _rounded_here(w.weight, x.dtype), how)
         step = input_step(w, x, how.contract[0], spread)
-        wide = how._replace(dtype=jnp.promote_types(how.dtype, jnp.float32))
+        wide = how._replace(dtype=promoted(how.dtype, jnp.float32))
         held = stored_weight(w.weight)
         weight = integer_weight(held, w.fmt)
         if weight is not None and weight.zero is None and held.tile is None:

@@ -14,6 +14,7 @@ from jaxopt_compress.arrays import QuantizedArray, SparseArray, materialize
 from jaxopt_compress.lift.interpreter import Call, leaf_rule
 from jaxopt_compress.lift.views import NoView
 from jaxopt_compress.numerics.integers import Integers
+from jaxopt_compress.numerics.rounding import promoted
 
 
 def contraction_rule(primitives: str, *types: type) -> Callable[[Any], Any]:
@@ -119,7 +120,7 @@ def levels(w: QuantizedArray, dtype: Any) -> jax.Array:
     if w.zero is not None or not isinstance(w.fmt.grid, Integers):
         return w.levels() if w.zero is not None else w.levels().astype(dtype)
     # By way of float32: a TPU without arithmetic in shorter floats converts faster.
-    return w.unpacked().astype(jnp.promote_types(dtype, jnp.float32)).astype(dtype)
+    return w.unpacked().astype(promoted(dtype, jnp.float32)).astype(dtype)
 
 
 def dense_operand(w: Any, dtype: Any) -> jax.Array:

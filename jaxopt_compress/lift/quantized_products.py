@@ -42,6 +42,7 @@ from jaxopt_compress.lift.views import Cut, Joined, cut, entrywise, plain_steps
 from jaxopt_compress.numerics.codebooks import Codebook
 from jaxopt_compress.numerics.codes import levels_of
 from jaxopt_compress.numerics.formats import Format
+from jaxopt_compress.numerics.rounding import promoted
 
 
 @contract.register
@@ -51,7 +52,7 @@ def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Any:
     given = entrywise(w) if isinstance(w.codes, SparseArray) else w
     w = plain_steps(given)
     if w.bits > 8:
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # Codes are not exact in 16 bits.
+        x = x.astype(promoted(x.dtype, jnp.float32))  # Codes are not exact in 16 bits.
     summed, batch = how.contract[1], how.batch[1]
     free = tuple(d for d in range(w.ndim) if d not in summed and d not in batch)
     whole = lambda axes: all(w.scale.shape[d] == 1 for d in axes)
@@ -77,14 +78,14 @@ def _scaling_activation(w: QuantizedArray, x: jax.Array, how: Product) -> jax.Ar
     top = jnp.max(jnp.abs(w.scale))
     top = jnp.where(top == 0, 1, top)
     of_x, of_w, _ = axis_names(x.ndim, w.ndim, how)
-    scaled = (x * aligned(w.scale / top, of_w, of_x)).astype(x.dtype)
-    wide = jnp.promote_types(how.dtype, jnp.float32)
-    return (dot(scaled, levels(w, x.dtype), how, wide) * top).astype(how.dtype)
+    scaled = x.astype(promoted(x.dtype, jnp.float32)) * aligned(w.scale / top, of_w, of_x)
+    wide = promoted(how.dtype, jnp.float32)
+    return (dot(scaled.astype(x.dtype), levels(w, x.dtype), how, wide) * top).astype(how.dtype)
 
 
 def _scaling_result(w: QuantizedArray, x: jax.Array, how: Product) -> jax.Array:
     """With steps along the other axes only, which multiply the result."""
-    wide = jnp.promote_types(how.dtype, jnp.float32)
+    wide = promoted(how.dtype, jnp.float32)
     y = dot(x, levels(w.replace(zero=None), x.dtype), how, wide)
     of_x, of_w, of_y = axis_names(x.ndim, w.ndim, how)
     if w.zero is not None:

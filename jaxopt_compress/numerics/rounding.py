@@ -1,6 +1,7 @@
 """Making a value round where the program says so, whatever it is fused with."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,19 @@ def _seal(x: jax.Array, dtype: np.dtype) -> jax.Array:
 @_seal.defjvp
 def _seal_jvp(dtype, primals, tangents):
     return _seal(primals[0], dtype), tangents[0].astype(dtype)
+
+
+def promoted(*dtypes: Any) -> jnp.dtype:
+    """As `jax.numpy.promote_types`, in strict mode too: for what a product sums in, by design.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> with jax.numpy_dtype_promotion("strict"):
+        ...     print(promoted(jnp.bfloat16, jnp.float16, jnp.float32))
+        float32
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, map(jnp.dtype, dtypes))
 
 
 @jax.custom_jvp

@@ -31,6 +31,7 @@ from jaxopt_compress.numerics.ranking import (
     top_pattern,
     value_of,
 )
+from jaxopt_compress.numerics.rounding import promoted
 
 _OCTAVES = range(-13, 2)  # without a hint, first thresholds are these powers of two
 _HINT_DISTANCES = (*(-(8**i) for i in range(7, 0, -1)), 0, *(8**i for i in range(1, 8)))
@@ -92,7 +93,7 @@ def _largest(leaves, keep, hint, stack_ndim=0) -> tuple[list[jax.Array], jax.Arr
     top = top_pattern(dtype)
     size = sum(_size(x, stack_ndim) for x in leaves)
     keep = _per_stack(jnp.clip(keep, 0, size), leaves[0], stack_ndim)
-    integer = jnp.promote_types(integer_type(dtype), jnp.int32)
+    integer = promoted(integer_type(dtype), jnp.int32)
     if hint is None:
         likely = [jnp.full_like(keep, pattern, integer) for pattern in _octaves(dtype)]
     else:
@@ -225,6 +226,6 @@ def largest_masks(
         return []
     for x in arrays:
         check_scores(x, size)
-    dtype = functools.reduce(jnp.promote_types, [x.dtype for x in arrays])
+    dtype = promoted(*(x.dtype for x in arrays))
     hint = None if hint is None else jnp.asarray(hint, dtype)
     return _largest([x.astype(dtype) for x in arrays], jnp.asarray(keep, jnp.int32), hint)[0]

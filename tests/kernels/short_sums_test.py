@@ -54,8 +54,8 @@ def test_rounded_once_before_scales(platform, form, monkeypatch):
     assert np.all(np.abs(whole - exact) <= 2.0**-16 * (1 + np.abs(exact)))
 
 
-def test_short_scales_multiply_in_their_type(monkeypatch):
-    """Which changes no bit: the product of two bfloat16 numbers is exact in float32."""
+def test_short_scales_multiply_weights_in_their_type(monkeypatch):
+    """As written it is the product with the dense weight, which the compiler may rearrange."""
     monkeypatch.setattr(dots, "on_each_platform", on("tpu"))
     x, codes, scale, _ = inputs(np.random.default_rng(3), (), ROWS, None, jnp.bfloat16)
     own, scale = jnp.asarray(codes, jnp.int8), scale.astype(jnp.bfloat16)
@@ -63,7 +63,9 @@ def test_short_scales_multiply_in_their_type(monkeypatch):
     def run(scale):
         return scaled_dot(x, own, scale, sums=jnp.bfloat16).astype(jnp.bfloat16)
 
-    np.testing.assert_array_equal(run(scale), run(scale.astype(jnp.float32)))
+    dense = (jnp.asarray(codes, jnp.float32) * scale.astype(jnp.float32)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(run(scale), x @ dense)
+    np.testing.assert_array_equal(jax.jit(run)(scale), x @ dense)
     factors = [e for e in jax.make_jaxpr(run)(scale).eqns if e.primitive.name == "mul"]
     assert [e.outvars[0].aval.dtype for e in factors] == [jnp.bfloat16]
 

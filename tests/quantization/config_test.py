@@ -36,18 +36,25 @@ def mode(request):
 
 
 OTHERS = ("backward", "nvfp4", "pruned")
-KINDS = [pytest.param(name, marks=pytest.mark.slow if name in OTHERS else []) for name in METHODS]
+KINDS = [
+    pytest.param(name, "float32", id=name, marks=pytest.mark.slow if name in OTHERS else [])
+    for name in METHODS
+]
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_step(name, mode):
+SHORT = [
+    pytest.param(name, "bfloat16", id=f"{name}-bfloat16") for name in ("zero points", "learned")
+]
+
+
+@pytest.mark.parametrize("name, dtype", [*KINDS, *SHORT])
+def test_a_step(name, dtype, mode):
     del mode
-    params, x = {"w": jnp.asarray(normal(64, 32))}, jnp.asarray(normal(8, 64, seed=1))
-    loss = lambda p, x: jnp.sum((x @ p["w"]) ** np.float32(2))
+    w, x = (jnp.asarray(normal(*s, seed=s[0]), dtype) for s in ((64, 32), (8, 64)))
+    params = {"w": w}
+    loss = lambda p, x: jnp.sum(jnp.square(x @ p["w"]))
     c = METHODS[name]
-    tx = jc.compressed_training(
-        optax.sgd(np.float32(0.1)), c, stats=jc.calibrate(loss, params, [x])
-    )
+    tx = jc.compressed_training(optax.sgd(0.1), c, stats=jc.calibrate(loss, params, [x]))
 
     @jax.jit
     def step(params, state):
