@@ -120,7 +120,6 @@ def measure(name, build, mesh):
     row["largest_buffer"] = describe(largest[0]) if largest else None
     row["largest_buffer_bytes"] = largest[0].size if largest else 0
     row["dots"] = hlo_dots.dot_types(text)
-    row["wide_bytes"] = program.wide
     if program.sizes:
         row["weight_copies"] = [describe(b) for b in copies_of(program, mesh, text)]
     if mesh.devices.size > 1:

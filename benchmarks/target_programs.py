@@ -32,7 +32,6 @@ class Program(NamedTuple):
             gradients are as large.
         stored: HLO's name of the dtype in which the weights are stored; empty for factors.
         packed: Whether one stored entry holds several of the weight's.
-        wide: Bytes of a layer's result and of its steps in float32.
     """
 
     fn: Callable[..., Any]
@@ -42,7 +41,6 @@ class Program(NamedTuple):
     sizes: tuple[int, ...]
     stored: str
     packed: bool = False
-    wide: int = 0
 
 
 KERNELS = "**/kernel"
@@ -196,10 +194,7 @@ def lifted(fn, params, x, weights, spec_of, sizes, pallas=False):
     leaf = next(leaf for _, leaf in paths.named_leaves(params) if is_compressed(leaf))
     codes = max(jax.tree.leaves(leaf), key=lambda part: part.size)
     packed = codes.size < math.prod(leaf.shape)
-    steps = sum(part.size for part in jax.tree.leaves(leaf)) - codes.size
-    result = math.prod(x.shape[:-1]) * max(leaf.shape[-2:])
-    wide = 4 * (result + steps)
-    return Program(fn, params, x, spec_of, sizes, hlo_name(codes.dtype), packed, wide)
+    return Program(fn, params, x, spec_of, sizes, hlo_name(codes.dtype), packed)
 
 
 def _compression(weights):

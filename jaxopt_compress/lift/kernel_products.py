@@ -17,8 +17,9 @@ from jaxopt_compress.numerics.steps import step_value
 
 PLANES = (1, 2, 4)
 # Of integers in groups XLA for TPUs fuses partial products: for a single row that is faster than
-# decoding, for several it takes up to four times as long, and with many it matters little.
-SEVERAL = range(2, 129)
+# decoding, for several it takes up to four times as long, and with many it matters little, but of
+# groups smaller than these it turns the codes around.
+SEVERAL, LARGE_GROUP = range(2, 129), 128
 
 
 def in_planes(w: QuantizedArray) -> bool:
@@ -154,7 +155,9 @@ def _modules() -> dict[str, Any]:
 def _streams_on_tpus(w: QuantizedArray, rows: int) -> bool:
     """Whether XLA for TPUs fuses what decodes the weight into a product, at little cost."""
     if isinstance(w.fmt.grid, Integers):
-        return in_planes(w) or (w.block is None and (w.group is None or rows not in SEVERAL))
+        if w.block is not None:
+            return in_planes(w)
+        return w.group is None or rows == 1 or (rows not in SEVERAL and w.group >= LARGE_GROUP)
     return w.group is None and converts(w)
 
 
