@@ -220,20 +220,20 @@ def _sum_scaled(partial, scale, x_scale):
     scale = scale[..., None, :]
     if x_scale is not None:
         x_scale = x_scale[..., None, :, :]
-        if scale.dtype != x_scale.dtype:
+        if (scale.dtype, x_scale.dtype) == (jnp.bfloat16, jnp.float32):
             # XLA for TPU would write out all scales in the wider type. After a product with a power
             # of two, which is exact, there is nothing left to convert ahead of that with codes.
             power, x_scale = _power_and_rest(x_scale)
-            scale = (scale * power.astype(scale.dtype)).astype(x_scale.dtype)
-        scale = scale * x_scale
+            scale = scale * power.astype(scale.dtype)
+        scale = scale.astype(x_scale.dtype) * x_scale
     return (partial.astype(scale.dtype) * scale).sum(-3)
 
 
 def _power_and_rest(x):
-    """Positive float32 as powers of two times numbers in [1, 2); NaN and infinities stay such."""
+    """Float32 as powers of two times numbers of magnitude 1 to 2; NaN, infinities stay such."""
     bits = lax.bitcast_convert_type(x, jnp.int32)
     power = lax.bitcast_convert_type(bits & 0x7F800000, jnp.float32)
-    rest = lax.bitcast_convert_type(bits & 0x007FFFFF | 0x3F800000, jnp.float32)
+    rest = lax.bitcast_convert_type(bits & ~0x7F800000 | 0x3F800000, jnp.float32)
     return power, jnp.where(jnp.isfinite(x), rest, x)
 
 

@@ -29,7 +29,8 @@ def input_step(w: InputQuantizedArray, x: jax.Array, axes: Sequence[int], spread
     """
     if w.scale is not None:
         return spread(w.scale)
-    start = 0 if 0 in x.shape else None  # Of no entries there is no largest one.
+    # Of no entries there is no largest one, and a symbolic size may be 0.
+    start = None if all(isinstance(n, int) and n > 0 for n in x.shape) else 0
     high = lax.stop_gradient(jnp.max(jnp.abs(x), tuple(axes), keepdims=True, initial=start))
     return symmetric_step(high.astype(jnp.float32), w.fmt)
 

@@ -39,3 +39,21 @@ def test_any_number_of_rows(name):
         # The same sums, in another order.
         atol = 2.0**-18 * np.abs(want).max()
         np.testing.assert_allclose(jax.jit(made.call)(small, x), want, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("inputs", ["int8", "float8_e4m3fn"])
+def test_any_size_of_an_image(inputs):
+    """Sizes that other sizes make, of which none may be known to be positive."""
+
+    def fn(p, x):
+        return jax.lax.conv_general_dilated(
+            x[:, 1:-1, 1:-1], p["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    params, image = {"w": jnp.asarray(normal(3, 3, 4, 8))}, jnp.asarray(normal(2, 12, 10, 4))
+    c = jc.quantize("int8", inputs=inputs)
+    small = jc.compress(params, c, uses=jc.uses(fn, params, image))
+    lifted = jax.jit(jc.lift(fn))
+    shape = jax.ShapeDtypeStruct(export.symbolic_shape("b, h, w, 4"), jnp.float32)
+    y, want = export.export(lifted)(small, shape).call(small, image), lifted(small, image)
+    np.testing.assert_allclose(y, want, rtol=0, atol=2.0**-18 * np.abs(want).max())
