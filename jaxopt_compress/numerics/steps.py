@@ -42,12 +42,11 @@ def step_of(
         Jacob et al., 2018, Quantization and Training of Neural Networks for Efficient
         Integer-Arithmetic-Only Inference.
     """
-    if of_nothing is None:
-        of_nothing = 1.0 if fmt.has_zero else TINY
     if symmetric:
-        return _step(jnp.maximum(jnp.abs(low), jnp.abs(high)), fmt.top, of_nothing), None
+        return symmetric_step(jnp.maximum(jnp.abs(low), jnp.abs(high)), fmt, of_nothing), None
     qmin, qmax = fmt.grid.low, fmt.grid.high
     low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
+    of_nothing = 1.0 if of_nothing is None else of_nothing
     # Halves: high - low overflows for ranges over half of float32's.
     scale = _step(high / 2 - low / 2, (qmax - qmin) / 2, of_nothing)
     # In 1 bit the largest range has a larger step.
@@ -56,9 +55,11 @@ def step_of(
     return scale, zero.astype(zero_dtype(fmt))
 
 
-def symmetric_step(reach: jax.Array, fmt: Format) -> jax.Array:
+def symmetric_step(reach: jax.Array, fmt: Format, of_nothing: float | None = None) -> jax.Array:
     """As `step_of`, of the largest magnitudes."""
-    return _step(reach, fmt.top, 1.0 if fmt.has_zero else TINY)
+    if of_nothing is None:
+        of_nothing = 1.0 if fmt.has_zero else TINY
+    return _step(reach, fmt.top, of_nothing)
 
 
 def _step(reach: jax.Array, top: float, of_nothing: float) -> jax.Array:
