@@ -7,7 +7,8 @@ conversion, of whole integers or floats that share a scale; XLA for CPU writes o
 and `cpu_dots` has forms of its own. How the expression is written decides, so the forms are chosen
 from static shapes, by what the compiler makes of them:
 
-* One scale per output channel: one product, scaled afterwards.
+* One scale per output channel: one product, scaled afterwards. XLA for TPU does so by itself with
+  scales in the short type of the activation, written as factors of the weight, and fuses more.
 * Groups: a product per group, as a batch dimension, with the scaled sum over groups fused into it
   on TPU. For few rows of `x`, TPU's cost model favours a block-diagonal `x`, one block per group:
   the weight then keeps the shape in which a scanned stack holds it, and is read straight from
@@ -68,8 +69,8 @@ def scaled_dot(
       preferred: type of the result, and of sums if `sums` is None.
       sums: type that accelerators round sums to before scales multiply them, where all `k` share a
         scale: then what they keep and add up over devices takes no more bytes than a dense product
-        of this type would. TPUs multiply in this type too if `scale` and `x` are given in it.
-        CPUs ignore it.
+        of this type would. On TPUs scales are factors of the weight, in this type, if `scale`
+        and `x` are given in it. CPUs ignore it.
       precision: as in `jax.lax.dot_general`.
 
     Returns:
@@ -220,7 +221,7 @@ def _matmul(x, weight, preferred, precision):
 
 
 def _wide(dtype):
-    whole = jnp.issubdtype(dtype, jnp.integer)
+    whole = jnp.issubdtype(dtype, jnp.integer)  # Of which those of four bits are not promoted.
     return jnp.dtype(jnp.float32) if whole else promoted(dtype, jnp.float32)
 
 

@@ -29,9 +29,7 @@ def input_step(w: InputQuantizedArray, x: jax.Array, axes: Sequence[int], spread
     """
     if w.scale is not None:
         return spread(w.scale)
-    # Of no entries there is no largest one, and a symbolic size may be 0.
-    start = None if all(isinstance(n, int) and n > 0 for n in x.shape) else 0
-    high = lax.stop_gradient(jnp.max(jnp.abs(x), tuple(axes), keepdims=True, initial=start))
+    high = lax.stop_gradient(jnp.max(jnp.abs(x), tuple(axes), keepdims=True, initial=0))
     return symmetric_step(high.astype(jnp.float32), w.fmt)
 
 

@@ -117,7 +117,7 @@ def _multiply(
     sums = short_sums(how.dtype)
     given = {"group": w.group, "precision": how.precision, "sums": sums}
     if sums is not None and w.group is None and zero is None and stored.dtype == sums:
-        scale = weight(stored)  # The product with sums of its type is rounded once in either.
+        scale = weight(stored)  # TPUs take steps of this type into the product.
     if in_planes(w):
         codes = weight(w.codes)
         plain = functools.partial(planar_dot, bits=w.bits, block=w.block, **given)

@@ -40,8 +40,6 @@ KINDS = [
     pytest.param(name, "float32", id=name, marks=pytest.mark.slow if name in OTHERS else [])
     for name in METHODS
 ]
-
-
 SHORT = [
     pytest.param(name, "bfloat16", id=f"{name}-bfloat16") for name in ("zero points", "learned")
 ]
