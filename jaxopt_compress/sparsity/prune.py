@@ -130,6 +130,7 @@ def prune(
         A `Compression` that stores `SparseArray`.
 
     Raises:
+        TypeError: ``schedule`` is none.
         ValueError: A pattern that cannot be read, or that contradicts the schedule.
 
     Example:
@@ -142,6 +143,8 @@ def prune(
         Zhu and Gupta, 2017, To Prune, or Not to Prune. Mishra et al., 2021, Accelerating Sparse
         Deep Neural Networks.
     """
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule={schedule!r} is no schedule; constant(0.5) is one")
     n_m = _read_pattern(pattern, schedule)
 
     def check(parameter: Parameter) -> None:

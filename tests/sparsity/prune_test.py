@@ -167,6 +167,11 @@ def test_patterns_follow_the_function():
             ValueError,
             r"score .*\(6,\) .*'w' of shape \(8, 6\)",
         ),
+        (
+            lambda: jc.prune(jc.magnitude(), 0.5),  # pyright: ignore
+            TypeError,
+            r"schedule=0.5 is no schedule; constant\(0.5\)",
+        ),
     ],
 )
 def test_errors_name_path_shape_and_what_works(call, error, message):
