@@ -2,7 +2,10 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from jaxopt_compress.kernels.forms import differentiated_as, with_rows_merged
 from jaxopt_compress.numerics.packing import layout, unpack
@@ -12,22 +15,56 @@ from jaxopt_compress.numerics.steps import step_value
 STEPS = ("float32", "bfloat16", "float8_e4m3fn", "float8_e8m0fnu")
 
 
-def in_tiles(product, fits, x, codes, scale, *, interpret, **given):
-    """`product(x, codes, scale, interpret=, **given)`, a kernel, with derivatives and `jax.vmap`.
+def in_tiles(product, fits, x, codes, scale, layer, *, interpret, **given):
+    """`product(x, codes, scale, layer, interpret=, **given)`, with derivatives and `jax.vmap`.
 
-    Derivatives are those of `decoded_first`, and rows that share a weight stay in one product.
+    The product, a kernel, takes codes and steps with an axis of layers in front. Derivatives are
+    those of `decoded_first`, and rows that share a weight stay in one product.
 
     Raises:
       ValueError: if the arguments do not fit the kernel's tiles.
     """
     group, bits, block = given["group"], given["bits"], given["block"]
-    if not fits(x, codes, scale, group, bits=bits, block=block):
+    own = layer_types(codes, scale, layer)
+    if not fits(x, *own, group, bits=bits, block=block):
         raise ValueError(
-            f"no tiles for x {x.dtype}{list(x.shape)}, codes {codes.dtype}{list(codes.shape)} "
-            f"(bits={bits}, block={block}), scale {list(scale.shape)}, group={group}: see fits"
+            f"no tiles for x {x.dtype}{list(x.shape)}, codes {own[0].dtype}{list(own[0].shape)} "
+            f"(bits={bits}, block={block}), scale {list(own[1].shape)}, group={group}: see fits"
         )
-    forward = with_rows_merged(functools.partial(product, interpret=interpret, **given))
-    return differentiated_as(functools.partial(decoded_first, **given), forward)(x, codes, scale)
+    kernel = functools.partial(product, interpret=interpret, **given)
+    plain = functools.partial(decoded_first, **given)
+    if layer is None:
+        return differentiated_as(plain, of_single(kernel))(x, codes, scale)
+    return differentiated_as(_cut_first(plain), of_layers(kernel))(x, codes, scale, layer)
+
+
+def of_single(kernel):
+    """`kernel(x, codes, scale, layer)` with weights that are no layers, and `jax.vmap`."""
+    return with_rows_merged(lambda x, *weight: kernel(x, *(a[None] for a in weight), np.int32(0)))
+
+
+def of_layers(kernel):
+    """`kernel(x, codes, scale, layer)` with `jax.vmap`; of several weights layers are cut out."""
+    return with_rows_merged(kernel, otherwise=_cut_first(of_single(kernel)))
+
+
+def _cut_first(product):
+    def of_layer(x, codes, scale, layer):
+        return product(x, layer_of(codes, layer), layer_of(scale, layer))
+
+    return of_layer
+
+
+def layer_of(stack, layer):
+    """Entry `layer` of a stack, or the only one."""
+    at = layer if stack.shape[0] > 1 else 0
+    return lax.dynamic_index_in_dim(stack, at, keepdims=False)
+
+
+def layer_types(codes, scale, layer):
+    """What codes and steps of a layer are like, which have no axis of layers if that is None."""
+    own = lambda a: a if layer is None else jax.ShapeDtypeStruct(a.shape[1:], a.dtype)
+    return own(codes), own(scale)
 
 
 def decoded_first(x, codes, scale, decode, *, group, bits=None, block=None, preferred=jnp.float32):

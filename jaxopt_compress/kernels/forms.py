@@ -39,10 +39,11 @@ def spread_out(x, groups):
     return blocks.reshape(*batch, groups * rows, depth)
 
 
-def with_rows_merged(product):
+def with_rows_merged(product, otherwise=None):
     """`product(x, *weight)` with one rule: rows that share a weight stay in one product.
 
-    Its form depends on how many they are, so that it is chosen again after `jax.vmap`.
+    Its form depends on how many they are, so that it is chosen again after `jax.vmap`. Other axes
+    become axes in front of all operands, or are mapped over `otherwise`.
     """
     forward = custom_vmap(product)
 
@@ -53,6 +54,9 @@ def with_rows_merged(product):
             y = forward(rows.reshape(*rows.shape[:-3], -1, rows.shape[-1]), *weight)
             y = y.reshape(*y.shape[:-2], size, -1, y.shape[-1])
             return jnp.moveaxis(y, -3, 0), True
+        if otherwise is not None:
+            axes = [0 if m else None for m in mapped]
+            return jax.vmap(otherwise, axes)(x, *weight), True
         full = [
             a if m else jnp.broadcast_to(a, (size, *a.shape))
             for a, m in zip((x, *weight), mapped, strict=True)

@@ -1,12 +1,19 @@
 """Products with a weight that takes more than a conversion to decode, by a kernel for GPUs."""
 
 import functools
+import math
 
 import jax.numpy as jnp
 
 from jaxopt_compress.kernels import gpu_kernel
-from jaxopt_compress.kernels.decoded import STEPS, in_tiles
-from jaxopt_compress.kernels.forms import with_rows_merged
+from jaxopt_compress.kernels.decoded import (
+    STEPS,
+    in_tiles,
+    layer_of,
+    layer_types,
+    of_layers,
+    of_single,
+)
 from jaxopt_compress.kernels.partitioning import split_over_devices
 
 _CODES = ("int4", "uint4", "int8", "uint8", "float8_e4m3fn", "float8_e5m2")
@@ -55,6 +62,7 @@ def decoded_dot(
     group,
     bits=None,
     block=None,
+    layer=None,
     lookup=True,
     preferred=jnp.float32,
     interpret=False,
@@ -77,6 +85,7 @@ def decoded_dot(
       group: as there.
       bits: as there.
       block: as there.
+      layer: as there.
       lookup: whether codes of less than eight bits pick from a table of levels, instead of being
         decoded one by one, which pays where that takes less than a few instructions.
       preferred: type of the result; sums are float32.
@@ -98,7 +107,16 @@ def decoded_dot(
     """
     given = {"decode": decode, "group": group, "bits": bits, "block": block, "preferred": preferred}
     product = functools.partial(_split, lookup=lookup)
-    return in_tiles(product, fits, x, codes, scale, interpret=interpret, **given)
+    return in_tiles(product, fits, x, codes, scale, layer, interpret=interpret, **given)
+
+
+def _reachable(codes):
+    """Whether Triton finds every entry.
+
+    It counts up to 2^32 bytes in 32 bits, but takes these as numbers with a sign.
+    """
+    halves = codes.dtype.name in ("int4", "uint4")  # Two of them are a byte, but not everywhere.
+    return not 2**31 <= math.prod(codes.shape) <= 2 ** (33 if halves else 32)
 
 
 def integer_fits(x_codes, codes, scale, group):
@@ -108,7 +126,7 @@ def integer_fits(x_codes, codes, scale, group):
     return whole and _tiled(x_codes, codes, scale, group)
 
 
-def integer_dot(x_codes, codes, scale, *, group, interpret=False):
+def integer_dot(x_codes, codes, scale, *, group, layer=None, interpret=False):
     r"""Contracts integer codes with integer codes in groups.
 
     .. math:: y_{mn} = \sum_g s_{gn} \sum_{k \in g} p_{mk} q_{kn}
@@ -120,6 +138,7 @@ def integer_dot(x_codes, codes, scale, *, group, interpret=False):
       codes: `[*batch, K, N]`, int4 or int8.
       scale: `[*batch, K / group, N]`, of the same types.
       group: number of consecutive `k` that share a scale, a multiple of 32.
+      layer: as for `decoded_dot`.
       interpret: whether to run the kernel step by step, on any device.
 
     Returns:
@@ -130,20 +149,25 @@ def integer_dot(x_codes, codes, scale, *, group, interpret=False):
       >>> print(integer_dot(x, codes, jnp.ones((2, 64)), group=32, interpret=True)[0, :2])
       [-384. -384.]
     """
-    if not integer_fits(x_codes, codes, scale, group):
+    own = layer_types(codes, scale, layer)
+    if not integer_fits(x_codes, *own, group):
         raise ValueError(
-            f"no tiles for x {x_codes.dtype}{list(x_codes.shape)}, codes {codes.dtype}"
-            f"{list(codes.shape)}, scale {list(scale.shape)}, group={group}: see integer_fits"
+            f"no tiles for x {x_codes.dtype}{list(x_codes.shape)}, codes {own[0].dtype}"
+            f"{list(own[0].shape)}, scale {list(own[1].shape)}, group={group}: see integer_fits"
         )
     given = {"decode": None, "group": group, "bits": None, "block": None, "preferred": jnp.float32}
-    product = functools.partial(_split, lookup=False, interpret=interpret, **given)
-    return with_rows_merged(product)(x_codes, codes, scale)
+    kernel = functools.partial(_split, lookup=False, interpret=interpret, **given)
+    if layer is None:
+        return of_single(kernel)(x_codes, codes, scale)
+    return of_layers(kernel)(x_codes, codes, scale, layer)
 
 
-def _split(x, codes, scale, *, group, **given):
-    def product(x, codes, scale, group):
-        return gpu_kernel.product(x, codes, scale, group=group, **given)
+def _split(x, codes, scale, layer, *, group, **given):
+    def product(x, codes, scale, layer, group):
+        return gpu_kernel.product(x, codes, scale, layer, group=group, **given)
 
+    if codes.shape[0] > 1 and not _reachable(codes):
+        codes = layer_of(codes, layer)[None]
     own = functools.partial(fits, bits=given["bits"], block=given["block"])
     own = integer_fits if given["decode"] is None else own
-    return split_over_devices(product, own, group)(x, codes, scale)
+    return split_over_devices(product, own, group)(x, codes, scale, layer)

@@ -38,7 +38,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from jaxopt_compress.kernels.decoded import codes_of_runs
+from jaxopt_compress.kernels.decoded import codes_of_runs, layer_of
 from jaxopt_compress.kernels.forms import varying_alike
 from jaxopt_compress.numerics.packing import layout
 from jaxopt_compress.numerics.steps import power_of, step_value
@@ -67,18 +67,22 @@ class Tiles(NamedTuple):
     whole: bool
 
 
-def product(x, codes, scale, **given):
+def product(x, codes, scale, layer, **given):
     """The kernel, one for each matrix of a batch; keywords as for `gpu_dots.decoded_dot`.
 
-    Without `decode` codes meet those of `x` as integers.
+    Codes and steps have an axis of layers in front, or of size 1. Without `decode` codes meet those
+    of `x` as integers.
     """
     if x.ndim == 2:
-        return _of_matrices(x, codes, scale, **given)
-    return jax.vmap(functools.partial(product, **given))(x, codes, scale)
+        return _of_matrices(x, codes, scale, layer, **given)
+    one = functools.partial(product, **given)
+    return jax.vmap(one, (0, 1, 1, None))(x, codes, scale, layer)
 
 
-def _of_matrices(x, codes, scale, *, decode, group, bits, block, lookup, preferred: Any, interpret):
-    (rows, depth), columns = x.shape, codes.shape[1]
+def _of_matrices(
+    x, codes, scale, layer, *, decode, group, bits, block, lookup, preferred: Any, interpret
+):
+    (rows, depth), columns = x.shape, codes.shape[2]
     tiles = tiles_of(rows, depth, group, bits, block, x.dtype.itemsize)
     bm, bn, steps, splits = _blocks(rows, depth, columns, tiles, decode is None)
     dtype = preferred if splits == 1 else jnp.float32
@@ -90,9 +94,8 @@ def _of_matrices(x, codes, scale, *, decode, group, bits, block, lookup, preferr
         read = lambda codes, table_ref: table_ref[codes.astype(jnp.int32) & (table.size - 1)]
     padded = pl.cdiv(rows, bm) * bm
     x = jnp.pad(x, ((0, padded - rows), (0, 0)))
-    # With many rows a float32 copy takes less time than widening them for each block.
-    scale, widened = _readable_steps(scale if rows <= _FEW_ROWS else step_value(scale))
-    operands = varying_alike([x, codes, scale, table.astype(jnp.float32)])
+    scale, widened = _readable_steps(scale, layer, rows)
+    operands = varying_alike([jnp.int32(layer)[None], x, codes, scale, table.astype(jnp.float32)])
     manual = jax.typeof(operands[0]).manual_axis_type
     given = {"read": read, "widened": widened, "group": group, "bits": bits}
     y = pl.pallas_call(
@@ -100,9 +103,10 @@ def _of_matrices(x, codes, scale, *, decode, group, bits, block, lookup, preferr
         out_shape=jax.ShapeDtypeStruct((splits, padded, columns), dtype, manual_axis_type=manual),
         grid=(columns // bn, padded // bm, splits),
         in_specs=[
+            pl.BlockSpec((1,), lambda n, m, s: (0,)),
             pl.BlockSpec((bm, depth), lambda n, m, s: (m, 0)),
-            pl.BlockSpec((codes.shape[0], bn), lambda n, m, s: (0, n)),
-            pl.BlockSpec((depth // group, bn), lambda n, m, s: (0, n)),
+            pl.BlockSpec((*codes.shape[:2], bn), lambda n, m, s: (0, 0, n)),
+            pl.BlockSpec((*scale.shape[:2], bn), lambda n, m, s: (0, 0, n)),
             pl.BlockSpec(table.shape, lambda n, m, s: (0,)),
         ],
         out_specs=pl.BlockSpec((None, bm, bn), lambda n, m, s: (s, m, n)),
@@ -118,10 +122,13 @@ def _of_matrices(x, codes, scale, *, decode, group, bits, block, lookup, preferr
     return y[:rows]
 
 
-def _readable_steps(scale):
+def _readable_steps(scale, layer, rows):
     """Steps in a type that Triton has, and what makes float32 of them in the kernel."""
+    if rows > _FEW_ROWS and scale.dtype != jnp.float32:
+        # A float32 copy takes less time than widening them for each block.
+        return step_value(layer_of(scale, layer))[None], step_value
     if scale.dtype == jnp.float8_e8m0fnu:
-        return lax.bitcast_convert_type(scale, jnp.uint8), power_of
+        return lax.bitcast_convert_type(layer_of(scale, layer), jnp.uint8)[None], power_of
     return scale, step_value
 
 
@@ -153,9 +160,23 @@ def _blocks(rows, depth, columns, tiles, integers=False):
 
 
 def _kernel(
-    x_ref, codes_ref, scale_ref, table_ref, y_ref, *, read, widened, group, bits, tiles, steps
+    layer_ref,
+    x_ref,
+    codes_ref,
+    scale_ref,
+    table_ref,
+    y_ref,
+    *,
+    read,
+    widened,
+    group,
+    bits,
+    tiles,
+    steps,
 ):
     """One block of the result, or of a part of its sum."""
+    place = lambda stack_ref: layer_ref[0] if stack_ref.shape[0] > 1 else 0
+    of_codes, of_scale = place(codes_ref), place(scale_ref)
     rows, columns = jnp.arange(x_ref.shape[0])[:, None], jnp.arange(y_ref.shape[1])[None]
     entries, first = jnp.arange(tiles.depth), pl.program_id(2) * steps
     grouped = read is None or group < x_ref.shape[1]
@@ -166,15 +187,16 @@ def _kernel(
         return pl.ds(pl.multiple_of(at, tiles.depth), tiles.depth)
 
     def codes_at(at):
-        return codes_ref[along(at), :] if tiles.whole else codes_ref[at[:, None], columns]
+        at = (along(at), slice(None)) if tiles.whole else (at[:, None], columns)
+        return codes_ref[of_codes, *at]
 
     def x_at(at):
         return x_ref[:, along(at)] if tiles.whole else x_ref[rows, at[None]]
 
     def scale_at(at):
         at = lax.div(at, group)
-        own = scale_ref[pl.ds(at, 1), :] if tiles.whole else scale_ref[at[:, None], columns]
-        return widened(own)
+        at = (pl.ds(at, 1), slice(None)) if tiles.whole else (at[:, None], columns)
+        return widened(scale_ref[of_scale, *at])
 
     def step(i, sums):
         at = (first + i) * tiles.depth
@@ -194,4 +216,4 @@ def _kernel(
         return sums
 
     sums = lax.fori_loop(0, steps, step, jnp.zeros(y_ref.shape, jnp.float32))
-    y_ref[...] = (sums if grouped else sums * widened(scale_ref[...])).astype(y_ref.dtype)
+    y_ref[...] = (sums if grouped else sums * widened(scale_ref[of_scale])).astype(y_ref.dtype)

@@ -8,21 +8,23 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxopt_compress.kernels.decoded import layer_types
+
 
 def split_over_devices(product, fits, group):
-    """`product(x, codes, scale, group)`, which compilers split by batch, rows, columns and K.
+    """`product(x, codes, scale, layer, group)`, which compilers split by batch, rows, columns, K.
 
     Columns and K are split as the codes are, where the kernel takes the parts, and whole otherwise.
     Devices that hold parts of K add up their products, in the type of the result.
 
     Args:
-      product: the kernel: of `[*batch, M, K]`, `[*batch, K or words of it, N]`, and
-        `[*batch, K / group, N]`, to `[*batch, M, N]`.
-      fits: `fits(x, codes, scale, group)`, whether the kernel takes arrays of such types.
+      product: the kernel: of `[*batch, M, K]`, `[layers or 1, *batch, K or words of it, N]`,
+        `[layers or 1, *batch, K / group, N]` and the number of a layer, to `[*batch, M, N]`.
+      fits: `fits(x, codes, scale, group)`, whether the kernel takes a layer of such types.
       group: number of consecutive `k` that share a step.
 
     Returns:
-      A function of `x`, `codes` and `scale`.
+      A function of `x`, `codes`, `scale` and `layer`.
     """
 
     def partition(mesh, args, result):
@@ -33,31 +35,35 @@ def split_over_devices(product, fits, group):
 
         def specs(along, columns):
             steps = None if one else along
-            return P(*batch, rows, along), P(*batch, along, columns), P(*batch, steps, columns)
+            weight = P(None, *batch, along, columns), P(None, *batch, steps, columns)
+            return P(*batch, rows, along), *weight, P()
 
         def taken(along, columns):
             whole = zip(args, specs(along, columns), strict=True)
             parts = [_part(array, spec, mesh) for array, spec in whole]
+            if None in parts:
+                return False
+            x, codes, scale, layer = parts
             depth = args[0].shape[-1] // _shards(along, mesh)
-            return None not in parts and fits(*parts, depth if one else group)
+            return fits(x, *layer_types(codes, scale, layer), depth if one else group)
 
         tried = [(along, columns), (None, columns), (along, None)]
         along, columns = next((t for t in tried if taken(*t)), (None, None))
 
-        def part(x, codes, scale):
-            y = product(x, codes, scale, x.shape[-1] if one else group)
+        def part(x, codes, scale, layer):
+            y = product(x, codes, scale, layer, x.shape[-1] if one else group)
             return lax.psum(y, along) if along else y
 
         made = NamedSharding(mesh, P(*batch, rows, columns))
         given = tuple(NamedSharding(mesh, spec) for spec in specs(along, columns))
         return mesh, part, made, given
 
-    def split(x, codes, scale):
+    def split(x, codes, scale, layer):
         batch = " ".join(f"b{i}" for i in range(x.ndim - 2))
-        rule = f"{batch} m k, {batch} w n, {batch} g n -> {batch} m n"
-        call = custom_partitioning(lambda x, codes, scale: product(x, codes, scale, group))
+        rule = f"{batch} m k, c {batch} w n, s {batch} g n, -> {batch} m n"
+        call = custom_partitioning(lambda *operands: product(*operands, group))
         call.def_partition(partition=partition, sharding_rule=rule)
-        return call(x, codes, scale)
+        return call(x, codes, scale, layer)
 
     return split
 

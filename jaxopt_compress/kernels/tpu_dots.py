@@ -104,6 +104,7 @@ def decoded_dot(
     group,
     bits=None,
     block=None,
+    layer=None,
     preferred=jnp.float32,
     interpret=False,
 ):
@@ -127,6 +128,8 @@ def decoded_dot(
       group: number of consecutive `k` that share a step.
       bits: of a code in planar words; None for codes.
       block: number of consecutive `k` that are packed together.
+      layer: if given, int32: `codes` and `scale` have an axis of layers in front, or of size 1,
+        and the parts of this layer are read where they lie.
       preferred: type of the result; sums are float32.
       interpret: whether to run the kernel step by step, on any device.
 
@@ -145,14 +148,14 @@ def decoded_dot(
       [1152. 1152.]
     """
     given = {"decode": decode, "group": group, "bits": bits, "block": block, "preferred": preferred}
-    return in_tiles(_product, fits, x, codes, scale, interpret=interpret, **given)
+    return in_tiles(_product, fits, x, codes, scale, layer, interpret=interpret, **given)
 
 
-def _product(x, codes, scale, *, interpret, **given):
+def _product(x, codes, scale, layer, *, interpret, **given):
     if x.ndim > 2:
         one = functools.partial(_product, interpret=interpret, **given)
-        return jax.vmap(one)(x, codes, scale)
-    (rows, depth), columns = x.shape, codes.shape[1]
+        return jax.vmap(one, (0, 1, 1, None))(x, codes, scale, layer)
+    (rows, depth), (_, height, columns) = x.shape, codes.shape
     decode, group, preferred = given["decode"], given["group"], jnp.dtype(given["preferred"])
     bm, bn, bk = _blocks(rows, depth, columns, x.dtype.itemsize)
     grid = (pl.cdiv(columns, bn), pl.cdiv(rows, bm), depth // bk)
@@ -168,31 +171,36 @@ def _product(x, codes, scale, *, interpret, **given):
     else:
         read = lambda codes, _: decode(codes)
 
-    def weight_block(n, m, k):
-        # Later blocks of rows do not read codes: naming the same block again moves nothing.
-        return (jnp.where(m == 0, k, grid[2] - 1) if kept else k), n
+    def in_layer(stack, at):
+        several = stack.shape[0] > 1
+        return lambda n, m, k, layer_ref: (layer_ref[0] if several else 0, at(m, k), n)
 
-    stored = bk * codes.shape[0] // depth
-    stored_bytes = codes.shape[0] * (4 if codes.dtype.name.endswith("int4") else 8) // 8
+    # Later blocks of rows do not read codes: naming the same block again moves nothing.
+    weight_block = in_layer(codes, lambda m, k: jnp.where(m == 0, k, grid[2] - 1) if kept else k)
+    stored = bk * height // depth
+    stored_bytes = height * (4 if codes.dtype.name.endswith("int4") else 8) // 8
     x_bytes, y_bytes = depth * x.dtype.itemsize, columns * preferred.itemsize
     windows = bm * bk * x.dtype.itemsize + bm * bn * preferred.itemsize
     step_bytes = depth // group * scale.dtype.itemsize
     windows += bn * (stored_bytes * bk // depth + step_bytes)
     scratch = bn * ((bm + depth // group) * 4 + (x_bytes if kept else 0))
-    operands = varying_alike([x, codes, scale, table[None]])
+    operands = varying_alike([jnp.int32(layer)[None], x, codes, scale, table[None]])
     manual = jax.typeof(operands[0]).manual_axis_type
     return pl.pallas_call(
         functools.partial(_kernel, read=read, group=group),
         out_shape=jax.ShapeDtypeStruct((rows, columns), preferred, manual_axis_type=manual),
-        grid=grid,
-        in_specs=[
-            pl.BlockSpec((bm, bk), lambda n, m, k: (m, k)),
-            pl.BlockSpec((stored, bn), weight_block),
-            pl.BlockSpec((depth // group, bn), lambda n, m, k: (0, n)),
-            pl.BlockSpec((1, _LANES), lambda n, m, k: (0, 0)),
-        ],
-        out_specs=pl.BlockSpec((bm, bn), lambda n, m, k: (m, n)),
-        scratch_shapes=[pltpu.VMEM((bm, bn), jnp.float32), wide, *kept],
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=grid,
+            in_specs=[
+                pl.BlockSpec((bm, bk), lambda n, m, k, _: (m, k)),
+                pl.BlockSpec((None, stored, bn), weight_block),
+                pl.BlockSpec((None, depth // group, bn), in_layer(scale, lambda m, k: 0)),
+                pl.BlockSpec((1, _LANES), lambda n, m, k, _: (0, 0)),
+            ],
+            out_specs=pl.BlockSpec((bm, bn), lambda n, m, k, _: (m, n)),
+            scratch_shapes=[pltpu.VMEM((bm, bn), jnp.float32), wide, *kept],
+        ),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=2 * windows + scratch + _SPILLED_BYTES,
@@ -219,8 +227,9 @@ def _blocks(rows, depth, columns, itemsize):
     return bm, bn, bk
 
 
-def _kernel(x_ref, codes_ref, scale_ref, table_ref, y_ref, sum_ref, wide_ref, *kept, read, group):
+def _kernel(_, x_ref, codes_ref, scale_ref, table_ref, y_ref, *scratch, read, group):
     """One block; `kept` is where decoded columns stay, if there are several blocks of rows."""
+    sum_ref, wide_ref, *kept = scratch
     m, k = pl.program_id(1), pl.program_id(2)
     chunks = x_ref.shape[1] // _CHUNK_DEPTH
 

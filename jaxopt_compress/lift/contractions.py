@@ -12,7 +12,14 @@ import jax.numpy as jnp
 from jaxopt_compress.arrays import LowRankArray
 from jaxopt_compress.lift import quantized_products
 from jaxopt_compress.lift.interpreter import Call
-from jaxopt_compress.lift.products import Product, contract, contraction_rule, dense_operand, dot
+from jaxopt_compress.lift.products import (
+    Place,
+    Product,
+    contract,
+    contraction_rule,
+    dense_operand,
+    dot,
+)
 from jaxopt_compress.lift.views import STORED, Joined, cut
 from jaxopt_compress.numerics.rounding import promoted
 
@@ -44,14 +51,8 @@ def _contract_low_rank(w: LowRankArray, x: jax.Array, how: Product) -> Any:
     # Of the first factor's free axes only the rank is not of size 1.
     lead = thin.shape[:stack]
     thin = thin.reshape(*lead, *free_x, w.rank)
-    back = Product(
-        ((thin.ndim - 1,), (other,)),
-        (tuple(range(stack)), batch),
-        how.dtype,
-        how.precision,
-        how.pallas,
-    )
-    y = contract(second, thin, back)
+    met = ((thin.ndim - 1,), (other,)), (tuple(range(stack)), batch)
+    y = contract(second, thin, how._replace(contract=met[0], batch=met[1]))
     if y is NotImplemented:
         return NotImplemented
     kept = [d for d in range(stack, ndim) if d not in summed]
@@ -87,7 +88,9 @@ def _dot_general(call: Call, at: int, values: Sequence[Any]) -> Any:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return NotImplemented
     given = call.out.dtype, call.params["precision"], call.replay.pallas
-    how = Product(order(lhs, rhs), order(lhs_batch, rhs_batch), *given)
+    layer = call.operands[at].layer
+    place = layer and Place(w, layer)
+    how = Product(order(lhs, rhs), order(lhs_batch, rhs_batch), *given, place)
     if x.size and call.out.size:
         y = contract(w, x, how)
     else:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift import tape as tapes
-from jaxopt_compress.lift.interpreter import Call, Ref, control_rule, replay_jaxpr
+from jaxopt_compress.lift.interpreter import Call, Layer, Ref, control_rule, replay_jaxpr
 from jaxopt_compress.lift.views import NoView, stacked
 
 
@@ -68,8 +69,14 @@ def _scan(call: Call) -> list[Any]:
     carry = _dense(call, carry, kept)
     xs = [_stacked(call, x) for x in xs]
     moving = [x for i, x in enumerate(carry) if i not in kept]
+    # Kernels read a layer where it lies in the stack; as an operand it would be a copy.
+    in_place = call.replay.pallas and any(isinstance(x, Ref) for x in xs)
+    counted = jnp.arange(params["length"], dtype=jnp.int32) if in_place else None
+    fields = [x.array if isinstance(x, Ref) else x for x in xs]
 
-    def body(state, slices):
+    def body(state, scanned):
+        slices, index = scanned
+        slices = [_layer_of(x, one, index) for x, one in zip(xs, slices, strict=True)]
         state = _merge(state, kept)
         with tapes.collect(tape, (params["length"], _paths(xs))) as seen:
             results = replay_jaxpr(call.replay, params["jaxpr"], [*consts, *state, *slices])
@@ -80,7 +87,7 @@ def _scan(call: Call) -> list[Any]:
     state, (ys, seen) = lax.scan(
         body,
         moving,
-        xs,
+        (fields, counted),
         length=params["length"],
         reverse=params["reverse"],
         unroll=params["unroll"],
@@ -89,10 +96,26 @@ def _scan(call: Call) -> list[Any]:
     return [*_merge(state, kept), *ys]
 
 
+def _layer_of(x: Any, one: Any, index: jax.Array | None) -> Any:
+    """A layer of the stack ``x``, which knows its place if ``index`` counts them.
+
+    The place is that in an outer stack, if ``x`` is a part of one itself.
+    """
+    if not isinstance(x, Ref):
+        return one
+    if index is None:
+        return x.replace(one)
+    if x.layer is None:
+        return Ref(one, x.path, Layer(x.array, index))
+    before = x.layer.index * jax.tree.leaves(x.array)[0].shape[0]
+    stack = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), x.layer.stack)
+    return Ref(one, x.path, Layer(stack, before + index))
+
+
 def _stacked(call: Call, x: Any) -> Any:
     """Makes the leading axis of a compressed value one that all of its fields have."""
     length = call.params["length"]
-    if not isinstance(x, Ref) or all(f.shape[0] == length for f in jax.tree.leaves(x)):
+    if not isinstance(x, Ref) or all(f.shape[0] == length for f in jax.tree.leaves(x.array)):
         return x
     try:
         return x.replace(stacked(x.array, length))
@@ -222,7 +245,7 @@ def _split(call: Call, x: Any, spec: PartitionSpec) -> tuple[Any, Any]:
     """An operand and the specs of its fields; dense where its stored form cannot be split."""
     if not isinstance(x, Ref):
         return x, spec
-    mesh = call.params["mesh"]
+    mesh, x = call.params["mesh"], x.alone()
     whole = lambda own, field: NamedSharding(mesh, own).shard_shape(field.shape)
     try:
         specs = x.array.specs(spec)

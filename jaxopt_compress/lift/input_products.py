@@ -22,12 +22,7 @@ from jaxopt_compress.arrays import (
     is_compressed,
     materialize,
 )
-from jaxopt_compress.kernels import (
-    integer_dot,
-    on_each_platform,
-    trained_dot,
-    zero_product,
-)
+from jaxopt_compress.kernels import integer_dot, on_each_platform, trained_dot, zero_product
 from jaxopt_compress.lift.activation_grids import (
     input_levels,
     input_step,
@@ -42,7 +37,7 @@ from jaxopt_compress.lift.cotangents import (
     through_product,
 )
 from jaxopt_compress.lift.interpreter import Call, leaf_rule, replay_equation
-from jaxopt_compress.lift.kernel_products import integer_kernels
+from jaxopt_compress.lift.kernel_products import integer_kernels, stored_matrices
 from jaxopt_compress.lift.products import (
     Product,
     aligned,
@@ -53,7 +48,7 @@ from jaxopt_compress.lift.products import (
     dot,
     short_sums,
 )
-from jaxopt_compress.lift.quantized_products import as_matrices, as_rows
+from jaxopt_compress.lift.quantized_products import as_matrices, as_rows, place_of_matrices
 from jaxopt_compress.lift.views import entrywise, plain_steps
 from jaxopt_compress.numerics.codebooks import Codebook
 from jaxopt_compress.numerics.codes import levels_of
@@ -74,7 +69,7 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
         if w.format is None:
             return dot(x, _rounded_here(w.weight, x.dtype), how)
         step = input_step(w, x, how.contract[0], spread)
-        wide = how._replace(dtype=promoted(how.dtype, jnp.float32))
+        wide = how.of(w)._replace(dtype=promoted(how.dtype, jnp.float32))
         held = stored_weight(w.weight)
         weight = integer_weight(held, w.fmt)
         if weight is not None and weight.zero is None and held.tile is None:
@@ -174,7 +169,9 @@ def _contract_integers(
 
     def multiply(rows: jax.Array, matrix: Any, scale: jax.Array, zero: Any) -> jax.Array:
         codes, plain = matrix(w.codes), functools.partial(integer_dot, **given)
-        forms = integer_kernels(rows, codes, scale) if how.pallas else {}
+        place = place_of_matrices(w, how)
+        held = stored_matrices(w.codes, w.scale, matrix, place) if how.pallas else None
+        forms = integer_kernels(rows, held) if held else {}
         if zero is None:
             return on_each_platform(forms, plain, rows, codes, scale, steps)
         y = on_each_platform(forms, plain, rows, codes, scale)

@@ -8,6 +8,7 @@ materialized, and that is reported.
 
 import dataclasses
 import functools
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -31,17 +32,44 @@ class FallbackError(TypeError):
     """As `FallbackWarning`, where the caller asked for an error."""
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["path"])
+class Layer(NamedTuple):
+    """Which layer of a scanned stack a compressed value is.
+
+    Attributes:
+        stack: All of them, each field with one more axis in front.
+        index: The number of this one, int32.
+    """
+
+    stack: Any
+    index: jax.Array
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["array", "layer"], meta_fields=["path"]
+)
 @dataclasses.dataclass(frozen=True)
 class Ref:
-    """A compressed value on its way through a function, and the argument it came from."""
+    """A compressed value on its way through a function, and the argument it came from.
+
+    Attributes:
+        array: The value.
+        path: The path of the argument.
+        layer: Where the value lies in a stack, for kernels that read it there; or None.
+    """
 
     array: Any
     path: str
+    layer: Layer | None = None
 
     def replace(self, array: Any) -> "Ref":
         """Another value from the same argument."""
-        return Ref(array, self.path)
+        new, old = jax.tree.leaves(array), jax.tree.leaves(self.array)
+        untouched = len(new) == len(old) and all(map(operator.is_, new, old))
+        return Ref(array, self.path, self.layer if untouched else None)
+
+    def alone(self) -> "Ref":
+        """The same value without its place."""
+        return Ref(self.array, self.path)
 
 
 class Fallback(NamedTuple):
@@ -208,6 +236,6 @@ def replay_equation(call: Call) -> list[Any]:
         if result is NotImplemented:
             continue
         results = result if isinstance(result, list) else [result]
-        wrap = lambda y, path=x.path: Ref(y, path) if isinstance(y, CompressedArray) else y
+        wrap = lambda y, x=x: x.replace(y) if isinstance(y, CompressedArray) else y
         return [wrap(y) for y in results]
     return _compat.bind(call.eqn, call.dense())

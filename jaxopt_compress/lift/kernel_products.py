@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from jaxopt_compress.arrays import QuantizedArray
 from jaxopt_compress.kernels import on_each_platform, row_count, zero_product
-from jaxopt_compress.kernels.decoded import STEPS
-from jaxopt_compress.lift.products import short_sums
+from jaxopt_compress.kernels.decoded import STEPS, layer_types
+from jaxopt_compress.lift.products import Place, short_sums
 from jaxopt_compress.numerics.codes import levels_of
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.steps import step_value
@@ -40,19 +40,42 @@ class Stored(NamedTuple):
         codes: ``[*batch, k, n]``, or words.
         steps: ``[*batch, k / group or 1, n or 1]``, of the type that they are held in.
         outer: ``[*batch, 1, n or 1]``, the float32 steps that those are relative to, or None.
+        layer: None; or a number, int32, and codes and steps have an axis of layers in front, or of
+            size 1.
     """
 
     codes: jax.Array
     steps: jax.Array
-    outer: jax.Array | None
+    outer: jax.Array | None = None
+    layer: jax.Array | None = None
 
 
-def stored_matrices(codes: jax.Array, steps: Any, matrix: Callable[[Any], jax.Array]) -> Stored:
-    """Codes and steps, which may be quantized themselves, as ``matrix`` makes them of fields."""
-    if not isinstance(steps, QuantizedArray):
-        steps = steps if steps.dtype.name in STEPS else step_value(steps)
-        return Stored(matrix(codes), matrix(steps), None)
-    return Stored(matrix(codes), matrix(steps.codes), matrix(steps.scale)[..., :1, :])
+def stored_matrices(
+    codes: jax.Array, steps: Any, matrix: Callable[[Any], jax.Array], place: Place | None
+) -> Stored:
+    """Codes and steps, which may be quantized themselves, as ``matrix`` makes them of fields.
+
+    Args:
+        codes: Codes or words.
+        steps: An array, or a `QuantizedArray`.
+        matrix: What brings a field of the weight to its form as a matrix.
+        place: Where fields lie in a stack, if ``matrix`` does not move axes.
+    """
+    outer = None
+    if isinstance(steps, QuantizedArray):
+        steps, outer = steps.codes, matrix(steps.scale)[..., :1, :]
+    elif steps.dtype.name not in STEPS:
+        steps = step_value(steps)
+    if place is None:
+        return Stored(matrix(codes), matrix(steps), outer)
+
+    def stacked(field: jax.Array) -> jax.Array:
+        own, stack = matrix(field), place.stack_of(field)
+        if stack is None or own.size != field.size:
+            return own[None]
+        return stack.reshape(-1, *own.shape)
+
+    return Stored(stacked(codes), stacked(steps), outer, place.layer.index)
 
 
 def in_kernels(
@@ -78,13 +101,14 @@ def in_kernels(
         dtype: Type of the result.
     """
     group = rows.shape[-1] // scale.shape[-2]
-    steps = jnp.broadcast_to(held.steps, (*scale.shape[:-1], held.codes.shape[-1]))
+    steps = jnp.broadcast_to(held.steps, (*held.steps.shape[:-1], held.codes.shape[-1]))
+    held, weight = held._replace(steps=steps), layer_types(held.codes, steps, held.layer)
     given = {"group": group, "bits": None if w.block is None else w.bits, "block": w.block}
     streams = {"tpu": _streams_on_tpus(w, row_count(rows)), "cuda": _streams_on_gpus(w)}
     dots = {
         platform: module.decoded_dot
         for platform, module in _modules().items()
-        if not streams[platform] and module.fits(rows, held.codes, steps, **given)
+        if not streams[platform] and module.fits(rows, *weight, **given)
     }
     if not dots:
         return plain(rows, codes, scale, zero)
@@ -105,7 +129,8 @@ def in_kernels(
     def form(dot: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         def kernel(rows: Any, codes: Any, scale: Any, zero: Any, held: Stored) -> jax.Array:
             del codes
-            y = dot(rows, held.codes, held.steps, decode, preferred=preferred, **given)
+            weight = held.codes, held.steps, decode
+            y = dot(rows, *weight, layer=held.layer, preferred=preferred, **given)
             if held.outer is not None:
                 y = (y.astype(jnp.float32) * held.outer).astype(preferred)
             if zero is None:
@@ -119,23 +144,25 @@ def in_kernels(
         return plain(rows, codes, scale, zero).astype(preferred)
 
     forms = {platform: form(dot) for platform, dot in dots.items()}
-    held = held._replace(steps=steps)
     return on_each_platform(forms, default, rows, codes, scale, zero, held)
 
 
-def integer_kernels(
-    rows: jax.Array, codes: jax.Array, scale: jax.Array
-) -> dict[str, Callable[..., jax.Array]]:
-    """Kernels for ``integer_dot(rows, codes, scale, x_scale)`` in groups, by platform."""
+def integer_kernels(rows: jax.Array, held: Stored) -> dict[str, Callable[..., jax.Array]]:
+    """Kernels for ``integer_dot(rows, codes, scale, x_scale)`` in groups, by platform.
+
+    They read codes and steps from ``held``.
+    """
     gpu_dots = _modules().get("cuda")
-    groups = scale.shape[-2]
+    groups = held.steps.shape[-2]
     group = rows.shape[-1] // groups
-    wide = lambda scale: jnp.broadcast_to(scale, (*scale.shape[:-1], codes.shape[-1]))
-    if groups == 1 or not gpu_dots or not gpu_dots.integer_fits(rows, codes, wide(scale), group):
+    wide = jnp.broadcast_to(held.steps, (*held.steps.shape[:-1], held.codes.shape[-1]))
+    weight = layer_types(held.codes, wide, held.layer)
+    if groups == 1 or not gpu_dots or not gpu_dots.integer_fits(rows, *weight, group):
         return {}
 
     def kernel(rows: Any, codes: Any, scale: Any, *x_scale: jax.Array) -> jax.Array:
-        y = gpu_dots.integer_dot(rows, codes, wide(scale), group=group)
+        del codes
+        y = gpu_dots.integer_dot(rows, held.codes, wide, group=group, layer=held.layer)
         return y * x_scale[0] if x_scale else y.astype(scale.dtype)
 
     return {"cuda": kernel}

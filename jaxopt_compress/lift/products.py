@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import AxisType
 
 from jaxopt_compress.arrays import QuantizedArray, SparseArray, materialize
-from jaxopt_compress.lift.interpreter import Call, leaf_rule
+from jaxopt_compress.lift.interpreter import Call, Layer, Ref, leaf_rule
 from jaxopt_compress.lift.views import NoView
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.rounding import promoted
@@ -31,6 +31,8 @@ def contraction_rule(primitives: str, *types: type) -> Callable[[Any], Any]:
             sharding = call.out.sharding
             if AxisType.Explicit not in sharding.mesh.axis_types:
                 return rule(call, at, call.others(at))
+            alone = [x.alone() if isinstance(x, Ref) else x for x in call.operands]
+            call = call._replace(operands=alone)
 
             def run(*values: Any) -> Any:
                 y = rule(call, at, values)
@@ -57,6 +59,7 @@ class Product(NamedTuple):
         dtype: The dtype of the result.
         precision: As in `jax.lax.dot_general`.
         pallas: Whether it may run in a kernel, as `lift` says.
+        place: Where fields of the weight lie in a scanned stack, or None.
     """
 
     contract: tuple[tuple[int, ...], tuple[int, ...]]
@@ -64,6 +67,29 @@ class Product(NamedTuple):
     dtype: Any
     precision: Any = None
     pallas: bool = False
+    place: "Place | None" = None
+
+    def of(self, w: Any) -> "Product":
+        """The same product, the fields of its weight being those of ``w`` now."""
+        return self._replace(place=self.place and self.place._replace(weight=w))
+
+
+class Place(NamedTuple):
+    """Where the fields of a weight lie, for kernels that read them there.
+
+    Attributes:
+        weight: One layer of a stack.
+        layer: Which one, and the stack.
+    """
+
+    weight: Any
+    layer: Layer
+
+    def stack_of(self, field: jax.Array) -> jax.Array | None:
+        """The stack that a field was cut from, unless something has been done to it since."""
+        fields, stacks = jax.tree.leaves(self.weight), jax.tree.leaves(self.layer.stack)
+        pairs = zip(fields, stacks, strict=True)
+        return next((stack for own, stack in pairs if own is field), None)
 
 
 def axis_names(x_ndim: int, w_ndim: int, how: Product) -> tuple[str, str, str]:

@@ -29,6 +29,7 @@ from jaxopt_compress.lift.kernel_products import (
     stored_matrices,
 )
 from jaxopt_compress.lift.products import (
+    Place,
     Product,
     aligned,
     axis_names,
@@ -127,9 +128,25 @@ def _multiply(
         plain = functools.partial(scaled_dot, decode=None if converts(w) else decode, **given)
     if how.pallas:
         # Levels times steps that are relative to another one may outgrow float16.
-        held = stored_matrices(w.codes, stored if rows.dtype == jnp.bfloat16 else w.scale, weight)
+        stored = stored if rows.dtype == jnp.bfloat16 else w.scale
+        held = stored_matrices(w.codes, stored, weight, place_of_matrices(w, how))
         return in_kernels(plain, rows, codes, held, scale, zero, w, how.dtype)
     return plain(rows, codes, scale, zero)
+
+
+def place_of_matrices(w: QuantizedArray, how: Product) -> Place | None:
+    """Where the fields of a weight lie as `as_matrices` makes them: nowhere if it moves axes."""
+    (_, summed), (_, batch) = how.contract, how.batch
+    free = [d for d in range(w.ndim) if d not in summed and d not in batch]
+    axes = [*batch, *(summed[i] for i in _order(w, how)), *free]
+    return how.place if axes == list(range(w.ndim)) else None
+
+
+def _order(w: QuantizedArray, how: Product) -> list[int]:
+    """How `as_matrices` goes through the axes that are summed over: that of groups comes last."""
+    summed = how.contract[1]
+    last = None if w.axis is None else w.ndim + w.axis
+    return sorted(range(len(summed)), key=lambda i: (summed[i] == last, summed[i]))
 
 
 def _levels(codes: jax.Array, fmt: Format, rows: int) -> jax.Array:
@@ -165,7 +182,7 @@ def as_matrices(x: jax.Array, w: QuantizedArray, how: Product, multiply: Any) ->
     (x_summed, summed), (x_batch, batch) = how.contract, how.batch
     free = tuple(d for d in range(w.ndim) if d not in summed and d not in batch)
     last = w.ndim + w.axis if w.axis is not None else None
-    order = sorted(range(len(summed)), key=lambda i: (summed[i] == last, summed[i]))
+    order = _order(w, how)
     summed, x_summed = [summed[i] for i in order], [x_summed[i] for i in order]
     rows = as_rows(x, x_summed, x_batch)
     lead = rows.shape[: len(batch)]

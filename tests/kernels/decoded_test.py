@@ -119,6 +119,63 @@ def test_result_has_the_type_asked_for(kernel):
     np.testing.assert_array_equal(y, product().astype(jnp.bfloat16))
 
 
+def in_stack(name):
+    """`x`, three layers of codes and steps, keywords, and one layer's arguments by its number."""
+    members = [inputs(name, seed=seed) for seed in range(3)]
+    x, keywords = members[0][0], members[0][3]
+    codes, scale = (jnp.stack([m[i] for m in members]) for i in (1, 2))
+    return x, codes, scale, keywords, lambda i: (x, codes[i], scale[i])
+
+
+@every_kernel
+@pytest.mark.parametrize("name", ["nf4", "mxfp4", "nvfp4", "mxfp8", "int3"])
+def test_layers_are_read_where_they_lie(kernel, name):
+    x, codes, scale, keywords, of = in_stack(name)
+    product = functools.partial(kernel, **keywords, interpret=True)
+    read = jax.jit(lambda i: product(x, codes, scale, layer=i))
+    for i in range(3):
+        np.testing.assert_array_equal(read(i), product(*of(i)))
+        # Steps that have been cut out, and several rows beyond those that are widened in place.
+        many = jnp.tile(x, (16, 1))
+        got = product(many, codes, scale[i][None], layer=i)
+        np.testing.assert_array_equal(got, product(many, *of(i)[1:]))
+
+
+@every_kernel
+def test_layers_of_batches(kernel):
+    x, codes, scale, keywords, _ = in_stack("nvfp4")
+    several = lambda a: jnp.stack([a, a[::-1]], axis=1)
+    x, codes, scale = jnp.stack([x, x[::-1]]), several(codes), several(scale)
+    product = functools.partial(kernel, **keywords, interpret=True)
+    got = product(x, codes, scale, layer=2)
+    np.testing.assert_array_equal(got, product(x, codes[2], scale[2]))
+
+
+@every_kernel
+def test_vmap_of_layers(kernel):
+    x, codes, scale, keywords, of = in_stack("mxfp8")
+    product = functools.partial(kernel, **keywords, interpret=True)
+    layered = lambda x, codes, scale, i: product(x, codes, scale, layer=i)
+    want = product(*of(1))
+    shared = jax.vmap(layered, (0, None, None, None))(jnp.stack([x, 2 * x]), codes, scale, 1)
+    np.testing.assert_array_equal(shared, jnp.stack([want, 2 * want]))
+    members = jax.vmap(layered, (None, 0, 0, None))
+    both = members(x, jnp.stack([codes, codes]), jnp.stack([scale, 2 * scale]), 1)
+    np.testing.assert_array_equal(both, jnp.stack([want, 2 * want]))
+    each = jax.vmap(layered, (None, None, None, 0))(x, codes, scale, jnp.array([2, 0]))
+    np.testing.assert_array_equal(each, jnp.stack([product(*of(2)), product(*of(0))]))
+
+
+@every_kernel
+def test_derivatives_of_layers(kernel):
+    x, codes, scale, keywords, _ = in_stack("nf4")
+    product = lambda x, scale: kernel(x, codes, scale, **keywords, layer=1, interpret=True)
+    plain = lambda x, scale: decoded_first(x, codes[1], scale[1], **keywords)
+    y, pull = jax.vjp(product, x, scale)
+    for pulled, expected in zip(pull(y), jax.vjp(plain, x, scale)[1](y), strict=True):
+        np.testing.assert_array_equal(pulled, expected)
+
+
 @every_kernel
 def test_vmap(kernel):
     members = [inputs("mxfp8", seed=seed) for seed in (0, 1)]

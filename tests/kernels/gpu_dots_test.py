@@ -89,3 +89,22 @@ def test_integers_that_do_not_fit_are_refused():
     assert not integer_fits(x, codes, jnp.ones((8, 64)), 16)
     with pytest.raises(ValueError, match=r"no tiles for x int8\[3, 128\], codes uint8"):
         integer_dot(x, codes.astype(jnp.uint8), scale, group=64)
+
+
+@pytest.mark.parametrize(
+    "dtype, layers, read_in_place",
+    [("int8", 15, True), ("int8", 16, False), ("int8", 33, True), ("int4", 33, False)],
+)
+def test_what_triton_would_count_wrongly_is_cut_out_of_its_stack(dtype, layers, read_in_place):
+    """From 2^31 bytes on positions are negative to it, and from 2^32 on of 64 bits."""
+    x, codes, scale = (
+        jax.ShapeDtypeStruct(*given)
+        for given in (
+            ((8, 2**14), jnp.bfloat16),
+            ((layers, 2**14, 2**13), dtype),
+            ((layers, 2**7, 2**13), jnp.float32),
+        )
+    )
+    product = lambda x, codes, scale, i: decoded_dot(x, codes, scale, convert, group=128, layer=i)
+    jaxpr = jax.make_jaxpr(product)(x, codes, scale, 0)
+    assert ("dynamic_slice" not in str(jaxpr)) == read_in_place

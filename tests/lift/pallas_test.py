@@ -94,6 +94,83 @@ def run_as_on(platform, monkeypatch):
         monkeypatch.setattr(dots, name, step_by_step)
 
 
+def one_layer(x, layer):
+    return jnp.tanh(x @ layer["w"].astype(x.dtype))
+
+
+def stack(step=one_layer):
+    """A scan over layers, the last one first."""
+
+    def run(params, x):
+        return jax.lax.scan(lambda x, layer: (step(x, layer), None), x, params, reverse=True)[0]
+
+    return run
+
+
+def in_either_branch(x, layer):
+    return jax.lax.cond(x[0, 0] < 9, one_layer, lambda x, layer: -one_layer(x, layer), x, layer)
+
+
+def split_and_joined(x, layer):
+    return one_layer(x, {"w": layer["w"].reshape(2, 128, 256).reshape(256, 256)})
+
+
+def nested(params, x):
+    inner = lambda x, layers: (stack()(layers, x), None)
+    pairs = jax.tree.map(lambda a: a.reshape(2, 2, *a.shape[1:]), params)
+    return jax.lax.scan(inner, x, pairs, reverse=True)[0]
+
+
+def loop(params, x):
+    take = functools.partial(jax.lax.dynamic_index_in_dim, params["w"], keepdims=False)
+    return jax.lax.fori_loop(0, 4, lambda i, x: one_layer(x, {"w": take(3 - i)}), x)
+
+
+def no_loop(params, x):
+    return functools.reduce(lambda x, i: one_layer(x, {"w": params["w"][i]}), (3, 2, 1, 0), x)
+
+
+WITHIN = {
+    "scan": stack(),
+    "remat": stack(jax.checkpoint(one_layer)),
+    "jit": stack(jax.jit(one_layer)),
+    "a branch": stack(in_either_branch),
+    "a reshape": stack(split_and_joined),
+    "nested scans": nested,
+    "a loop": loop,
+    "no loop": no_loop,
+}
+
+
+@pytest.mark.parametrize("platform, name", CASES)
+def test_layers_are_read_where_they_lie(platform, name, monkeypatch):
+    check_layers(platform, name, stack(), monkeypatch)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("run", WITHIN.values(), ids=WITHIN)
+def test_layers_are_found_again_within(platform, run, monkeypatch):
+    check_layers(platform, "nf4", run, monkeypatch)
+
+
+def check_layers(platform, name, run, monkeypatch):
+    params = {"w": jnp.asarray(normal(4, 256, 256) / 16)}
+    x = jnp.asarray(normal(16, 256, seed=1), jnp.bfloat16)
+    small = jc.compress(params, ON_GPUS[name], uses=jc.uses(run, params, x))
+    text = lowered_for(platform, jax.jit(jc.lift(run, pallas=True)), small, x)
+    calls = [line for line in text.splitlines() if KERNEL_CALLS[platform] in line]
+    codes = jax.tree.leaves(small["w"])[0]
+    assert calls
+    for call in calls:
+        assert f"tensor<4x{codes.shape[1]}x256x" in call
+    run_as_on(platform, monkeypatch)
+    got = jax.jit(jc.lift(run, pallas=True))(small, x)
+    step = jax.jit(jc.lift(one_layer, pallas=True))
+    for i in (3, 2, 1, 0):
+        x = step(x, jax.tree.map(lambda a, i=i: a[i], small))
+    np.testing.assert_array_equal(got, x)
+
+
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "pot5"])
 def test_relative_steps_stay_in_the_range_of_float16(name, monkeypatch):
     """A level of 448 times a step of 448 would not."""

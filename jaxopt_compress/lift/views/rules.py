@@ -15,7 +15,7 @@ from jaxopt_compress.arrays import (
     QuantizedArray,
     SparseArray,
 )
-from jaxopt_compress.lift.interpreter import Call, Ref, leaf_rule
+from jaxopt_compress.lift.interpreter import Call, Layer, Ref, leaf_rule
 from jaxopt_compress.lift.views import base, low_rank, quantized, sparse, wrapped
 from jaxopt_compress.lift.views.base import Cut, NoView
 from jaxopt_compress.lift.views.joined import Joined
@@ -48,14 +48,14 @@ def _transpose(call: Call, array: Any) -> Any:
 
 @_view("squeeze")
 def _squeeze(call: Call, array: Any) -> Any:
-    return base.reshaped(array, tuple(call.out.shape))
+    return _reshaped(call)
 
 
 @_view("reshape")
 def _reshape(call: Call, array: Any) -> Any:
     if call.params["dimensions"] is not None:
         return NotImplemented
-    return base.reshaped(array, tuple(call.out.shape))
+    return _reshaped(call)
 
 
 @_view("broadcast_in_dim")
@@ -63,7 +63,38 @@ def _broadcast(call: Call, array: Any) -> Any:
     """New axes of size 1 only: anything else would copy codes."""
     if array.size != call.out.size:
         return NotImplemented
-    return base.reshaped(array, tuple(call.out.shape))
+    return _reshaped(call)
+
+
+def _reshaped(call: Call) -> Any:
+    """The value, and the stack that it is a layer of, in another shape."""
+    ref, shape = call.operands[0], tuple(call.out.shape)
+    array, layer = base.reshaped(ref.array, shape), ref.layer
+    return array if layer is None else _in_stack(ref, array, layer.stack, layer.index)
+
+
+def _in_stack(ref: Ref, array: Any, stack: Any, index: Any) -> Any:
+    """A view of ``ref`` that is layer ``index`` of ``stack``, if that can be seen in its shape."""
+    length = stack.shape[0]
+    try:
+        stack = base.reshaped(stack, (length, *array.shape))
+    except NoView:
+        return array
+    pairs = zip(jax.tree.leaves(stack), jax.tree.leaves(array), strict=True)
+    if any(all_.shape not in ((length, *own.shape), (1, *own.shape)) for all_, own in pairs):
+        return array
+    return Ref(array, ref.path, Layer(stack, jnp.asarray(index, jnp.int32)))
+
+
+def _cut(call: Call, cuts: dict[int, Cut]) -> Any:
+    """Part of a value; one entry of a stack knows its place there."""
+    ref = call.operands[0]
+    array = base.cut(ref.array, cuts)
+    if not call.replay.pallas or ref.layer is not None or list(cuts) != [0] or cuts[0].size > 1:
+        return array
+    # As `jax.lax.dynamic_slice` does.
+    start = jnp.clip(cuts[0].start, 0, ref.array.shape[0] - 1)
+    return _in_stack(ref, array, ref.array, start)
 
 
 @_view("slice")
@@ -75,14 +106,14 @@ def _slice(call: Call, array: Any) -> Any:
         for d, (start, limit, stride) in enumerate(zip(starts, limits, strides, strict=True))
         if (start, limit, stride) != (0, array.shape[d], 1)
     }
-    return base.cut(array, cuts)
+    return _cut(call, cuts)
 
 
 @_view("dynamic_slice")
 def _dynamic_slice(call: Call, array: Any) -> Any:
     pairs = zip(call.dense(0)[1:], call.params["slice_sizes"], strict=False)
     cuts = {d: Cut(s, n) for d, (s, n) in enumerate(pairs) if n != array.shape[d]}
-    return base.cut(array, cuts)
+    return _cut(call, cuts)
 
 
 @_view("split")
