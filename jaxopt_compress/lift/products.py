@@ -23,16 +23,22 @@ def contraction_rule(primitives: str, *types: type) -> Callable[[Any], Any]:
     Where mesh axes are explicit, types name shardings, and an equation says how its result is
     split. The stored form takes other equations: the compiler splits those, and the result is split
     as staged.
+
+    A scan keeps what its backward pass reads for all layers at once. That is the stored form here,
+    decoded anew, or all weights would be in memory as they were before compression.
     """
 
     def register(rule: Any) -> Any:
         @leaf_rule(primitives, *types)
         def _(call: Call, at: int) -> Any:
             sharding = call.out.sharding
-            if AxisType.Explicit not in sharding.mesh.axis_types:
+            explicit = AxisType.Explicit in sharding.mesh.axis_types
+            scanned = _kept_for_all_layers(call)
+            if not explicit and not scanned:
                 return rule(call, at, call.others(at))
-            alone = [x.alone() if isinstance(x, Ref) else x for x in call.operands]
-            call = call._replace(operands=alone)
+            if explicit:
+                alone = [x.alone() if isinstance(x, Ref) else x for x in call.operands]
+                call = call._replace(operands=alone)
 
             def run(*values: Any) -> Any:
                 y = rule(call, at, values)
@@ -40,14 +46,26 @@ def contraction_rule(primitives: str, *types: type) -> Callable[[Any], Any]:
                     raise NoView
                 return y
 
+            stored: Callable[..., Any] = run
+            if explicit:
+                stored = jax.sharding.auto_axes(stored, out_sharding=sharding)
+            if scanned:
+                stored = jax.checkpoint(stored, prevent_cse=False)
             try:
-                return jax.sharding.auto_axes(run, out_sharding=sharding)(*call.others(at))
+                return stored(*call.others(at))
             except NoView:
                 return NotImplemented
 
         return rule
 
     return register
+
+
+def _kept_for_all_layers(call: Call) -> bool:
+    """Whether the equation is part of a scan, and no `jax.checkpoint` in it says what to keep."""
+    names = [eqn.primitive.name for eqn in call.replay.enclosing]
+    decisive = [name for name in names if name in ("scan", "remat2", "checkpoint")]
+    return decisive[-1:] == ["scan"]
 
 
 class Product(NamedTuple):

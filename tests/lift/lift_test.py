@@ -155,11 +155,45 @@ def test_checkpoint_policies_survive(policy):
     def fn(params, x):
         return jnp.sin(jnp.sin(x @ params["mlp"]["w"]) @ params["mlp"]["w"].T)
 
+    def scanned(params, x):
+        return jax.lax.scan(lambda x, _: (fn(params, x), None), x, length=3)[0]
+
     def products(fn, params):
         grad = jax.grad(lambda x: jnp.sum(fn(params, x)))
         return _dots(jax.make_jaxpr(grad)(X).jaxpr)
 
-    assert products(jc.lift(fn, "error"), SMALL) == products(fn, PARAMS)
+    for fn_ in (fn, scanned):
+        assert products(jc.lift(fn_, "error"), SMALL) == products(fn_, PARAMS)
+
+
+@pytest.mark.parametrize(
+    "compression",
+    [
+        jc.quantize("int8"),
+        jc.quantize("nf4", group=32),
+        jc.quantize("int3"),
+        jc.quantize("int8", inputs="int8"),
+        jc.prune(jc.magnitude(), jc.constant(0.5)),
+        jc.low_rank(rank=2),
+    ],
+    ids=["int8", "nf4", "int3", "int8 x int8", "pruned", "rank 2"],
+)
+def test_scans_keep_codes_for_the_way_back(compression):
+    """Not weights, which would be in memory as they were before compression, for all layers."""
+    params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(3, 64, 64)), jnp.float32)}
+    x = jnp.ones((5, 64))
+
+    def fn(params, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, params["w"])[0]
+
+    def kept(fn, params):
+        jaxpr = jax.make_jaxpr(jax.grad(lambda x, params: fn(params, x).sum()))(x, params)
+        scans = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
+        assert len(scans) == 2
+        return [v.aval.shape for v in scans[0].outvars if v.aval.size > 3 * x.size]
+
+    small = jc.compress(params, compression, uses=jc.uses(fn, params, x))
+    assert kept(jc.lift(fn, "error"), small) == kept(fn, params) == []
 
 
 def test_remat_saves_as_little_as_it_does_with_dense_weights():
