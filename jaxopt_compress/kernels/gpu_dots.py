@@ -14,6 +14,7 @@ from jaxopt_compress.kernels.decoded import (
     of_layers,
     of_single,
 )
+from jaxopt_compress.kernels.integer_dots import exact_parts
 from jaxopt_compress.kernels.partitioning import split_over_devices
 
 _CODES = ("int4", "uint4", "int8", "uint8", "float8_e4m3fn", "float8_e5m2")
@@ -122,16 +123,21 @@ def _reachable(codes):
 def integer_fits(x_codes, codes, scale, group):
     """Whether `integer_dot` has tiles for these shapes and types."""
     whole = x_codes.dtype == jnp.int8 and codes.dtype.name in ("int4", "int8")
-    whole = whole and group % gpu_kernel.LEAST_BYTES == 0
+    whole = (
+        whole and group % gpu_kernel.LEAST_BYTES == 0 and exact_parts(group, "int8", "int8") == 1
+    )
     return whole and _tiled(x_codes, codes, scale, group)
 
 
-def integer_dot(x_codes, codes, scale, *, group, layer=None, interpret=False):
-    r"""Contracts integer codes with integer codes in groups.
+def integer_dot(
+    x_codes, codes, scale, *, group, layer=None, preferred=jnp.float32, interpret=False
+):
+    r"""Contracts integer codes with integer codes.
 
     .. math:: y_{mn} = \sum_g s_{gn} \sum_{k \in g} p_{mk} q_{kn}
 
-    Up to 128 products are summed in int32, which is exact, and these sums in float32.
+    Products of one group for all are summed in int32, which is exact; of several up to 128 are, and
+    these sums are added up in float32.
 
     Args:
       x_codes: `[*batch, M, K]`, int8.
@@ -139,10 +145,11 @@ def integer_dot(x_codes, codes, scale, *, group, layer=None, interpret=False):
       scale: `[*batch, K / group, N]`, of the same types.
       group: number of consecutive `k` that share a scale, a multiple of 32.
       layer: as for `decoded_dot`.
+      preferred: type of the result.
       interpret: whether to run the kernel step by step, on any device.
 
     Returns:
-      `[*batch, M, N]`, float32.
+      `[*batch, M, N]` of type `preferred`.
 
     Example:
       >>> x, codes = jnp.full((1, 64), 3, jnp.int8), jnp.full((64, 64), -2, jnp.int4)
@@ -155,7 +162,7 @@ def integer_dot(x_codes, codes, scale, *, group, layer=None, interpret=False):
             f"no tiles for x {x_codes.dtype}{list(x_codes.shape)}, codes {own[0].dtype}"
             f"{list(own[0].shape)}, scale {list(own[1].shape)}, group={group}: see integer_fits"
         )
-    given = {"decode": None, "group": group, "bits": None, "block": None, "preferred": jnp.float32}
+    given = {"decode": None, "group": group, "bits": None, "block": None, "preferred": preferred}
     kernel = functools.partial(_split, lookup=False, interpret=interpret, **given)
     if layer is None:
         return of_single(kernel)(x_codes, codes, scale)

@@ -179,7 +179,7 @@ def _kernel(
     of_codes, of_scale = place(codes_ref), place(scale_ref)
     rows, columns = jnp.arange(x_ref.shape[0])[:, None], jnp.arange(y_ref.shape[1])[None]
     entries, first = jnp.arange(tiles.depth), pl.program_id(2) * steps
-    grouped = read is None or group < x_ref.shape[1]
+    grouped = group < x_ref.shape[1]
     words = 1 if bits is None else layout(bits).rows
 
     # Of a step whose runs are whole, positions are where a run starts, otherwise each entry's.
@@ -208,12 +208,14 @@ def _kernel(
             at = (block * tiles.runs + r) * tiles.width + within
             if read is None:
                 y = jnp.dot(x_at(at), codes.astype(jnp.int8), preferred_element_type=jnp.int32)
-                sums += y.astype(jnp.float32) * scale_at(at)
+                sums += y.astype(jnp.float32) * scale_at(at) if grouped else y
                 continue
             weight = read(codes, table_ref)
             weight = (weight * scale_at(at) if grouped else weight).astype(x_ref.dtype)
             sums += jnp.dot(x_at(at), weight, preferred_element_type=jnp.float32)
         return sums
 
-    sums = lax.fori_loop(0, steps, step, jnp.zeros(y_ref.shape, jnp.float32))
+    exact = read is None and not grouped
+    none = jnp.zeros(y_ref.shape, jnp.int32 if exact else jnp.float32)
+    sums = lax.fori_loop(0, steps, step, none).astype(jnp.float32)
     y_ref[...] = (sums if grouped else sums * widened(scale_ref[of_scale])).astype(y_ref.dtype)

@@ -49,6 +49,11 @@ class Stored(NamedTuple):
     outer: jax.Array | None = None
     layer: jax.Array | None = None
 
+    @property
+    def stacked(self) -> bool:
+        """Whether codes are read out of a stack."""
+        return self.layer is not None and self.codes.shape[0] > 1
+
 
 def stored_matrices(
     codes: jax.Array, steps: Any, matrix: Callable[[Any], jax.Array], place: Place | None
@@ -82,9 +87,9 @@ def in_kernels(
     plain: Callable[..., jax.Array],
     rows: jax.Array,
     codes: jax.Array,
-    held: Stored,
     scale: jax.Array,
     zero: jax.Array | None,
+    held: Stored,
     w: QuantizedArray,
     dtype: Any,
 ) -> jax.Array:
@@ -92,11 +97,11 @@ def in_kernels(
 
     Args:
         plain: The product without a kernel.
-        rows: The activation, ``[*batch, m, k]``.
+        rows: The activation, ``[*batch, m, k]``; 8-bit floats meet decoded ones as bfloat16.
         codes: What `plain` takes, ``[*batch, k, n]`` or words.
-        held: What kernels read.
         scale: Float32 steps for `plain`, or shorter ones; ``[*batch, k / group or 1, n or 1]``.
         zero: Of that shape, or None.
+        held: What kernels read.
         w: The weight that they are from.
         dtype: Type of the result.
     """
@@ -104,11 +109,12 @@ def in_kernels(
     steps = jnp.broadcast_to(held.steps, (*held.steps.shape[:-1], held.codes.shape[-1]))
     held, weight = held._replace(steps=steps), layer_types(held.codes, steps, held.layer)
     given = {"group": group, "bits": None if w.block is None else w.bits, "block": w.block}
-    streams = {"tpu": _streams_on_tpus(w, row_count(rows)), "cuda": _streams_on_gpus(w)}
+    streams = {"tpu": _streams_on_tpus(w, row_count(rows)), "cuda": _streams_on_gpus(w, held)}
+    x = rows if rows.dtype.itemsize > 1 else jax.ShapeDtypeStruct(rows.shape, jnp.bfloat16)
     dots = {
         platform: module.decoded_dot
         for platform, module in _modules().items()
-        if not streams[platform] and module.fits(rows, *weight, **given)
+        if not streams[platform] and module.fits(x, *weight, **given)
     }
     if not dots:
         return plain(rows, codes, scale, zero)
@@ -130,6 +136,7 @@ def in_kernels(
         def kernel(rows: Any, codes: Any, scale: Any, zero: Any, held: Stored) -> jax.Array:
             del codes
             weight = held.codes, held.steps, decode
+            rows = rows.astype(x.dtype)
             y = dot(rows, *weight, layer=held.layer, preferred=preferred, **given)
             if held.outer is not None:
                 y = (y.astype(jnp.float32) * held.outer).astype(preferred)
@@ -147,22 +154,33 @@ def in_kernels(
     return on_each_platform(forms, default, rows, codes, scale, zero, held)
 
 
-def integer_kernels(rows: jax.Array, held: Stored) -> dict[str, Callable[..., jax.Array]]:
-    """Kernels for ``integer_dot(rows, codes, scale, x_scale)`` in groups, by platform.
+def integer_kernels(
+    rows: jax.Array, held: Stored, sums: Any
+) -> dict[str, Callable[..., jax.Array]]:
+    """Kernels for ``integer_dot(rows, codes, scale, x_scale)``, by platform.
 
-    They read codes and steps from ``held``.
+    In groups; and of layers in a stack, all of which XLA for GPUs would turn around.
+
+    Args:
+        rows: Codes of the activation.
+        held: Codes and steps of the weight.
+        sums: As for `integer_dot`.
     """
     gpu_dots = _modules().get("cuda")
     groups = held.steps.shape[-2]
     group = rows.shape[-1] // groups
+    preferred = jnp.float32 if sums is None or groups > 1 else sums
     wide = jnp.broadcast_to(held.steps, (*held.steps.shape[:-1], held.codes.shape[-1]))
     weight = layer_types(held.codes, wide, held.layer)
-    if groups == 1 or not gpu_dots or not gpu_dots.integer_fits(rows, *weight, group):
+    if groups == 1 and not (held.stacked and row_count(rows) > 1):
         return {}
+    if not gpu_dots or not gpu_dots.integer_fits(rows, *weight, group):
+        return {}
+    given = {"group": group, "layer": held.layer, "preferred": preferred}
 
     def kernel(rows: Any, codes: Any, scale: Any, *x_scale: jax.Array) -> jax.Array:
         del codes
-        y = gpu_dots.integer_dot(rows, held.codes, wide, group=group, layer=held.layer)
+        y = gpu_dots.integer_dot(rows, held.codes, wide, **given)
         return y * x_scale[0] if x_scale else y.astype(scale.dtype)
 
     return {"cuda": kernel}
@@ -188,9 +206,14 @@ def _streams_on_tpus(w: QuantizedArray, rows: int) -> bool:
     return w.group is None and converts(w)
 
 
-def _streams_on_gpus(w: QuantizedArray) -> bool:
+def _streams_on_gpus(w: QuantizedArray, held: Stored) -> bool:
     """Likewise for GPUs, where it fuses a conversion from some types and nothing else.
 
-    Integers without a sign are not among them, and of four bits it turns a whole stack around.
+    Integers without a sign are not among them, and of four bits it turns a whole stack around. A
+    layer it cuts out of its stack first.
     """
-    return w.group is None and w.codes.dtype.name in ("int8", "float8_e4m3fn", "float8_e5m2")
+    return (
+        not held.stacked
+        and w.group is None
+        and w.codes.dtype.name in ("int8", "float8_e4m3fn", "float8_e5m2")
+    )

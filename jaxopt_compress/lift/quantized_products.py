@@ -130,7 +130,7 @@ def _multiply(
         # Levels times steps that are relative to another one may outgrow float16.
         stored = stored if rows.dtype == jnp.bfloat16 else w.scale
         held = stored_matrices(w.codes, stored, weight, place_of_matrices(w, how))
-        return in_kernels(plain, rows, codes, held, scale, zero, w, how.dtype)
+        return in_kernels(plain, rows, codes, scale, zero, held, w, how.dtype)
     return plain(rows, codes, scale, zero)
 
 

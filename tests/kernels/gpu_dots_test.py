@@ -65,16 +65,16 @@ def test_any_number_of_rows_and_both_short_types(rows, dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.int4, jnp.int8])
-@pytest.mark.parametrize("rows", [1, 40])
-def test_integers_in_groups_are_summed_exactly(dtype, rows):
+@pytest.mark.parametrize("rows, group", [(1, 128), (40, 128), (3, 512), (40, 512)])
+def test_integers_are_summed_exactly(dtype, rows, group):
     rng = np.random.default_rng(0)
     kind = jnp.iinfo(dtype)
     x = jnp.asarray(rng.integers(-128, 128, size=(2, rows, 512)), jnp.int8)
     codes = jnp.asarray(rng.integers(int(kind.min), int(kind.max) + 1, size=(2, 512, 64)), dtype)
     # Powers of two, so that sums over groups are exact as well.
-    scale = 2.0 ** jnp.asarray(rng.integers(-3, 3, size=(2, 4, 64)), jnp.float32)
-    product = functools.partial(integer_dot, group=128, interpret=True)
-    want = integer_dots.integer_dot(x, codes, scale, group=128)
+    scale = 2.0 ** jnp.asarray(rng.integers(-3, 3, size=(2, 512 // group, 64)), jnp.float32)
+    product = functools.partial(integer_dot, group=group, interpret=True)
+    want = integer_dots.integer_dot(x, codes, scale, group=group)
     np.testing.assert_array_equal(product(x, codes, scale), want)
     np.testing.assert_array_equal(jax.vmap(product)(x, codes, scale), want)
     shared = jax.vmap(product, (0, None, None))(x, codes[0], scale[0])
@@ -87,6 +87,10 @@ def test_integers_that_do_not_fit_are_refused():
     assert not integer_fits(x, codes.astype(jnp.uint8), scale, 64)
     assert not integer_fits(x.astype(jnp.int4), codes, scale, 64)
     assert not integer_fits(x, codes, jnp.ones((8, 64)), 16)
+    deep = [jax.ShapeDtypeStruct(s, jnp.int8) for s in ((3, 2**17), (2**17, 64))]
+    assert integer_fits(*deep, jax.ShapeDtypeStruct((2, 64), jnp.float32), 2**16)
+    # Int32 would not hold the sum.
+    assert not integer_fits(*deep, jax.ShapeDtypeStruct((1, 64), jnp.float32), 2**17)
     with pytest.raises(ValueError, match=r"no tiles for x int8\[3, 128\], codes uint8"):
         integer_dot(x, codes.astype(jnp.uint8), scale, group=64)
 

@@ -9,7 +9,7 @@ import pytest
 
 import jaxopt_compress as jc
 from jaxopt_compress.kernels import gpu_dots, tpu_dots
-from jaxopt_compress.lift import input_products, kernel_products
+from jaxopt_compress.lift import coded_products, kernel_products
 from tests.lift.platforms import KERNEL_CALLS, lowered_for
 from tests.quantization.cases import normal
 
@@ -46,6 +46,12 @@ ON_GPUS = FORMS | {
     "int4 in groups x int8": jc.quantize("int4", group=128, inputs="int8"),
 }
 FUSED = {name: jc.quantize(name) for name in ("int8", "float8_e4m3fn")}
+# What it fuses or multiplies as it is, but for layers of a stack: these it would cut out, or turn.
+IN_STACKS = FUSED | {
+    "int8 x int8": jc.quantize("int8", inputs="int8"),
+    "int4 x int8": jc.quantize("int4", inputs="int8"),
+    "float8 x float8": jc.quantize("float8_e4m3fn", inputs="float8_e4m3fn"),
+}
 CASES = [("tpu", name) for name in FORMS] + [("cuda", name) for name in ON_GPUS]
 
 
@@ -84,7 +90,7 @@ def run_as_on(platform, monkeypatch):
     """Runs the kernels of a platform step by step on this one."""
     there = lambda forms, default, *args: forms.get(platform, default)(*args)
     monkeypatch.setattr(kernel_products, "on_each_platform", there)
-    monkeypatch.setattr(input_products, "on_each_platform", there)
+    monkeypatch.setattr(coded_products, "on_each_platform", there)
     for dots, name in (
         (tpu_dots, "decoded_dot"),
         (gpu_dots, "decoded_dot"),
@@ -94,8 +100,12 @@ def run_as_on(platform, monkeypatch):
         monkeypatch.setattr(dots, name, step_by_step)
 
 
+def product(x, layer):
+    return x @ layer["w"].astype(x.dtype)
+
+
 def one_layer(x, layer):
-    return jnp.tanh(x @ layer["w"].astype(x.dtype))
+    return jnp.tanh(product(x, layer))
 
 
 def stack(step=one_layer):
@@ -147,22 +157,42 @@ def test_layers_are_read_where_they_lie(platform, name, monkeypatch):
     check_layers(platform, name, stack(), monkeypatch)
 
 
+@pytest.mark.parametrize("name", IN_STACKS)
+def test_only_of_a_stack_are_they_read_in_a_kernel(name, monkeypatch):
+    run = lambda params, x: jax.lax.map(lambda layer: product(x, layer), params)
+    small, x = compressed_stack("cuda", name, run)
+    step = jax.jit(jc.lift(product, pallas=True))
+    layers = [jax.tree.map(lambda a, i=i: a[i], small) for i in range(4)]
+    assert KERNEL_CALLS["cuda"] not in lowered_for("cuda", step, x, layers[0])
+    want = jnp.stack([step(x, layer) for layer in layers]).astype(jnp.float32)
+    run_as_on("cuda", monkeypatch)
+    got = jax.jit(jc.lift(run, pallas=True))(small, x).astype(jnp.float32)
+    # Rounded to bfloat16 once there and twice here; and sums to float32.
+    np.testing.assert_allclose(got, want, rtol=3 * 2.0**-8, atol=2.0**-16)
+
+
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("run", WITHIN.values(), ids=WITHIN)
 def test_layers_are_found_again_within(platform, run, monkeypatch):
     check_layers(platform, "nf4", run, monkeypatch)
 
 
-def check_layers(platform, name, run, monkeypatch):
+def compressed_stack(platform, name, run):
+    """Four layers and an activation, of which a kernel reads the layers where they lie."""
     params = {"w": jnp.asarray(normal(4, 256, 256) / 16)}
     x = jnp.asarray(normal(16, 256, seed=1), jnp.bfloat16)
-    small = jc.compress(params, ON_GPUS[name], uses=jc.uses(run, params, x))
+    small = jc.compress(params, (ON_GPUS | IN_STACKS)[name], uses=jc.uses(run, params, x))
     text = lowered_for(platform, jax.jit(jc.lift(run, pallas=True)), small, x)
     calls = [line for line in text.splitlines() if KERNEL_CALLS[platform] in line]
     codes = jax.tree.leaves(small["w"])[0]
     assert calls
     for call in calls:
         assert f"tensor<4x{codes.shape[1]}x256x" in call
+    return small, x
+
+
+def check_layers(platform, name, run, monkeypatch):
+    small, x = compressed_stack(platform, name, run)
     run_as_on(platform, monkeypatch)
     got = jax.jit(jc.lift(run, pallas=True))(small, x)
     step = jax.jit(jc.lift(one_layer, pallas=True))
