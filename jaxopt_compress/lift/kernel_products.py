@@ -172,7 +172,7 @@ def integer_kernels(
     preferred = jnp.float32 if sums is None or groups > 1 else sums
     wide = jnp.broadcast_to(held.steps, (*held.steps.shape[:-1], held.codes.shape[-1]))
     weight = layer_types(held.codes, wide, held.layer)
-    if groups == 1 and not (held.stacked and row_count(rows) > 1):
+    if groups == 1 and not held.stacked:
         return {}
     if not gpu_dots or not gpu_dots.integer_fits(rows, *weight, group):
         return {}
