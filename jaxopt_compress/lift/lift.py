@@ -25,6 +25,7 @@ def lift(fn: Fn, on_fallback: OnFallback = "warn", pallas: bool = False) -> Fn:
     reaches run on its stored form, all others as they are. Scans over stacked layers, remat,
     custom derivatives, shardings and `jax.shard_map` are kept. It composes with `jax.jit`,
     `jax.grad`, `jax.vmap` and the rest; use it under `jax.jit`, since each call stages ``fn`` anew.
+    For the backward pass of a scan over layers codes are kept in memory, not decoded weights.
 
     Results equal those of the dense weights up to the order of rounding: the sum of a product is
     taken over codes and scaled once, and a weight that ``fn`` casts is not rounded in between. A
@@ -38,8 +39,9 @@ def lift(fn: Fn, on_fallback: OnFallback = "warn", pallas: bool = False) -> Fn:
             silently.
         pallas: Whether products on TPUs and NVIDIA GPUs may run in kernels of this package, where
             XLA would write a dense weight: with activations of 16 bits, most formats with steps of
-            groups or packed in words, and codebooks. Compilers for TPUs do not split such kernels:
-            pass it on one device there, or inside of `jax.shard_map`.
+            groups or packed in words, and codebooks; on GPUs also where it would copy layers of a
+            scanned stack. Compilers for TPUs do not split such kernels: pass it on one device
+            there, or inside of `jax.shard_map`.
 
     Returns:
         A function with the signature of ``fn``.
