@@ -11,8 +11,7 @@ while the matrix unit works on the one before; further blocks of rows find the d
 VMEM. A layer is read out of its stack. Mosaic loads 4-bit integers and 8-bit floats as they are.
 Codes of four bits without a sign are looked up: `decode` is asked for sixteen levels, and a
 permutation of lanes picks from them, in half of the time of nf4's selections. Signed ones are
-integers, and converted: the whole kernel is 552 bundles then, and 1256 with the lookup (8 rows in
-groups of 128, v5e).
+integers, and converted: the whole kernel is 552 bundles then, and 1256 with the lookup (v5e).
 
 A product moves `K N (bits + bits of a step / group) / 8` bytes of codes and steps, `2 M K` of `x`
 for each 1024 columns, and `4 M N` of float32 result, for `2 M K N` operations; a dense bfloat16
