@@ -35,8 +35,9 @@ def differentiated(
     through: Callable[..., tuple[jax.Array, jax.Array]],
     w: InputQuantizedArray,
     x: jax.Array,
+    *also: Any,
 ) -> jax.Array:
-    """``run(w, x)`` with the derivatives that a weight in training asks for.
+    """``run(w, x, *also)`` with the derivatives that a weight in training asks for.
 
     Args:
         run: The product on stored codes.
@@ -45,11 +46,12 @@ def differentiated(
         through: ``through(w, x, g, format)``: their cotangents, from one rounded to a format.
         w: The weight.
         x: The activation.
+        *also: Trees of arrays that the stored codes are read from. Derivatives do not see them.
     """
     if w.gradients is None:
-        return straight_through(run, lambda w, x: product(*factors(w, x)), w, x)
+        return straight_through(run, lambda w, x, *_: product(*factors(w, x)), w, x, *also)
     back = format_of(w.gradients)
-    return _with_backward(run, factors, lambda w, x, g: through(w, x, g, back), w, x)
+    return _with_backward(run, factors, lambda w, x, g: through(w, x, g, back), w, x, *also)
 
 
 def _with_backward(
@@ -58,8 +60,9 @@ def _with_backward(
     through: Callable[..., tuple[jax.Array, jax.Array]],
     w: Any,
     x: jax.Array,
+    *also: Any,
 ) -> jax.Array:
-    """``run(w, x)`` with a backward pass of its own.
+    """``run(w, x, *also)`` with a backward pass of its own.
 
     It has no forward-mode derivative: what is rounded on the way back does not exist there.
 
@@ -69,16 +72,18 @@ def _with_backward(
         through: ``through(w, x, g)``: the cotangents of both.
         w: The weight, a tree.
         x: The activation.
+        *also: Further trees, without a derivative.
     """
 
-    def backward(args: tuple[Any, jax.Array], g: jax.Array) -> tuple[Any, jax.Array]:
+    def backward(args: tuple[Any, jax.Array], g: jax.Array) -> tuple[Any, ...]:
         like, pull = jax.vjp(factors, *args)
         cotangents = through(*args, g)
-        return pull(tuple(c.astype(y.dtype) for c, y in zip(cotangents, like, strict=True)))
+        own = pull(tuple(c.astype(y.dtype) for c, y in zip(cotangents, like, strict=True)))
+        return (*own, *(None for _ in also))
 
     call = jax.custom_vjp(run)
-    call.defvjp(lambda w, x: (run(w, x), (w, x)), backward)
-    leaves, treedef = jax.tree.flatten((w, x))
+    call.defvjp(lambda w, x, *also: (run(w, x, *also), (w, x)), backward)
+    leaves, treedef = jax.tree.flatten((w, x, *also))
     # The backward pass may mix them, and a cotangent has to vary as what it belongs to.
     return call(*jax.tree.unflatten(treedef, varying_alike(leaves)))
 

@@ -42,8 +42,9 @@ from jaxopt_compress.lift.cotangents import (
     through_integers,
     through_product,
 )
-from jaxopt_compress.lift.interpreter import Call, leaf_rule, replay_equation
+from jaxopt_compress.lift.interpreter import Call, Layer, leaf_rule, replay_equation
 from jaxopt_compress.lift.products import (
+    Place,
     Product,
     aligned,
     axis_names,
@@ -65,11 +66,14 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
     of_x, of_w, of_y = axis_names(x.ndim, len(w.shape), how)
     spread = lambda field: aligned(field, of_w, of_x)
 
-    def run(w: InputQuantizedArray, x: jax.Array) -> jax.Array:
+    layer = how.place and how.place.layer
+
+    def run(w: InputQuantizedArray, x: jax.Array, layer: Layer | None) -> jax.Array:
         if w.format is None:
             return dot(x, _rounded_here(w.weight, x.dtype), how)
         step = input_step(w, x, how.contract[0], spread)
-        wide = how.of(w)._replace(dtype=promoted(how.dtype, jnp.float32))
+        place = layer and Place(w, layer)
+        wide = how._replace(dtype=promoted(how.dtype, jnp.float32), place=place)
         held = stored_weight(w.weight)
         weight = integer_weight(held, w.fmt)
         if weight is not None and weight.zero is None and held.tile is None:
@@ -115,7 +119,7 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
         axes = range(last, g.ndim), range(first, last)
         return through_product(product, *factors(w, x), g, axes, back)
 
-    return differentiated(run, product, factors, through, w, x)
+    return differentiated(run, product, factors, through, w, x, layer)
 
 
 def _rounded_here(w: Any, dtype: Any) -> jax.Array:

@@ -87,10 +87,6 @@ class Product(NamedTuple):
     pallas: bool = False
     place: "Place | None" = None
 
-    def of(self, w: Any) -> "Product":
-        """The same product, the fields of its weight being those of ``w`` now."""
-        return self._replace(place=self.place and self.place._replace(weight=w))
-
 
 class Place(NamedTuple):
     """Where the fields of a weight lie, for kernels that read them there.

@@ -177,6 +177,28 @@ def test_layers_are_found_again_within(platform, run, monkeypatch):
     check_layers(platform, "nf4", run, monkeypatch)
 
 
+@pytest.mark.parametrize(
+    "platform, name",
+    [("tpu", "nf4"), *(("cuda", n) for n in ("nvfp4", "int8 x int8", "float8 x float8"))],
+)
+def test_gradients_through_stacks_in_kernels(platform, name, monkeypatch):
+    """Of an activation and of steps, those of the same products without kernels."""
+    small, x = compressed_stack(platform, name, stack())
+    floats, rest = jc.partition(small)
+
+    def gradients(**options):
+        fn = jc.lift(stack(), "error", **options)
+        loss = lambda floats, x: (fn(jc.combine(floats, rest), x).astype(jnp.float32) ** 2).sum()
+        return jax.tree.leaves(jax.jit(jax.grad(loss, (0, 1)))(floats, x))
+
+    expected = gradients()
+    run_as_on(platform, monkeypatch)
+    for own, want in zip(gradients(pallas=True), expected, strict=True):
+        own, want = np.asarray(own, np.float32), np.asarray(want, np.float32)
+        # Four layers, the results of which are rounded apart, to 8 bits and to bfloat16.
+        assert np.linalg.norm(own - want) < 2.0**-4 * np.linalg.norm(want)
+
+
 def compressed_stack(platform, name, run):
     """Four layers and an activation, of which a kernel reads the layers where they lie."""
     params = {"w": jnp.asarray(normal(4, 256, 256) / 16)}
