@@ -128,7 +128,14 @@ def in_stack(name):
 
 
 @every_kernel
-@pytest.mark.parametrize("name", ["nf4", "mxfp4", "nvfp4", "mxfp8", "int3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nf4",
+        "mxfp4",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("nvfp4", "mxfp8", "int3")),
+    ],
+)
 def test_layers_are_read_where_they_lie(kernel, name):
     x, codes, scale, keywords, of = in_stack(name)
     product = functools.partial(kernel, **keywords, interpret=True)

@@ -152,7 +152,13 @@ WITHIN = {
 }
 
 
-@pytest.mark.parametrize("platform, name", CASES)
+QUICK = ("nf4", "nvfp4", "int3 with zero points", "int4 in groups x int8")
+
+
+@pytest.mark.parametrize(
+    "platform, name",
+    [pytest.param(*case, marks=[] if case[1] in QUICK else pytest.mark.slow) for case in CASES],
+)
 def test_layers_are_read_where_they_lie(platform, name, monkeypatch):
     check_layers(platform, name, stack(), monkeypatch)
 
