@@ -22,6 +22,20 @@ import jax
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of the combinations of a test `in_turn(n)` every n-th runs by default, each value in some."""
+    places = {}
+    for item in items:
+        if turn := item.get_closest_marker("in_turn"):
+            at = 0
+            for parameter, value in item.callspec.params.items():
+                seen = places.setdefault((item.parent, item.originalname, parameter), {})
+                at += seen.setdefault(id(value), len(seen))
+            if at % (turn.args or (2,))[0]:
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forgotten():
     """Keeps memory small, and JAX from dropping the oldest of its few thousand compiled calls."""

@@ -41,6 +41,7 @@ def test_parameters_are_float32(made):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.in_turn
 def test_runs_under_jit_and_derivatives_are_finite_and_nonzero(case, made):
     fn, params, args = made
 

@@ -12,7 +12,18 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxopt_compress.tree import combine, nbytes, partition, resident_bytes, shard
 from tests.array_contract import LEAVES, ROUND_TRIPS, STACK, assert_same_bits, float_fields
 
-each_leaf = pytest.mark.parametrize("case", LEAVES, ids=lambda case: case.name)
+# Those that differ from another one in the sizes of their fields alone run when asked for.
+ALIKE = (
+    *("int8_tensor", "int8_scalar", "int8_last", "int8_one_group", "int2_unpacked", "int1"),
+    *("1:4", "low_rank_out", "int4_2:4", "nf4_rows"),
+)
+each_leaf = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=pytest.mark.slow if case.name in ALIKE else [])
+        for case in LEAVES
+    ],
+)
 both_meshes = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 
 
@@ -52,6 +63,7 @@ def mesh_of(kind):
     return jax.make_mesh((STACK,), ("x",), axis_types=(kind,))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("stack", [(), (STACK,)], ids=["single", "stacked"])
 @each_leaf
 def test_value_and_metadata(case, stack):
@@ -66,6 +78,7 @@ def test_value_and_metadata(case, stack):
     assert sum(map(nbytes, partition(leaf))) == leaf.nbytes
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("stack", [(), (STACK,)], ids=["single", "stacked"])
 @each_leaf
 def test_same_bits_in_every_program(case, stack):
@@ -125,6 +138,7 @@ def test_other_axes_are_named_where_fields_are_of_equal_length():
             jax.vmap(materialize, in_axes=-1)(made(cases[name])[0])
 
 
+@pytest.mark.in_turn
 @both_meshes
 @each_leaf
 def test_shards(case, kind):

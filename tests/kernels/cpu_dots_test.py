@@ -175,6 +175,7 @@ def test_inside_shard_map(small_blocks, rows):
     assert np.all(np.abs(jax.jit(mapped)(*args) - expected) <= bound)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("rows", [1, 3, 70])
 @pytest.mark.parametrize("kind", ["uint4", "uint8", "planar2"])
 def test_codes_that_are_decoded(small_blocks, kind, rows):

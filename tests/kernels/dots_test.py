@@ -79,6 +79,7 @@ def test_scaled_dot_float8(codes_dtype, group):
     assert_close(scaled_dot(x, codes, scale, group=group), x, codes, scale, None)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("asymmetric", [False, True])
 @pytest.mark.parametrize("block, group", [(64, None), (16, None), (16, 16), (8, 32)])
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -92,6 +93,7 @@ def test_planar_dot(bits, block, group, asymmetric):
     assert_close(y, x, codes, scale, zero)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("columns", [1, N])
 @pytest.mark.parametrize("rows", [1, 33])
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])

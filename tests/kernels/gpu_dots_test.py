@@ -35,6 +35,7 @@ def test_what_does_not_fit_is_refused():
 WIDTHS = [pytest.param(n, marks=[] if n in (1, 3, 6) else pytest.mark.slow) for n in range(1, 8)]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("group, block", [(512, 256), (128, 64), (32, 32)])
 def test_words_of_all_widths(bits, group, block):
@@ -52,6 +53,7 @@ def test_words_of_all_widths(bits, group, block):
     assert_close(y, x, weight)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("rows", [1, 16, 33, 129, 300, 520])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_any_number_of_rows_and_both_short_types(rows, dtype):
@@ -64,6 +66,7 @@ def test_any_number_of_rows_and_both_short_types(rows, dtype):
     np.testing.assert_allclose(y, want, rtol=0, atol=atol)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("dtype", [jnp.int4, jnp.int8])
 @pytest.mark.parametrize("rows, group", [(1, 128), (40, 128), (3, 512), (40, 512)])
 def test_integers_are_summed_exactly(dtype, rows, group):

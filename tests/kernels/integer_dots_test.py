@@ -94,6 +94,7 @@ def lowest(kind, *shape):
     return jnp.asarray(values, jnp.int32).astype(kind), values
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("kind, weight, depth", DEEP)
 @pytest.mark.parametrize("rows", [1, 3])
 def test_deeper_than_int32_sums(streamed, rows, kind, weight, depth):

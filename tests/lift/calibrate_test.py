@@ -27,6 +27,7 @@ def check(stats, rows):
     np.testing.assert_allclose(stats.second_moment, rows.T @ rows / len(rows), **CLOSE)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_contracted_parameter_of_the_zoo_has_statistics(case):
     fn, params, args = case.make()

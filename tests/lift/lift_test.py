@@ -238,6 +238,7 @@ def _mesh(kind):
     return jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind, kind))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("axes", [AxisType.Explicit, AxisType.Auto], ids=str)
 @pytest.mark.parametrize("spec", [P("model", None), P(None, "model")], ids=str)
 @pytest.mark.parametrize("kind", ["int8", "int4_groups", "two_of_four", "low_rank"])

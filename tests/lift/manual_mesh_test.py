@@ -45,6 +45,7 @@ OTHERS = ("uint4 with zero points", "nf4", "int3", "pruned")
 KINDS = [pytest.param(name, marks=pytest.mark.slow if name in OTHERS else []) for name in FORMS]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("spec", [COLUMNS, ROWS], ids=["columns", "rows"])
 @pytest.mark.parametrize("name", KINDS)
 def test_products_of_parts(name, spec):

@@ -55,6 +55,7 @@ IN_STACKS = FUSED | {
 CASES = [("tpu", name) for name in FORMS] + [("cuda", name) for name in ON_GPUS]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("platform, name", CASES)
 def test_lowered_to_a_kernel(platform, name):
     text = lowered(platform, name, pallas=True)
@@ -74,6 +75,7 @@ def lowered(platform, name, **options):
     return lowered_for(platform, fn, *operands(name))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("platform, name", CASES)
 def test_kernels_compute_the_same(platform, name, monkeypatch):
     small, x = operands(name)
@@ -155,6 +157,7 @@ WITHIN = {
 QUICK = ("nf4", "nvfp4", "int3 with zero points", "int4 in groups x int8")
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     "platform, name",
     [pytest.param(*case, marks=[] if case[1] in QUICK else pytest.mark.slow) for case in CASES],
@@ -177,6 +180,7 @@ def test_only_of_a_stack_are_they_read_in_a_kernel(name, monkeypatch):
     np.testing.assert_allclose(got, want, rtol=3 * 2.0**-8, atol=2.0**-16)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("run", WITHIN.values(), ids=WITHIN)
 def test_layers_are_found_again_within(platform, run, monkeypatch):

@@ -39,12 +39,12 @@ PAIRS = [(case.name, "int8") for case in CASES]
 PAIRS += [(name, kind) for kind in KINDS if kind != "int8" for name in REPRESENTATIVE]
 # No axis of this one holds a whole group.
 PAIRS = [p for p in PAIRS if p not in {("conv_grouped", k) for k in ("int4_groups", "int2_planar")}]
-# By default every second kind of weight of each representative, in turn.
+# By default every third kind of weight of each representative, in turn.
 IN_TURN = {
     (name, kind)
     for i, name in enumerate(REPRESENTATIVE)
     for j, kind in enumerate(KINDS)
-    if kind != "int8" and (i + j) % 2
+    if kind != "int8" and (i + j) % 3
 }
 PAIRS = [pytest.param(*p, marks=pytest.mark.slow if p in IN_TURN else []) for p in PAIRS]
 
@@ -99,6 +99,7 @@ GRADIENTS = [
 ]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(("name", "kind"), GRADIENTS, ids=lambda x: x)
 def test_gradients_equal_those_through_materialize(name, kind):
     fn, _, args, _ = made(name)

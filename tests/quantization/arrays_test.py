@@ -34,6 +34,7 @@ def test_quantize_array_under_jit():
     assert_same_bits(got, want)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", [*cases.SOME, "uint4", "binary", "mxfp4", "mxfp8"])
 def test_what_is_not_finite_shows_in_all_that_shares_its_step(name, value):

@@ -3,7 +3,7 @@
 import pytest
 
 EACH_KIND = (
-    *("int8", "int4", "int3", "uint5", "ternary", "binary", "odd2", "nf4", "pot4"),
+    *("int8", "int4", "int3", "ternary", "binary", "nf4", "pot4"),
     *("float8_e4m3fn", "float6_e2m3fn", "mxfp4", "nvfp4"),
 )
 

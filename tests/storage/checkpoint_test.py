@@ -204,6 +204,7 @@ def test_like_must_fit(like, message, tmp_path):
         jc.load(tmp_path / "ckpt", like=like)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("axis_type", "spec", "shape"),
     [

@@ -64,6 +64,7 @@ OTHERS = ("backward", "calibrated", "learned weights")
 KINDS = [pytest.param(name, marks=pytest.mark.slow if name in OTHERS else []) for name in METHODS]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("name", KINDS)
 def test_wrappers(name, wrapper):

@@ -75,6 +75,7 @@ def test_restored_state_continues_bit_for_bit(name, tmp_path):
     assert_same(*small)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_masks_stay_where_the_parameters_are(kind):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))

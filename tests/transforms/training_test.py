@@ -94,6 +94,7 @@ def assert_stored(c, params, opt_state):
     assert_same(small, jax.jit(c.view)(params, opt_state))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("method", ["2:4 int8", "low rank"])
 def test_optimizers(name, method):
@@ -106,6 +107,7 @@ def test_optimizers(name, method):
     assert_stored(c, params, opt_state)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("method", ["2:4 int8", "low rank"])
 def test_trees(tree, method):
@@ -136,6 +138,7 @@ def test_integer_leaves_stay():
     assert new["steps"].dtype == params["steps"].dtype and bool(jnp.all(updates["first"] != 0))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", WRAPPERS)
 @pytest.mark.parametrize("method", ["2:4 int8", "low rank int8"])
 def test_wrappers(name, method):
@@ -211,6 +214,7 @@ def test_two_compressions_in_two_groups():
         assert_stored(c, params, opt_state)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("method", COMPRESSIONS)
 def test_gradients_are_the_direct_ones(method):
     c = COMPRESSIONS[method]
