@@ -40,6 +40,8 @@ POD = {"v5e 16x16": functools.partial(hlo_tools.tpu_mesh, "v5e", (16, 16), AXES,
 GPU = {"h100": functools.partial(hlo_tools.h100_mesh, (1, 1), AXES)}
 GPUS = {"h100 x 8": functools.partial(hlo_tools.h100_mesh, (2, 4), AXES)}
 BATCHES = (1, 8, 128, 1024, 4096)
+# Where weights are compiled as [out, in], too, of square layers.
+TRANSPOSED = (8, 1024)
 # Where the stack is compiled at which batch, and where it is beside Qwix, if not everywhere.
 BRIEFLY = dict.fromkeys(BATCHES, ("v5e",)) | {8: ("v5e", "v6e", "h100"), 1024: ("v5e", "h100")}
 BESIDE = {8: ("v6e", "h100"), 1024: ("v5e", "h100")}
@@ -61,6 +63,10 @@ def plan(everything=True):
         formats = [*main, *programs.REST] if everything else main
         build = functools.partial(programs.stack, rows=rows)
         groups.append((f"stack of 4, batch {rows}", chosen(BRIEFLY[rows]), formats, build))
+        if rows in TRANSPOSED:
+            build = functools.partial(programs.stack, rows=rows, transposed=True)
+            title = f"stack of 4, [out, in], batch {rows}"
+            groups.append((title, chosen(BRIEFLY[rows]), main, build))
         names = qwix_programs.names(everything)
         build = functools.partial(qwix_programs.unrolled, rows=rows)
         groups.append((f"beside Qwix, batch {rows}", chosen(BESIDE.get(rows, ())), names, build))

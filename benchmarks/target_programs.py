@@ -74,13 +74,14 @@ TRAINED = {
 }
 
 
-def stack(weights: str, rows: int) -> Program:
-    """Four matrices, scanned: larger than any on-chip memory."""
+def stack(weights: str, rows: int, transposed: bool = False) -> Program:
+    """Four matrices, scanned: larger than any on-chip memory; transposed ones are [out, in]."""
     (depth, columns), x = sizes_for(rows)
+    turned = (lambda w: w.T) if transposed else (lambda w: w)
     shape = functools.partial(jax.ShapeDtypeStruct, dtype=BFLOAT16)
     if depth == columns:
         params = {"kernel": shape((4, depth, columns))}
-        step = lambda x, layer: (x @ layer["kernel"], None)
+        step = lambda x, layer: (x @ turned(layer["kernel"]), None)
     else:
         params = {
             "up": {"kernel": shape((2, depth, columns))},

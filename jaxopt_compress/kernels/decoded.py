@@ -24,12 +24,12 @@ def in_tiles(product, fits, x, codes, scale, layer, *, interpret, **given):
     Raises:
       ValueError: if the arguments do not fit the kernel's tiles.
     """
-    group, bits, block = given["group"], given["bits"], given["block"]
+    group, how = given["group"], {k: given[k] for k in ("bits", "block", "transposed")}
     own = layer_types(codes, scale, layer)
-    if not fits(x, *own, group, bits=bits, block=block):
+    if not fits(x, *own, group, **how):
         raise ValueError(
             f"no tiles for x {x.dtype}{list(x.shape)}, codes {own[0].dtype}{list(own[0].shape)} "
-            f"(bits={bits}, block={block}), scale {list(own[1].shape)}, group={group}: see fits"
+            f"{how}, scale {list(own[1].shape)}, group={group}: see fits"
         )
     kernel = functools.partial(product, interpret=interpret, **given)
     plain = functools.partial(decoded_first, **given)
@@ -61,14 +61,35 @@ def layer_of(stack, layer):
     return lax.dynamic_index_in_dim(stack, at, keepdims=False)
 
 
-def layer_types(codes, scale, layer):
-    """What codes and steps of a layer are like, which have no axis of layers if that is None."""
-    own = lambda a: a if layer is None else jax.ShapeDtypeStruct(a.shape[1:], a.dtype)
+def layer_types(codes, scale, layer, transposed=False):
+    """What codes and steps of a layer are like, which have no axis of layers if that is None.
+
+    Transposed ones as if they were not.
+    """
+
+    def own(a):
+        *batch, rows, columns = a.shape if layer is None else a.shape[1:]
+        shape = (*batch, columns, rows) if transposed else (*batch, rows, columns)
+        return jax.ShapeDtypeStruct(shape, a.dtype)
+
     return own(codes), own(scale)
 
 
-def decoded_first(x, codes, scale, decode, *, group, bits=None, block=None, preferred=jnp.float32):
+def decoded_first(
+    x,
+    codes,
+    scale,
+    decode,
+    *,
+    group,
+    bits=None,
+    block=None,
+    transposed=False,
+    preferred=jnp.float32,
+):
     """The same product by way of a dense weight; arguments as for the kernels."""
+    if transposed:
+        codes, scale = codes.mT, scale.mT
     if bits is not None and block is not None:
         codes = unpack(codes, bits, -2, block, signed=False)
     weight = decode(codes) * jnp.repeat(step_value(scale), group, axis=-2)

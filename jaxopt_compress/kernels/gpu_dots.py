@@ -20,7 +20,7 @@ from jaxopt_compress.kernels.partitioning import split_over_devices
 _CODES = ("int4", "uint4", "int8", "uint8", "float8_e4m3fn", "float8_e5m2")
 
 
-def fits(x, codes, scale, group, *, bits=None, block=None):
+def fits(x, codes, scale, group, *, bits=None, block=None, transposed=False):
     """Whether `decoded_dot` has tiles for these shapes and types; arguments as there, or types.
 
     Example:
@@ -31,7 +31,8 @@ def fits(x, codes, scale, group, *, bits=None, block=None):
       >>> fits(x, codes, scale, 128), fits(x, codes, scale, 100)
       (True, False)
     """
-    return x.dtype in (jnp.bfloat16, jnp.float16) and _tiled(x, codes, scale, group, bits, block)
+    weight = layer_types(codes, scale, None, transposed)
+    return x.dtype in (jnp.bfloat16, jnp.float16) and _tiled(x, *weight, group, bits, block)
 
 
 def _tiled(x, codes, scale, group, bits=None, block=None):
@@ -64,6 +65,7 @@ def decoded_dot(
     bits=None,
     block=None,
     layer=None,
+    transposed=False,
     lookup=True,
     preferred=jnp.float32,
     interpret=False,
@@ -87,6 +89,7 @@ def decoded_dot(
       bits: as there.
       block: as there.
       layer: as there.
+      transposed: as there.
       lookup: whether codes of less than eight bits pick from a table of levels, instead of being
         decoded one by one, which pays where that takes less than a few instructions.
       preferred: type of the result; sums are float32.
@@ -106,9 +109,10 @@ def decoded_dot(
       >>> print(decoded_dot(x, codes, scale, square, group=64, interpret=True)[0, :2])
       [576. 576.]
     """
-    given = {"decode": decode, "group": group, "bits": bits, "block": block, "preferred": preferred}
+    given = {"decode": decode, "group": group, "bits": bits, "block": block}
+    given |= {"transposed": transposed, "preferred": preferred, "interpret": interpret}
     product = functools.partial(_split, lookup=lookup)
-    return in_tiles(product, fits, x, codes, scale, layer, interpret=interpret, **given)
+    return in_tiles(product, fits, x, codes, scale, layer, **given)
 
 
 def _reachable(codes):
@@ -120,17 +124,26 @@ def _reachable(codes):
     return not 2**31 <= math.prod(codes.shape) <= 2 ** (33 if halves else 32)
 
 
-def integer_fits(x_codes, codes, scale, group):
+def integer_fits(x_codes, codes, scale, group, *, transposed=False):
     """Whether `integer_dot` has tiles for these shapes and types."""
     whole = x_codes.dtype == jnp.int8 and codes.dtype.name in ("int4", "int8")
     whole = (
         whole and group % gpu_kernel.LEAST_BYTES == 0 and exact_parts(group, "int8", "int8") == 1
     )
-    return whole and _tiled(x_codes, codes, scale, group)
+    weight = layer_types(codes, scale, None, transposed)
+    return whole and _tiled(x_codes, *weight, group)
 
 
 def integer_dot(
-    x_codes, codes, scale, *, group, layer=None, preferred=jnp.float32, interpret=False
+    x_codes,
+    codes,
+    scale,
+    *,
+    group,
+    layer=None,
+    transposed=False,
+    preferred=jnp.float32,
+    interpret=False,
 ):
     r"""Contracts integer codes with integer codes.
 
@@ -145,6 +158,7 @@ def integer_dot(
       scale: `[*batch, K / group, N]`, of the same types.
       group: number of consecutive `k` that share a scale, a multiple of 32.
       layer: as for `decoded_dot`.
+      transposed: as there.
       preferred: type of the result.
       interpret: whether to run the kernel step by step, on any device.
 
@@ -157,13 +171,15 @@ def integer_dot(
       [-384. -384.]
     """
     own = layer_types(codes, scale, layer)
-    if not integer_fits(x_codes, *own, group):
+    if not integer_fits(x_codes, *own, group, transposed=transposed):
         raise ValueError(
             f"no tiles for x {x_codes.dtype}{list(x_codes.shape)}, codes {own[0].dtype}"
-            f"{list(own[0].shape)}, scale {list(own[1].shape)}, group={group}: see integer_fits"
+            f"{list(own[0].shape)}, scale {list(own[1].shape)}, {group=}, {transposed=}: see "
+            "integer_fits"
         )
-    given = {"decode": None, "group": group, "bits": None, "block": None, "preferred": preferred}
-    kernel = functools.partial(_split, lookup=False, interpret=interpret, **given)
+    given = {"decode": None, "group": group, "bits": None, "block": None}
+    given |= {"transposed": transposed, "preferred": preferred, "interpret": interpret}
+    kernel = functools.partial(_split, lookup=False, **given)
     if layer is None:
         return of_single(kernel)(x_codes, codes, scale)
     return of_layers(kernel)(x_codes, codes, scale, layer)
@@ -175,6 +191,8 @@ def _split(x, codes, scale, layer, *, group, **given):
 
     if codes.shape[0] > 1 and not _reachable(codes):
         codes = layer_of(codes, layer)[None]
-    own = functools.partial(fits, bits=given["bits"], block=given["block"])
-    own = integer_fits if given["decode"] is None else own
-    return split_over_devices(product, own, group)(x, codes, scale, layer)
+    own, how = integer_fits, {"transposed": given["transposed"]}
+    if given["decode"] is not None:
+        own, how = fits, how | {"bits": given["bits"], "block": given["block"]}
+    own = functools.partial(own, **how)
+    return split_over_devices(product, own, group, given["transposed"])(x, codes, scale, layer)

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxopt_compress.kernels.decoded import layer_types
 
 
-def split_over_devices(product, fits, group):
+def split_over_devices(product, fits, group, transposed=False):
     """`product(x, codes, scale, layer, group)`, which compilers split by batch, rows, columns, K.
 
     Columns and K are split as the codes are, where the kernel takes the parts, and whole otherwise.
@@ -22,20 +22,24 @@ def split_over_devices(product, fits, group):
         `[layers or 1, *batch, K / group, N]` and the number of a layer, to `[*batch, M, N]`.
       fits: `fits(x, codes, scale, group)`, whether the kernel takes a layer of such types.
       group: number of consecutive `k` that share a step.
+      transposed: whether N comes before K in codes and steps.
 
     Returns:
       A function of `x`, `codes`, `scale` and `layer`.
     """
 
+    def in_order(along, columns):
+        return (columns, along) if transposed else (along, columns)
+
     def partition(mesh, args, result):
         del result
         *batch, rows, _ = _spec(args[0])
-        *_, along, columns = _spec(args[1])
-        one = args[2].shape[-2] == 1  # Then any part of K has that step.
+        along, columns = in_order(*_spec(args[1])[-2:])
+        one = in_order(*args[2].shape[-2:])[0] == 1  # Then any part of K has that step.
 
         def specs(along, columns):
             steps = None if one else along
-            weight = P(None, *batch, along, columns), P(None, *batch, steps, columns)
+            weight = [P(None, *batch, *in_order(k, columns)) for k in (along, steps)]
             return P(*batch, rows, along), *weight, P()
 
         def taken(along, columns):
@@ -60,7 +64,8 @@ def split_over_devices(product, fits, group):
 
     def split(x, codes, scale, layer):
         batch = " ".join(f"b{i}" for i in range(x.ndim - 2))
-        rule = f"{batch} m k, c {batch} w n, s {batch} g n, -> {batch} m n"
+        codes_axes, step_axes = (" ".join(in_order(k, "n")) for k in "wg")
+        rule = f"{batch} m k, c {batch} {codes_axes}, s {batch} {step_axes}, -> {batch} m n"
         call = custom_partitioning(lambda *operands: product(*operands, group))
         call.def_partition(partition=partition, sharding_rule=rule)
         return call(x, codes, scale, layer)

@@ -1,65 +1,15 @@
-"""A product with a weight that takes more than a conversion to decode, as one kernel for TPU.
+"""Products with a weight that takes more than a conversion to decode, by a kernel for TPUs."""
 
-XLA fuses a conversion of integers into the operand of a matrix product; where decoding takes more
-(a codebook, bit patterns with steps of small groups, words of 3 or 6 bits), it writes the dense
-weight to memory once there are many rows. This kernel reads codes and steps once, decodes in VMEM
-and feeds the matrix unit from there.
-
-The grid runs over columns, then rows, then K, in blocks of 1024 at most. The first block of rows
-decodes, in chunks of 256 by 256 within one stretch of code, so that the compiler can decode a chunk
-while the matrix unit works on the one before; further blocks of rows find the decoded columns in
-VMEM. A layer is read out of its stack. Mosaic loads 4-bit integers and 8-bit floats as they are.
-Codes of four bits without a sign are looked up: `decode` is asked for sixteen levels, and a
-permutation of lanes picks from them, in half of the time of nf4's selections. Signed ones are
-integers, and converted: the whole kernel is 552 bundles then, and 1256 with the lookup (v5e).
-
-A product moves `K N (bits + bits of a step / group) / 8` bytes of codes and steps, `2 M K` of `x`
-for each 1024 columns, and `4 M N` of float32 result, for `2 M K N` operations; a dense bfloat16
-weight would be `2 K N` bytes. For K = N = 8192 in microseconds, at 819 GB/s and 197 TFLOP/s (v5e)
-and at 1640 GB/s and 918 TFLOP/s (v6e), with the instruction bundles that the compiler schedules,
-one per cycle of 1.5 and 1.75 GHz (what the peaks make the clocks):
-
-    weight                   nf4 / 128   mxfp4 / 32  mxfp8 / 32  mxfp6 / 32  int3 / 128  bfloat16
-    megabytes                     35.7         35.7        69.2        52.4        27.3     134.2
-    v5e, bytes                      44           44          85          64          33       164
-    v5e, bundles, 8 rows           170          175         104         205          92
-    v5e, bundles, 1024 rows        722          722         715         739         699  698 (MXU)
-    v6e, bytes                      22           22          42          32          17        82
-    v6e, bundles, 8 rows           131          134          87         174          75
-    v6e, bundles, 1024 rows        261          266         228         301         222  150 (MXU)
-
-So with few rows the limit is decoding, by the unit that permutes lanes for four bits and by the
-vector unit otherwise, not memory; with many it is the matrix unit on v5e, and on v6e, whose matrix
-unit is faster and vector unit is not, both. Waiting for memory is not in the bundles.
-Steps are float32 in nf4 and int3 here, and 8 bits in mx formats: widening them takes 2 us of these.
-"""
-
-import functools
-
-import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
-from jaxopt_compress.kernels.decoded import STEPS, codes_of_runs, in_tiles
-from jaxopt_compress.kernels.forms import varying_alike
+from jaxopt_compress.kernels import tpu_kernel
+from jaxopt_compress.kernels.decoded import STEPS, in_tiles, layer_types
 from jaxopt_compress.numerics.packing import layout
-from jaxopt_compress.numerics.steps import step_value
 
-# Blocks of rows, columns and K. A block of rows is as large as the accumulator may well be: each
-# reads x once more per block of columns, but not the weight.
-_ROWS, _COLUMNS, _DEPTH = 1024, 1024, 1024
-# What is decoded at a time, a divisor of a block: small enough for registers, deep enough for the
-# matrix unit. Steps are read by rows, which Mosaic does for at least 256 columns.
-_CHUNK_DEPTH, _CHUNK_COLUMNS = 256, 256
-_LANES = 128
-# Of VMEM's 128 MB, what decoded columns may take, and what the compiler gets for spilled registers.
-_MAX_DECODED_BYTES, _SPILLED_BYTES = 48 * 2**20, 16 * 2**20
 _CODES = ("int4", "int8", "uint4", "uint8", "float8_e4m3fn", "float8_e5m2")
 
 
-def fits(x, codes, scale, group, *, bits=None, block=None):
+def fits(x, codes, scale, group, *, bits=None, block=None, transposed=False):
     """Whether `decoded_dot` has tiles for these shapes and types; arguments as there, or types.
 
     Example:
@@ -69,15 +19,16 @@ def fits(x, codes, scale, group, *, bits=None, block=None):
       >>> fits(x, codes, scale, 128), fits(x, codes, scale, 100)
       (True, False)
     """
+    codes, scale = layer_types(codes, scale, None, transposed)
     *batch, rows, depth = x.shape
-    columns = codes.shape[-1]
+    columns, chunk = codes.shape[-1], tpu_kernel.CHUNK_DEPTH
     if bits is None or block is None:
         stored, readable = depth, codes.dtype.name in _CODES
     else:
         # Rows of words are cut at whole registers of 32-bit elements, eight rows each.
         runs = layout(bits).runs
         stored, readable = depth * bits // 8, codes.dtype == jnp.uint8
-        readable = readable and block % (8 * runs) == 0 and _CHUNK_DEPTH % block == 0
+        readable = readable and block % (8 * runs) == 0 and chunk % block == 0
     return (
         readable
         and x.dtype == jnp.bfloat16
@@ -85,10 +36,10 @@ def fits(x, codes, scale, group, *, bits=None, block=None):
         and rows > 0
         and group % 8 == 0
         and depth % group == 0
-        and (_CHUNK_DEPTH % group == 0 or group % _CHUNK_DEPTH == 0)
-        and depth % _CHUNK_DEPTH == 0
-        and columns % _CHUNK_COLUMNS == 0
-        and depth * _CHUNK_COLUMNS * x.dtype.itemsize <= _MAX_DECODED_BYTES
+        and (chunk % group == 0 or group % chunk == 0)
+        and depth % tpu_kernel.unit_of_depth(bits, transposed) == 0
+        and columns % tpu_kernel.CHUNK_COLUMNS == 0
+        and depth * tpu_kernel.CHUNK_COLUMNS * x.dtype.itemsize <= tpu_kernel.MAX_DECODED_BYTES
         and codes.shape == (*batch, stored, columns)
         and scale.shape == (*batch, depth // group, columns)
         and scale.dtype.name in STEPS
@@ -105,6 +56,7 @@ def decoded_dot(
     bits=None,
     block=None,
     layer=None,
+    transposed=False,
     preferred=jnp.float32,
     interpret=False,
 ):
@@ -130,6 +82,8 @@ def decoded_dot(
       block: number of consecutive `k` that are packed together.
       layer: if given, int32: `codes` and `scale` have an axis of layers in front, or of size 1,
         and the parts of this layer are read where they lie.
+      transposed: whether the weight lies as `[N, K]`: `codes` are `[*batch, N, K]`, or words of K
+        along the last axis, and `scale` is `[*batch, N, K / group]`.
       preferred: type of the result; sums are float32.
       interpret: whether to run the kernel step by step, on any device.
 
@@ -147,154 +101,6 @@ def decoded_dot(
       >>> print(decoded_dot(x, codes, scale, square, group=128, interpret=True)[0, :2])
       [1152. 1152.]
     """
-    given = {"decode": decode, "group": group, "bits": bits, "block": block, "preferred": preferred}
-    return in_tiles(_product, fits, x, codes, scale, layer, interpret=interpret, **given)
-
-
-def _product(x, codes, scale, layer, *, interpret, **given):
-    if x.ndim > 2:
-        one = functools.partial(_product, interpret=interpret, **given)
-        return jax.vmap(one, (0, 1, 1, None))(x, codes, scale, layer)
-    (rows, depth), (_, height, columns) = x.shape, codes.shape
-    decode, group, preferred = given["decode"], given["group"], jnp.dtype(given["preferred"])
-    bm, bn, bk = _blocks(rows, depth, columns, x.dtype.itemsize)
-    grid = (pl.cdiv(columns, bn), pl.cdiv(rows, bm), depth // bk)
-    kept = [pltpu.VMEM((depth, bn), x.dtype)] if grid[1] > 1 else []
-    # Rows of steps are read one by one, which Mosaic does in float32 only.
-    wide = pltpu.VMEM((depth // group, bn), jnp.float32)
-    table = jnp.zeros(_LANES, jnp.float32)
-    if codes.dtype == jnp.uint4:
-        read = _look_up
-        table = table.at[:16].set(decode(jnp.arange(16, dtype=jnp.int32).astype(codes.dtype)))
-    elif (bits := given["bits"]) is not None:
-        read = lambda words, _: decode(_unpack(words, bits, given["block"]))
-    else:
-        read = lambda codes, _: decode(codes)
-
-    def in_layer(stack, at):
-        several = stack.shape[0] > 1
-        return lambda n, m, k, layer_ref: (layer_ref[0] if several else 0, at(m, k), n)
-
-    # Later blocks of rows do not read codes: naming the same block again moves nothing.
-    weight_block = in_layer(codes, lambda m, k: jnp.where(m == 0, k, grid[2] - 1) if kept else k)
-    stored = bk * height // depth
-    stored_bytes = height * (4 if codes.dtype.name.endswith("int4") else 8) // 8
-    x_bytes, y_bytes = depth * x.dtype.itemsize, columns * preferred.itemsize
-    windows = bm * bk * x.dtype.itemsize + bm * bn * preferred.itemsize
-    step_bytes = depth // group * scale.dtype.itemsize
-    windows += bn * (stored_bytes * bk // depth + step_bytes)
-    scratch = bn * ((bm + depth // group) * 4 + (x_bytes if kept else 0))
-    operands = varying_alike([jnp.int32(layer)[None], x, codes, scale, table[None]])
-    manual = jax.typeof(operands[0]).manual_axis_type
-    return pl.pallas_call(
-        functools.partial(_kernel, read=read, group=group),
-        out_shape=jax.ShapeDtypeStruct((rows, columns), preferred, manual_axis_type=manual),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
-            grid=grid,
-            in_specs=[
-                pl.BlockSpec((bm, bk), lambda n, m, k, _: (m, k)),
-                pl.BlockSpec((None, stored, bn), weight_block),
-                pl.BlockSpec((None, depth // group, bn), in_layer(scale, lambda m, k: 0)),
-                pl.BlockSpec((1, _LANES), lambda n, m, k, _: (0, 0)),
-            ],
-            out_specs=pl.BlockSpec((bm, bn), lambda n, m, k, _: (m, n)),
-            scratch_shapes=[pltpu.VMEM((bm, bn), jnp.float32), wide, *kept],
-        ),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=2 * windows + scratch + _SPILLED_BYTES,
-        ),
-        cost_estimate=pl.CostEstimate(
-            flops=2 * rows * depth * columns,
-            bytes_accessed=columns * (stored_bytes + step_bytes)
-            + rows * (grid[0] * x_bytes + y_bytes),
-            transcendentals=0,
-        ),
-        interpret=interpret,
-        name="decoded_dot",
-    )(*operands)
-
-
-def _blocks(rows, depth, columns, itemsize):
-    """Rows, columns and K of a block."""
-    # Even shares, so that the last block holds little beyond the edge.
-    even = lambda size, most, unit: pl.cdiv(size, pl.cdiv(size, most) * unit) * unit
-    bm, bn = even(rows, _ROWS, 16), even(columns, _COLUMNS, _CHUNK_COLUMNS)
-    while rows > bm and depth * bn * itemsize > _MAX_DECODED_BYTES:
-        bn -= _CHUNK_COLUMNS
-    bk = next(b for b in range(_DEPTH, 0, -_CHUNK_DEPTH) if depth % b == 0)
-    return bm, bn, bk
-
-
-def _kernel(_, x_ref, codes_ref, scale_ref, table_ref, y_ref, *scratch, read, group):
-    """One block; `kept` is where decoded columns stay, if there are several blocks of rows."""
-    sum_ref, wide_ref, *kept = scratch
-    m, k = pl.program_id(1), pl.program_id(2)
-    chunks = x_ref.shape[1] // _CHUNK_DEPTH
-
-    def decoded(j, columns):
-        levels = read(codes_ref[_at(j, codes_ref.shape[0] // chunks), columns], table_ref)
-        i = k * chunks + j
-        if group < _CHUNK_DEPTH:
-            first, height = i * (_CHUNK_DEPTH // group), group
-        else:
-            first, height = lax.div(i, jnp.int32(group // _CHUNK_DEPTH)), _CHUNK_DEPTH
-        scaled = [
-            levels[n * height : (n + 1) * height] * wide_ref[pl.ds(first + n, 1), columns]
-            for n in range(_CHUNK_DEPTH // height)
-        ]
-        weight = jnp.concatenate(scaled).astype(x_ref.dtype)
-        if kept:
-            kept[0][_at(i), columns] = weight
-        return weight
-
-    def multiply(weight):
-        def step(j, _):
-            for start in range(0, y_ref.shape[1], _CHUNK_COLUMNS):
-                columns = pl.ds(start, _CHUNK_COLUMNS)
-                sum_ref[:, columns] += jnp.dot(
-                    x_ref[:, _at(j)], weight(j, columns), preferred_element_type=jnp.float32
-                )
-
-        lax.fori_loop(0, chunks, step, None)
-
-    @pl.when(k == 0)
-    def _():
-        sum_ref[...] = jnp.zeros_like(sum_ref)
-
-    @pl.when((m == 0) & (k == 0))
-    def _():
-        wide_ref[...] = step_value(scale_ref[...])
-
-    if kept:
-        pl.when(m == 0)(lambda: multiply(decoded))
-        pl.when(m > 0)(lambda: multiply(lambda j, columns: kept[0][_at(k * chunks + j), columns]))
-    else:
-        multiply(decoded)
-
-    @pl.when(k == pl.num_programs(2) - 1)
-    def _():
-        y_ref[...] = sum_ref[...].astype(y_ref.dtype)
-
-
-def _at(chunk, height=_CHUNK_DEPTH):
-    return pl.ds(pl.multiple_of(chunk * height, height), height)
-
-
-def _look_up(codes, table_ref):
-    """Picks from the lanes of a table, a register's width of columns at a time."""
-    table = jnp.broadcast_to(table_ref[...], (codes.shape[0], _LANES))
-    pick = lambda at: jnp.take_along_axis(table, at, axis=1, mode="promise_in_bounds")
-    parts = jnp.split(codes.astype(jnp.int32), codes.shape[1] // _LANES, axis=1)
-    return jnp.concatenate([pick(part) for part in parts], axis=1)
-
-
-def _unpack(words, bits, block):
-    """Codes from planar words, as int32: shifts of whole registers."""
-    how = layout(bits)
-    rows = jnp.split(words.astype(jnp.int32), words.shape[0] // (block // how.runs))
-    codes = []
-    for start in range(0, len(rows), how.rows):
-        codes += codes_of_runs(rows[start : start + how.rows], bits)
-    return jnp.concatenate(codes)
+    given = {"decode": decode, "group": group, "bits": bits, "block": block}
+    given |= {"transposed": transposed, "preferred": preferred, "interpret": interpret}
+    return in_tiles(tpu_kernel.product, fits, x, codes, scale, layer, **given)

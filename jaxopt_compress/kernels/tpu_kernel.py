@@ -12,6 +12,7 @@ VMEM. A layer is read out of its stack. Mosaic loads 4-bit integers and 8-bit fl
 Codes of four bits without a sign are looked up: `decode` is asked for sixteen levels, and a
 permutation of lanes picks from them, in half of the time of nf4's selections. Signed ones are
 integers, and converted: the whole kernel is 552 bundles then, and 1256 with the lookup (v5e).
+Codes that lie as `[N, K]` are turned block by block as they come, in the type that they have.
 
 A product moves `K N (bits + bits of a step / group) / 8` bytes of codes and steps, `2 M K` of `x`
 for each 1024 columns, and `4 M N` of float32 result, for `2 M K N` operations; a dense bfloat16
@@ -32,9 +33,12 @@ So with few rows the limit is decoding, by the unit that permutes lanes for four
 vector unit otherwise, not memory; with many it is the matrix unit on v5e, and on v6e, whose matrix
 unit is faster and vector unit is not, both. Waiting for memory is not in the bundles.
 Steps are float32 in nf4 and int3 here, and 8 bits in mx formats: widening them takes 2 us of these.
+To turn codes takes as many bundles more for any number of rows: of eight bits 59 us, six 55, four
+51, three 23 (v5e), and of four 39 (v6e).
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +46,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxopt_compress.kernels.decoded import STEPS, codes_of_runs, in_tiles
+from jaxopt_compress.kernels.decoded import codes_of_runs
 from jaxopt_compress.kernels.forms import varying_alike
 from jaxopt_compress.numerics.packing import layout
 from jaxopt_compress.numerics.steps import step_value
@@ -52,66 +56,84 @@ from jaxopt_compress.numerics.steps import step_value
 _ROWS, _COLUMNS, _DEPTH = 1024, 1024, 1024
 # What is decoded at a time, a divisor of a block: small enough for registers, deep enough for the
 # matrix unit. Steps are read by rows, which Mosaic does for at least 256 columns.
-_CHUNK_DEPTH, _CHUNK_COLUMNS = 256, 256
+CHUNK_DEPTH, CHUNK_COLUMNS = 256, 256
 _LANES = 128
 # Of VMEM's 128 MB, what decoded columns may take, and what the compiler gets for spilled registers.
-_MAX_DECODED_BYTES, _SPILLED_BYTES = 48 * 2**20, 16 * 2**20
-_CODES = ("int4", "int8", "uint4", "uint8", "float8_e4m3fn", "float8_e5m2")
+MAX_DECODED_BYTES, _SPILLED_BYTES = 48 * 2**20, 16 * 2**20
 
 
-def _product(x, codes, scale, layer, *, interpret, **given):
+def product(x, codes, scale, layer, *, interpret, **given):
+    """The kernel, one for each matrix of a batch; keywords as for `tpu_dots.decoded_dot`.
+
+    Codes and steps have an axis of layers in front, or of size 1.
+    """
     if x.ndim > 2:
-        one = functools.partial(_product, interpret=interpret, **given)
+        one = functools.partial(product, interpret=interpret, **given)
         return jax.vmap(one, (0, 1, 1, None))(x, codes, scale, layer)
-    (rows, depth), (_, height, columns) = x.shape, codes.shape
     decode, group, preferred = given["decode"], given["group"], jnp.dtype(given["preferred"])
-    bm, bn, bk = _blocks(rows, depth, columns, x.dtype.itemsize)
+    (rows, depth), bits, turned = x.shape, given["bits"], given["transposed"]
+    (_, columns, height) = codes.shape if turned else codes.mT.shape
+    groups = depth // group
+    turned_steps = turned and groups >= _LANES
+    if turned and not turned_steps:  # XLA stores so few to a row by columns.
+        scale = scale.mT
+    bm, bn, bk = _blocks(rows, depth, columns, x.dtype.itemsize, unit_of_depth(bits, turned))
     grid = (pl.cdiv(columns, bn), pl.cdiv(rows, bm), depth // bk)
-    kept = [pltpu.VMEM((depth, bn), x.dtype)] if grid[1] > 1 else []
+    stored = bk * height // depth
     # Rows of steps are read one by one, which Mosaic does in float32 only.
-    wide = pltpu.VMEM((depth // group, bn), jnp.float32)
+    scratch = {"sums": ((bm, bn), jnp.float32), "steps": ((groups, bn), jnp.float32)}
+    if turned:
+        scratch["codes"] = ((stored, bn), codes.dtype)
+    if grid[1] > 1:
+        scratch["decoded"] = ((depth, bn), x.dtype)
     table = jnp.zeros(_LANES, jnp.float32)
     if codes.dtype == jnp.uint4:
         read = _look_up
         table = table.at[:16].set(decode(jnp.arange(16, dtype=jnp.int32).astype(codes.dtype)))
-    elif (bits := given["bits"]) is not None:
+    elif bits is not None:
         read = lambda words, _: decode(_unpack(words, bits, given["block"]))
     else:
         read = lambda codes, _: decode(codes)
 
-    def in_layer(stack, at):
-        several = stack.shape[0] > 1
-        return lambda n, m, k, layer_ref: (layer_ref[0] if several else 0, at(m, k), n)
+    def in_layer(stack, height, at, turned):
+        def place(n, m, k, layer_ref):
+            layer, at_mk = layer_ref[0] if stack.shape[0] > 1 else 0, at(m, k)
+            return (layer, n, at_mk) if turned else (layer, at_mk, n)
+
+        return pl.BlockSpec((None, bn, height) if turned else (None, height, bn), place)
 
     # Later blocks of rows do not read codes: naming the same block again moves nothing.
-    weight_block = in_layer(codes, lambda m, k: jnp.where(m == 0, k, grid[2] - 1) if kept else k)
-    stored = bk * height // depth
+    block = lambda m, k: jnp.where(m == 0, k, grid[2] - 1) if grid[1] > 1 else k
     stored_bytes = height * (4 if codes.dtype.name.endswith("int4") else 8) // 8
     x_bytes, y_bytes = depth * x.dtype.itemsize, columns * preferred.itemsize
     windows = bm * bk * x.dtype.itemsize + bm * bn * preferred.itemsize
-    step_bytes = depth // group * scale.dtype.itemsize
+    step_bytes = groups * scale.dtype.itemsize
     windows += bn * (stored_bytes * bk // depth + step_bytes)
-    scratch = bn * ((bm + depth // group) * 4 + (x_bytes if kept else 0))
+    kept_bytes = sum(
+        math.prod(shape) * jnp.dtype(dtype).itemsize for shape, dtype in scratch.values()
+    )
     operands = varying_alike([jnp.int32(layer)[None], x, codes, scale, table[None]])
     manual = jax.typeof(operands[0]).manual_axis_type
     return pl.pallas_call(
-        functools.partial(_kernel, read=read, group=group),
+        functools.partial(
+            _kernel, read=read, group=group, turned=turned_steps, scratch=tuple(scratch)
+        ),
         out_shape=jax.ShapeDtypeStruct((rows, columns), preferred, manual_axis_type=manual),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=grid,
             in_specs=[
                 pl.BlockSpec((bm, bk), lambda n, m, k, _: (m, k)),
-                pl.BlockSpec((None, stored, bn), weight_block),
-                pl.BlockSpec((None, depth // group, bn), in_layer(scale, lambda m, k: 0)),
+                in_layer(codes, stored, block, turned),
+                in_layer(scale, groups, lambda m, k: 0, turned_steps),
                 pl.BlockSpec((1, _LANES), lambda n, m, k, _: (0, 0)),
             ],
             out_specs=pl.BlockSpec((bm, bn), lambda n, m, k, _: (m, n)),
-            scratch_shapes=[pltpu.VMEM((bm, bn), jnp.float32), wide, *kept],
+            scratch_shapes=[pltpu.VMEM(*kind) for kind in scratch.values()],
         ),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=2 * windows + scratch + _SPILLED_BYTES,
+            vmem_limit_bytes=2 * windows + kept_bytes + _SPILLED_BYTES,
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * rows * depth * columns,
@@ -124,43 +146,50 @@ def _product(x, codes, scale, layer, *, interpret, **given):
     )(*operands)
 
 
-def _blocks(rows, depth, columns, itemsize):
+def unit_of_depth(bits, transposed):
+    """What K of a block is a multiple of: of transposed words, whole registers lie along it."""
+    return max(CHUNK_DEPTH, 8 * _LANES // math.gcd(bits, 8)) if bits and transposed else CHUNK_DEPTH
+
+
+def _blocks(rows, depth, columns, itemsize, unit):
     """Rows, columns and K of a block."""
     # Even shares, so that the last block holds little beyond the edge.
-    even = lambda size, most, unit: pl.cdiv(size, pl.cdiv(size, most) * unit) * unit
-    bm, bn = even(rows, _ROWS, 16), even(columns, _COLUMNS, _CHUNK_COLUMNS)
-    while rows > bm and depth * bn * itemsize > _MAX_DECODED_BYTES:
-        bn -= _CHUNK_COLUMNS
-    bk = next(b for b in range(_DEPTH, 0, -_CHUNK_DEPTH) if depth % b == 0)
+    even = lambda size, most, of: pl.cdiv(size, pl.cdiv(size, most) * of) * of
+    bm, bn = even(rows, _ROWS, 16), even(columns, _COLUMNS, CHUNK_COLUMNS)
+    while rows > bm and depth * bn * itemsize > MAX_DECODED_BYTES:
+        bn -= CHUNK_COLUMNS
+    bk = next(b for b in range(_DEPTH, 0, -unit) if depth % b == 0)
     return bm, bn, bk
 
 
-def _kernel(_, x_ref, codes_ref, scale_ref, table_ref, y_ref, *scratch, read, group):
-    """One block; `kept` is where decoded columns stay, if there are several blocks of rows."""
-    sum_ref, wide_ref, *kept = scratch
+def _kernel(_, x_ref, codes_ref, scale_ref, table_ref, y_ref, *refs, read, group, turned, scratch):
+    """One block; `kept_ref` is where decoded columns stay, if there are several blocks of rows."""
+    own = dict(zip(scratch, refs, strict=True))
+    sum_ref, wide_ref, kept_ref = own["sums"], own["steps"], own.get("decoded")
+    held_ref = own.get("codes", codes_ref)
     m, k = pl.program_id(1), pl.program_id(2)
-    chunks = x_ref.shape[1] // _CHUNK_DEPTH
+    chunks = x_ref.shape[1] // CHUNK_DEPTH
 
     def decoded(j, columns):
-        levels = read(codes_ref[_at(j, codes_ref.shape[0] // chunks), columns], table_ref)
+        levels = read(held_ref[_at(j, held_ref.shape[0] // chunks), columns], table_ref)
         i = k * chunks + j
-        if group < _CHUNK_DEPTH:
-            first, height = i * (_CHUNK_DEPTH // group), group
+        if group < CHUNK_DEPTH:
+            first, height = i * (CHUNK_DEPTH // group), group
         else:
-            first, height = lax.div(i, jnp.int32(group // _CHUNK_DEPTH)), _CHUNK_DEPTH
+            first, height = lax.div(i, jnp.int32(group // CHUNK_DEPTH)), CHUNK_DEPTH
         scaled = [
             levels[n * height : (n + 1) * height] * wide_ref[pl.ds(first + n, 1), columns]
-            for n in range(_CHUNK_DEPTH // height)
+            for n in range(CHUNK_DEPTH // height)
         ]
         weight = jnp.concatenate(scaled).astype(x_ref.dtype)
-        if kept:
-            kept[0][_at(i), columns] = weight
+        if kept_ref is not None:
+            kept_ref[_at(i), columns] = weight
         return weight
 
     def multiply(weight):
         def step(j, _):
-            for start in range(0, y_ref.shape[1], _CHUNK_COLUMNS):
-                columns = pl.ds(start, _CHUNK_COLUMNS)
+            for start in range(0, y_ref.shape[1], CHUNK_COLUMNS):
+                columns = pl.ds(start, CHUNK_COLUMNS)
                 sum_ref[:, columns] += jnp.dot(
                     x_ref[:, _at(j)], weight(j, columns), preferred_element_type=jnp.float32
                 )
@@ -173,20 +202,24 @@ def _kernel(_, x_ref, codes_ref, scale_ref, table_ref, y_ref, *scratch, read, gr
 
     @pl.when((m == 0) & (k == 0))
     def _():
-        wide_ref[...] = step_value(scale_ref[...])
+        steps = step_value(scale_ref[...])
+        wide_ref[...] = steps.T if turned else steps
 
-    if kept:
-        pl.when(m == 0)(lambda: multiply(decoded))
-        pl.when(m > 0)(lambda: multiply(lambda j, columns: kept[0][_at(k * chunks + j), columns]))
-    else:
+    @pl.when(m == 0)
+    def _():
+        if held_ref is not codes_ref:
+            held_ref[...] = codes_ref[...].T
         multiply(decoded)
+
+    if kept_ref is not None:
+        pl.when(m > 0)(lambda: multiply(lambda j, columns: kept_ref[_at(k * chunks + j), columns]))
 
     @pl.when(k == pl.num_programs(2) - 1)
     def _():
         y_ref[...] = sum_ref[...].astype(y_ref.dtype)
 
 
-def _at(chunk, height=_CHUNK_DEPTH):
+def _at(chunk, height=CHUNK_DEPTH):
     return pl.ds(pl.multiple_of(chunk * height, height), height)
 
 

@@ -18,7 +18,7 @@ from jaxopt_compress.lift.kernel_products import (
     stored_matrices,
 )
 from jaxopt_compress.lift.products import Product
-from jaxopt_compress.lift.quantized_products import as_matrices, as_rows, place_of_matrices
+from jaxopt_compress.lift.quantized_products import as_matrices, as_rows, lie_of_matrices
 from jaxopt_compress.lift.views import entrywise, plain_steps
 from jaxopt_compress.numerics.codebooks import Codebook
 from jaxopt_compress.numerics.codes import levels_of
@@ -67,9 +67,10 @@ def contract_integers(
 
     def multiply(rows: jax.Array, matrix: Any, scale: jax.Array, zero: Any) -> jax.Array:
         codes, plain = matrix(w.codes), functools.partial(integer_dot, **given)
-        place = place_of_matrices(w, how)
-        held = stored_matrices(w.codes, w.scale, matrix, place) if how.pallas else None
-        forms = integer_kernels(rows, held, sums) if held else {}
+        forms = {}
+        if how.pallas:
+            held = stored_matrices(w.codes, w.scale, matrix, *lie_of_matrices(w, how))
+            forms = integer_kernels(rows, held, sums)
         if zero is None:
             return on_each_platform(forms, plain, rows, codes, scale, steps)
         y = on_each_platform(forms, plain, rows, codes, scale)
@@ -101,7 +102,7 @@ def contract_float8(w: QuantizedArray, codes: jax.Array, how: Product, sums: Any
         # With many rows it is the tensor units that count, which take 8 bits in half of the time.
         if not how.pallas or row_count(rows) >= SEVERAL.stop:
             return plain(rows, *weight)
-        held = stored_matrices(w.codes, w.scale, matrix, place_of_matrices(w, how))
+        held = stored_matrices(w.codes, w.scale, matrix, *lie_of_matrices(w, how))
         return in_kernels(plain, rows, *weight, held, w, sums or jnp.float32)
 
     return as_matrices(codes, plain_steps(w), how, multiply)

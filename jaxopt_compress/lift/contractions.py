@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.arrays import LowRankArray
+from jaxopt_compress.arrays import InputQuantizedArray, LowRankArray, QuantizedArray
 from jaxopt_compress.lift import quantized_products
-from jaxopt_compress.lift.interpreter import Call
+from jaxopt_compress.lift.interpreter import Call, Turned
 from jaxopt_compress.lift.products import (
     Place,
     Product,
@@ -20,7 +20,7 @@ from jaxopt_compress.lift.products import (
     dense_operand,
     dot,
 )
-from jaxopt_compress.lift.views import STORED, Joined, cut
+from jaxopt_compress.lift.views import STORED, Joined, cast, cut
 from jaxopt_compress.numerics.rounding import promoted
 
 del quantized_products  # imported for the product that it registers
@@ -79,6 +79,22 @@ def _contract_joined(w: Joined, x: jax.Array, how: Product) -> Any:
     return jnp.concatenate(results, results[0].ndim - len(free) + free.index(axis))
 
 
+def as_it_lies(w: Any, turned: Turned | None, how: Product) -> tuple[Any, Product]:
+    """A product of a transpose as one of what it is a transpose of, if its axes stay in order."""
+    own = w.weight if isinstance(w, InputQuantizedArray) else w
+    if turned is None or not isinstance(own, QuantizedArray):
+        return w, how
+    lies = lambda axes: tuple(turned.order[d] for d in axes)
+    met = [(of_x, lies(of_w)) for of_x, of_w in (how.contract, how.batch)]
+    free = lies(d for d in range(w.ndim) if d not in (*how.contract[1], *how.batch[1]))
+    if list(free) != sorted(free):
+        return w, how
+    # Its type may be another one by now, but not its fields.
+    w = cast(turned.array, w.dtype)
+    place = turned.layer and Place(w, turned.layer)
+    return w, how._replace(contract=met[0], batch=met[1], place=place)
+
+
 @contraction_rule("dot_general", *STORED)
 def _dot_general(call: Call, at: int, values: Sequence[Any]) -> Any:
     ((lhs, rhs), (lhs_batch, rhs_batch)) = call.params["dimension_numbers"]
@@ -91,6 +107,7 @@ def _dot_general(call: Call, at: int, values: Sequence[Any]) -> Any:
     layer = call.operands[at].layer
     place = layer and Place(w, layer)
     how = Product(order(lhs, rhs), order(lhs_batch, rhs_batch), *given, place)
+    w, how = as_it_lies(w, call.operands[at].turned, how)
     if x.size and call.out.size:
         y = contract(w, x, how)
     else:

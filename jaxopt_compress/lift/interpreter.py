@@ -7,7 +7,6 @@ materialized, and that is reported.
 """
 
 import dataclasses
-import functools
 import operator
 import warnings
 from collections.abc import Callable, Sequence
@@ -44,9 +43,20 @@ class Layer(NamedTuple):
     index: jax.Array
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["array", "layer"], meta_fields=["path"]
-)
+class Turned(NamedTuple):
+    """What a compressed value is a transpose of.
+
+    Attributes:
+        array: Which fields, as they lie.
+        layer: Where those lie in a stack, or None.
+        order: As of `jax.lax.transpose`.
+    """
+
+    array: Any
+    layer: Layer | None
+    order: tuple[int, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Ref:
     """A compressed value on its way through a function, and the argument it came from.
@@ -55,21 +65,31 @@ class Ref:
         array: The value.
         path: The path of the argument.
         layer: Where the value lies in a stack, for kernels that read it there; or None.
+        turned: How its fields lie, for kernels that read them so; or None. Forgotten where control
+            flow takes the value in, of which it would be another operand.
     """
 
     array: Any
     path: str
     layer: Layer | None = None
+    turned: Turned | None = None
 
     def replace(self, array: Any) -> "Ref":
         """Another value from the same argument."""
         new, old = jax.tree.leaves(array), jax.tree.leaves(self.array)
         untouched = len(new) == len(old) and all(map(operator.is_, new, old))
-        return Ref(array, self.path, self.layer if untouched else None)
+        return dataclasses.replace(self, array=array) if untouched else Ref(array, self.path)
 
     def alone(self) -> "Ref":
         """The same value without its place."""
         return Ref(self.array, self.path)
+
+
+jax.tree_util.register_pytree_node(
+    Ref,
+    lambda ref: ((ref.array, ref.layer), ref.path),
+    lambda path, fields: Ref(fields[0], path, fields[1]),
+)
 
 
 class Fallback(NamedTuple):

@@ -1,15 +1,16 @@
 """Products with a quantized weight in the kernels of this package, where XLA would write it out."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import QuantizedArray
 from jaxopt_compress.kernels import on_each_platform, row_count, zero_product
-from jaxopt_compress.kernels.decoded import STEPS, layer_types
+from jaxopt_compress.kernels.decoded import STEPS, layer_of, layer_types
 from jaxopt_compress.lift.products import Place, short_sums
 from jaxopt_compress.numerics.codes import levels_of
 from jaxopt_compress.numerics.integers import Integers
@@ -33,54 +34,79 @@ def converts(w: QuantizedArray) -> bool:
     return isinstance(w.fmt.grid, Integers) or jnp.issubdtype(w.codes.dtype, jnp.floating)
 
 
-class Stored(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stored:
     """A weight as it is stored, as matrices.
 
     Attributes:
         codes: ``[*batch, k, n]``, or words.
-        steps: ``[*batch, k / group or 1, n or 1]``, of the type that they are held in.
+        steps: ``[*batch, k / group or 1, n]``, of the type that they are held in.
         outer: ``[*batch, 1, n or 1]``, the float32 steps that those are relative to, or None.
         layer: None; or a number, int32, and codes and steps have an axis of layers in front, or of
             size 1.
+        transposed: Whether the last two axes of codes and steps are the other way round.
     """
 
     codes: jax.Array
     steps: jax.Array
-    outer: jax.Array | None = None
-    layer: jax.Array | None = None
+    outer: jax.Array | None
+    layer: jax.Array | None
+    transposed: bool = dataclasses.field(metadata={"static": True})
 
     @property
     def stacked(self) -> bool:
         """Whether codes are read out of a stack."""
         return self.layer is not None and self.codes.shape[0] > 1
 
+    def types(self, transposed: bool) -> tuple[Any, Any]:
+        """What codes and steps of a layer are like, transposed or not."""
+        return layer_types(self.codes, self.steps, self.layer, transposed != self.transposed)
+
+    def lying(self, transposed: bool) -> "Stored":
+        """The same, transposed or not; a layer is cut out of its stack if that moves axes."""
+        if transposed == self.transposed:
+            return self
+        own = lambda a: (a if self.layer is None else layer_of(a, self.layer)).mT
+        return Stored(own(self.codes), own(self.steps), self.outer, None, transposed)
+
 
 def stored_matrices(
-    codes: jax.Array, steps: Any, matrix: Callable[[Any], jax.Array], place: Place | None
+    codes: jax.Array,
+    steps: Any,
+    matrix: Callable[..., jax.Array],
+    transposed: bool,
+    place: Place | None,
 ) -> Stored:
     """Codes and steps, which may be quantized themselves, as ``matrix`` makes them of fields.
 
     Args:
         codes: Codes or words.
         steps: An array, or a `QuantizedArray`.
-        matrix: What brings a field of the weight to its form as a matrix.
-        place: Where fields lie in a stack, if ``matrix`` does not move axes.
+        matrix: ``matrix(field, transposed)`` brings a field of the weight to its form as a matrix.
+        transposed: Whether to take them transposed.
+        place: Where fields lie in a stack, if that does not move axes.
     """
     outer = None
     if isinstance(steps, QuantizedArray):
         steps, outer = steps.codes, matrix(steps.scale)[..., :1, :]
     elif steps.dtype.name not in STEPS:
         steps = step_value(steps)
-    if place is None:
-        return Stored(matrix(codes), matrix(steps), outer)
 
-    def stacked(field: jax.Array) -> jax.Array:
-        own, stack = matrix(field), place.stack_of(field)
+    def held(field: jax.Array) -> jax.Array:
+        own = matrix(field, transposed)
+        if place is None:
+            return own
+        stack = place.stack_of(field)
         if stack is None or own.size != field.size:
             return own[None]
         return stack.reshape(-1, *own.shape)
 
-    return Stored(stacked(codes), stacked(steps), outer, place.layer.index)
+    codes, steps, columns = held(codes), held(steps), -2 if transposed else -1
+    shape = list(steps.shape)
+    shape[columns] = codes.shape[columns]
+    layer = None if place is None else place.layer.index
+    return Stored(codes, jnp.broadcast_to(steps, shape), outer, layer, transposed)
 
 
 def in_kernels(
@@ -106,20 +132,19 @@ def in_kernels(
         dtype: Type of the result.
     """
     group = rows.shape[-1] // scale.shape[-2]
-    steps = jnp.broadcast_to(held.steps, (*held.steps.shape[:-1], held.codes.shape[-1]))
-    held, weight = held._replace(steps=steps), layer_types(held.codes, steps, held.layer)
     given = {"group": group, "bits": None if w.block is None else w.bits, "block": w.block}
-    streams = {"tpu": _streams_on_tpus(w, row_count(rows)), "cuda": _streams_on_gpus(w, held)}
+    streams = {"tpu": _streams_on_tpus(w, held, row_count(rows)), "cuda": _streams_on_gpus(w, held)}
     x = rows if rows.dtype.itemsize > 1 else jax.ShapeDtypeStruct(rows.shape, jnp.bfloat16)
-    dots = {
-        platform: module.decoded_dot
-        for platform, module in _modules().items()
-        if not streams[platform] and module.fits(x, *weight, **given)
-    }
+    dots = {}
+    for platform, module in _modules().items():
+        # As it lies, if the kernel takes it so.
+        fit = lambda t, fits=module.fits: fits(x, *held.types(t), **given, transposed=t)
+        ways = [t for t in (held.transposed, False) if fit(t)]
+        if ways and not streams[platform]:
+            options = {"lookup": not converts(w)} if platform == "cuda" else {}
+            dots[platform] = functools.partial(module.decoded_dot, transposed=ways[0], **options)
     if not dots:
         return plain(rows, codes, scale, zero)
-    if "cuda" in dots:
-        dots["cuda"] = functools.partial(dots["cuda"], lookup=not converts(w))
     # Levels times steps are rounded to 16 bits there: those of codes around 0 lose the least.
     middle = 0 if zero is None or w.fmt.grid.signed else 2 ** (w.bits - 1)
     # Sums that steps multiply afterwards may outgrow the range of float16.
@@ -132,12 +157,13 @@ def in_kernels(
             code = jnp.where(code > w.fmt.grid.high, code - 2**w.bits, code)
         return levels_of(code, w.fmt) - middle
 
-    def form(dot: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def form(dot: functools.partial[jax.Array]) -> Callable[..., jax.Array]:
         def kernel(rows: Any, codes: Any, scale: Any, zero: Any, held: Stored) -> jax.Array:
             del codes
-            weight = held.codes, held.steps, decode
+            own = held.lying(dot.keywords["transposed"])
+            weight = own.codes, own.steps, decode
             rows = rows.astype(x.dtype)
-            y = dot(rows, *weight, layer=held.layer, preferred=preferred, **given)
+            y = dot(rows, *weight, layer=own.layer, preferred=preferred, **given)
             if held.outer is not None:
                 y = (y.astype(jnp.float32) * held.outer).astype(preferred)
             if zero is None:
@@ -167,20 +193,20 @@ def integer_kernels(
         sums: As for `integer_dot`.
     """
     gpu_dots = _modules().get("cuda")
-    groups = held.steps.shape[-2]
+    groups = held.types(False)[1].shape[-2]
     group = rows.shape[-1] // groups
     preferred = jnp.float32 if sums is None or groups > 1 else sums
-    wide = jnp.broadcast_to(held.steps, (*held.steps.shape[:-1], held.codes.shape[-1]))
-    weight = layer_types(held.codes, wide, held.layer)
+    weight = held.codes, held.steps
     if groups == 1 and not held.stacked:
         return {}
-    if not gpu_dots or not gpu_dots.integer_fits(rows, *weight, group):
+    if not gpu_dots or not gpu_dots.integer_fits(rows, *held.types(False), group):
         return {}
     given = {"group": group, "layer": held.layer, "preferred": preferred}
+    given["transposed"] = held.transposed
 
     def kernel(rows: Any, codes: Any, scale: Any, *x_scale: jax.Array) -> jax.Array:
         del codes
-        y = gpu_dots.integer_dot(rows, held.codes, wide, **given)
+        y = gpu_dots.integer_dot(rows, *weight, **given)
         return y * x_scale[0] if x_scale else y.astype(scale.dtype)
 
     return {"cuda": kernel}
@@ -197,11 +223,13 @@ def _modules() -> dict[str, Any]:
     return {"tpu": tpu_dots, "cuda": gpu_dots}
 
 
-def _streams_on_tpus(w: QuantizedArray, rows: int) -> bool:
+def _streams_on_tpus(w: QuantizedArray, held: Stored, rows: int) -> bool:
     """Whether XLA for TPUs fuses what decodes the weight into a product, at little cost."""
+    if held.transposed and w.group is None and w.block is None:
+        return True
     if isinstance(w.fmt.grid, Integers):
         if w.block is not None:
-            return in_planes(w)
+            return in_planes(w) and not held.transposed
         return w.group is None or rows == 1 or (rows not in SEVERAL and w.group >= LARGE_GROUP)
     return w.group is None and converts(w)
 

@@ -7,7 +7,7 @@ products, or the codes, as `kernels.dots` decides. Either way no dense weight is
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -54,7 +54,7 @@ def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Any:
     w = plain_steps(given)
     if w.bits > 8:
         x = x.astype(promoted(x.dtype, jnp.float32))  # Codes are not exact in 16 bits.
-    summed, batch = how.contract[1], how.batch[1]
+    summed, batch, otherwise = how.contract[1], how.batch[1], None
     free = tuple(d for d in range(w.ndim) if d not in summed and d not in batch)
     whole = lambda axes: all(w.scale.shape[d] == 1 for d in axes)
     if w.group is None and not whole(summed):
@@ -64,13 +64,15 @@ def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Any:
     if w.group is None and w.block is None:
         # As matrices, if it lies as one: `scaled_dot` has the better forms.
         if (*batch, *summed, *free) != tuple(range(w.ndim)):
-            return _scaling_result(w, x, how)
+            if not how.pallas or not lie_of_matrices(w, how)[0]:
+                return _scaling_result(w, x, how)
+            otherwise = functools.partial(_scaling_result, w, x, how)
     elif w.ndim + w.checked_axis not in summed:
         return dot(x, dense_operand(w, x.dtype), how)
     if w.group is not None and w.shape[w.checked_axis] % w.group:
         return contract(_whole_and_rest(w, w.group), x, how)
     stored = given.scale if given.tile is None else w.scale
-    return as_matrices(x, w, how, functools.partial(_multiply, w, stored, how))
+    return as_matrices(x, w, how, functools.partial(_multiply, w, stored, how, otherwise))
 
 
 def _scaling_activation(w: QuantizedArray, x: jax.Array, how: Product) -> jax.Array:
@@ -99,6 +101,7 @@ def _multiply(
     w: QuantizedArray,
     stored: Any,
     how: Product,
+    otherwise: Callable[[], jax.Array] | None,
     rows: jax.Array,
     weight: Any,
     scale: jax.Array,
@@ -110,6 +113,7 @@ def _multiply(
         w: The weight, with float32 steps.
         stored: Its steps as they are stored.
         how: The product.
+        otherwise: What the whole product is without a kernel, if not one of matrices.
         rows: The activation.
         weight: What brings fields of the weight to their form as matrices.
         scale: Its steps, as a matrix.
@@ -126,20 +130,25 @@ def _multiply(
         decode = functools.partial(_levels, fmt=w.fmt, rows=row_count(rows))
         codes = weight(w.unpacked())
         plain = functools.partial(scaled_dot, decode=None if converts(w) else decode, **given)
+        if otherwise is not None:
+            plain = lambda *_: otherwise().reshape(*rows.shape[:-1], codes.shape[-1])
     if how.pallas:
         # Levels times steps that are relative to another one may outgrow float16.
         stored = stored if rows.dtype == jnp.bfloat16 else w.scale
-        held = stored_matrices(w.codes, stored, weight, place_of_matrices(w, how))
+        held = stored_matrices(w.codes, stored, weight, *lie_of_matrices(w, how))
         return in_kernels(plain, rows, codes, scale, zero, held, w, how.dtype)
     return plain(rows, codes, scale, zero)
 
 
-def place_of_matrices(w: QuantizedArray, how: Product) -> Place | None:
-    """Where the fields of a weight lie as `as_matrices` makes them: nowhere if it moves axes."""
+def lie_of_matrices(w: QuantizedArray, how: Product) -> tuple[bool, Place | None]:
+    """Whether a weight lies as matrices ``[n, k]``, and where; nowhere if axes have to be moved."""
     (_, summed), (_, batch) = how.contract, how.batch
     free = [d for d in range(w.ndim) if d not in summed and d not in batch]
-    axes = [*batch, *(summed[i] for i in _order(w, how)), *free]
-    return how.place if axes == list(range(w.ndim)) else None
+    summed, lies = [summed[i] for i in _order(w, how)], list(range(w.ndim))
+    if [*batch, *summed, *free] == lies:
+        return False, how.place
+    transposed = [*batch, *free, *summed] == lies
+    return transposed, how.place if transposed else None
 
 
 def _order(w: QuantizedArray, how: Product) -> list[int]:
@@ -177,7 +186,7 @@ def as_matrices(x: jax.Array, w: QuantizedArray, how: Product, multiply: Any) ->
         w: The weight.
         how: The product.
         multiply: ``multiply(rows, matrix, scale, zero)``, where ``matrix(field)`` brings a field of
-            the weight to its form as a matrix.
+            the weight to its form as a matrix, and ``matrix(field, True)`` to its transpose.
     """
     (x_summed, summed), (x_batch, batch) = how.contract, how.batch
     free = tuple(d for d in range(w.ndim) if d not in summed and d not in batch)
@@ -189,15 +198,15 @@ def as_matrices(x: jax.Array, w: QuantizedArray, how: Product, multiply: Any) ->
     middle = [n for d, n in enumerate(x.shape) if d not in x_summed and d not in x_batch]
     grouped = w.group is not None
 
-    def matrix(field: jax.Array) -> jax.Array:
+    def matrix(field: jax.Array, transposed: bool = False) -> jax.Array:
         # A field that is whole along some axes of a run has to be whole along all of them.
         full = list(field.shape)
         for d in (*batch, *free, *(d for d in summed if grouped and d != last)):
             full[d] = w.shape[d]
         field = jnp.broadcast_to(field, full)
-        field = jnp.transpose(field, (*batch, *summed, *free))
-        n = math.prod(full[d] for d in free)
-        return field.reshape(*lead, math.prod(full[d] for d in summed), n)
+        pair = (free, summed) if transposed else (summed, free)
+        field = jnp.transpose(field, (*batch, *pair[0], *pair[1]))
+        return field.reshape(*lead, *(math.prod(full[d] for d in axes) for axes in pair))
 
     y = multiply(rows, matrix, matrix(w.scale), None if w.zero is None else matrix(w.zero))
     return y.reshape(*lead, *middle, *(w.shape[d] for d in free)).astype(how.dtype)

@@ -92,6 +92,7 @@ def assert_close(y, x, weight):
     assert np.all(np.abs(np.asarray(y, np.float64) - x @ weight) <= bound)
 
 
+@pytest.mark.in_turn
 @every_kernel
 @pytest.mark.parametrize("name", FORMATS)
 def test_equals_reference(kernel, name):
@@ -100,6 +101,7 @@ def test_equals_reference(kernel, name):
     assert_close(decoded_first(x, codes, scale, **keywords), x, weight)
 
 
+@pytest.mark.in_turn
 @every_kernel
 @pytest.mark.parametrize(
     "rows, depth, columns",
@@ -108,7 +110,9 @@ def test_equals_reference(kernel, name):
 )
 def test_ragged_blocks(kernel, rows, depth, columns):
     x, codes, scale, keywords, weight = inputs("mxfp8", rows, depth, columns)
-    assert_close(kernel(x, codes, scale, **keywords, interpret=True), x, weight)
+    product = functools.partial(kernel, **keywords, interpret=True)
+    assert_close(product(x, codes, scale), x, weight)
+    assert_close(product(x, codes.mT, scale.mT, transposed=True), x, weight)
 
 
 @every_kernel
@@ -127,6 +131,7 @@ def in_stack(name):
     return x, codes, scale, keywords, lambda i: (x, codes[i], scale[i])
 
 
+@pytest.mark.in_turn
 @every_kernel
 @pytest.mark.parametrize(
     "name",
@@ -146,6 +151,36 @@ def test_layers_are_read_where_they_lie(kernel, name):
         many = jnp.tile(x, (16, 1))
         got = product(many, codes, scale[i][None], layer=i)
         np.testing.assert_array_equal(got, product(many, *of(i)[1:]))
+
+
+@pytest.mark.in_turn
+@every_kernel
+@pytest.mark.parametrize("name", FORMATS)
+def test_transposed(kernel, name):
+    x, codes, scale, keywords, weight = inputs(name, depth=1024)
+    turned = (x, codes.mT, scale.mT)
+    for product in (functools.partial(kernel, interpret=True), decoded_first):
+        assert_close(product(*turned, **keywords, transposed=True), x, weight)
+    # With one step for a column, too, of which kernels may read a row.
+    keywords["group"] = 1024
+    got = kernel(x, codes.mT, scale[:1].mT, **keywords, transposed=True, interpret=True)
+    want = np.float64(decoded_first(x, codes, scale[:1], **keywords))
+    np.testing.assert_allclose(got, want, rtol=0, atol=2.0**-8 * np.abs(want).max())
+
+
+@every_kernel
+def test_transposed_layers(kernel):
+    x, codes, scale, keywords, _ = in_stack("mxfp4")
+    product = functools.partial(kernel, **keywords, transposed=True, interpret=True)
+    codes, scale = codes.mT, scale.mT
+    for i in (0, 2):
+        want = product(x, codes[i], scale[i])
+        np.testing.assert_array_equal(product(x, codes, scale, layer=i), want)
+    twice = lambda a, axis=1: jnp.stack([a, a[..., ::-1, :]], axis)
+    got = product(twice(x, 0), twice(codes), twice(scale), layer=1)
+    np.testing.assert_array_equal(got, product(twice(x, 0), twice(codes)[1], twice(scale)[1]))
+    each = jax.vmap(product, (None, 0, 0))(x, codes, scale)
+    np.testing.assert_array_equal(each[2], want)
 
 
 @every_kernel

@@ -36,10 +36,15 @@ def run(product, arrays, specs):
     "name", ["nf4", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mxfp6", "int3"))]
 )
 @pytest.mark.parametrize("split", SPLITS)
-def test_parts_stay_where_they_are(name, split):
+@pytest.mark.parametrize("transposed", [False, True], ids=["", "transposed"])
+@pytest.mark.in_turn
+def test_parts_stay_where_they_are(name, split, transposed):
     x, codes, scale, keywords, _ = inputs(name, rows=6, depth=1024)
-    product = functools.partial(decoded_dot, **keywords, interpret=True)
     of_x, of_w, of_y, collectives = SPLITS[split]
+    if transposed:
+        codes, scale, keywords["transposed"] = codes.mT, scale.mT, True
+        of_w = P(*reversed((*of_w, None, None)[:2]))
+    product = functools.partial(decoded_dot, **keywords, interpret=True)
     y, found = run(product, (x, codes, scale), (of_x, of_w, of_w))
     assert found == collectives
     assert y.sharding.spec == of_y
@@ -57,7 +62,12 @@ def test_one_step_per_column_is_whole_in_each_part_of_k():
     y, found = run(product, (x, codes, scale), (P(None, "model"), P("model"), P()))
     assert found == ("all-reduce",)
     want = product(x, codes, scale)
-    np.testing.assert_allclose(y, want, rtol=0, atol=2.0**-15 * float(jnp.abs(want).max()))
+    bound = 2.0**-15 * float(jnp.abs(want).max())
+    np.testing.assert_allclose(y, want, rtol=0, atol=bound)
+    product = functools.partial(product, transposed=True)
+    y, found = run(product, (x, codes.mT, scale.mT), (P(None, "model"), P(None, "model"), P()))
+    assert found == ("all-reduce",)
+    np.testing.assert_allclose(y, want, rtol=0, atol=bound)
 
 
 def test_integers_and_batches():

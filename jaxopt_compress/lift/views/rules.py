@@ -15,7 +15,7 @@ from jaxopt_compress.arrays import (
     QuantizedArray,
     SparseArray,
 )
-from jaxopt_compress.lift.interpreter import Call, Layer, Ref, leaf_rule
+from jaxopt_compress.lift.interpreter import Call, Layer, Ref, Turned, leaf_rule
 from jaxopt_compress.lift.views import base, low_rank, quantized, sparse, wrapped
 from jaxopt_compress.lift.views.base import Cut, NoView
 from jaxopt_compress.lift.views.joined import Joined
@@ -43,7 +43,13 @@ def _view(primitives: str) -> Callable[[Callable[[Call, Any], Any]], Any]:
 
 @_view("transpose")
 def _transpose(call: Call, array: Any) -> Any:
-    return base.transposed(array, call.params["permutation"])
+    ref, order = call.operands[0], tuple(call.params["permutation"])
+    view = base.transposed(array, order)
+    if not call.replay.pallas:
+        return view
+    lying = ref.turned or Turned(array, ref.layer, tuple(range(array.ndim)))
+    order = tuple(lying.order[d] for d in order)
+    return Ref(view, ref.path, turned=lying._replace(order=order))
 
 
 @_view("squeeze")
