@@ -50,7 +50,7 @@ BESIDE = {8: ("v6e", "h100"), 1024: ("v5e", "h100")}
 def plan(everything=True):
     """Cases: name -> (program, its weights, mesh); names are program/target/weights.
 
-    Without `everything`, only v5e gets all batches, and rarer formats are left out.
+    Without `everything`, only v5e gets all batches, and rarer formats and [out, in] are left out.
     """
     everywhere = TPUS | SLICE | GPU
     main = [*programs.FORMATS, *programs.MORE, *programs.GROUPED]
@@ -63,7 +63,7 @@ def plan(everything=True):
         formats = [*main, *programs.REST] if everything else main
         build = functools.partial(programs.stack, rows=rows)
         groups.append((f"stack of 4, batch {rows}", chosen(BRIEFLY[rows]), formats, build))
-        if rows in TRANSPOSED:
+        if everything and rows in TRANSPOSED:
             build = functools.partial(programs.stack, rows=rows, transposed=True)
             title = f"stack of 4, [out, in], batch {rows}"
             groups.append((title, chosen(BRIEFLY[rows]), main, build))
