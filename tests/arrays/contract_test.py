@@ -101,6 +101,7 @@ def test_same_bits_in_every_program(case, stack):
     assert_same_bits(larger(leaf)[0], dense)
 
 
+@pytest.mark.in_turn
 @each_leaf
 def test_stacks(case):
     leaf, _, dense = made(case, (STACK,))
@@ -177,6 +178,7 @@ def test_refused_shards(case):
         leaf.specs(PartitionSpec(*[None] * (dense.ndim + 1)))
 
 
+@pytest.mark.in_turn
 @each_leaf
 def test_gradients(case):
     """With respect to the float fields, as of the formula, through remat and a scan."""

@@ -34,6 +34,7 @@ ALIKE = ("2:4", "recipe", "words", "groups", "prune", "learned groups")
 STORED = [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else []) for name in METHODS]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("spec", [P("model", None), COLUMNS], ids=str)
 @pytest.mark.parametrize("name", STORED)
 def test_explicit_axes(name, spec):

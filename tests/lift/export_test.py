@@ -26,6 +26,7 @@ OTHERS = ("int8", "zero points", "int2", "nf4", "low rank")
 KINDS = [pytest.param(name, marks=pytest.mark.slow if name in OTHERS else []) for name in FORMS]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", KINDS)
 def test_any_number_of_rows(name):
     small = jc.compress({"w": jnp.asarray(normal(1024, 320))}, FORMS[name])

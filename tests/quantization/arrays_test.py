@@ -51,6 +51,7 @@ def test_what_is_not_finite_shows_in_all_that_shares_its_step(name, value):
 CACHES = {"int8": {}, "nf4": {}, "nvfp4": {}, "int4": {"group": 4, "scale": "float8_e4m3fn"}}
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", CACHES)
 def test_rows_written_into_a_cache(name):
     """One update, mapped over the fields, replaces rows and leaves the others as they are."""

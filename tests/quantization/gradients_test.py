@@ -86,6 +86,7 @@ def trained():
     return got, want
 
 
+@pytest.mark.in_turn
 @each_format
 def test_pushed_and_pulled(name):
     inside, border = expected(name)

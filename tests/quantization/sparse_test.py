@@ -44,6 +44,7 @@ def made(order):
     return masks, c.apply(params, state), c.compress(params, state)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("order", "name"), [(order, name) for order, names in ORDERS.items() for name in names]
 )
