@@ -38,6 +38,26 @@ def in_tiles(product, fits, x, codes, scale, layer, *, interpret, **given):
     return differentiated_as(_cut_first(plain), of_layers(kernel))(x, codes, scale, layer)
 
 
+def integers_in_tiles(product, fits, x_codes, codes, scale, layer, *, group, transposed, preferred):
+    """As `in_tiles`, of codes that meet those of `x_codes` as integers; not to be differentiated.
+
+    Raises:
+      ValueError: if the arguments do not fit the kernel's tiles.
+    """
+    own = layer_types(codes, scale, layer)
+    if not fits(x_codes, *own, group, transposed=transposed):
+        raise ValueError(
+            f"no tiles for x {x_codes.dtype}{list(x_codes.shape)}, codes {own[0].dtype}"
+            f"{list(own[0].shape)}, scale {list(own[1].shape)}, {group=}, {transposed=}: see "
+            "integer_fits"
+        )
+    given = {"group": group, "transposed": transposed, "preferred": preferred}
+    kernel = functools.partial(product, decode=None, bits=None, block=None, **given)
+    if layer is None:
+        return of_single(kernel)(x_codes, codes, scale)
+    return of_layers(kernel)(x_codes, codes, scale, layer)
+
+
 def of_single(kernel):
     """`kernel(x, codes, scale, layer)` with weights that are no layers, and `jax.vmap`."""
     return with_rows_merged(lambda x, *weight: kernel(x, *(a[None] for a in weight), np.int32(0)))

@@ -9,10 +9,9 @@ from jaxopt_compress.kernels import gpu_kernel
 from jaxopt_compress.kernels.decoded import (
     STEPS,
     in_tiles,
+    integers_in_tiles,
     layer_of,
     layer_types,
-    of_layers,
-    of_single,
 )
 from jaxopt_compress.kernels.integer_dots import exact_parts
 from jaxopt_compress.kernels.partitioning import split_over_devices
@@ -165,24 +164,17 @@ def integer_dot(
     Returns:
       `[*batch, M, N]` of type `preferred`.
 
+    Raises:
+      ValueError: if the arguments do not fit, by `integer_fits`.
+
     Example:
       >>> x, codes = jnp.full((1, 64), 3, jnp.int8), jnp.full((64, 64), -2, jnp.int4)
       >>> print(integer_dot(x, codes, jnp.ones((2, 64)), group=32, interpret=True)[0, :2])
       [-384. -384.]
     """
-    own = layer_types(codes, scale, layer)
-    if not integer_fits(x_codes, *own, group, transposed=transposed):
-        raise ValueError(
-            f"no tiles for x {x_codes.dtype}{list(x_codes.shape)}, codes {own[0].dtype}"
-            f"{list(own[0].shape)}, scale {list(own[1].shape)}, {group=}, {transposed=}: see "
-            "integer_fits"
-        )
-    given = {"decode": None, "group": group, "bits": None, "block": None}
-    given |= {"transposed": transposed, "preferred": preferred, "interpret": interpret}
-    kernel = functools.partial(_split, lookup=False, **given)
-    if layer is None:
-        return of_single(kernel)(x_codes, codes, scale)
-    return of_layers(kernel)(x_codes, codes, scale, layer)
+    given = {"group": group, "transposed": transposed, "preferred": preferred}
+    product = functools.partial(_split, lookup=False, interpret=interpret)
+    return integers_in_tiles(product, integer_fits, x_codes, codes, scale, layer, **given)
 
 
 def _split(x, codes, scale, layer, *, group, **given):

@@ -1,9 +1,12 @@
 """Products with a weight that takes more than a conversion to decode, by a kernel for TPUs."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.kernels import tpu_kernel
-from jaxopt_compress.kernels.decoded import STEPS, in_tiles, layer_types
+from jaxopt_compress.kernels.decoded import STEPS, in_tiles, integers_in_tiles, layer_types
 from jaxopt_compress.numerics.packing import layout
 
 _CODES = ("int4", "int8", "uint4", "uint8", "float8_e4m3fn", "float8_e5m2")
@@ -104,3 +107,58 @@ def decoded_dot(
     given = {"decode": decode, "group": group, "bits": bits, "block": block}
     given |= {"transposed": transposed, "preferred": preferred, "interpret": interpret}
     return in_tiles(tpu_kernel.product, fits, x, codes, scale, layer, **given)
+
+
+def integer_fits(x_codes, codes, scale, group, *, transposed=False):
+    """Whether `integer_dot` has tiles for these shapes and types."""
+    x = jax.ShapeDtypeStruct(x_codes.shape, jnp.bfloat16)
+    return (
+        x_codes.dtype == jnp.int8
+        and codes.dtype.name in ("int4", "int8")
+        and group % 128 == 0
+        and fits(x, codes, scale, group, transposed=transposed)
+    )
+
+
+def integer_dot(
+    x_codes,
+    codes,
+    scale,
+    *,
+    group,
+    layer=None,
+    transposed=False,
+    preferred=jnp.float32,
+    interpret=False,
+):
+    r"""Contracts integer codes with integer codes in groups.
+
+    .. math:: y_{mn} = \sum_g s_{gn} \sum_{k \in g} p_{mk} q_{kn}
+
+    Products of one group, up to 256 of them, are summed in int32, which is exact; these sums are
+    added up in float32.
+
+    Args:
+      x_codes: `[*batch, M, K]`, int8.
+      codes: `[*batch, K, N]`, int4 or int8.
+      scale: `[*batch, K / group, N]`, of the types of `decoded_dot`.
+      group: number of consecutive `k` that share a scale, a multiple of 128.
+      layer: as for `decoded_dot`.
+      transposed: as there.
+      preferred: type of the result.
+      interpret: whether to run the kernel step by step, on any device.
+
+    Returns:
+      `[*batch, M, N]` of type `preferred`.
+
+    Raises:
+      ValueError: if the arguments do not fit, by `integer_fits`.
+
+    Example:
+      >>> x, codes = jnp.full((1, 256), 3, jnp.int8), jnp.full((256, 256), -2, jnp.int4)
+      >>> print(integer_dot(x, codes, jnp.ones((2, 256)), group=128, interpret=True)[0, :2])
+      [-1536. -1536.]
+    """
+    given = {"group": group, "transposed": transposed, "preferred": preferred}
+    product = functools.partial(tpu_kernel.product, interpret=interpret)
+    return integers_in_tiles(product, integer_fits, x_codes, codes, scale, layer, **given)

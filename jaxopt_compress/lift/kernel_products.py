@@ -185,31 +185,37 @@ def integer_kernels(
 ) -> dict[str, Callable[..., jax.Array]]:
     """Kernels for ``integer_dot(rows, codes, scale, x_scale)``, by platform.
 
-    In groups; and of layers in a stack, all of which XLA for GPUs would turn around.
+    In groups, the codes of which XLA for TPUs would lay out anew; and on GPUs of layers in a stack,
+    which XLA would turn around.
 
     Args:
         rows: Codes of the activation.
         held: Codes and steps of the weight.
         sums: As for `integer_dot`.
     """
-    gpu_dots = _modules().get("cuda")
     groups = held.types(False)[1].shape[-2]
     group = rows.shape[-1] // groups
-    preferred = jnp.float32 if sums is None or groups > 1 else sums
     weight = held.codes, held.steps
-    if groups == 1 and not held.stacked:
-        return {}
-    if not gpu_dots or not gpu_dots.integer_fits(rows, *held.types(False), group):
-        return {}
-    given = {"group": group, "layer": held.layer, "preferred": preferred}
-    given["transposed"] = held.transposed
+    given = {"group": group, "transposed": held.transposed}
+    takes = {"tpu": groups > 1 and row_count(rows) > 1, "cuda": groups > 1 or held.stacked}
 
-    def kernel(rows: Any, codes: Any, scale: Any, *x_scale: jax.Array) -> jax.Array:
-        del codes
-        y = gpu_dots.integer_dot(rows, *weight, **given)
-        return y * x_scale[0] if x_scale else y.astype(scale.dtype)
+    def form(platform: str, module: Any) -> Callable[..., jax.Array]:
+        short = groups == 1 or platform == "tpu"
 
-    return {"cuda": kernel}
+        def kernel(rows: Any, codes: Any, scale: Any, *x_scale: jax.Array) -> jax.Array:
+            del codes
+            how = given | {"layer": held.layer, "preferred": (short and sums) or jnp.float32}
+            y = module.integer_dot(rows, *weight, **how)
+            return y * x_scale[0] if x_scale else y.astype(scale.dtype)
+
+        return kernel
+
+    lying = held.types(held.transposed)
+    return {
+        platform: form(platform, module)
+        for platform, module in _modules().items()
+        if takes[platform] and module.integer_fits(rows, *lying, **given)
+    }
 
 
 def _modules() -> dict[str, Any]:

@@ -153,7 +153,7 @@ def test_layers_are_read_where_they_lie(kernel, name):
         np.testing.assert_array_equal(got, product(many, *of(i)[1:]))
 
 
-@pytest.mark.in_turn
+@pytest.mark.in_turn(3)
 @every_kernel
 @pytest.mark.parametrize("name", FORMATS)
 def test_transposed(kernel, name):

@@ -1,14 +1,11 @@
 """What the GPU kernels take, how they cut it, and what they are lowered to."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxopt_compress.kernels import integer_dots
 from jaxopt_compress.kernels.decoded import decoded_first
 from jaxopt_compress.kernels.gpu_dots import decoded_dot, fits, integer_dot, integer_fits
 from jaxopt_compress.numerics.packing import pack
@@ -64,24 +61,6 @@ def test_any_number_of_rows_and_both_short_types(rows, dtype):
     assert y.shape == (rows, 128)
     atol = 256 * 2.0**-24 * float(jnp.abs(want).max() * 16)
     np.testing.assert_allclose(y, want, rtol=0, atol=atol)
-
-
-@pytest.mark.in_turn
-@pytest.mark.parametrize("dtype", [jnp.int4, jnp.int8])
-@pytest.mark.parametrize("rows, group", [(1, 128), (40, 128), (3, 512), (40, 512)])
-def test_integers_are_summed_exactly(dtype, rows, group):
-    rng = np.random.default_rng(0)
-    kind = jnp.iinfo(dtype)
-    x = jnp.asarray(rng.integers(-128, 128, size=(2, rows, 512)), jnp.int8)
-    codes = jnp.asarray(rng.integers(int(kind.min), int(kind.max) + 1, size=(2, 512, 64)), dtype)
-    # Powers of two, so that sums over groups are exact as well.
-    scale = 2.0 ** jnp.asarray(rng.integers(-3, 3, size=(2, 512 // group, 64)), jnp.float32)
-    product = functools.partial(integer_dot, group=group, interpret=True)
-    want = integer_dots.integer_dot(x, codes, scale, group=group)
-    np.testing.assert_array_equal(product(x, codes, scale), want)
-    np.testing.assert_array_equal(jax.vmap(product)(x, codes, scale), want)
-    shared = jax.vmap(product, (0, None, None))(x, codes[0], scale[0])
-    np.testing.assert_array_equal(shared[0], want[0])
 
 
 def test_integers_that_do_not_fit_are_refused():

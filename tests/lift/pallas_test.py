@@ -26,6 +26,7 @@ FORMS = {
     "uint6 in groups": jc.quantize("uint6", group=128, symmetric=False),
     "int3 with zero points": jc.quantize("int3", symmetric=False),
     "binary": jc.quantize("binary"),
+    "int4 in groups x int8": jc.quantize("int4", group=128, inputs="int8"),
     "int3 x int8": jc.quantize("int3", inputs="int8"),
     "binary x int8": jc.quantize("binary", inputs="int8"),
 }
@@ -43,7 +44,6 @@ ON_GPUS = FORMS | {
     "int4": jc.quantize("int4"),
     "uint8": jc.quantize("uint8", symmetric=False),
     "int2": jc.quantize("int2"),
-    "int4 in groups x int8": jc.quantize("int4", group=128, inputs="int8"),
 }
 FUSED = {name: jc.quantize(name) for name in ("int8", "float8_e4m3fn")}
 # What it fuses or multiplies as it is, but for layers of a stack: these it would cut out, or turn.
@@ -75,7 +75,7 @@ def lowered(platform, name, **options):
     return lowered_for(platform, fn, *operands(name))
 
 
-@pytest.mark.in_turn
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("platform, name", CASES)
 def test_kernels_compute_the_same(platform, name, monkeypatch):
     small, x = operands(name)
@@ -95,6 +95,7 @@ def run_as_on(platform, monkeypatch):
     monkeypatch.setattr(coded_products, "on_each_platform", there)
     for dots, name in (
         (tpu_dots, "decoded_dot"),
+        (tpu_dots, "integer_dot"),
         (gpu_dots, "decoded_dot"),
         (gpu_dots, "integer_dot"),
     ):
@@ -189,7 +190,10 @@ def test_layers_are_found_again_within(platform, run, monkeypatch):
 
 @pytest.mark.parametrize(
     "platform, name",
-    [("tpu", "nf4"), *(("cuda", n) for n in ("nvfp4", "int8 x int8", "float8 x float8"))],
+    [
+        *(("tpu", n) for n in ("nf4", "int4 in groups x int8")),
+        *(("cuda", n) for n in ("nvfp4", "int8 x int8", "float8 x float8")),
+    ],
 )
 def test_gradients_through_stacks_in_kernels(platform, name, monkeypatch):
     """Of an activation and of steps, those of the same products without kernels."""

@@ -69,7 +69,7 @@ def check(platform, fn, small, x, monkeypatch):
     np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=0, atol=2.0**-7 * scale)
 
 
-@pytest.mark.in_turn
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize("platform, name", CASES)
 def test_formats(platform, name, monkeypatch):
     check(platform, linear, *given(name, linear, 256, 1024), monkeypatch)
@@ -78,7 +78,7 @@ def test_formats(platform, name, monkeypatch):
 @pytest.mark.parametrize(
     "platform, name",
     [
-        *(("tpu", n) for n in ("mxfp4", "int3")),
+        *(("tpu", n) for n in ("mxfp4", "int3", "int4 in groups x int8")),
         *(("cuda", n) for n in ("nf4", "int8 in groups", "int4 in groups x int8")),
     ],
 )
