@@ -37,6 +37,7 @@ def small(method):
     return laws.made(method, params), params
 
 
+@pytest.mark.in_turn
 @each
 def test_stored_form_is_the_view_bit_for_bit(method):
     run = compiled(method)
@@ -54,6 +55,7 @@ INT4 = laws.Method("int4-asymmetric", laws.quantize("int4", symmetric=False))
 PRUNED = laws.Method("prune+int8", laws.chained(laws.prune(0.5), laws.quantize("int8")))
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     ("method", "shape", "dtype", "kind"),
     [
@@ -78,6 +80,7 @@ def test_any_rank(method, shape, dtype, kind):
     laws.assert_same_bits(small, jax.jit(c.apply)(params, state))
 
 
+@pytest.mark.in_turn
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
 @each
 def test_steps_compile_once_and_keep_types(method):

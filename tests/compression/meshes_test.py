@@ -62,6 +62,7 @@ RENEWED = [
 ]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("spec", [P("model", None), COLUMNS], ids=str)
 @pytest.mark.parametrize("name", RENEWED)
 def test_updates_under_jit(name, spec):

@@ -64,6 +64,7 @@ def case(kind, rows, group=None, batch=(), dtype="float32", columns=24):
     return fn, (x, stored, scale), wide @ dense, bound, dense
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("rows", [1, 3, 70])
 @pytest.mark.parametrize(
     "kind, group", [(k, None) for k in KINDS] + [(k, GROUP) for k in ("int8", "int4", "planar2")]
@@ -111,6 +112,7 @@ def test_float8_that_is_not_a_number(small_blocks):
         assert list(np.isnan(y[0])) == [False, True, False, False]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("kind, rows", [("int8", 1), ("int4", 3), ("planar4", 1), ("int8", 70)])
 def test_transformations(small_blocks, kind, rows):
     fn, (x, stored, scale), expected, bound, dense = case(kind, rows, GROUP)

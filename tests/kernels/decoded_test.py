@@ -168,6 +168,7 @@ def test_transposed(kernel, name):
     np.testing.assert_allclose(got, want, rtol=0, atol=2.0**-8 * np.abs(want).max())
 
 
+@pytest.mark.in_turn
 @every_kernel
 def test_transposed_layers(kernel):
     x, codes, scale, keywords, _ = in_stack("mxfp4")
@@ -183,6 +184,7 @@ def test_transposed_layers(kernel):
     np.testing.assert_array_equal(each[2], want)
 
 
+@pytest.mark.in_turn
 @every_kernel
 def test_layers_of_batches(kernel):
     x, codes, scale, keywords, _ = in_stack("nvfp4")
@@ -193,6 +195,7 @@ def test_layers_of_batches(kernel):
     np.testing.assert_array_equal(got, product(x, codes[2], scale[2]))
 
 
+@pytest.mark.in_turn
 @every_kernel
 def test_vmap_of_layers(kernel):
     x, codes, scale, keywords, of = in_stack("mxfp8")
@@ -208,6 +211,7 @@ def test_vmap_of_layers(kernel):
     np.testing.assert_array_equal(each, jnp.stack([product(*of(2)), product(*of(0))]))
 
 
+@pytest.mark.in_turn
 @every_kernel
 def test_derivatives_of_layers(kernel):
     x, codes, scale, keywords, _ = in_stack("nf4")

@@ -157,6 +157,7 @@ def test_transposed_deeper_than_int32_sums(depth, last):
     np.testing.assert_allclose(y, want, rtol=5 * 2.0**-24)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("batch", [(), (2, 3)])
 @pytest.mark.parametrize("kind", ["int8", "int4"])

@@ -130,6 +130,7 @@ ZOO = [
 ]
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", ZOO)
 def test_models(name):
     """Integer products agree with those of the same rounded activations in floating point."""

@@ -60,6 +60,7 @@ def test_products_of_parts(name, spec):
     np.testing.assert_allclose(got, want, rtol=0, atol=rounded * scale)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("spec", [COLUMNS, ROWS], ids=["columns", "rows"])
 @pytest.mark.parametrize("name", ["nf4", "int3"])
 @pytest.mark.parametrize("platform", KERNEL_CALLS)

@@ -75,6 +75,7 @@ def test_formats(platform, name, monkeypatch):
     check(platform, linear, *given(name, linear, 256, 1024), monkeypatch)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     "platform, name",
     [
@@ -87,11 +88,13 @@ def test_stacks(platform, name, monkeypatch):
     check(platform, stacked, *given(name, stacked, 4, size, size), monkeypatch)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", IN_STACKS)
 def test_what_is_in_a_kernel_as_part_of_a_stack_alone(name, monkeypatch):
     check("cuda", each_layer, *given(name, each_layer, 4, 256, 256), monkeypatch)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("fn, shape", [(heads, (4, 64, 512)), (tied, (256, 512))])
 def test_other_uses(platform, fn, shape, monkeypatch):
@@ -114,6 +117,7 @@ def test_xla_for_tpus_fuses_tables_of_whole_rows():
     assert operands_of_kernels("cuda", linear, *given_so)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("platform, name", [("tpu", "mxfp4"), ("cuda", "int8"), ("cuda", "nf4")])
 def test_gradients(platform, name, monkeypatch):
     small, x = given(name, stacked, 4, 256, 256)

@@ -39,12 +39,12 @@ PAIRS = [(case.name, "int8") for case in CASES]
 PAIRS += [(name, kind) for kind in KINDS if kind != "int8" for name in REPRESENTATIVE]
 # No axis of this one holds a whole group.
 PAIRS = [p for p in PAIRS if p not in {("conv_grouped", k) for k in ("int4_groups", "int2_planar")}]
-# By default every third kind of weight of each representative, in turn.
+# By default every fifth kind of weight of each representative, in turn.
 IN_TURN = {
     (name, kind)
     for i, name in enumerate(REPRESENTATIVE)
     for j, kind in enumerate(KINDS)
-    if kind != "int8" and (i + j) % 3
+    if kind != "int8" and (i + j) % 5
 }
 PAIRS = [pytest.param(*p, marks=pytest.mark.slow if p in IN_TURN else []) for p in PAIRS]
 

@@ -76,9 +76,8 @@ def eager(which):
 
 # The cross of both takes a minute to compile.
 WHICH = [
-    "default",
     "in turn",
-    *(pytest.param(v, marks=pytest.mark.slow) for v in cases.MAIN if v != "default"),
+    *(pytest.param(v, marks=pytest.mark.slow) for v in cases.MAIN),
 ]
 each_pair = lambda test: pytest.mark.parametrize("which", WHICH)(each_format(test))
 

@@ -64,6 +64,7 @@ def neighbours(name):
     return (levels[at] - zero) * steps, (levels[at + 1] - zero) * steps, inside
 
 
+@pytest.mark.in_turn
 @each
 def test_one_of_both_neighbours(name):
     params, views, _ = made()

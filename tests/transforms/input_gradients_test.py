@@ -52,6 +52,7 @@ def training(c):
     return jc.compressed_training(optax.adam(1e-2), c, stats=stats)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("name", METHODS)
 def test_either_form(name):
     """Gradients of the view and those of weights make the same step."""

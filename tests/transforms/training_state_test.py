@@ -131,6 +131,7 @@ def test_pmap():
     assert int(jnp.sum(c.view(*first)["kernel"] == 0)) >= 64 * 32 // 2
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("name", ["2:4 int8", "low rank"])
 def test_gradients_in_another_dtype(dtype, name):
