@@ -75,7 +75,9 @@ def product(x, codes, scale, layer, *, interpret, **given):
         return jax.vmap(one, (0, 1, 1, None))(x, codes, scale, layer)
     decode, group, preferred = given["decode"], given["group"], jnp.dtype(given["preferred"])
     (rows, depth), bits, turned = x.shape, given["bits"], given["transposed"]
-    (_, columns, height) = codes.shape if turned else codes.mT.shape
+    _, height, columns = codes.shape
+    if turned:
+        height, columns = columns, height
     groups = depth // group
     turned_steps = turned and groups >= _LANES
     if turned and not turned_steps:  # XLA stores so few to a row by columns.

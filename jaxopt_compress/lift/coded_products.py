@@ -61,16 +61,17 @@ def contract_integers(
     w: QuantizedArray, codes: jax.Array, step: jax.Array, how: Product, sums: Any
 ) -> jax.Array:
     """The product with codes of an activation, summed in int32, times the steps of both."""
-    given = {"group": w.group, "sums": sums}
     sizes = [1 if d in how.contract[0] else n for d, n in enumerate(codes.shape)]
     steps = as_rows(jnp.broadcast_to(step, sizes), how.contract[0], how.batch[0])
 
     def multiply(rows: jax.Array, matrix: Any, scale: jax.Array, zero: Any) -> jax.Array:
-        codes, plain = matrix(w.codes), functools.partial(integer_dot, **given)
-        forms = {}
+        # What zero points take away again would be rounded with what is left.
+        short = sums if zero is None else None
+        plain = functools.partial(integer_dot, group=w.group, sums=short)
+        codes, forms = matrix(w.codes), {}
         if how.pallas:
             held = stored_matrices(w.codes, w.scale, matrix, *lie_of_matrices(w, how))
-            forms = integer_kernels(rows, held, sums)
+            forms = integer_kernels(rows, held, short)
         if zero is None:
             return on_each_platform(forms, plain, rows, codes, scale, steps)
         y = on_each_platform(forms, plain, rows, codes, scale)

@@ -27,6 +27,7 @@ FORMS = {
     "int3 with zero points": jc.quantize("int3", symmetric=False),
     "binary": jc.quantize("binary"),
     "int4 in groups x int8": jc.quantize("int4", group=128, inputs="int8"),
+    "uint4 in groups x int8": jc.quantize("uint4", 128, symmetric=False, inputs="int8"),
     "int3 x int8": jc.quantize("int3", inputs="int8"),
     "binary x int8": jc.quantize("binary", inputs="int8"),
 }
@@ -188,6 +189,7 @@ def test_layers_are_found_again_within(platform, run, monkeypatch):
     check_layers(platform, "nf4", run, monkeypatch)
 
 
+@pytest.mark.in_turn
 @pytest.mark.parametrize(
     "platform, name",
     [
