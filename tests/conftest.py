@@ -24,7 +24,9 @@ import pytest
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of the combinations of a test `in_turn(n)` every n-th runs by default, each value in some."""
+    """Of the cases of a test `in_turn(n)` every n-th runs by default; of several parameters, so
+    that each value is in some.
+    """
     places = {}
     for item in items:
         if turn := item.get_closest_marker("in_turn"):
