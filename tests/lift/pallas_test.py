@@ -199,11 +199,14 @@ def test_layers_are_found_again_within(platform, run, monkeypatch):
 )
 def test_gradients_through_stacks_in_kernels(platform, name, monkeypatch):
     """Of an activation and of steps, those of the same products without kernels."""
-    small, x = compressed_stack(platform, name, stack())
+    check_gradients(platform, stack(), *compressed_stack(platform, name, stack()), monkeypatch)
+
+
+def check_gradients(platform, run, small, x, monkeypatch):
     floats, rest = jc.partition(small)
 
     def gradients(**options):
-        fn = jc.lift(stack(), "error", **options)
+        fn = jc.lift(run, "error", **options)
         loss = lambda floats, x: (fn(jc.combine(floats, rest), x).astype(jnp.float32) ** 2).sum()
         return jax.tree.leaves(jax.jit(jax.grad(loss, (0, 1)))(floats, x))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxopt_compress as jc
-from tests.lift.pallas_test import CASES, IN_STACKS, ON_GPUS, run_as_on
+from tests.lift.pallas_test import CASES, IN_STACKS, ON_GPUS, check_gradients, run_as_on
 from tests.lift.platforms import KERNEL_CALLS, lowered_for
 from tests.quantization.cases import normal
 
@@ -120,17 +120,4 @@ def test_xla_for_tpus_fuses_tables_of_whole_rows():
 @pytest.mark.in_turn
 @pytest.mark.parametrize("platform, name", [("tpu", "mxfp4"), ("cuda", "int8"), ("cuda", "nf4")])
 def test_gradients(platform, name, monkeypatch):
-    small, x = given(name, stacked, 4, 256, 256)
-    floats, rest = jc.partition(small)
-
-    def gradients(**options):
-        fn = jc.lift(stacked, "error", **options)
-        loss = lambda floats, x: (fn(jc.combine(floats, rest), x).astype(jnp.float32) ** 2).sum()
-        return jax.tree.leaves(jax.jit(jax.grad(loss, (0, 1)))(floats, x))
-
-    expected = gradients()
-    run_as_on(platform, monkeypatch)
-    for own, want in zip(gradients(pallas=True), expected, strict=True):
-        own, want = np.asarray(own, np.float32), np.asarray(want, np.float32)
-        # Four layers, the results of which are rounded apart to bfloat16.
-        assert np.linalg.norm(own - want) < 2.0**-4 * np.linalg.norm(want)
+    check_gradients(platform, stacked, *given(name, stacked, 4, 256, 256), monkeypatch)

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxopt_compress.numerics.patterns import n_m_mask
 from jaxopt_compress.numerics.thresholds import largest, largest_mask, largest_masks
 
-LAWS = settings(deadline=None, derandomize=True, max_examples=4)
+LAWS = settings(deadline=None, derandomize=True, max_examples=8)
 DTYPES = [np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)]
 # Few shapes, so that what is compiled for one example serves the next.
 SHAPES = [(), (0,), (1,), (37,), (5, 0), (3, 5), (2, 3, 4), (17, 16)]
