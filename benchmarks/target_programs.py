@@ -67,6 +67,7 @@ REST = (
 TRAINED = {
     "float32": None,
     "QAT int8": jc.quantize("int8", where=KERNELS),
+    "QAT int8 recomputed": jc.quantize("int8", where=KERNELS, residuals="recomputed"),
     "QAT int8 unrounded": jc.quantize("int8", where=KERNELS, residuals="unrounded"),
     "QAT int8 x int8": jc.quantize("int8", where=KERNELS, inputs="int8"),
     # Masks change at every step.

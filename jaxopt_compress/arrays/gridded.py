@@ -39,7 +39,11 @@ class GriddedArray(CompressedArray):
 
     def materialize(self) -> jax.Array:
         """The values on the grid; the derivative is the identity."""
-        return _in_place_of(self.form.codes, self.quantized().materialize())
+        return self.moving(self.quantized().materialize())
+
+    def moving(self, rounded: jax.Array) -> jax.Array:
+        """What they were rounded to, with the identity as its derivative."""
+        return _in_place_of(self.form.codes, rounded)
 
     def quantized(self) -> QuantizedArray:
         """The nearest codes, computed once. Its derivatives are zero."""

@@ -88,10 +88,11 @@ def residuals(
     w: InputQuantizedArray, x: jax.Array, step: Callable[[], jax.Array], spread: Any
 ) -> tuple[jax.Array, jax.Array]:
     """The factors that derivatives of a product are taken at, both differentiable."""
-    if w.residuals == "rounded":
-        return rounded_input(w, x, step(), spread), dense_operand(w.weight, x.dtype)
-    values = w.weight.form.codes if isinstance(w.weight, GriddedArray) else w.weight
-    return x, dense_operand(values, x.dtype)
+    if w.residuals == "unrounded":
+        values = w.weight.form.codes if isinstance(w.weight, GriddedArray) else w.weight
+        return x, dense_operand(values, x.dtype)
+    rounded = x if w.format is None else rounded_input(w, x, step(), spread)
+    return rounded, dense_operand(w.weight, x.dtype)
 
 
 def straight_through(run: Any, smooth: Any, *args: Any) -> jax.Array:

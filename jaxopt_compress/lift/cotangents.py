@@ -49,7 +49,11 @@ def differentiated(
         *also: Trees of arrays that the stored codes are read from. Derivatives do not see them.
     """
     if w.gradients is None:
-        return straight_through(run, lambda w, x, *_: product(*factors(w, x)), w, x, *also)
+        smooth: Callable[..., jax.Array] = lambda w, x, *_: product(*factors(w, x))
+        if w.residuals == "rounded":
+            # Rounded anew on the way back: compilers may keep copies of all weights until then.
+            smooth = jax.checkpoint(smooth)
+        return straight_through(run, smooth, w, x, *also)
     back = format_of(w.gradients)
     return _with_backward(run, factors, lambda w, x, g: through(w, x, g, back), w, x, *also)
 

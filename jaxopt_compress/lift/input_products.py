@@ -70,7 +70,7 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
 
     def run(w: InputQuantizedArray, x: jax.Array, layer: Layer | None) -> jax.Array:
         if w.format is None:
-            return dot(x, _rounded_here(w.weight, x.dtype), how)
+            return dot(x, dense_operand(w.weight, x.dtype), how)
         step = input_step(w, x, how.contract[0], spread)
         place = layer and Place(w, layer)
         wide = how._replace(dtype=promoted(how.dtype, jnp.float32), place=place)
@@ -122,11 +122,6 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
     return differentiated(run, product, factors, through, w, x, layer)
 
 
-def _rounded_here(w: Any, dtype: Any) -> jax.Array:
-    """The dense weight for a product alone, rounded as part of it; derivatives are another's."""
-    return dense_operand(w.nearest() if isinstance(w, GriddedArray) else w, dtype)
-
-
 def stored_weight(w: Any) -> Any:
     """The weight as it is stored: of values that are rounded in training, the codes."""
     return w.quantized() if isinstance(w, GriddedArray) else w
@@ -149,7 +144,7 @@ def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
 
     def run(w: InputQuantizedArray, x: jax.Array) -> jax.Array:
         if w.format is None:
-            return bind_conv(call, x, _rounded_here(w.weight, x.dtype), call.out.dtype)
+            return bind_conv(call, x, dense_operand(w.weight, x.dtype), call.out.dtype)
         step, weight = step_for(w, x), integer_weight(stored_weight(w.weight), w.fmt)
 
         def product(levels: jax.Array) -> jax.Array:
@@ -215,7 +210,7 @@ def _ragged_dot(call: Call, at: int, values: Sequence[Any]) -> Any:
 
     def run(w: InputQuantizedArray, x: jax.Array) -> jax.Array:
         if w.format is None:
-            return product(x, _rounded_here(w.weight, x.dtype))
+            return product(x, dense_operand(w.weight, x.dtype))
         rows = rounded_input(w, x, step(w, x), None)
         return product(rows, dense_operand(w.weight, x.dtype))
 

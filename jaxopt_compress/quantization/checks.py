@@ -12,6 +12,8 @@ from jaxopt_compress.compression import Parameter
 from jaxopt_compress.numerics.bounds import Bounds
 from jaxopt_compress.numerics.formats import Format, format_of
 
+RESIDUALS = ("rounded", "recomputed", "unrounded")
+
 
 def check_inputs(inputs: str | None, steps: str, begin: int, residuals: str) -> None:
     """Refuses formats and steps that activations cannot have."""
@@ -89,8 +91,9 @@ def check_gradients(gradients: str | None, inputs: str | None) -> None:
 
 def check_residuals(residuals: str, gradients: str | None) -> None:
     """Refuses factors that no backward pass asks for."""
-    if residuals not in ("rounded", "unrounded"):
-        raise ValueError(f"residuals={residuals!r}; there are 'rounded' and 'unrounded'")
+    if residuals not in RESIDUALS:
+        known = ", ".join(map(repr, RESIDUALS))
+        raise ValueError(f"residuals={residuals!r}; there are {known}")
     if residuals == "unrounded" and gradients is not None:
         raise ValueError(
             f"residuals='unrounded' goes with gradients=None, a backward pass in floats, not with "

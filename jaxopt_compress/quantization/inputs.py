@@ -192,7 +192,7 @@ def _check_weights(name: str, leaf: Any) -> None:
     if grid is None or grid.needs_lift or grid.active is not None:
         raise ValueError(
             f"{name}: steps of activations are learned beside quantize, lsq or dorefa, without "
-            "inputs, begin and unrounded residuals of their own, not beside "
+            "inputs, begin and residuals of their own, not beside "
             f"{getattr(leaf, 'kind', leaf)}"
         )
 

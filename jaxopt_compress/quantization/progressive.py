@@ -139,7 +139,7 @@ def _check(begin: int, state: Any, first: Any) -> None:
         if not isinstance(leaf, QuantizedState) or leaf.needs_lift:
             raise ValueError(
                 f"the stage at {begin} is not jaxopt_compress.quantize of {path!r} alone: stages "
-                "are of quantize, without inputs= and unrounded residuals"
+                "are of quantize, without inputs= and with residuals='rounded'"
             )
     other = sorted(set(leaves) ^ set(first.leaves))
     if other:

@@ -100,11 +100,12 @@ def quantize(
             ``"int8"`` or ``"float8_e5m2"``; reverse mode only. By default they are left as they
             are.
         residuals: The factors that the backward pass multiplies cotangents with. ``"rounded"``:
-            those of the forward pass, so that derivatives are those of its result; or
-            ``"unrounded"``: weights and activations before rounding, which need not be rounded and
-            kept again, for less memory and time at a small error in derivatives; what a calibrated
-            step clips then has the derivative 1. The view is then for lifted functions only, which
-            round weights where they are used: no dense copy of all of them is kept for a step.
+            those of the forward pass, so that derivatives are those of its result;
+            ``"recomputed"``: the same, where weights are rounded as they are used, and once more on
+            the way back, so that no rounded copy of all of them is kept for a step, as it is with
+            ``inputs`` in any case; or ``"unrounded"``: weights and activations before rounding, for
+            less time at a small error in derivatives; what a calibrated step clips then has the
+            derivative 1. The view of the latter two is for lifted functions only.
 
     Returns:
         A `Compression` that stores `QuantizedArray`.

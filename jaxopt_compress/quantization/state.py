@@ -148,7 +148,7 @@ class QuantizedState(LeafState):
             self.input_scale,
             self.inputs,
             gradients=self.gradients,
-            residuals=self.residuals,
+            residuals="unrounded" if self.residuals == "unrounded" else "rounded",
         )
 
     def gridded(self, values: jax.Array) -> GriddedArray:

@@ -123,6 +123,40 @@ def test_unrounded_residuals(name, inputs):
     assert distance(derivatives(fn, rounded, x, g)[1], to_x) > 1e-4
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_recomputed_residuals(name):
+    """Result and derivatives are those of weights that are seen rounded."""
+    fn, w_shape, x_shape, options = PRODUCTS[name]
+    params, x = {"w": steady(0, *w_shape) / w_shape[-2] ** 0.5}, steady(1, *x_shape)
+    uses, g = jc.uses(fn, params, x), steady(2, *jax.eval_shape(fn, params, x).shape)
+    run = jax.jit(lambda view: (jc.lift(fn)(view, x), derivatives(fn, view, x, g)))
+    kinds = ("rounded", "recomputed")
+    both = (jc.quantize(**{"format": "int8", **options}, residuals=kind) for kind in kinds)
+    (y, (dense, to_x)), (own_y, (held, own_to_x)) = (
+        run(view_of(c, params, uses=uses)) for c in both
+    )
+    # Sums of up to 256 products may be ordered otherwise.
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    close(own_y, y)
+    close(own_to_x, to_x)
+    close(held["w"].weight.form.codes, dense["w"])
+
+
+@pytest.mark.parametrize("options", [{"inputs": "int8"}, {"residuals": "recomputed"}])
+def test_rounded_copies_do_not_wait_for_the_way_back(options):
+    params, x = {"w": steady(0, 32, 16)}, steady(1, 24, 32)
+
+    def kept(c):
+        """What a backward pass holds of the weight's shape, but the weight itself."""
+        run = lambda view: jax.vjp(lambda v, x: jc.lift(matmul)(v, x), view, x)[1]
+        pull = jax.jit(run)(view_of(c, params))
+        alike = [np.asarray(a) for a in jax.tree.leaves(pull) if a.shape == params["w"].shape]
+        return [a for a in alike if (a != params["w"]).any()]
+
+    assert not kept(jc.quantize("int8", **options))
+    assert len(kept(jc.quantize("int8"))) == 1
+
+
 def test_integers_meet_integers():
     view = view_of(jc.quantize("int8", inputs="int8", gradients="int8"), {"w": steady(0, 32, 16)})
     x, g = steady(1, 24, 32), steady(2, 24, 16)
@@ -226,7 +260,10 @@ def test_training(name):
             "goes with gradients=None, .* not with gradients='int8'",
         ),
         (lambda: jc.quantize("int8", begin=3, residuals="unrounded"), "begin=3 goes with"),
-        (lambda: jc.quantize("int8", inputs="int8", residuals="raw"), "'rounded' and 'unrounded'"),
+        (
+            lambda: jc.quantize("int8", inputs="int8", residuals="raw"),
+            "'rounded', 'recomputed', 'unrounded'",
+        ),
         (lambda: jc.quantize("int8", inputs="int8", gradients="uint8"), "either sign"),
         (lambda: jc.dorefa("odd4", inputs="uint4", gradients="mxfp4"), "one step per row"),
         (lambda: jc.pact(jc.quantize("int4"), gradients="int7x"), "unknown number format"),

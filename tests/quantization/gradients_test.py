@@ -192,7 +192,9 @@ def test_of_16_bits():
         assert ((slope == 0) | (slope == w)).all() and (slope == w).any()
 
 
-@pytest.mark.parametrize("options", [{"inputs": "int8"}, {"residuals": "unrounded"}])
+@pytest.mark.parametrize(
+    "options", [{"inputs": "int8"}, {"residuals": "recomputed"}, {"residuals": "unrounded"}]
+)
 @pytest.mark.parametrize("name", CLIPPING)
 def test_what_is_rounded_in_products_clips_alike(name, options):
     """A weight that is rounded where it is used moves where one that is seen rounded does."""

@@ -12,6 +12,7 @@ from tests.quantization.cases import normal
 
 OPTIONS = {
     "rounded": {},
+    "recomputed": {"residuals": "recomputed"},
     "unrounded": {"residuals": "unrounded"},
     "backward": {"gradients": "int8"},
 }

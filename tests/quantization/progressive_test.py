@@ -92,7 +92,7 @@ def test_training(tmp_path):
             "stage at 7 is not .*quantize of 'w' alone",
         ),
         ({0: jc.quantize("int8", inputs="int8")}, "without inputs"),
-        ({0: jc.quantize("int8", residuals="unrounded")}, "and unrounded residuals"),
+        ({0: jc.quantize("int8", residuals="unrounded")}, "and with residuals='rounded'"),
         (
             {0: jc.quantize("int8"), 3: jc.quantize("int4", where="bias")},
             "stage at 3 and the first one do not both choose bias, w",
