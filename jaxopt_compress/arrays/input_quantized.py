@@ -32,8 +32,8 @@ class InputQuantizedArray(CompressedArray):
         scale: Float32 steps of the activations, of the rank of the weight, with one entry for all
             of it or one per entry of leading stack axes; or None: the largest magnitude of each row
             decides at run time.
-        format: The name of the activations' number format, such as ``"int8"``; or None, with
-            ``"unrounded"`` residuals: they are not rounded.
+        format: The name of the activations' number format, such as ``"int8"``; or None, for a
+            weight in training: they are not rounded.
         offset: Float32 values that levels of activations count from, of the shape of ``scale``, or
             None for 0; only with ``scale``.
         clipping: Whether the derivative with respect to ``scale`` is that of a clipping value,
