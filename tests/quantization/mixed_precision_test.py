@@ -12,7 +12,6 @@ from tests.quantization.cases import normal
 
 OPTIONS = {
     "rounded": {},
-    "recomputed": {"residuals": "recomputed"},
     "unrounded": {"residuals": "unrounded"},
     "backward": {"gradients": "int8"},
 }
