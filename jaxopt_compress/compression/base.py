@@ -136,6 +136,12 @@ NO_COMPRESSION = (
     "jaxopt_compress.compressed_training(optimizer, compression) before its init"
 )
 
+OF_AN_OPTIMIZER = (
+    "this is the state of an optimizer, which view(params, state) of a compression and "
+    "jaxopt_compress.compress(params, compression, state=state) take; its apply and compress take "
+    "its own, from its init"
+)
+
 
 def training_states(opt_state: Any) -> list[TrainingState]:
     """The states of `compressed_training` inside an optimizer state."""
@@ -233,7 +239,7 @@ def map_states(fn: Callable[[str, Any, Any], Any], params: Any, state: Compressi
         ValueError: It is no such state, or knows a parameter that is not there.
     """
     if not isinstance(state, CompressionState):
-        raise ValueError(NO_COMPRESSION)
+        raise ValueError(OF_AN_OPTIMIZER if training_states(state) else NO_COMPRESSION)
     missing = set(state.leaves)
 
     def known(path: str, leaf: Any) -> Any:

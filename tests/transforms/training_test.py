@@ -175,6 +175,9 @@ def test_accumulation_inside_is_refused():
     tx = jc.compressed_training(optax.sgd(0.1), jc.quantize("int8"))
     with pytest.raises(ValueError, match="needs the params"):
         tx.update(params, tx.init(params))
+    for method in (jc.quantize("int8").apply, jc.quantize("int8").compress):
+        with pytest.raises(ValueError, match="the state of an optimizer, which view"):
+            method(params, tx.init(params))
     with pytest.raises(ValueError, match="holds no compression"):
         jc.quantize("int8").view(params, optax.sgd(0.1).init(params))
 
