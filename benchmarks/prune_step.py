@@ -30,12 +30,12 @@ def build(name, batch, steps, end):
     """The compiled step of a variant, and a run of ``steps`` such steps."""
     schedules = {
         "plain": None,
-        "masked": jc.constant(0.5),
-        "every step": jc.polynomial(0.9, begin=0, end=end),
-        f"every {PERIOD} steps": jc.polynomial(0.9, begin=0, end=end, every=PERIOD),
+        "masked": jc.schedules.constant(0.5),
+        "every step": jc.schedules.polynomial(0.9, begin=0, end=end),
+        f"every {PERIOD} steps": jc.schedules.polynomial(0.9, begin=0, end=end, every=PERIOD),
     }
     schedule = schedules[name]
-    c = None if schedule is None else jc.prune(jc.magnitude(), schedule)
+    c = None if schedule is None else jc.prune(jc.scores.magnitude(), schedule)
     inner = optax.adam(1e-3)
     tx = inner if c is None else jc.compressed_training(inner, c)
     params = models.mlp_init(jax.random.key(0), SIZES)

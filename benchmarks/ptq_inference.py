@@ -26,7 +26,7 @@ VARIANTS = {
     "int4 g128": (jc.quantize("int4", GROUP), {"weight_qtype": "int4", "tile_size": GROUP}),
     "nf4 g128": (jc.quantize("nf4", GROUP), {"weight_qtype": "nf4", "tile_size": GROUP}),
     "w8a8": (
-        jc.quantize("int8", inputs="int8"),
+        jc.quantize("int8", activations="int8"),
         {"weight_qtype": "int8", "act_qtype": "int8"},
     ),
 }

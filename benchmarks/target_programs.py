@@ -67,11 +67,17 @@ REST = (
 TRAINED = {
     "float32": None,
     "QAT int8": jc.quantize("int8", where=KERNELS),
-    "QAT int8 recomputed": jc.quantize("int8", where=KERNELS, residuals="recomputed"),
-    "QAT int8 unrounded": jc.quantize("int8", where=KERNELS, residuals="unrounded"),
-    "QAT int8 x int8": jc.quantize("int8", where=KERNELS, inputs="int8"),
+    "QAT int8 recomputed": jc.quantize(
+        "int8", where=KERNELS, backward=jc.backward(residuals="recomputed")
+    ),
+    "QAT int8 unrounded": jc.quantize(
+        "int8", where=KERNELS, backward=jc.backward(residuals="unrounded")
+    ),
+    "QAT int8 x int8": jc.quantize("int8", where=KERNELS, activations="int8"),
     # Masks change at every step.
-    "pruned": jc.prune(jc.magnitude(), jc.polynomial(0.9, begin=0, end=1000), where=KERNELS),
+    "pruned": jc.prune(
+        jc.scores.magnitude(), jc.schedules.polynomial(0.9, begin=0, end=1000), where=KERNELS
+    ),
 }
 
 
@@ -212,7 +218,9 @@ def _compression(weights):
     group = int(group) if group else None
     # The only two codes of int1 are 0 and a negative one.
     symmetric = name != "int1" and not name.startswith("uint")
-    return jc.quantize(name, group, symmetric, where=KERNELS, scale=scale, inputs=inputs or None)
+    return jc.quantize(
+        name, group, symmetric, where=KERNELS, scale_dtype=scale, activations=inputs or None
+    )
 
 
 def hlo_name(dtype) -> str:

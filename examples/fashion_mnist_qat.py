@@ -107,13 +107,13 @@ def recipes():
     with_edges = lambda edge, inner: jc.chain(
         {"stem/kernel": edge, "head/kernel": edge, "Block_*/*/kernel": inner}
     )
-    int8 = jc.quantize("int8", inputs="int8")
+    int8 = jc.quantize("int8", activations="int8")
     return {
         "float32": None,
-        "w4a4": with_edges(int8, jc.lsq("int4", inputs="uint4")),
-        "w2a2": with_edges(int8, jc.lsq("int2", inputs="uint2")),
+        "w4a4": with_edges(int8, jc.lsq("int4", activations=jc.activations("uint4", "learned"))),
+        "w2a2": with_edges(int8, jc.lsq("int2", activations=jc.activations("uint2", "learned"))),
         "w1": with_edges(jc.quantize("int8"), jc.quantize("binary")),
-        "w8a8g8": jc.quantize("int8", inputs="int8", gradients="int8", where="**/kernel"),
+        "w8a8g8": jc.quantize("int8", activations="int8", backward="int8", where="**/kernel"),
     }
 
 

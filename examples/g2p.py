@@ -174,14 +174,16 @@ def error_rate(decoded, references):
 def recipes():
     """What is compressed, and how: all matrices, or those of the recurrent layers only."""
     recurrent = "*/w_?h"
-    half = lambda pattern: jc.prune(jc.magnitude(), jc.constant(0.5), pattern=pattern)
+    half = lambda pattern: jc.prune(
+        jc.scores.magnitude(), jc.schedules.constant(0.5), pattern=pattern
+    )
     return {
         "8 bits per channel": jc.quantize("int8"),
         "4 bits per channel": jc.quantize("int4"),
-        "4 bits, groups of 32": jc.quantize("int4", group=32),
+        "4 bits, groups of 32": jc.quantize("int4", group_size=32),
         "2 bits per channel": jc.quantize("int2"),
-        "2 bits, groups of 32": jc.quantize("int2", group=32),
-        "2 bits, groups of 8": jc.quantize("int2", group=8),
+        "2 bits, groups of 32": jc.quantize("int2", group_size=32),
+        "2 bits, groups of 8": jc.quantize("int2", group_size=8),
         "50% pruned": half("unstructured"),
         "50% pruned, 2:4": half("2:4"),
         "rank 128 of 256": jc.low_rank(rank=128, where=recurrent),
@@ -204,13 +206,13 @@ def formats():
         # Unsigned codes get a zero point.
         signed = not name.startswith("uint")
         made[name] = jc.quantize(name, symmetric=signed)
-        made[f"{name} g32"] = jc.quantize(name, group=32, symmetric=signed)
-    made["int4 g32, least squares"] = jc.quantize("int4", group=32, bounds=jc.bounds.mse())
-    made["int3 g32, least squares"] = jc.quantize("int3", group=32, bounds=jc.bounds.mse())
-    made["int4 g32, bfloat16 steps"] = jc.quantize("int4", group=32, scale="bfloat16")
-    made["nf4 g32, float8 steps"] = jc.quantize("nf4", group=32, scale="float8_e4m3fn")
-    made["int8 x int8"] = jc.quantize("int8", inputs="int8")
-    made["int4 x int8"] = jc.quantize("int4", inputs="int8")
+        made[f"{name} g32"] = jc.quantize(name, group_size=32, symmetric=signed)
+    made["int4 g32, least squares"] = jc.quantize("int4", group_size=32, bounds=jc.bounds.mse())
+    made["int3 g32, least squares"] = jc.quantize("int3", group_size=32, bounds=jc.bounds.mse())
+    made["int4 g32, bfloat16 steps"] = jc.quantize("int4", group_size=32, scale_dtype="bfloat16")
+    made["nf4 g32, float8 steps"] = jc.quantize("nf4", group_size=32, scale_dtype="float8_e4m3fn")
+    made["int8 x int8"] = jc.quantize("int8", activations="int8")
+    made["int4 x int8"] = jc.quantize("int4", activations="int8")
     return made | {name: jc.quantize(name) for name in BLOCKS}
 
 

@@ -47,9 +47,9 @@ def main():
     }
 
     # 90% of the entries of the large kernel become zero on the way; every kernel gets 8 bits.
-    schedule = jc.polynomial(0.9, begin=STEPS // 5, end=STEPS // 2, every=10)
+    schedule = jc.schedules.polynomial(0.9, begin=STEPS // 5, end=STEPS // 2, every=10)
     c = jc.chain(
-        jc.prune(jc.magnitude(), schedule, where="layer2/kernel"),
+        jc.prune(jc.scores.magnitude(), schedule, where="layer2/kernel"),
         jc.quantize("int8", where="**/kernel"),
     )
     tx = jc.compressed_training(optax.adam(3e-3), c)

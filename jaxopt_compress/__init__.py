@@ -13,14 +13,15 @@ from jaxopt_compress.low_rank import low_rank
 from jaxopt_compress.numerics import bounds
 from jaxopt_compress.planning import report
 from jaxopt_compress.quantization import (
+    activations,
+    backward,
     dorefa,
     lsq,
-    pact,
     progressive,
     quantize,
     quantize_array,
 )
-from jaxopt_compress.sparsity import constant, magnitude, polynomial, prune
+from jaxopt_compress.sparsity import prune, schedules, scores
 from jaxopt_compress.storage import load, save
 from jaxopt_compress.transforms import compressed_training, weight_gradients
 from jaxopt_compress.tree import AssumedLayout, combine, nbytes, partition, resident_bytes, shard
@@ -34,24 +35,22 @@ __all__ = [
     "LowRankArray",
     "QuantizedArray",
     "SparseArray",
+    "activations",
+    "backward",
     "bounds",
     "calibrate",
     "chain",
     "combine",
     "compress",
     "compressed_training",
-    "constant",
     "dorefa",
     "lift",
     "load",
     "low_rank",
     "lsq",
-    "magnitude",
     "materialize",
     "nbytes",
-    "pact",
     "partition",
-    "polynomial",
     "progressive",
     "prune",
     "quantize",
@@ -59,6 +58,8 @@ __all__ = [
     "report",
     "resident_bytes",
     "save",
+    "schedules",
+    "scores",
     "shard",
     "uses",
     "weight_gradients",

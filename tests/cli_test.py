@@ -69,7 +69,7 @@ def ckpt(request, tmp_path):
 def test_orbax_checkpoints_are_compressed_without_a_template(ckpt, recipe, tmp_path, capsys):
     text = run(capsys, "compress", ckpt, recipe, tmp_path / "out")
     assert "int4 g8" in text and "low rank" in text and "rel. error" in text
-    kernels, embed = jc.quantize("int4", group=8), jc.low_rank(energy=0.9)
+    kernels, embed = jc.quantize("int4", group_size=8), jc.low_rank(energy=0.9)
     expected = jc.compress(params(), {"**/kernel": kernels, "embed": embed})
     found = jc.load(tmp_path / "out")
     for path in (0, 1):
@@ -115,7 +115,9 @@ def test_safetensors_of_pytorch_have_their_output_axis_first(split, recipe, tmp_
     assert isinstance(found["kernel"], QuantizedArray)
     assert found["kernel"].scale.shape == (8, 2)
     assert found["bias"].dtype == jnp.bfloat16
-    transposed = jc.compress({"kernel": jnp.asarray(w.T)}, jc.quantize("int4", group=8))["kernel"]
+    transposed = jc.compress({"kernel": jnp.asarray(w.T)}, jc.quantize("int4", group_size=8))[
+        "kernel"
+    ]
     np.testing.assert_array_equal(found["kernel"].codes, transposed.codes.T)
     run(capsys, "compress", source, recipe, tmp_path / "out", "--overwrite", "--layout", "flax")
     assert jc.load(tmp_path / "out")["model"]["0"]["kernel"].scale.shape == (1, 16)

@@ -43,7 +43,9 @@ def quantize(*args: Any, **kwargs: Any) -> Callable[[Where], jc.Compression]:
 
 def prune(sparsity: float, pattern: str | None = None) -> Callable[[Where], jc.Compression]:
     """A builder of `jaxopt_compress.prune` by magnitude."""
-    return lambda where: jc.prune(jc.magnitude(), jc.constant(sparsity), pattern, where)
+    return lambda where: jc.prune(
+        jc.scores.magnitude(), jc.schedules.constant(sparsity), pattern, where
+    )
 
 
 def low_rank(**kwargs: Any) -> Callable[[Where], jc.Compression]:
@@ -95,8 +97,8 @@ METHODS = [
     Method("int2", quantize("int2")),
     Method("int8-asymmetric", quantize("int8", symmetric=False)),
     Method("int2-asymmetric", quantize("int2", symmetric=False)),
-    Method("int4-grouped", quantize("int4", group=4), in_fours),
-    Method("int2-grouped-asymmetric", quantize("int2", group=4, symmetric=False), in_fours),
+    Method("int4-grouped", quantize("int4", group_size=4), in_fours),
+    Method("int2-grouped-asymmetric", quantize("int2", group_size=4, symmetric=False), in_fours),
     Method("unstructured", prune(0.6), has_axes),
     Method("2:4", prune(0.5, "2:4"), is_matrix),
     Method("3:5", prune(0.4, "3:5"), is_matrix),

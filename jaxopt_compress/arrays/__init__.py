@@ -1,17 +1,19 @@
 """What a compressed parameter is."""
 
 from jaxopt_compress.arrays.base import CompressedArray, is_compressed, materialize
-from jaxopt_compress.arrays.gridded import GriddedArray
+from jaxopt_compress.arrays.fake_quantized import FakeQuantizedArray
 from jaxopt_compress.arrays.input_quantized import InputQuantizedArray
 from jaxopt_compress.arrays.low_rank import LowRankArray
+from jaxopt_compress.arrays.masked import MaskedArray
 from jaxopt_compress.arrays.quantized import QuantizedArray
 from jaxopt_compress.arrays.sparse import SparseArray
 
 __all__ = [
     "CompressedArray",
-    "GriddedArray",
+    "FakeQuantizedArray",
     "InputQuantizedArray",
     "LowRankArray",
+    "MaskedArray",
     "QuantizedArray",
     "SparseArray",
     "is_compressed",

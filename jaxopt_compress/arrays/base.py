@@ -45,6 +45,10 @@ class CompressedArray:
         """The dense array, of ``shape`` and ``dtype``, the same bits in every program."""
         raise NotImplementedError
 
+    def kept(self) -> jax.Array | None:
+        """Booleans of the dense shape, false where an entry is pruned; None if none is."""
+        return None
+
     @property
     def nbytes(self) -> int:
         """Bytes that a file needs for the fields, codes packed to their true width."""

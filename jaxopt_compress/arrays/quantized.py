@@ -161,6 +161,10 @@ class QuantizedArray(CompressedArray):
             levels = levels_of(codes, self.fmt)
         return jnp.where(self.codes.mask(), levels, 0) if self.masked else levels
 
+    def kept(self) -> jax.Array | None:
+        """The mask of sparse codes."""
+        return self.codes.mask() if isinstance(self.codes, SparseArray) else None
+
     @property
     def masked(self) -> bool:
         """Whether codes stand under a mask and a code of zero does not stand for 0.0."""

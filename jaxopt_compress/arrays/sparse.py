@@ -88,6 +88,10 @@ class SparseArray(CompressedArray):
             )
         return self.axis
 
+    def kept(self) -> jax.Array:
+        """The mask."""
+        return self.mask()
+
     def mask(self) -> jax.Array:
         """Booleans of the dense shape: which entries are kept."""
         shape = self.shape

@@ -4,13 +4,20 @@ from jaxopt_compress.compression.base import (
     ChainState,
     Compression,
     CompressionState,
-    LeafState,
     TrainingState,
 )
 from jaxopt_compress.compression.chain import chain
 from jaxopt_compress.compression.checks import NeedsStats, NeedsValues
 from jaxopt_compress.compression.compress import as_compression, compress
-from jaxopt_compress.compression.leafwise import Decision, LeafMethod, Parameter, leafwise
+from jaxopt_compress.compression.leaf_states import LeafState
+from jaxopt_compress.compression.method import (
+    Decision,
+    LeafMethod,
+    Method,
+    Parameter,
+    compression_of,
+    each,
+)
 
 __all__ = [
     "ChainState",
@@ -19,6 +26,7 @@ __all__ = [
     "Decision",
     "LeafMethod",
     "LeafState",
+    "Method",
     "NeedsStats",
     "NeedsValues",
     "Parameter",
@@ -26,5 +34,6 @@ __all__ = [
     "as_compression",
     "chain",
     "compress",
-    "leafwise",
+    "compression_of",
+    "each",
 ]

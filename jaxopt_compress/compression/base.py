@@ -1,71 +1,31 @@
-"""What a compression is: four pure functions and the state between them."""
+"""What a compression is: pure functions, and the states between them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-
-from jaxopt_compress.arrays import InputQuantizedArray, LowRankArray, is_compressed, materialize
-from jaxopt_compress.compression.checks import check_finite
-from jaxopt_compress.tree import Layout, map_named, named_leaves
-from jaxopt_compress.tree.meshes import on_auto_axes
 
 Params = TypeVar("Params")
 
 
-class LeafState:
-    """What was decided for one parameter: the base of frozen pytree dataclasses.
-
-    Its arrays are masks, scales and the like; what is static never depends on values. Two methods
-    must agree: ``materialize(compress(w, learned, path)) == materialize(apply(w, learned))``.
-
-    Attributes:
-        kind: The method's name, by which chains refuse orders that do not compose.
-        replaces: Whether learned arrays stand for the parameter, which then gets no updates.
-        keeps_zeros: Whether 0.0 stays 0.0, so that it may follow pruning.
-        needs_lift: Whether its ``view`` is for lifted functions only, being no array.
-    """
-
-    kind: Any
-    replaces: bool = False
-    keeps_zeros: Any = False
-    needs_lift: Any = False
-
-    def apply(self, w: Any, learned: Any) -> Any:
-        """The parameter that the forward pass uses; differentiable, jit-able."""
-        raise NotImplementedError
-
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
-        """The stored form of that parameter; runs outside of jit."""
-        raise NotImplementedError
-
-    def view(self, w: Any, learned: Any) -> Any:
-        """What a forward pass uses in training: an array, or what also says what products do."""
-        return self.apply(w, learned)
-
-    def before(self, g: jax.Array) -> jax.Array:
-        """``g`` itself, a gradient, computed after what an update has read the parameter for."""
-        return g
-
-
 class CompressionState(NamedTuple):
-    """The state of one compression.
+    """The state of a compression that is made from a `Method`.
 
     Attributes:
         count: int32, how many updates it has seen.
         learned: Path -> floating arrays that gradients train, such as factors.
         leaves: Path -> `LeafState`, everything else that was decided.
+        layouts: Path -> `Layout`, the roles of the parameter's axes; static.
     """
 
     count: jax.Array
     learned: dict[str, Any]
     leaves: dict[str, Any]
+    layouts: dict[str, Any]
 
 
 class ChainState(NamedTuple):
-    """The states of compressions that are applied one after the other."""
+    """The states of several compressions, in the order of the compressions."""
 
     states: tuple[Any, ...]
 
@@ -87,16 +47,28 @@ class TrainingState(NamedTuple):
 class Compression(NamedTuple):
     """A compression of parameters, as pure functions.
 
+    Parameters are any pytree. Its leaves are arrays, or compressed arrays: in a chain an element
+    gets the view of the element before it, in which a factored parameter is a `LowRankArray` and a
+    pruned one a `MaskedArray`. A function that needs plain arrays calls
+    `jaxopt_compress.materialize` first.
+
     Attributes:
         init: ``init(params, *, uses=None, stats=None) -> state``. Decides masks, scales, ranks.
-            ``uses`` and ``stats`` are what `uses` and `calibrate` return.
-        update: ``update(state, params) -> state``. Advances schedules, refreshes masks and scales;
-            jit-able, no Python branches on values.
-        apply: ``apply(params, state, *, materialize=True) -> view``. What the forward pass uses,
-            with straight-through derivatives; jit-able. With ``materialize=False`` factored
-            parameters stay factored, so that the next element of a chain can compress the factors.
+            ``uses`` and ``stats`` are the results of `uses` and `calibrate`.
+        update: ``update(state, params, *, grads=None) -> state``. Advances schedules, renews masks
+            and scales. ``grads`` are the gradients of the loss at the view, or None. Jit-able, with
+            no Python branches on values.
+        apply: ``apply(params, state, *, materialize=True) -> view``. The parameters that the
+            forward pass uses, with straight-through derivatives; jit-able. With
+            ``materialize=False`` factored and masked parameters stay as they are, for the next
+            element of a chain.
         compress: ``compress(params, state) -> small``. The stored form: a tree with compressed
             arrays as leaves. Runs outside of jit, leaf by leaf.
+        forward: ``forward(params, state, *, materialize=True) -> view``, or None. The parameters at
+            which the loss is taken, where these do more than ``apply`` says, such as rounding the
+            activations that they meet; by default ``apply``.
+        penalty: ``penalty(params, state) -> scalar``, or None. A differentiable term of the loss,
+            for `compressed_training(..., penalty=weight)`.
 
     The contract, bit for bit: ``materialize(compress(params, state)) == apply(params, state)``.
     """
@@ -105,6 +77,8 @@ class Compression(NamedTuple):
     update: Callable[..., Any]
     apply: Callable[..., Any]
     compress: Callable[..., Any]
+    forward: Callable[..., Any] | None = None
+    penalty: Callable[[Any, Any], jax.Array] | None = None
 
     def view(self, params: Params, opt_state: Any) -> Params:
         """The parameters that the forward pass uses during training.
@@ -115,20 +89,20 @@ class Compression(NamedTuple):
                 inside any optax wrapper; or the compression's own, from ``init`` or ``update``.
 
         Returns:
-            The compressed view of ``params``; gradients are taken at it. It is made of dense
-            arrays, unless activations are to be rounded too: such a leaf is a compressed array, for
+            The view of ``params`` at which the loss and its gradients are taken. Its leaves are
+            dense arrays, unless activations are rounded too: then they are compressed arrays, for
             functions under `lift`.
 
         Raises:
             ValueError: ``opt_state`` holds no state of a compression.
         """
-        own = isinstance(opt_state, CompressionState | ChainState)
-        found = [opt_state] if own else [s.compression for s in training_states(opt_state)]
-        if not found:
-            raise ValueError(NO_COMPRESSION)
-        for state in found:
-            params = forward_view(self.apply, params, state)
+        for state in compression_states(opt_state):
+            params = self.loss_view(params, state)
         return params
+
+    def loss_view(self, params: Params, state: Any, *, materialize: bool = True) -> Params:
+        """``forward(params, state)``, or ``apply(params, state)`` if there is no ``forward``."""
+        return (self.forward or self.apply)(params, state, materialize=materialize)
 
 
 NO_COMPRESSION = (
@@ -143,15 +117,26 @@ OF_AN_OPTIMIZER = (
 )
 
 
+def compression_states(state: Any) -> list[Any]:
+    """The states of compressions inside the state of an optimizer; or the state itself."""
+    return [s.compression for s in training_states(state)] or [state]
+
+
 def training_states(opt_state: Any) -> list[TrainingState]:
     """The states of `compressed_training` inside an optimizer state."""
     is_state = lambda x: isinstance(x, TrainingState)
     return [x for x in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(x)]
 
 
+def method_states(state: Any) -> list[CompressionState]:
+    """The states of methods inside a state."""
+    is_state = lambda x: isinstance(x, CompressionState)
+    return [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
+
+
 def learned_parts(state: Any) -> list[dict[str, Any]]:
     """The learned arrays of every compression inside a state that tells them apart."""
-    return [s.learned for s in leaf_states(state)]
+    return [s.learned for s in method_states(state)]
 
 
 def replace_learned(state: Any, learned: list[dict[str, Any]]) -> Any:
@@ -161,135 +146,18 @@ def replace_learned(state: Any, learned: list[dict[str, Any]]) -> Any:
     return jax.tree.map(new, state, is_leaf=lambda x: isinstance(x, CompressionState))
 
 
-def leaf_states(state: Any) -> list[CompressionState]:
-    """The states made of leaf states inside a state."""
-    return [x for x in _split(state) if isinstance(x, CompressionState)]
-
-
-def describes_itself(state: Any) -> bool:
-    """Whether a state is made of leaf states alone, which carry out what they decided."""
-    return all(isinstance(x, CompressionState) for x in _split(state))
-
-
-def _split(state: Any) -> list[Any]:
-    return jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, CompressionState))
-
-
-def forward_view(apply: Callable[..., Any], params: Any, state: Any) -> Any:
-    """The view that training uses: that of ``apply``, or one that also says what products do."""
-    lifted = any(x.needs_lift for s in leaf_states(state) for x in s.leaves.values())
-    if not lifted or not describes_itself(state):
-        return apply(params, state)
-    return _dense(_applied(params, state, lambda leaf: leaf.view), state)
-
-
-def apply_state(params: Any, state: Any, *, materialize: bool = True) -> Any:
-    """The view that a state describes; the ``apply`` of all compressions made of leaf states."""
-    params = _applied(params, state, lambda leaf: leaf.apply)
-    return _dense(params, state) if materialize else params
-
-
-def _applied(params: Any, state: Any, method: Callable[[Any], Callable[..., Any]]) -> Any:
-    """What ``method(leaf state)(w, learned)`` makes of each parameter, state after state."""
-    if isinstance(state, ChainState):
-        for inner in state.states:
-            params = _applied(params, inner, method)
-        return params
-    run = lambda path, w, leaf: method(leaf)(w, state.learned.get(path))
-    return map_states(run, params, state)
-
-
-def compress_state(params: Any, state: Any) -> Any:
-    """The stored form that a state describes; the ``compress`` of every such compression.
+def inner_states(state: Any, compressions: Sequence[Compression]) -> tuple[Any, ...]:
+    """The states of several compressions inside the state of the whole.
 
     Raises:
-        ValueError: A parameter holds infinities or NaNs.
+        ValueError: It is the state of something else.
     """
-    if isinstance(state, ChainState):
-        for inner in state.states:
-            params = compress_state(params, inner)
-        return params
-    for path, w in parameters_of(params, state).items():
-        check_finite(path, w)
-
-    def run(path: str, w: Any, leaf: Any) -> Any:
-        stored = lambda w, leaf, learned: leaf.compress(w, learned, path)
-        return on_auto_axes(stored, w, leaf, state.learned.get(path))
-
-    return map_states(run, params, state)
-
-
-def parameters_of(params: Any, state: CompressionState) -> dict[str, Any]:
-    """Path -> leaf, of the parameters that the state knows."""
-    found: dict[str, Any] = {}
-
-    def keep(path: str, w: Any, leaf: Any) -> Any:
-        del leaf
-        found[path] = w
-        return w
-
-    map_states(keep, params, state)
-    return found
-
-
-def map_states(fn: Callable[[str, Any, Any], Any], params: Any, state: CompressionState) -> Any:
-    """Maps ``fn(path, leaf, leaf state)`` over the parameters that the state knows.
-
-    Raises:
-        ValueError: It is no such state, or knows a parameter that is not there.
-    """
-    if not isinstance(state, CompressionState):
-        raise ValueError(OF_AN_OPTIMIZER if training_states(state) else NO_COMPRESSION)
-    missing = set(state.leaves)
-
-    def known(path: str, leaf: Any) -> Any:
-        if path not in state.leaves:
-            return leaf
-        missing.discard(path)
-        return fn(path, as_jax(leaf), state.leaves[path])
-
-    mapped = map_named(lambda path, leaf: map_factors(known, path, leaf), params)
-    if missing:
-        paths = [path for path, _ in named_leaves(params)]
-        raise ValueError(
-            "the state was made for parameters that are not here: "
-            f"{', '.join(sorted(missing)[:8])}; here are {', '.join(paths[:8])}"
-        )
-    return mapped
-
-
-def _dense(params: Any, state: Any) -> Any:
-    """Materializes what the state has made; compressed leaves that it leaves alone stay."""
-    touched = {path for s in leaf_states(state) for path in s.leaves}
-    owner = lambda path: any(t == path or t.startswith(f"{path}/") for t in touched)
-    runs = lambda x: isinstance(x, InputQuantizedArray)
-
-    def dense(path: str, leaf: Any) -> Any:
-        if not is_compressed(leaf) or not owner(path):
-            return leaf
-        # What its products do besides has no dense form.
-        held = any(map(runs, jax.tree.leaves(leaf, is_leaf=runs)))
-        return leaf if held else materialize(leaf)
-
-    return map_named(dense, params)
-
-
-def as_jax(leaf: Any) -> Any:
-    """NumPy arrays in a type that JAX has: float64 only with 64-bit types."""
-    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
-
-
-def map_factors(fn: Callable[[str, Any], Any], path: str, leaf: Any) -> Any:
-    """Applies ``fn(path, array)`` to a parameter, or to both factors of a factored one."""
-    if not isinstance(leaf, LowRankArray):
-        return fn(path, leaf)
-    return leaf.replace(u=fn(f"{path}/u", leaf.u), v=fn(f"{path}/v", leaf.v))
-
-
-def factor_layouts(leaf: LowRankArray, layout: Layout) -> tuple[Layout, Layout]:
-    """The layouts of the factors ``u`` and ``v`` of a parameter."""
-    cut = -leaf.out_ndim
-    stack = layout.stack
-    left = tuple(d for d in range(-leaf.ndim, cut) if d not in stack)
-    right = tuple(range(cut, 0))
-    return Layout(left, (-1,), stack), Layout((cut - 1,), right, stack)
+    states = getattr(state, "states", ())
+    if len(states) != len(compressions):
+        text = f"this is not the state of this compression, which has {len(compressions)} parts"
+        if training_states(state):
+            text = OF_AN_OPTIMIZER
+        elif not method_states(state):
+            text = NO_COMPRESSION
+        raise ValueError(text)
+    return states

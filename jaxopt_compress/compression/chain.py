@@ -1,43 +1,53 @@
 """Several compressions of the same parameters, one after the other."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.arrays import MaskedArray, is_compressed, materialize
+from jaxopt_compress.arrays.base import is_traced
 from jaxopt_compress.compression.base import (
     ChainState,
     Compression,
-    apply_state,
-    compress_state,
-    describes_itself,
+    inner_states,
+    method_states,
 )
 from jaxopt_compress.compression.checks import check_init
 from jaxopt_compress.compression.compress import Recipe, as_compression
+from jaxopt_compress.compression.leaf_states import (
+    GRID,
+    N_M,
+    PRODUCTS,
+    RANK,
+    ZEROS,
+    LeafState,
+    dense_like,
+    factor_owner,
+    map_factors,
+)
 from jaxopt_compress.tree import named_leaves
 
-# What may follow what on one parameter; everything else would break what came before.
-_REFUSED = {
-    ("prune", "low_rank"): "the factors of a pruned matrix are dense: its zeros would be lost; "
-    "factorize first and quantize the factors, or keep one of the two",
-    ("low_rank", "prune"): "a product with entries removed is no longer of low rank; "
-    "choose a smaller rank, or keep one of the two",
-    ("quantize", "low_rank"): "the factors of a quantized matrix are not quantized; "
-    "use chain(low_rank(...), quantize(...))",
-    ("quantize", "quantize in products"): "the second grid replaces the first; keep one of the two",
-    ("quantize", "quantize"): "the second grid replaces the first; keep one of the two",
-    ("prune", "prune"): "the second mask replaces the first; keep one of the two",
-    **{
-        ("quantize in products", kind): "it has to come last, since it wraps what is stored; "
-        "move it to the end of the chain"
-        for kind in ("prune", "low_rank", "quantize", "quantize in products")
-    },
-    ("low_rank", "low_rank"): "the second rank replaces the first; keep one of the two",
+# Why a property would be lost, and what to do instead.
+_LOST = {
+    ZEROS: "its zeros would be lost; prune last, or keep one of the two",
+    N_M: "its n:m pattern would be lost; prune last, or keep one of the two",
+    RANK: "it would no longer be a product of thin factors; choose a smaller rank, or keep one of "
+    "the two",
+    GRID: "its values would leave the grid; quantize last, such as in chain(low_rank(...), "
+    "quantize(...)), and once only",
+    PRODUCTS: "what rounds activations wraps the stored weight and comes last; move it to the "
+    "end of the chain",
 }
 
 
 def chain(*compressions: Compression | Recipe) -> Compression:
-    """Applies compressions in order, each one to what the ones before it have made.
+    """Applies compressions in order, each one to the view that the ones before it have made.
 
-    Later elements keep what earlier ones established: zeros stay zeros and n:m patterns stay, and
-    after `low_rank` the factors are compressed. Elements may choose different parameters.
+    Later elements keep what earlier ones established: zeros stay zeros, n:m patterns stay, values
+    stay on their grid, and after `low_rank` the factors are compressed. Elements may choose
+    different parameters, and may be compressions of your own.
 
     Args:
         *compressions: At least one; recipes ``{glob: Compression}`` too.
@@ -47,18 +57,22 @@ def chain(*compressions: Compression | Recipe) -> Compression:
 
     Raises:
         ValueError: In ``init``, for an order that cannot keep what came before, or what an element
-            refuses; names the parameter, before anything is computed.
+            refuses, before anything is computed; and for an element that has not kept it in its
+            result. Names the parameter.
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
-        >>> c = jc.chain(jc.prune(jc.magnitude(), jc.constant(0.5)), jc.quantize("int8"))
+        >>> prune = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5))
         >>> params = {"w": jnp.arange(1.0, 9.0).reshape(4, 2)}
-        >>> jc.compress(params, c)["w"].materialize()[:, 0].round(2)
+        >>> small = jc.compress(params, jc.chain(prune, jc.quantize("int8")))
+        >>> small["w"].materialize()[:, 0].round(2)
         Array([0.  , 0.  , 5.  , 6.97], dtype=float32)
     """
     if not compressions:
         raise ValueError("chain() needs at least one compression")
     elements = [as_compression(c) for c in compressions]
+    if len(elements) == 1:
+        return elements[0]
 
     def init(params: Any, *, uses: Any = None, stats: Any = None) -> ChainState:
         check_init(decide, params, uses, stats)
@@ -66,66 +80,142 @@ def chain(*compressions: Compression | Recipe) -> Compression:
 
     def decide(params: Any, *, uses: Any, stats: Any) -> ChainState:
         states: list[Any] = []
-        history: dict[str, list[str]] = {}
+        established: dict[str, dict[str, str]] = {}
+        seen: dict[str, Any] = {}
         for c in elements:
             state = c.init(params, uses=uses, stats=stats)
-            _extend(history, state, params)
-            params = c.apply(params, state, materialize=False)
-            states.append(state)
+            _check_order(established, state, params)
+            view = c.apply(params, state, materialize=False)
+            _check_kept(established, seen, view, state)
+            _add(established, state)
+            params, states = view, [*states, state]
         return ChainState(tuple(states))
 
-    def update(state: ChainState, params: Any) -> ChainState:
+    def steps(
+        params: Any, state: ChainState, run: Callable[[Compression], Callable[..., Any]]
+    ) -> Any:
+        """``(element, its state, the parameters that it sees)``, then what the last one makes."""
+        for c, inner in _pairs(elements, state):
+            yield c, inner, params
+            params = run(c)(params, inner)
+        yield None, None, params
+
+    kept_apart = lambda c: lambda params, state: c.apply(params, state, materialize=False)
+    for_loss = lambda c: lambda params, state: c.loss_view(params, state, materialize=False)
+
+    def update(state: ChainState, params: Any, *, grads: Any = None) -> ChainState:
         states = []
-        for c, inner in zip(elements, state.states, strict=True):
-            inner = c.update(inner, params)
+        for c, inner in _pairs(elements, state):
+            inner = c.update(inner, params, grads=grads)
             params = c.apply(params, inner, materialize=False)
             states.append(inner)
         return ChainState(tuple(states))
 
     def apply(params: Any, state: ChainState, *, materialize: bool = True) -> Any:
-        if describes_itself(state):
-            return apply_state(params, state, materialize=materialize)
-        pairs = list(zip(elements, state.states, strict=True))
-        for c, inner in pairs[:-1]:
-            params = c.apply(params, inner, materialize=False)
-        last, inner = pairs[-1]
-        return last.apply(params, inner, materialize=materialize)
+        *_, (_, _, view) = steps(params, state, kept_apart)
+        return dense_like(view, params) if materialize else view
+
+    def forward(params: Any, state: ChainState, *, materialize: bool = True) -> Any:
+        *_, (_, _, view) = steps(params, state, for_loss)
+        return dense_like(view, params) if materialize else view
 
     def compress(params: Any, state: ChainState) -> Any:
-        if describes_itself(state):
-            return compress_state(params, state)
-        for c, inner in zip(elements, state.states, strict=True):
-            params = c.compress(params, inner)
-        return params
+        *_, (_, _, small) = steps(params, state, lambda c: c.compress)
+        return small
 
-    return Compression(init, update, apply, compress)
+    def penalty(params: Any, state: ChainState) -> jax.Array:
+        seen = list(steps(params, state, kept_apart))[:-1]
+        terms = [c.penalty(p, inner) for c, inner, p in seen if c.penalty is not None]
+        return jnp.sum(jnp.stack(terms))
+
+    any_penalty = any(c.penalty is not None for c in elements)
+    return Compression(init, update, apply, compress, forward, penalty if any_penalty else None)
 
 
-def _extend(history: dict[str, list[str]], state: Any, params: Any) -> None:
-    """Adds what ``state`` does to each parameter, and refuses orders that do not compose."""
-    if isinstance(state, ChainState):
-        for inner in state.states:
-            _extend(history, inner, params)
-        return
-    kinds, broken = {}, {}
-    for path, leaf in getattr(state, "leaves", {}).items():
-        # Both factors of a parameter count as that parameter.
-        owner = path[:-2] if path.endswith(("/u", "/v")) and path[:-2] in history else path
-        kinds[owner] = leaf.kind
-        if not leaf.keeps_zeros:
-            broken[owner] = leaf
-    for path, kind in kinds.items():
-        for earlier in history.get(path, []):
-            if (earlier, kind) in _REFUSED:
+def _pairs(elements: Sequence[Compression], state: Any) -> list[tuple[Compression, Any]]:
+    return list(zip(elements, inner_states(state, elements), strict=True))
+
+
+def _leaves(state: Any) -> list[tuple[str, LeafState]]:
+    """``(path of the parameter, leaf state)`` of the methods inside a state."""
+    return [pair for s in method_states(state) for pair in s.leaves.items()]
+
+
+def _check_order(established: dict[str, dict[str, str]], state: Any, params: Any) -> None:
+    """Refuses an element that does not keep what came before, as far as methods say."""
+    for path, leaf in _leaves(state):
+        owner = factor_owner(path, established)
+        lost = [p for p in established.get(owner, {}) if p not in leaf.keeps]
+        if not lost:
+            continue
+        first = lost[0]
+        shape = next(tuple(w.shape) for name, w in named_leaves(params) if name == owner)
+        raise ValueError(
+            f"chain: {leaf.kind} cannot follow {established[owner][first]} at {owner!r} of shape "
+            f"{shape}: {leaf.why_lost(first) or _LOST[first]}"
+        )
+
+
+def _add(established: dict[str, dict[str, str]], state: Any) -> None:
+    for path, leaf in _leaves(state):
+        own = established.setdefault(factor_owner(path, established), {})
+        own.update({name: leaf.kind for name in leaf.establishes if name not in own})
+
+
+def _check_kept(
+    established: dict[str, dict[str, str]], seen: dict[str, Any], view: Any, state: Any
+) -> None:
+    """Refuses an element whose result has lost a property, whatever it says of itself.
+
+    Args:
+        established: Path -> property -> the method that established it.
+        seen: Path -> the latest view with that property; advanced here.
+        view: The element's result.
+        state: The element's state.
+    """
+    for path, new in named_leaves(view):
+        old = seen.get(path)
+        if path in established and old is not None and new is not old:
+            lost = [p for p in established[path] if p in _TESTS and not _TESTS[p](old, new)]
+            if lost:
+                kind = dict(_leaves(state)).get(path)
                 raise ValueError(
-                    f"chain: {kind} cannot follow {earlier} at {path!r}: {_REFUSED[earlier, kind]}"
+                    f"chain: {'an element' if kind is None else kind.kind} has not kept the "
+                    f"{lost[0]} of {established[path][lost[0]]} at {path!r} of shape "
+                    f"{tuple(new.shape)}: {_LOST[lost[0]]}"
                 )
-        if "prune" in history.get(path, []) and path in broken:
-            shape = next(tuple(w.shape) for name, w in named_leaves(params) if name == path)
-            fmt = getattr(broken[path], "format", None)
-            why = f"{fmt.name!r} has no code for 0.0" if fmt else "0.0 does not stay 0.0"
-            raise ValueError(
-                f"chain: {kind} cannot follow prune at {path!r} of shape {shape}: {why}; choose a "
-                "format that has one, such as 'ternary' or 'int2'"
-            )
-        history.setdefault(path, []).append(kind)
+        # A mask outlives an element that returns a dense array.
+        if not (is_compressed(old) and old.kept() is not None and not is_compressed(new)):
+            seen[path] = new
+
+
+def _true(x: jax.Array) -> bool:
+    return is_traced(x) or bool(x)
+
+
+def _zeros_kept(old: Any, new: Any) -> bool:
+    # The values themselves: a mask that is put over them again would hide a loss.
+    values = new.values if isinstance(new, MaskedArray) else new
+    mask = old.kept() if is_compressed(old) else None
+    dense = materialize(values)
+    return mask is None or _true(jnp.all(mask | (dense == 0)))
+
+
+def _grid_kept(old: Any, new: Any) -> bool:
+    pairs = zip(_dense_factors(old), _dense_factors(new), strict=True)
+    return all(_true(jnp.all((a == b) | (b == 0))) for a, b in pairs)
+
+
+def _dense_factors(x: Any) -> list[jax.Array]:
+    """The dense array; or those of the factors of a factored one."""
+    found: list[jax.Array] = []
+    map_factors(lambda path, y: found.append(materialize(y)) or y, "", x)
+    return found
+
+
+_TESTS: dict[str, Callable[[Any, Any], bool]] = {
+    ZEROS: _zeros_kept,
+    N_M: _zeros_kept,
+    GRID: _grid_kept,
+    RANK: lambda old, new: type(new) is type(old),
+}

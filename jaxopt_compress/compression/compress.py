@@ -1,21 +1,22 @@
 """From parameters to their stored form, by one compression or a recipe of several."""
 
+import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxopt_compress.compression.base import (
     ChainState,
     Compression,
-    apply_state,
-    compress_state,
-    describes_itself,
-    leaf_states,
-    training_states,
+    compression_states,
+    inner_states,
+    method_states,
 )
 from jaxopt_compress.compression.checks import check_init
+from jaxopt_compress.compression.leaf_states import dense_like
 from jaxopt_compress.tree import AssumedLayout, map_named, named_leaves
 from jaxopt_compress.tree.paths import glob_matches, select
 
@@ -62,7 +63,7 @@ def compress(
     compression = as_compression(recipe)
     if state is None:
         return compression.compress(params, compression.init(params, uses=uses, stats=stats))
-    states = _compression_states(state)
+    states = compression_states(state)
     _check_asked(compression, params, uses, stats, states)
     for each in states:
         params = compression.compress(params, each)
@@ -77,7 +78,7 @@ def _check_asked(
     Raises:
         ValueError: A parameter's state lacks a method that the recipe has; names both.
     """
-    if len(states) > 1 or not all(map(describes_itself, states)):
+    if len(states) > 1:
         return  # Of several compressions in one optimizer, each has parameters of its own.
     kinds = jax.eval_shape(lambda p: p, params)
     kinds = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), kinds)  # On no mesh.
@@ -99,15 +100,10 @@ def _check_asked(
 
 def _methods(states: list[Any]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for state in leaf_states(states):
+    for state in method_states(states):
         for path, leaf in state.leaves.items():
             found.setdefault(path, set()).add(leaf.kind)
     return found
-
-
-def _compression_states(state: Any) -> list[Any]:
-    found = [s.compression for s in training_states(state)]
-    return found or [state]
 
 
 def as_compression(recipe: Compression | Recipe) -> Compression:
@@ -153,25 +149,58 @@ def as_compression(recipe: Compression | Recipe) -> Compression:
         pairs = zip(rules.values(), parts, strict=True)
         return ChainState(tuple(c.init(part, uses=uses, stats=stats) for c, part in pairs))
 
-    def each(params: Any, state: ChainState) -> Any:
-        return zip(rules.values(), subtrees(params), state.states, strict=True)
+    return in_parts(tuple(rules.values()), init, lambda params, state: subtrees(params))
 
-    def merged(params: Any, parts: list[dict[str, Any]]) -> Any:
+
+def in_parts(
+    compressions: Sequence[Compression],
+    init: Callable[..., Any],
+    parts_of: Callable[[Any, Any], list[dict[str, Any]]],
+) -> Compression:
+    """The compression that gives each of several ones parameters of its own.
+
+    Args:
+        compressions: In order.
+        init: The whole compression's ``init``, whose state has ``states``, one per compression.
+        parts_of: ``parts_of(params, state)``: path -> parameter, for each compression.
+    """
+
+    def each(params: Any, state: Any) -> list[tuple[Compression, dict[str, Any], Any]]:
+        states = inner_states(state, compressions)
+        return list(zip(compressions, parts_of(params, state), states, strict=True))
+
+    def merged(params: Any, parts: Iterable[dict[str, Any]]) -> Any:
         new = {path: leaf for part in parts for path, leaf in part.items()}
         return map_named(lambda path, leaf: new.get(path, leaf), params)
 
-    def update(state: ChainState, params: Any) -> ChainState:
-        return ChainState(tuple(c.update(inner, part) for c, part, inner in each(params, state)))
+    def update(state: Any, params: Any, *, grads: Any = None) -> Any:
+        slopes = dict(named_leaves(grads))
+        own = lambda part: {path: slopes[path] for path in part if path in slopes}
+        new = [c.update(s, part, grads=own(part)) for c, part, s in each(params, state)]
+        return replace_states(state, tuple(new))
 
-    def apply(params: Any, state: ChainState, *, materialize: bool = True) -> Any:
-        if describes_itself(state):
-            return apply_state(params, state, materialize=materialize)
-        trios = each(params, state)
-        return merged(params, [c.apply(p, s, materialize=materialize) for c, p, s in trios])
+    def apply(params: Any, state: Any, *, materialize: bool = True) -> Any:
+        view = merged(params, (c.apply(p, s, materialize=False) for c, p, s in each(params, state)))
+        return dense_like(view, params) if materialize else view
 
-    def compress(params: Any, state: ChainState) -> Any:
-        if describes_itself(state):
-            return compress_state(params, state)
-        return merged(params, [c.compress(p, s) for c, p, s in each(params, state)])
+    def forward(params: Any, state: Any, *, materialize: bool = True) -> Any:
+        seen = (c.loss_view(p, s, materialize=False) for c, p, s in each(params, state))
+        view = merged(params, seen)
+        return dense_like(view, params) if materialize else view
 
-    return Compression(init, update, apply, compress)
+    def compress(params: Any, state: Any) -> Any:
+        return merged(params, (c.compress(p, s) for c, p, s in each(params, state)))
+
+    def penalty(params: Any, state: Any) -> jax.Array:
+        terms = [c.penalty(p, s) for c, p, s in each(params, state) if c.penalty is not None]
+        return jnp.sum(jnp.stack(terms))
+
+    any_penalty = any(c.penalty is not None for c in compressions)
+    return Compression(init, update, apply, compress, forward, penalty if any_penalty else None)
+
+
+def replace_states(state: Any, states: tuple[Any, ...]) -> Any:
+    """The same state with other states of its parts."""
+    if isinstance(state, ChainState):
+        return ChainState(states)
+    return dataclasses.replace(state, states=states)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxopt_compress.arrays import GriddedArray, InputQuantizedArray
+from jaxopt_compress.arrays import FakeQuantizedArray, InputQuantizedArray
 from jaxopt_compress.kernels import differentiated_as
 from jaxopt_compress.lift.products import dense_operand
 from jaxopt_compress.numerics.codes import round_to_grid
@@ -89,7 +89,7 @@ def residuals(
 ) -> tuple[jax.Array, jax.Array]:
     """The factors that derivatives of a product are taken at, both differentiable."""
     if w.residuals == "unrounded":
-        values = w.weight.form.codes if isinstance(w.weight, GriddedArray) else w.weight
+        values = w.weight.form.codes if isinstance(w.weight, FakeQuantizedArray) else w.weight
         return x, dense_operand(values, x.dtype)
     rounded = x if w.format is None else rounded_input(w, x, step(), spread)
     return rounded, dense_operand(w.weight, x.dtype)

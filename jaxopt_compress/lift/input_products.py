@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import (
-    GriddedArray,
+    FakeQuantizedArray,
     InputQuantizedArray,
     LowRankArray,
     QuantizedArray,
@@ -124,7 +124,7 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
 
 def stored_weight(w: Any) -> Any:
     """The weight as it is stored: of values that are rounded in training, the codes."""
-    return w.quantized() if isinstance(w, GriddedArray) else w
+    return w.quantized() if isinstance(w, FakeQuantizedArray) else w
 
 
 @contraction_rule("conv_general_dilated", InputQuantizedArray)
@@ -192,7 +192,7 @@ def _gather(call: Call, at: int) -> Any:
     """A lookup has no activation to round."""
     ref, operands = call.operands[at], list(call.operands)
     weight = ref.array.weight
-    weight = materialize(weight) if isinstance(weight, GriddedArray) else weight
+    weight = materialize(weight) if isinstance(weight, FakeQuantizedArray) else weight
     operands[at] = ref.replace(weight) if is_compressed(weight) else weight
     return replay_equation(call._replace(operands=operands))
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType
 
-from jaxopt_compress.arrays import GriddedArray, QuantizedArray, SparseArray, materialize
+from jaxopt_compress.arrays import FakeQuantizedArray, QuantizedArray, SparseArray, materialize
 from jaxopt_compress.lift.interpreter import Call, Layer, Ref, leaf_rule
 from jaxopt_compress.lift.views import NoView
 from jaxopt_compress.numerics.integers import Integers
@@ -165,7 +165,7 @@ def levels(w: QuantizedArray, dtype: Any) -> jax.Array:
 
 def dense_operand(w: Any, dtype: Any) -> jax.Array:
     """The dense weight as elementwise work that a consumer may fuse: not sealed off."""
-    if isinstance(w, GriddedArray):
+    if isinstance(w, FakeQuantizedArray):
         return w.moving(dense_operand(w.nearest(), dtype))
     if isinstance(w, QuantizedArray):
         scaled = w.levels() * w.per_entry(w.steps())

@@ -18,8 +18,9 @@ from jaxopt_compress.compression import (
     LeafState,
     NeedsValues,
     Parameter,
-    leafwise,
+    compression_of,
 )
+from jaxopt_compress.compression.leaf_states import GRID, RANK, ZEROS
 from jaxopt_compress.numerics.svd import balanced_factors, rank_for_energy
 from jaxopt_compress.tree import Where
 
@@ -39,7 +40,19 @@ class FactoredState(LeafState):
     dtype: np.dtype
     out_ndim: int
     kind = "low_rank"
+    establishes = frozenset({RANK})
     replaces = True
+
+    def why_lost(self, name: str) -> str | None:
+        """Why factors keep nothing of a dense matrix."""
+        if name == RANK:
+            return "the second rank replaces the first; keep one of the two"
+        return {
+            ZEROS: "the factors of a pruned matrix are dense, so that its zeros would be lost; "
+            "factorize first, or keep one of the two",
+            GRID: "the factors of a quantized matrix are not quantized; use chain(low_rank(...), "
+            "quantize(...))",
+        }.get(name)
 
     def apply(self, w: Any, learned: Any) -> LowRankArray:
         """The product of the factors, still apart; ``w`` itself is not used."""
@@ -128,7 +141,7 @@ def low_rank(
         v = v.reshape(*w.shape[:stack], *(1,) * (len(left) - 1), r, *right)
         return Decision(FactoredState(np.dtype(w.dtype), len(right)), {"u": u, "v": v})
 
-    return leafwise(LeafMethod(check, init), where)
+    return compression_of(LeafMethod(check, init), where)
 
 
 def _split(parameter: Parameter) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from jaxopt_compress.compression import Compression, chain
 from jaxopt_compress.compression.compress import Recipe
 from jaxopt_compress.low_rank import low_rank
 from jaxopt_compress.quantization import quantize
-from jaxopt_compress.sparsity import constant, magnitude, prune
+from jaxopt_compress.sparsity import prune, schedules, scores
 from jaxopt_compress.tree import Where, select
 
 
@@ -30,7 +30,7 @@ class Rule(NamedTuple):
 
 
 def _prune(sparsity: float, pattern: str | None = None, where: Where = None) -> Compression:
-    return prune(magnitude(), constant(sparsity), pattern, where)
+    return prune(scores.magnitude(), schedules.constant(sparsity), pattern, where)
 
 
 _METHODS: dict[str, Callable[..., Compression]] = {

@@ -171,7 +171,7 @@ def describe(leaf: Any) -> str:
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
-        >>> describe(jc.compress({"w": jnp.ones((8, 2))}, jc.quantize("int4", group=4))["w"])
+        >>> describe(jc.compress({"w": jnp.ones((8, 2))}, jc.quantize("int4", group_size=4))["w"])
         'int4 g4'
     """
     if isinstance(leaf, QuantizedArray):

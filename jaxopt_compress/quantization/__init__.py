@@ -1,10 +1,18 @@
 """Fewer bits per parameter."""
 
+from jaxopt_compress.quantization.activations import activations, backward
 from jaxopt_compress.quantization.arrays import quantize_array
 from jaxopt_compress.quantization.dorefa import dorefa
 from jaxopt_compress.quantization.lsq import lsq
-from jaxopt_compress.quantization.pact import pact
 from jaxopt_compress.quantization.progressive import progressive
 from jaxopt_compress.quantization.quantize import quantize
 
-__all__ = ["dorefa", "lsq", "pact", "progressive", "quantize", "quantize_array"]
+__all__ = [
+    "activations",
+    "backward",
+    "dorefa",
+    "lsq",
+    "progressive",
+    "quantize",
+    "quantize_array",
+]

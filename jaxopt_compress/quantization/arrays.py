@@ -4,22 +4,24 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import QuantizedArray
+from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.numerics.bounds import Bounds
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.quantization.checks import check_types
-from jaxopt_compress.quantization.quantize import rule_of
+from jaxopt_compress.quantization.quantize import ELSEWHERE, rule_of
 from jaxopt_compress.quantization.state import QuantizedState, measured
 
 
+@answers(ELSEWHERE)
 def quantize_array(
     x: jax.Array,
     format: str | Format,
     axis: int | tuple[int, ...] = -1,
-    group: int | None = None,
+    group_size: int | None = None,
     symmetric: bool = True,
     *,
     bounds: Bounds | None = None,
-    scale: str | None = None,
+    scale_dtype: str | None = None,
 ) -> QuantizedArray:
     """Rounds an array to a number format; jit-able.
 
@@ -29,13 +31,13 @@ def quantize_array(
     Args:
         x: Floats, any shape.
         format: As in `quantize`.
-        axis: The axes that share a step.
-        group: Consecutive entries along the last of these axes that share a step; by default those
-            of the format, or all of them. A last group may be shorter.
+        axis: The axes that share a scale.
+        group_size: Consecutive entries along the last of these axes that share a scale; by default
+            those of the format, or all of them. A last group may be shorter.
         symmetric: As in `quantize`.
         bounds: As in `quantize`.
-        scale: As in `quantize`; float8_e4m3fn steps, those of nvfp4 among them, are relative to one
-            float32 step for all entries along ``axis``.
+        scale_dtype: As in `quantize`; float8_e4m3fn scales, those of nvfp4 among them, are relative
+            to one float32 scale for all entries along ``axis``.
 
     Returns:
         The array in its quantized form, to be passed to a lifted function.
@@ -54,9 +56,9 @@ def quantize_array(
     fmt = format_of(format)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"quantize_array of {x.dtype}{list(x.shape)}: only floats are rounded")
-    check_types(group, bounds, None)
-    group = fmt.group if group is None else group
-    rule = rule_of(fmt, (group, None), bounds, symmetric, scale)
+    check_types(group_size, bounds, None)
+    group = fmt.group if group_size is None else group_size
+    rule = rule_of(fmt, (group, None), bounds, symmetric, scale_dtype)
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     if any(not -x.ndim <= d < x.ndim for d in axes) or not axes:
         raise ValueError(f"axis={axis} of an array of shape {tuple(x.shape)}")

@@ -8,17 +8,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.arrays import SparseArray
-from jaxopt_compress.compression import Compression, LeafState
-from jaxopt_compress.compression.base import CompressionState, map_states
-from jaxopt_compress.numerics.bounds import ABSMEAN
+from jaxopt_compress.arrays import FakeQuantizedArray, SparseArray
+from jaxopt_compress.compression import (
+    Compression,
+    Decision,
+    LeafMethod,
+    LeafState,
+    Parameter,
+    compression_of,
+)
+from jaxopt_compress.compression.keywords import answers
+from jaxopt_compress.compression.leaf_states import GRID
 from jaxopt_compress.numerics.codes import decode
-from jaxopt_compress.numerics.formats import Format, format_of
-from jaxopt_compress.quantization.checks import check_gradients
-from jaxopt_compress.quantization.inputs import with_inputs
-from jaxopt_compress.quantization.lsq import per_tensor
-from jaxopt_compress.quantization.quantize import quantize
-from jaxopt_compress.quantization.state import QuantizedState, Rule, dense, measured
+from jaxopt_compress.numerics.formats import format_of
+from jaxopt_compress.quantization.activations import (
+    Activations,
+    Backward,
+    as_activations,
+    as_backward,
+)
+from jaxopt_compress.quantization.activations import activations as fixed
+from jaxopt_compress.quantization.products import with_products
+from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method
+from jaxopt_compress.quantization.state import QuantizedState, dense
 from jaxopt_compress.tree import Where
 
 FORMATS = ("binary", "odd2", "odd3", "odd4")
@@ -43,16 +55,20 @@ class DorefaState(LeafState):
     bounds: jax.Array
     top: jax.Array
     kind = "quantize"
+    establishes = frozenset({GRID})
 
     @property
-    def format(self) -> Format:
-        """The number format."""
-        return self.grid.format
+    def keeps(self) -> frozenset[str]:
+        """As of the grid, which has no zero."""
+        return self.grid.keeps
 
-    def current(self, learned: Any) -> QuantizedState:
-        """The grid."""
-        del learned
-        return self.grid
+    def why_lost(self, name: str) -> str | None:
+        """As of the grid."""
+        return self.grid.why_lost(name)
+
+    def fake_quantized(self, w: Any, learned: Any) -> FakeQuantizedArray:
+        """As `apply`, with the grid that the values lie on."""
+        return self.grid.gridded(self.apply(w, learned))
 
     def apply(self, w: Any, learned: Any) -> jax.Array:
         """The view on the grid."""
@@ -87,13 +103,14 @@ def _squashed_jvp(primals, tangents):
     return _squashed(*primals), (slope * tangents[0]).astype(w.dtype)
 
 
+@answers(ELSEWHERE)
 def dorefa(
     format: str,
     where: Where = None,
     *,
     per: str = "tensor",
-    inputs: str | None = None,
-    gradients: str | None = None,
+    activations: Activations | str | None = None,
+    backward: Backward | str | None = None,
 ) -> Compression:
     r"""Squashes parameters to [-1, 1] and rounds them to evenly spaced levels.
 
@@ -110,12 +127,13 @@ def dorefa(
         where: As in `quantize`.
         per: ``"tensor"``: one maximum, or mean, for all of a parameter, and for each entry of a
             stack; or ``"channel"``.
-        inputs: The unsigned format of the activations that meet a parameter, such as ``"uint4"``;
-            `lift` clips them to [0, 1] and rounds them. By default they are left as they are.
-        gradients: As in `quantize`.
+        activations: As in `quantize`; a format's name alone, such as ``"uint4"``, clips them to
+            [0, 1] as the paper does.
+        backward: As in `quantize`.
 
     Returns:
-        A `Compression` that stores `QuantizedArray`; with ``inputs`` in an `InputQuantizedArray`.
+        A `Compression` that stores `QuantizedArray`; with ``activations`` in an
+        `InputQuantizedArray`.
 
     Raises:
         ValueError: Other formats; in ``compress``: pruned parameters.
@@ -133,38 +151,30 @@ def dorefa(
     """
     if format not in FORMATS:
         raise ValueError(f"dorefa({format!r}); there are {', '.join(FORMATS)}")
-    if per not in ("channel", "tensor"):
-        raise ValueError(f"per={per!r}; there are 'channel' and 'tensor'")
-    if inputs is not None and format_of(inputs).grid.low < 0:
-        raise ValueError(f"inputs={inputs!r}; activations lie in [0, 1]: take an unsigned format")
-    check_gradients(gradients, inputs)
-    base = quantize(format, where=where)
+    base = quantize_method(format, per=per)
+    rounded = activations
+    if isinstance(activations, str):
+        if format_of(activations).grid.low < 0:
+            raise ValueError(
+                f"activations={activations!r}; they lie in [0, 1]: take an unsigned format"
+            )
+        rounded = fixed(activations, "fixed", high=1.0)
+    rounded = as_activations(rounded)
 
-    def decided(leaf: Any, w: Any) -> Any:
-        if format == "binary":
-            return measured(leaf, w, Rule(ABSMEAN, True, "float32"))
-        return _decided(leaf.grid, dense(w))
+    def init(parameter: Parameter) -> Decision:
+        decision = base.init(parameter)
+        return decision if format == "binary" else decided(decision, parameter)
 
-    def mapped(state: CompressionState, params: Any, count: Any, first: bool) -> Any:
-        leaves: dict[str, Any] = {}
+    def update(decision: Decision, count: jax.Array, parameter: Parameter) -> Decision:
+        if format == "binary" and base.update is not None:
+            return base.update(decision, count, parameter)
+        return decided(decision, parameter)
 
-        def run(path: str, w: Any, leaf: Any) -> Any:
-            leaf = per_tensor(leaf, len(w.shape)) if first and per == "tensor" else leaf
-            leaves[path] = decided(leaf, w)
-            return w
+    def decided(decision: Decision, parameter: Parameter) -> Decision:
+        return Decision(_decided(decision.state.grid, dense(parameter.value)))
 
-        map_states(run, params, state)
-        return CompressionState(count, {}, leaves)
-
-    def init(params: Any, *, uses: Any = None, stats: Any = None) -> CompressionState:
-        state = base.init(params, uses=uses, stats=stats)
-        return mapped(state, params, state.count, True)
-
-    def update(state: CompressionState, params: Any) -> CompressionState:
-        return mapped(state, params, state.count + 1, False)
-
-    made = Compression(init, update, base.apply, base.compress)
-    return made if inputs is None else with_inputs(made, inputs, "unit", gradients, 1.0)
+    method = LeafMethod(base.check, init, update)
+    return compression_of(with_products(method, rounded, as_backward(backward, rounded)), where)
 
 
 def _decided(grid: QuantizedState, w: jax.Array) -> DorefaState:

@@ -9,15 +9,29 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxopt_compress.compression import Compression, LeafState
-from jaxopt_compress.compression.base import CompressionState, map_states
+from jaxopt_compress.arrays import FakeQuantizedArray
+from jaxopt_compress.compression import (
+    Compression,
+    Decision,
+    LeafMethod,
+    LeafState,
+    Parameter,
+    compression_of,
+)
+from jaxopt_compress.compression.keywords import answers
+from jaxopt_compress.compression.leaf_states import GRID
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.groups import by_groups, spread_to
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.learned import least_step, scaled_gradient, slopes, within_reach
-from jaxopt_compress.quantization.checks import check_gradients
-from jaxopt_compress.quantization.inputs import with_inputs
-from jaxopt_compress.quantization.quantize import quantize
+from jaxopt_compress.quantization.activations import (
+    Activations,
+    Backward,
+    as_activations,
+    as_backward,
+)
+from jaxopt_compress.quantization.products import with_products
+from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method
 from jaxopt_compress.quantization.state import QuantizedState, dense
 from jaxopt_compress.quantization.straight_through import fake_quantize
 from jaxopt_compress.tree import Where
@@ -37,20 +51,24 @@ class LsqState(LeafState):
     grid: QuantizedState
     least: jax.Array
     kind = "quantize"
+    establishes = frozenset({GRID})
 
     @property
-    def keeps_zeros(self) -> bool:
-        """Whether the grid has a level at 0."""
-        return self.grid.keeps_zeros
+    def keeps(self) -> frozenset[str]:
+        """As of the grid."""
+        return self.grid.keeps
 
-    @property
-    def format(self) -> Format:
-        """The number format."""
-        return self.grid.format
+    def why_lost(self, name: str) -> str | None:
+        """As of the grid."""
+        return self.grid.why_lost(name)
 
     def current(self, learned: Any) -> QuantizedState:
         """The grid with its present steps."""
         return dataclasses.replace(self.grid, scale=learned["step"])
+
+    def fake_quantized(self, w: Any, learned: Any) -> FakeQuantizedArray:
+        """As `apply`, with the grid that the values lie on."""
+        return self.current(learned).gridded(self.apply(w, learned))
 
     def apply(self, w: Any, learned: Any) -> jax.Array:
         """``w`` rounded to the grid, differentiable with respect to the steps too."""
@@ -62,10 +80,6 @@ class LsqState(LeafState):
     def compress(self, w: Any, learned: Any, path: str) -> Any:
         """Codes and the present steps."""
         return self.current(learned).compress(w, None, path)
-
-    def settle(self, learned: Any) -> Any:
-        """The learned part with steps that are positive and finite."""
-        return {"step": within_reach(learned["step"], self.least)}
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -82,59 +96,47 @@ def _learned_quantize_jvp(fmt, primals, tangents):
     return learned_quantize(w, step, fmt), change
 
 
+@answers(ELSEWHERE)
 def lsq(
     format: str | Format,
-    group: int | tuple[int, int] | None = None,
+    group_size: int | tuple[int, int] | None = None,
     where: Where = None,
     *,
     per: str = "channel",
     pad: bool = False,
-    inputs: str | None = None,
-    offset: bool = False,
-    gradients: str | None = None,
+    activations: Activations | str | None = None,
+    backward: Backward | str | None = None,
 ) -> Compression:
     r"""Rounds parameters to integers by steps that gradients train.
 
     .. math:: \hat w = \mathrm{round}(\mathrm{clip}(w / s, q_{min}, q_{max})) \, s
 
     Steps start at :math:`2 \, \mathrm{mean} |w| / \sqrt{q_{max}}`, over the entries that are not 0
-    (a step for zeros only: at 1), and their gradients are multiplied by
+    (a step for zeros alone: at 1), and their gradients are multiplied by
     :math:`1 / \sqrt{n \, q_{max}}`, with :math:`n` entries per step. They are learned parts: the
     optimizer ``compressed_training(..., learned=)`` trains them. Each update of the compression
     brings them back to within a factor of 1024 of where they started, and replaces NaN by the
     start, so they stay positive and finite.
 
-    Activations: the same with one step for all that meets a parameter, where :math:`n` counts the
-    entries that one output sums. Where they are never negative, :math:`|x|` is averaged; otherwise
-    its mean is taken from the second moments as of a normal distribution, or, where ``stats`` have
-    none, the step starts at the range seen. With ``offset``,
-
-    .. math:: \hat x = \mathrm{round}(\mathrm{clip}((x - \beta) / s, q_{min}, q_{max})) \, s + \beta
-
-    starts with the range seen, and :math:`\beta` is learned too, with gradients scaled likewise. In
-    a product it adds :math:`\beta` times the sum of the weights; padding of convolutions stays 0.
+    Activations are learned likewise by ``activations=jc.activations("int8", step="learned")``.
 
     Args:
         format: Integers ``"int2"`` to ``"int8"``, ``"int16"``, ``"ternary"``; unsigned ones for
             parameters without negative entries.
-        group: As in `quantize`.
+        group_size: As in `quantize`.
         where: As in `quantize`.
-        per: ``"channel"``, or ``"tensor"``: one step for all of a parameter, and for each entry of
-            a stack.
+        per: As in `quantize`.
         pad: As in `quantize`.
-        inputs: The integer format of the activations that meet a parameter, such as ``"int4"``, or
-            ``"uint4"`` where they are not negative; `lift` rounds them, and ``init`` needs
-            ``stats``. By default they are left as they are.
-        offset: Whether activations have a learned offset (LSQ+).
-        gradients: As in `quantize`.
+        activations: As in `quantize`.
+        backward: As in `quantize`.
 
     Returns:
-        A `Compression` that stores `QuantizedArray`; with ``inputs`` in an `InputQuantizedArray`.
+        A `Compression` that stores `QuantizedArray`; with ``activations`` in an
+        `InputQuantizedArray`.
 
     Raises:
         ValueError: Formats that are not of integers or have no positive code; in ``init``: what
-            `quantize` refuses, no ``stats`` for ``inputs``, or negative activations for an unsigned
-            format without ``offset``.
+            `quantize` refuses.
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
@@ -150,43 +152,22 @@ def lsq(
     fmt = format_of(format)
     if not isinstance(fmt.grid, Integers) or fmt.grid.high < 1:
         raise ValueError(f"lsq needs integers with a positive code, not {fmt.name!r}")
-    if per not in ("channel", "tensor") or (per == "tensor" and group is not None):
-        raise ValueError(f"per={per!r}; there are 'channel', and without groups 'tensor'")
-    if offset and inputs is None:
-        raise ValueError("offset=True is an offset of activations: it goes with inputs=")
-    check_gradients(gradients, inputs)
-    base = quantize(fmt, group, where=where, pad=pad)
+    base = quantize_method(fmt, group_size, per=per, pad=pad)
 
-    def init(params: Any, *, uses: Any = None, stats: Any = None) -> CompressionState:
-        inner = base.init(params, uses=uses, stats=stats)
-        leaves: dict[str, LsqState] = {}
-        learned: dict[str, Any] = {}
+    def init(parameter: Parameter) -> Decision:
+        grid = base.init(parameter).state
+        step = first_step(grid, dense(parameter.value))
+        state = LsqState(dataclasses.replace(grid, scale=None), least_step(step))
+        return Decision(state, {"step": step})
 
-        def start(path: str, w: Any, grid: QuantizedState) -> Any:
-            grid = per_tensor(grid, len(w.shape)) if per == "tensor" else grid
-            step = first_step(grid, dense(w))
-            leaves[path] = LsqState(dataclasses.replace(grid, scale=None), least_step(step))
-            learned[path] = {"step": step}
-            return w
+    def update(decision: Decision, count: jax.Array, parameter: Parameter) -> Decision:
+        del count, parameter
+        state, learned = decision
+        return Decision(state, {"step": within_reach(learned["step"], state.least)})
 
-        map_states(start, params, inner)
-        return CompressionState(inner.count, learned, leaves)
-
-    def update(state: CompressionState, params: Any) -> CompressionState:
-        del params
-        settled = {k: state.leaves[k].settle(x) for k, x in state.learned.items()}
-        return CompressionState(state.count + 1, settled, state.leaves)
-
-    made = Compression(init, update, base.apply, base.compress)
-    if inputs is None:
-        return made
-    return with_inputs(made, inputs, "lsq+" if offset else "lsq", gradients)
-
-
-def per_tensor(grid: QuantizedState, ndim: int) -> QuantizedState:
-    """The grid with one step for all of a parameter, and for each entry of a stack."""
-    axes = tuple(d for d in range(-ndim, 0) if d not in grid.stack)
-    return dataclasses.replace(grid, reduce=axes)
+    rounded = as_activations(activations)
+    method = LeafMethod(base.check, init, update)
+    return compression_of(with_products(method, rounded, as_backward(backward, rounded)), where)
 
 
 def first_step(grid: QuantizedState, w: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxopt_compress.compression import Compression, LeafState
 from jaxopt_compress.compression.base import CompressionState
-from jaxopt_compress.numerics.formats import Format
+from jaxopt_compress.compression.leaf_states import GRID
 from jaxopt_compress.quantization.checks import check_known
 from jaxopt_compress.quantization.state import QuantizedState, dense
 
@@ -31,16 +31,17 @@ class ProgressiveState(LeafState):
     stages: tuple[QuantizedState, ...]
     stage: jax.Array
     kind = "quantize"
+    establishes = frozenset({GRID})
 
     @property
-    def keeps_zeros(self) -> bool:
-        """Whether 0.0 stays 0.0 in each of them."""
-        return all(s.keeps_zeros for s in self.stages)
+    def keeps(self) -> frozenset[str]:
+        """The properties that each stage keeps."""
+        return frozenset.intersection(*(s.keeps for s in self.stages))
 
-    @property
-    def format(self) -> Format:
-        """The first format without a code for 0.0, or the last one."""
-        return next((s.format for s in self.stages if not s.keeps_zeros), self.stages[-1].format)
+    def why_lost(self, name: str) -> str | None:
+        """Names the first format that loses a property."""
+        stage = next(s for s in self.stages if name not in s.keeps)
+        return stage.why_lost(name)
 
     def apply(self, w: Any, learned: Any) -> jax.Array:
         """``w`` rounded to the present grid."""
@@ -69,7 +70,7 @@ def progressive(stages: Mapping[int, Compression]) -> Compression:
     left as they are. Only the present grid is refreshed by an update.
 
     Args:
-        stages: The update from which on, to `quantize` without ``inputs``; all choose the same
+        stages: The update from which on, to `quantize` without ``activations``; all choose the same
             parameters.
 
     Returns:
@@ -111,15 +112,17 @@ def progressive(stages: Mapping[int, Compression]) -> Compression:
             path: ProgressiveState(tuple(s.leaves[path] for s in states), stage_at(0))
             for path in first.leaves
         }
-        return CompressionState(first.count, {}, leaves)
+        return CompressionState(first.count, {}, leaves, first.layouts)
 
-    def update(state: CompressionState, params: Any) -> CompressionState:
+    def update(state: CompressionState, params: Any, *, grads: Any = None) -> CompressionState:
+        del grads
         count = state.count + 1
         stage = stage_at(count)
         grids = {path: leaf.stages for path, leaf in state.leaves.items()}
 
         def refreshed(i: int) -> Any:
-            own = CompressionState(state.count, {}, {k: each[i] for k, each in grids.items()})
+            now = {k: each[i] for k, each in grids.items()}
+            own = state._replace(leaves=now)
             new = order[i].update(own, params).leaves
             return {k: (*each[:i], new[k], *each[i + 1 :]) for k, each in grids.items()}
 
@@ -127,19 +130,20 @@ def progressive(stages: Mapping[int, Compression]) -> Compression:
         grids = lax.switch(stage + 1, branches)
         # Outside of jit each one gets an array of its own: a step may donate all of them.
         leaves = {path: ProgressiveState(each, stage_at(count)) for path, each in grids.items()}
-        return CompressionState(count, {}, leaves)
+        return state._replace(count=count, leaves=leaves)
 
-    return Compression(init, update, order[0].apply, order[0].compress)
+    first = order[0]
+    return Compression(init, update, first.apply, first.compress, first.forward)
 
 
 def _check(begin: int, state: Any, first: Any) -> None:
     """Refuses a stage that is not `quantize`, or chooses other parameters."""
     leaves = getattr(state, "leaves", None) or {"": None}
     for path, leaf in leaves.items():
-        if not isinstance(leaf, QuantizedState) or leaf.needs_lift:
+        if not isinstance(leaf, QuantizedState):
             raise ValueError(
                 f"the stage at {begin} is not jaxopt_compress.quantize of {path!r} alone: stages "
-                "are of quantize, without inputs= and with residuals='rounded'"
+                "are of quantize, without activations= and backward="
             )
     other = sorted(set(leaves) ^ set(first.leaves))
     if other:

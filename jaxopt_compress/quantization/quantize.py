@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import zlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,104 +14,124 @@ from jaxopt_compress.compression import (
     Compression,
     Decision,
     LeafMethod,
-    NeedsStats,
     Parameter,
-    leafwise,
+    compression_of,
 )
+from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.numerics.bounds import ABSMEAN, Bounds, absmax
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.packing import layout as words_layout
-from jaxopt_compress.numerics.steps import STEP_DTYPES, symmetric_step
+from jaxopt_compress.numerics.steps import STEP_DTYPES
+from jaxopt_compress.quantization.activations import (
+    Activations,
+    Backward,
+    as_activations,
+    as_backward,
+)
 from jaxopt_compress.quantization.checks import (
-    check_gradients,
+    check_begin,
     check_group,
-    check_inputs,
-    check_residuals,
-    check_seen_inputs,
+    check_per,
     check_times,
     check_types,
 )
-from jaxopt_compress.quantization.state import QuantizedState, Rule, dense, measured, per_stack
+from jaxopt_compress.quantization.products import with_products
+from jaxopt_compress.quantization.state import QuantizedState, Rule, dense, measured
 from jaxopt_compress.tree import Layout, Where
 
+ELSEWHERE = {
+    **dict.fromkeys(
+        ("bits", "nbits", "n_bits", "num_bits", "weight_qtype", "qtype", "dtype"),
+        "the format says it, as in quantize('int4')",
+    ),
+    **dict.fromkeys(
+        ("act", "act_bits", "act_qtype", "inputs", "input_steps", "activation"),
+        "write activations='int8', or activations=jaxopt_compress.activations('int8', ...)",
+    ),
+    **dict.fromkeys(
+        ("gradients", "residuals", "bwd_qtype"),
+        "write backward=jaxopt_compress.backward('int8', residuals=...)",
+    ),
+    **dict.fromkeys(
+        ("per_channel", "per_tensor", "channel_wise", "channelwise"),
+        "write per='channel' or per='tensor'",
+    ),
+    **dict.fromkeys(("group", "groups", "block_size", "tile_size"), "write group_size="),
+    **dict.fromkeys(("sym", "asymmetric"), "write symmetric=True or symmetric=False"),
+    **dict.fromkeys(("scale", "scales_dtype"), "write scale_dtype="),
+}
 
+
+@answers(ELSEWHERE)
 def quantize(
     format: str | Format,
-    group: int | tuple[int, int] | None = None,
+    group_size: int | tuple[int, int] | None = None,
     symmetric: bool = True,
     where: Where = None,
     *,
+    per: str = "channel",
     bounds: Bounds | None = None,
-    scale: str | None = None,
+    scale_dtype: str | None = None,
     key: jax.Array | None = None,
     pad: bool = False,
     begin: int = 0,
     freeze: int | None = None,
-    inputs: str | None = None,
-    input_steps: str = "dynamic",
-    gradients: str | None = None,
-    residuals: str = "rounded",
+    activations: Activations | str | None = None,
+    backward: Backward | str | None = None,
 ) -> Compression:
-    """Rounds parameters to a number format, with a step per channel, group or tile.
+    """Rounds parameters to a number format, with a scale per channel, group, tile or tensor.
 
-    A channel is what shares no sum: axes that the function contracts share one step, output and
+    A channel is what shares no sum: axes that the function contracts share one scale, output and
     stack axes have one each; a parameter without contracted axes, such as a bias, has one in all.
     ``symmetric``: the largest magnitude lies half a step above the top integer, or at the largest
     level of other formats. Otherwise (integers only) the range is that of the values and 0, with an
-    integer zero point, so that 0.0 stays exact. The step is decided in ``init`` and refreshed by
+    integer zero point, so that 0.0 stays exact. The scale is decided in ``init`` and renewed by
     each ``update``. The derivative is straight-through: 1 everywhere if the grid follows the whole
-    range; where it may leave out values (other ``bounds`` than `absmax`, ``freeze``, steps in 8-bit
-    floats, mx formats and nvfp4 among them), 0 for those that it clips; 1 for binary and ternary.
+    range; where it may leave out values (other ``bounds`` than `absmax`, ``freeze``, scales in
+    8-bit floats, mx formats and nvfp4 among them), 0 for those that it clips; 1 for binary and
+    ternary.
 
     Args:
         format: Integers ``"int1"`` to ``"int8"``, ``"int16"``, ``"uint1"`` to ``"uint8"``;
-            ``"binary"`` and ``"ternary"`` (step: the mean magnitude); ``"float8_e4m3fn"``,
+            ``"binary"`` and ``"ternary"`` (scale: the mean magnitude); ``"float8_e4m3fn"``,
             ``"float8_e5m2"``, ``"float6_e2m3fn"``, ``"float6_e3m2fn"``, ``"float4_e2m1fn"``;
             powers of two ``"pot3"``, ``"pot4"``, ``"pot5"``; ``"nf4"``; odd integers ``"odd2"``,
-            ``"odd3"``, ``"odd4"``, a grid without 0; and, with groups and steps
+            ``"odd3"``, ``"odd4"``, a grid without 0; and, with groups and scales
             of their own, ``"mxfp8"``, ``"mxfp8_e5m2"``, ``"mxfp6"``, ``"mxfp6_e3m2"``, ``"mxfp4"``
             and ``"nvfp4"``.
-        group: Consecutive entries along the last contracted axis that share a step, or, as a pair,
-            these and entries along the last output axis; by default those of the format, or all
-            entries of a channel. Must divide the axes, unless ``pad``.
+        group_size: Consecutive entries along the last contracted axis that share a scale, or, as a
+            pair, these and entries along the last output axis; by default those of the format, or
+            all entries of a channel. Must divide the axes, unless ``pad``.
         symmetric: Whether the grid is centred on 0.
         where: Which parameters; by default the floating ones of rank 2 and more, and where uses are
             given only those with a use.
-        bounds: Which range the grid covers: `absmax`, `percentile`, `mse`, `entropy`,
-            `moving_average`.
-        scale: What holds the steps: ``"float32"``, ``"bfloat16"``, ``"float16"`` (steps beyond its
-            range are brought to its ends), ``"float8_e8m0fnu"`` (powers of two) or
-            ``"float8_e4m3fn"`` (relative to one float32 step per parameter); by default that of the
-            format.
+        per: ``"channel"``; or, without groups, ``"tensor"``: one scale for all of a parameter, and
+            for each entry of a stack.
+        bounds: Which range the grid covers: one of `jaxopt_compress.bounds`.
+        scale_dtype: What holds the scales: ``"float32"``, ``"bfloat16"``, ``"float16"`` (scales
+            beyond its range are brought to its ends), ``"float8_e8m0fnu"`` (powers of two) or
+            ``"float8_e4m3fn"`` (relative to one float32 scale per parameter); by default that of
+            the format.
         key: A random key: rounds stochastically, anew after each ``update``.
         pad: Whether the last group may be shorter, its range taken as if zeros filled it up.
         begin: The update after which parameters are quantized; until then they are left as they
             are.
-        freeze: The update after which steps stay as they are.
-        inputs: The number format of the activations that meet a parameter, such as ``"int8"``;
-            `lift` rounds them, and the view is then for lifted functions only; unsigned formats
-            take negative ones for 0. By default they are left as they are.
-        input_steps: ``"dynamic"``: the largest magnitude of each row at run time decides; or
-            ``"calibrated"``: the largest one that ``stats`` have seen.
-        gradients: With ``inputs``: the number format that cotangents are rounded to,
-            stochastically, before they meet weights and activations on the way back, such as
-            ``"int8"`` or ``"float8_e5m2"``; reverse mode only. By default they are left as they
-            are.
-        residuals: The factors that the backward pass multiplies cotangents with. ``"rounded"``:
-            those of the forward pass, so that derivatives are those of its result;
-            ``"recomputed"``: the same, where weights are rounded as they are used, and once more on
-            the way back, so that no rounded copy of all of them is kept for a step, as it is with
-            ``inputs`` in any case; or ``"unrounded"``: weights and activations before rounding, for
-            less time at a small error in derivatives; what a calibrated step clips then has the
-            derivative 1. The view of the latter two is for lifted functions only.
+        freeze: The update after which scales stay as they are.
+        activations: How the activations that meet a parameter are rounded: `activations`, or the
+            name of a format such as ``"int8"``. The view is then for lifted functions only. By
+            default they are left as they are.
+        backward: What the backward pass of products does: `backward`, or the name of the
+            cotangents' format such as ``"int8"``. By default it multiplies the rounded factors in
+            floats.
 
     Returns:
-        A `Compression` that stores `QuantizedArray`.
+        A `Compression` that stores `QuantizedArray`, with ``activations`` in an
+        `InputQuantizedArray`.
 
     Raises:
         ValueError: Unknown or contradictory formats; in ``init``: a group that does not divide,
-            infinities, negative values for an unsigned symmetric format.
+            infinities, negative values for an unsigned symmetric format, missing ``stats``.
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
@@ -128,15 +147,45 @@ def quantize(
         Efficient Finetuning of Quantized LLMs. Rouhani et al., 2023, Microscaling Data Formats for
         Deep Learning.
     """
+    weights = quantize_method(
+        format,
+        group_size,
+        symmetric,
+        per=per,
+        bounds=bounds,
+        scale_dtype=scale_dtype,
+        key=key,
+        pad=pad,
+        begin=begin,
+        freeze=freeze,
+    )
+    rounded = as_activations(activations)
+    passed = as_backward(backward, rounded)
+    check_begin(begin, rounded, passed)
+    return compression_of(with_products(weights, rounded, passed), where)
+
+
+def quantize_method(
+    format: str | Format,
+    group_size: int | tuple[int, int] | None = None,
+    symmetric: bool = True,
+    *,
+    per: str = "channel",
+    bounds: Bounds | None = None,
+    scale_dtype: str | None = None,
+    key: jax.Array | None = None,
+    pad: bool = False,
+    begin: int = 0,
+    freeze: int | None = None,
+) -> LeafMethod:
+    """How `quantize` decides on one parameter."""
     fmt = format_of(format)
-    check_types(group, bounds, key)
+    check_types(group_size, bounds, key)
     check_times(begin, freeze)
-    along, across = group if isinstance(group, tuple) else (group, None)
+    along, across = group_size if isinstance(group_size, tuple) else (group_size, None)
     along = fmt.group if along is None else along
-    rule = rule_of(fmt, (along, across), bounds, symmetric, scale)
-    check_inputs(inputs, input_steps, begin, residuals)
-    check_gradients(gradients, inputs)
-    check_residuals(residuals, gradients)
+    rule = rule_of(fmt, (along, across), bounds, symmetric, scale_dtype)
+    check_per(per, along, across)
 
     def check(parameter: Parameter) -> None:
         if isinstance(parameter.value, (QuantizedArray, LowRankArray)):
@@ -149,13 +198,6 @@ def quantize(
             check_group(parameter, layout.group_axis, along, pad)
         if across is not None:
             check_group(parameter, max(layout.output, default=None), across, pad)
-        if inputs is not None and input_steps == "calibrated":
-            if parameter.stats is None:
-                raise NeedsStats(
-                    f"there are no statistics of what meets {parameter.describe()}: pass "
-                    "stats=jaxopt_compress.calibrate(fn, params, batches), or input_steps='dynamic'"
-                )
-            check_seen_inputs(parameter, inputs)
         if symmetric and isinstance(fmt.grid, Integers) and not fmt.grid.signed:
             with jax.ensure_compile_time_eval():
                 negative = not is_traced(w) and w.size and bool(jnp.any(dense(w) < 0))
@@ -169,9 +211,11 @@ def quantize(
         shape, layout = tuple(parameter.value.shape), parameter.layout
         axis, block = _packing(shape, layout, fmt, along)
         tile = None if across is None else (max(layout.output), across)
-        # With groups every index of the other contracted axes has steps of its own; where nothing
-        # is contracted, such as in a bias, a step per entry would be larger than the entry.
+        # With groups every index of the other contracted axes has scales of its own; where nothing
+        # is contracted, such as in a bias, a scale per entry would be larger than the entry.
         reduce = (layout.contracting or layout.output) if along is None else ()
+        if per == "tensor":
+            reduce = tuple(d for d in range(-len(shape), 0) if d not in layout.stack)
         state = QuantizedState(
             key=None
             if key is None
@@ -184,33 +228,22 @@ def quantize(
             group=along,
             block=block,
             tile=tile,
-            input_scale=_input_scale(parameter, inputs, input_steps),
-            inputs=inputs,
-            gradients=gradients,
-            residuals=residuals,
             clips=rule.clips(fmt) or (freeze is not None and not fmt.absmean),
         )
         return Decision(measured(state, parameter.value, rule))
 
-    def update(state: QuantizedState, count: Any, w: Any) -> QuantizedState:
+    def update(decision: Decision, count: jax.Array, parameter: Parameter) -> Decision:
+        state, w = decision.state, parameter.value
         if state.active is not None:
             state = dataclasses.replace(state, active=count >= begin)
         if state.key is not None:
             state = dataclasses.replace(state, key=jax.random.fold_in(state.key, count))
         if freeze is None:
-            return measured(state, w, rule)
-        return lax.cond(count <= freeze, lambda: measured(state, w, rule), lambda: state)
+            return Decision(measured(state, w, rule))
+        new = lax.cond(count <= freeze, lambda: measured(state, w, rule), lambda: state)
+        return Decision(new)
 
-    return leafwise(LeafMethod(check, init, update), where)
-
-
-def _input_scale(parameter: Parameter, inputs: str | None, steps: str) -> jax.Array | None:
-    """Float32 steps of what meets a parameter, of its rank, one per entry of a stack."""
-    if inputs is None or steps == "dynamic":
-        return None
-    high = jnp.max(parameter.stats.absmax, -1)
-    high = per_stack(high, tuple(parameter.value.shape), parameter.layout.stack)
-    return symmetric_step(high, format_of(inputs))
+    return LeafMethod(check, init, update)
 
 
 def rule_of(
@@ -224,13 +257,13 @@ def rule_of(
     rule = Rule(bounds or (ABSMEAN if fmt.absmean else absmax()), symmetric, scale or fmt.scale)
     if any(g is not None and g < 1 for g in group):
         given = group[0] if group[1] is None else group
-        raise ValueError(f"group={given}; a group holds at least one entry")
+        raise ValueError(f"group_size={given}; a group holds at least one entry")
     if rule.scale not in STEP_DTYPES:
-        raise ValueError(f"scale={rule.scale!r}; steps are held in {', '.join(STEP_DTYPES)}")
+        raise ValueError(f"scale_dtype={rule.scale!r}; scales are held in {', '.join(STEP_DTYPES)}")
     if not rule.symmetric and (not isinstance(fmt.grid, Integers) or fmt.absmean):
         raise ValueError(f"{fmt.name!r} has no zero point; leave symmetric=True")
     if not rule.symmetric and rule.scale.startswith("float8"):
-        raise ValueError(f"scale={rule.scale!r} goes with symmetric=True only")
+        raise ValueError(f"scale_dtype={rule.scale!r} goes with symmetric=True only")
     if rule.bounds.check is not None:
         rule.bounds.check(fmt, rule.symmetric)
     if rule.symmetric and fmt.top < 1:

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.arrays import (
-    GriddedArray,
-    InputQuantizedArray,
+    FakeQuantizedArray,
+    MaskedArray,
     QuantizedArray,
     SparseArray,
 )
 from jaxopt_compress.arrays.quantized import steps_of
 from jaxopt_compress.compression import LeafState
+from jaxopt_compress.compression.leaf_states import GRID, N_M, RANK, ZEROS
 from jaxopt_compress.numerics.bounds import Bounds
 from jaxopt_compress.numerics.codes import encode, round_to_grid
 from jaxopt_compress.numerics.formats import Format
@@ -36,20 +37,8 @@ from jaxopt_compress.tree.meshes import reduced_on_auto_axes
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["scale", "zero", "seen", "key", "active", "input_scale"],
-    meta_fields=[
-        "format",
-        "reduce",
-        "stack",
-        "axis",
-        "group",
-        "block",
-        "tile",
-        "inputs",
-        "gradients",
-        "residuals",
-        "clips",
-    ],
+    data_fields=["scale", "zero", "seen", "key", "active"],
+    meta_fields=["format", "reduce", "stack", "axis", "group", "block", "tile", "clips"],
 )
 @dataclasses.dataclass(frozen=True)
 class QuantizedState(LeafState):
@@ -61,7 +50,6 @@ class QuantizedState(LeafState):
         seen: ``(low, high)``, the range so far where it is averaged over updates, or None.
         key: The random key of stochastic rounding, or None.
         active: Whether quantization has begun, a boolean; None if it always has.
-        input_scale: Steps of the activations that meet the parameter, or None.
         format: The number format.
         reduce: Negative axes that share a step.
         stack: Negative axes whose entries are parameters of their own.
@@ -69,9 +57,6 @@ class QuantizedState(LeafState):
         group: Entries per group, or None.
         block: Entries per block of packed words, or None.
         tile: ``(negative axis, entries)`` of groups along a second axis, or None.
-        inputs: The number format of the activations that meet the parameter, or None.
-        gradients: The number format of cotangents on their way back through its products, or None.
-        residuals: Which factors derivatives of its products are taken at.
         clips: Whether entries beyond the range get no gradient.
     """
 
@@ -82,31 +67,23 @@ class QuantizedState(LeafState):
     group: int | None = None
     block: int | None = None
     tile: tuple[int, int] | None = None
-    inputs: str | None = None
-    gradients: str | None = None
-    residuals: str = "rounded"
     clips: bool = True
     scale: Any = None
     zero: Any = None
     seen: Any = None
     key: Any = None
     active: Any = None
-    input_scale: Any = None
+    kind = "quantize"
+    establishes = frozenset({GRID})
 
     @property
-    def kind(self) -> str:
-        """The method's name; nothing may follow one whose view is no array."""
-        return "quantize in products" if self.needs_lift else "quantize"
+    def keeps(self) -> frozenset[str]:
+        """Zeros where the grid has one; and factors stay factors."""
+        return keeps_on(self.format)
 
-    @property
-    def needs_lift(self) -> bool:
-        """Whether products do more than read weights: to activations, or on the way back."""
-        return self.inputs is not None or self.residuals != "rounded"
-
-    @property
-    def keeps_zeros(self) -> bool:
-        """Whether 0.0 stays 0.0, so that pruned entries do."""
-        return self.format.has_zero
+    def why_lost(self, name: str) -> str | None:
+        """Names the format."""
+        return why_lost_on(self.format, name)
 
     @property
     def grid(self) -> "QuantizedState":
@@ -135,26 +112,21 @@ class QuantizedState(LeafState):
         steps = self.scale.scale if isinstance(self.scale, QuantizedArray) else self.scale
         return computed_after(g, step_value(steps))
 
-    def view(self, w: Any, learned: Any) -> Any:
-        """What a forward pass uses: as `apply`, or with what else its products do."""
-        if not self.needs_lift:
-            return self.apply(w, learned)
-        # What rounding to the nearest makes of a weight is left to where it is used: no dense copy.
+    def fake_quantized(self, w: Any, learned: Any) -> FakeQuantizedArray:
+        """As `apply`, rounded only where products use it.
+
+        The nearest code of a weight is computed there, so that there is no dense copy of all
+        weights; stochastic rounding is done here.
+        """
         values = dense(w) if self.key is None else self.apply(w, learned)
         if self.key is None and self.clips:
             values = rounded_later(values, *self._grid(values), self.format)
-        return InputQuantizedArray(
-            self.gridded(values),
-            self.input_scale,
-            self.inputs,
-            gradients=self.gradients,
-            residuals="unrounded" if self.residuals == "unrounded" else "rounded",
-        )
+        return self.gridded(values)
 
-    def gridded(self, values: jax.Array) -> GriddedArray:
+    def gridded(self, values: jax.Array) -> FakeQuantizedArray:
         """Values with the grid that they lie on, or are rounded to."""
         zero = None if self.zero is None else self.zero.astype(jnp.float32)
-        return GriddedArray(self._form(values, values.dtype).replace(zero=zero))
+        return FakeQuantizedArray(self._form(values, values.dtype).replace(zero=zero))
 
     def compress(self, w: Any, learned: Any, path: str) -> Any:
         """Codes and grid; the codes of a sparse array stay sparse."""
@@ -163,10 +135,7 @@ class QuantizedState(LeafState):
             check_known(path, self.active)
             if not bool(jnp.all(self.active)):
                 return w
-        small = self._stored(w)
-        if self.inputs is None:
-            return small
-        return InputQuantizedArray(small, self.input_scale, self.inputs)
+        return self._stored(w)
 
     def _form(self, codes: Any, dtype: Any) -> QuantizedArray:
         return QuantizedArray(
@@ -276,5 +245,22 @@ def per_stack(x: jax.Array, shape: tuple[int, ...], stack: tuple[int, ...]) -> j
 
 
 def dense(w: Any) -> jax.Array:
-    """A sparse parameter as a dense one; others as they are."""
-    return w.materialize() if isinstance(w, SparseArray) else w
+    """A pruned parameter as a dense one; others as they are."""
+    return w.materialize() if isinstance(w, SparseArray | MaskedArray) else w
+
+
+def keeps_on(fmt: Format) -> frozenset[str]:
+    """The properties of a parameter that rounding to a format keeps."""
+    return frozenset({ZEROS, N_M, RANK} if fmt.has_zero else {RANK})
+
+
+def why_lost_on(fmt: Format, name: str) -> str | None:
+    """Why rounding to a format loses a property."""
+    if name in (ZEROS, N_M):
+        return (
+            f"{fmt.name!r} has no code for 0.0; choose a format that has one, such as 'ternary' or "
+            "'int2'"
+        )
+    if name == GRID:
+        return "the second grid replaces the first; keep one of the two"
+    return None

@@ -1,6 +1,6 @@
-"""Fewer parameters."""
+"""Fewer parameters: scores, schedules and masks."""
 
-from jaxopt_compress.sparsity.prune import magnitude, prune
-from jaxopt_compress.sparsity.schedules import Schedule, constant, polynomial
+from jaxopt_compress.sparsity import schedules, scores
+from jaxopt_compress.sparsity.prune import prune
 
-__all__ = ["Schedule", "constant", "magnitude", "polynomial", "prune"]
+__all__ = ["prune", "schedules", "scores"]

@@ -11,7 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxopt_compress.arrays import QuantizedArray, is_compressed
+from jaxopt_compress.arrays import (
+    MaskedArray,
+    QuantizedArray,
+    is_compressed,
+    materialize,
+)
 from jaxopt_compress.arrays.sparse import sparse_nm, sparse_rows
 from jaxopt_compress.compression import (
     Compression,
@@ -19,42 +24,20 @@ from jaxopt_compress.compression import (
     LeafMethod,
     LeafState,
     Parameter,
-    leafwise,
+    compression_of,
 )
+from jaxopt_compress.compression.leaf_states import GRID, N_M, RANK, ZEROS
 from jaxopt_compress.numerics.ordering import computed_after
 from jaxopt_compress.numerics.patterns import n_m_mask
 from jaxopt_compress.numerics.thresholds import largest
 from jaxopt_compress.sparsity.schedules import Schedule, keep_count
+from jaxopt_compress.sparsity.scores import Score, as_score, is_magnitude
 from jaxopt_compress.tree import Where
-
-Score = Callable[[jax.Array, Any], jax.Array]
-
-
-def magnitude() -> Score:
-    """Scores entries by their absolute value.
-
-    Returns:
-        ``score(w, stats) -> |w|``.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> magnitude()(jnp.array([-2.0, 1.0]), None)
-        Array([2., 1.], dtype=float32)
-
-    References:
-        Han et al., 2015, Learning both Weights and Connections for Efficient Neural Networks.
-    """
-    return _absolute
-
-
-def _absolute(w: jax.Array, stats: Any) -> jax.Array:
-    del stats
-    return jnp.abs(w)
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["mask", "threshold", "stats"],
+    data_fields=["mask", "threshold", "kept"],
     meta_fields=["pattern", "axis", "stack"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +47,7 @@ class PrunedState(LeafState):
     Attributes:
         mask: Booleans, true where an entry is kept.
         threshold: The score that separated them, one per stack entry; where the next search starts.
-        stats: What the score needs besides the parameter, or None.
+        kept: Arrays that the score needs besides the parameter, or None.
         pattern: ``(n, m)``, or None if unstructured.
         axis: The negative axis of the groups of an n:m pattern, or None.
         stack: How many leading axes hold parameters of their own.
@@ -72,18 +55,22 @@ class PrunedState(LeafState):
 
     mask: Any
     threshold: Any
-    stats: Any
+    kept: Any
     pattern: tuple[int, int] | None
     axis: int | None
     stack: int
     kind = "prune"
-    keeps_zeros = True
+    keeps = frozenset({ZEROS, N_M, RANK, GRID})
 
-    def apply(self, w: Any, learned: Any) -> jax.Array:
+    @property
+    def establishes(self) -> frozenset[str]:
+        """Zeros, and perhaps a pattern of them."""
+        return frozenset({ZEROS} if self.pattern is None else {ZEROS, N_M})
+
+    def apply(self, w: Any, learned: Any) -> MaskedArray:
         """``w`` under the mask."""
         del learned
-        dense = _dense(w)
-        return jnp.where(self.mask, dense, jnp.zeros((), dense.dtype))
+        return MaskedArray(materialize(w), self.mask)
 
     def before(self, g: jax.Array) -> jax.Array:
         """``g`` itself, computed after the mask."""
@@ -96,7 +83,7 @@ class PrunedState(LeafState):
         del learned, path
         if isinstance(w, QuantizedArray):
             return w.replace(codes=self._store(w.unpacked()), block=None)
-        return self._store(w)
+        return self._store(materialize(w))
 
     def _store(self, dense: jax.Array) -> Any:
         if self.pattern is not None and not bool(jnp.all(self.mask)):
@@ -105,7 +92,10 @@ class PrunedState(LeafState):
 
 
 def prune(
-    score: Score, schedule: Schedule, pattern: str | None = None, where: Where = None
+    score: Score | Callable[[Parameter], jax.Array],
+    schedule: Schedule,
+    pattern: str | None = None,
+    where: Where = None,
 ) -> Compression:
     """Sets the entries with the lowest scores to zero, per parameter, and stores only the others.
 
@@ -113,12 +103,13 @@ def prune(
     ``size - round(size * sparsity)`` entries; among equal scores the ones with the lower row-major
     index. Masks are decided in ``init`` at step 0 and renewed by ``update`` at the steps where the
     schedule is due, from the parameters passed in; entries that were pruned can come back, since
-    the optimizer keeps all of them. The derivative at a pruned entry is 0.
+    the optimizer keeps all of them. The derivative at a pruned entry is 0. In a chain after another
+    ``prune`` only entries that it kept are kept.
 
     Args:
-        score: What is kept: `magnitude`, or any ``(w, stats) -> scores`` of the shape of ``w``,
-            with scores of at least 0.
-        schedule: `constant` or `polynomial`.
+        score: Which entries are kept: one of `jaxopt_compress.scores`, or a function
+            ``(parameter) -> scores``, of the shape of ``parameter.value`` and at least 0.
+        schedule: One of `jaxopt_compress.schedules`.
         pattern: None or ``"unstructured"``; or ``"n:m"``, such as ``"2:4"``: of each ``m``
             consecutive entries along the contracted axis the ``n`` with the highest scores stay,
             from the first step on at which the schedule asks for any sparsity. The schedule then
@@ -130,12 +121,12 @@ def prune(
         A `Compression` that stores `SparseArray`.
 
     Raises:
-        TypeError: ``schedule`` is none.
+        TypeError: ``score`` or ``schedule`` is none.
         ValueError: A pattern that cannot be read, or that contradicts the schedule.
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
-        >>> c = jc.prune(jc.magnitude(), jc.constant(0.5), pattern="2:4")
+        >>> c = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), pattern="2:4")
         >>> jc.compress({"w": jnp.arange(1.0, 9.0).reshape(8, 1)}, c)["w"].materialize()[:, 0]
         Array([0., 0., 3., 4., 0., 0., 7., 8.], dtype=float32)
 
@@ -143,13 +134,16 @@ def prune(
         Zhu and Gupta, 2017, To Prune, or Not to Prune. Mishra et al., 2021, Accelerating Sparse
         Deep Neural Networks.
     """
+    by = as_score(score)
     if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule={schedule!r} is no schedule; constant(0.5) is one")
+        raise TypeError(
+            f"schedule={schedule!r} is no schedule; jaxopt_compress.schedules.constant(0.5) is one"
+        )
     n_m = _read_pattern(pattern, schedule)
 
     def check(parameter: Parameter) -> None:
         value, layout = parameter.value, parameter.layout
-        if is_compressed(value) and not isinstance(value, QuantizedArray):
+        if is_compressed(value) and not isinstance(value, _PRUNABLE):
             raise TypeError(
                 f"{parameter.describe()} is a {type(value).__name__} and cannot be pruned; prune "
                 "before, or materialize it first"
@@ -164,7 +158,10 @@ def prune(
 
     def init(parameter: Parameter) -> Decision:
         ndim, layout = len(parameter.value.shape), parameter.layout
-        made = jax.eval_shape(lambda w: score(_dense(w), parameter.stats), parameter.value)
+        kept = by.keep(parameter)
+        made = jax.eval_shape(
+            lambda value: by.score(parameter._replace(value=value), kept), parameter.value
+        )
         if made.shape != tuple(parameter.value.shape):
             raise ValueError(
                 f"the score has shape {made.shape} for {parameter.describe()}; it has to "
@@ -172,33 +169,39 @@ def prune(
             )
         stack = next((d for d in range(ndim) if d - ndim not in layout.stack), ndim - 1)
         axis = layout.group_axis if n_m is not None else None
-        # Arrays of its own, which a step may donate.
-        stats = None if score is _absolute else jax.tree.map(jnp.copy, parameter.stats)
-        state = PrunedState(None, None, stats, n_m, axis, stack)
-        return Decision(renew(state, jnp.zeros((), jnp.int32), parameter.value))
+        state = PrunedState(None, None, kept, n_m, axis, stack)
+        return Decision(renewed(state, jnp.zeros((), jnp.int32), parameter))
 
-    def renew(state: PrunedState, count: jax.Array, w: Any) -> PrunedState:
-        dense = _dense(w)
+    def renewed(state: PrunedState, count: jax.Array, parameter: Parameter) -> PrunedState:
         # The search ignores signs; absolute values would be one more array of this size.
-        scores = dense if score is _absolute else score(dense, state.stats)
+        fast = is_magnitude(by)
+        scores = parameter.dense() if fast else by.score(parameter, state.kept)
+        if parameter.keep is not None:
+            scores = jnp.where(parameter.keep, scores, 0)
         sparsity = schedule.sparsity(count)
         if n_m is not None:
             mask = n_m_mask(scores, *n_m, state.axis) | (sparsity <= 0)  # pyright: ignore
-            return dataclasses.replace(state, mask=mask)
-        keep = keep_count(math.prod(dense.shape[state.stack :]), sparsity)
+            return dataclasses.replace(state, mask=_within(mask, parameter))
+        keep = keep_count(math.prod(scores.shape[state.stack :]), sparsity)
         found = largest(scores, keep, stack_ndim=state.stack, hint=state.threshold)
-        return dataclasses.replace(state, mask=found.mask, threshold=found.threshold)
+        mask = _within(found.mask, parameter)
+        return dataclasses.replace(state, mask=mask, threshold=found.threshold)
 
-    def update(state: PrunedState, count: jax.Array, w: Any) -> PrunedState:
+    def update(decision: Decision, count: jax.Array, parameter: Parameter) -> Decision:
         # A loop of at most one turn, since a branch that keeps the mask would copy it.
-        once = lambda carry: (jnp.zeros_like(carry[0]), renew(carry[1], count, w))
-        return lax.while_loop(lambda carry: carry[0], once, (schedule.due(count), state))[1]
+        once = lambda carry: (jnp.zeros_like(carry[0]), renewed(carry[1], count, parameter))
+        due = schedule.due(count)
+        return Decision(lax.while_loop(lambda carry: carry[0], once, (due, decision.state))[1])
 
-    return leafwise(LeafMethod(check, init, update), where)
+    return compression_of(LeafMethod(check, init, update), where)
 
 
-def _dense(w: Any) -> jax.Array:
-    return w.materialize() if isinstance(w, QuantizedArray) else w
+_PRUNABLE = (QuantizedArray, MaskedArray)
+
+
+def _within(mask: jax.Array, parameter: Parameter) -> jax.Array:
+    """The mask without entries that earlier elements fixed at zero."""
+    return mask if parameter.keep is None else mask & parameter.keep
 
 
 def _read_pattern(pattern: str | None, schedule: Schedule) -> tuple[int, int] | None:
@@ -214,6 +217,6 @@ def _read_pattern(pattern: str | None, schedule: Schedule) -> tuple[int, int] | 
     if abs(final - (1 - n / m)) > 1e-6:
         raise ValueError(
             f"pattern={pattern!r} prunes {1 - n / m:.6g} of the entries, but the schedule ends at "
-            f"{final:.6g}; use constant({1 - n / m:.6g}) or a schedule that ends there"
+            f"{final:.6g}; use schedules.constant({1 - n / m:.6g}) or a schedule that ends there"
         )
     return n, m

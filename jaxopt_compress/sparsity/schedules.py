@@ -43,7 +43,8 @@ def constant(sparsity: float) -> Schedule:
         ValueError: The sparsity is out of range.
 
     Example:
-        >>> schedule = constant(0.5)
+        >>> import jaxopt_compress as jc
+        >>> schedule = jc.schedules.constant(0.5)
         >>> float(schedule.sparsity(7)), bool(schedule.due(0)), bool(schedule.due(7))
         (0.5, True, False)
     """
@@ -87,7 +88,8 @@ def polynomial(
         ValueError: A value is out of range.
 
     Example:
-        >>> schedule = polynomial(0.8, begin=100, end=110, initial=0.2, every=4)
+        >>> import jaxopt_compress as jc
+        >>> schedule = jc.schedules.polynomial(0.8, begin=100, end=110, initial=0.2, every=4)
         >>> [round(float(schedule.sparsity(step)), 4) for step in (0, 100, 102, 105, 110, 200)]
         [0.2, 0.2, 0.4928, 0.725, 0.8, 0.8]
         >>> [step for step in range(90, 120) if schedule.due(step)]
@@ -164,3 +166,6 @@ def keep_count(size: int, sparsity: ArrayLike) -> jax.Array:
     doubled = jnp.where(shift < 32, product >> jnp.minimum(shift, 31), jnp.uint32(0))
     pruned = jnp.where(sparsity < 1, ((doubled + 1) >> 1).astype(jnp.int32), size)
     return size - pruned
+
+
+__all__ = ["Schedule", "constant", "polynomial"]

@@ -5,16 +5,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.arrays import GriddedArray, InputQuantizedArray
+from jaxopt_compress.arrays import FakeQuantizedArray, InputQuantizedArray
 from jaxopt_compress.arrays.base import is_compressed
+from jaxopt_compress.compression.leaf_states import map_factors
 from jaxopt_compress.tree import map_named, named_leaves
 
 
 def weight_gradients(grads: Any) -> Any:
     """Gradients at a view for lifted functions, as one array per parameter.
 
-    Other views have the structure of the parameters, and so have their gradients. With ``inputs=``
-    or ``residuals="unrounded"`` leaves hold more, and what compares gradients with parameters needs
+    Other views have the structure of the parameters, and so have their gradients. With
+    ``activations=`` or ``backward=`` leaves hold more, and what compares gradients with parameters needs
     this first, such as `optax.MultiSteps`, `optax.apply_if_finite` and `optax.ema` around or before
     `compressed_training`, which takes gradients of either form.
 
@@ -31,7 +32,7 @@ def weight_gradients(grads: Any) -> Any:
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxopt_compress as jc
-        >>> c = jc.quantize("int8", inputs="int8")
+        >>> c = jc.quantize("int8", activations="int8")
         >>> tx = optax.MultiSteps(jc.compressed_training(optax.sgd(0.1), c), 2)
         >>> params = {"w": jnp.ones((4, 2))}
         >>> opt_state = tx.init(params)
@@ -44,10 +45,7 @@ def weight_gradients(grads: Any) -> Any:
     """
 
     def values(path: str, g: Any) -> Any:
-        if not is_compressed(g):
-            return g
-        weight = g.weight if isinstance(g, InputQuantizedArray) else g
-        weight = weight.form.codes if isinstance(weight, GriddedArray) else weight
+        weight = _value_of(g)
         if is_compressed(weight):
             raise TypeError(
                 f"the gradient of {path!r} is a {type(weight).__name__}: its factors learn, and "
@@ -56,6 +54,21 @@ def weight_gradients(grads: Any) -> Any:
         return weight
 
     return map_named(values, grads)
+
+
+def gradients_of_values(grads: Any) -> Any:
+    """Gradients of weights and factors at a view, as far as there are any.
+
+    Args:
+        grads: Gradients at the view, or of the form of `weight_gradients`.
+    """
+    return map_named(lambda path, g: map_factors(lambda _, x: _value_of(x), path, g), grads)
+
+
+def _value_of(g: Any) -> Any:
+    """The gradient of the weight inside of what rounds activations too."""
+    weight = g.weight if isinstance(g, InputQuantizedArray) else g
+    return weight.form.codes if isinstance(weight, FakeQuantizedArray) else weight
 
 
 def at_view(grads: Any, seen: Any, parts: list[dict[str, Any]]) -> Any:

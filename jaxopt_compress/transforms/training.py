@@ -7,14 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxopt_compress.compression import Compression, TrainingState, as_compression
-from jaxopt_compress.compression.base import (
-    forward_view,
-    leaf_states,
-    learned_parts,
-    replace_learned,
-)
+from jaxopt_compress.compression.base import learned_parts, method_states, replace_learned
 from jaxopt_compress.compression.compress import Recipe
-from jaxopt_compress.transforms.gradients import at_view
+from jaxopt_compress.transforms.gradients import at_view, gradients_of_values
 from jaxopt_compress.tree import combine, map_named, named_leaves, partition
 from jaxopt_compress.tree.paths import is_float
 
@@ -25,6 +20,7 @@ def compressed_training(
     learned: optax.GradientTransformation | None = None,
     uses: Any = None,
     stats: Any = None,
+    penalty: float | optax.Schedule = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer, so that it trains parameters through their compressed view.
 
@@ -43,13 +39,16 @@ def compressed_training(
         learned: The optimizer of learned parts; ``inner`` by default.
         uses: What `uses` found, so that channels and groups follow the function.
         stats: What `calibrate` found, for compressions that ask for it.
+        penalty: The weight of the compression's own ``penalty`` in the loss; or a schedule that
+            gives it for the number of updates so far. The loss itself need not know of it: its
+            gradient is added here.
 
     Returns:
         An optax transformation; extra arguments go to ``inner``. Its state holds arrays only.
 
     Raises:
-        ValueError: In ``init``, if ``inner`` accumulates gradients; in ``update``, without
-            ``params``.
+        ValueError: A ``penalty`` for a compression without one; in ``init``, if ``inner``
+            accumulates gradients; in ``update``, without ``params``.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, jaxopt_compress as jc
@@ -66,6 +65,12 @@ def compressed_training(
     compression = as_compression(compression)
     outer = optax.with_extra_args_support(inner)
     trainer = outer if learned is None else optax.with_extra_args_support(learned)
+    weight = penalty if callable(penalty) else lambda count: penalty
+    penalized = callable(penalty) or penalty != 0
+    if penalized and compression.penalty is None:
+        raise ValueError(
+            f"penalty={penalty}: this compression has no penalty to weigh; leave it out"
+        )
 
     def init_fn(params: Any) -> TrainingState:
         state = compression.init(params, uses=uses, stats=stats)
@@ -84,9 +89,12 @@ def compressed_training(
             )
         parts = learned_parts(state.compression)
         new, trained = state.compression, state.learned
-        updates, part_updates = _pull_back(compression, updates, state, params, parts)
+        # What the compression sees are the gradients of the loss, without its own penalty.
+        grads = gradients_of_values(updates)
+        factor = weight(_count(new)) if penalized else None
+        updates, part_updates = _pull_back(compression, updates, state, params, parts, factor)
         if trained is None:
-            new = compression.update(new, params)
+            new = compression.update(new, params, grads=grads)
             updates = _before(updates, new)
         updates, inner_state = outer.update(updates, state.inner, params, **extra_args)
         updates = _hold(updates, params, new)
@@ -95,30 +103,40 @@ def compressed_training(
             trained_parts: Any = optax.apply_updates(parts, part_updates)
             new = replace_learned(new, trained_parts)
             # Grids of factors follow the factors that the next view is made of.
-            new = compression.update(new, params)
+            new = compression.update(new, params, grads=grads)
         return updates, TrainingState(inner_state, trained, new)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _pull_back(compression: Compression, grads: Any, state: Any, params: Any, parts: Any):
-    """Gradients at the view as gradients at parameters and learned parts."""
+def _pull_back(
+    compression: Compression, grads: Any, state: Any, params: Any, parts: Any, factor: Any
+) -> tuple[Any, Any]:
+    """Gradients at the view as gradients at parameters and learned parts, with the penalty's."""
     floats, rest = partition(params)
 
-    def view(floats: Any, parts: Any) -> Any:
-        learned = replace_learned(state.compression, parts)
-        whole = forward_view(compression.apply, combine(floats, rest), learned)
-        return partition(whole)[0]
+    def view(floats: Any, parts: Any) -> tuple[Any, Any]:
+        learned, whole = replace_learned(state.compression, parts), combine(floats, rest)
+        seen = partition(compression.loss_view(whole, learned))[0]
+        if factor is None or compression.penalty is None:
+            return seen, None
+        return seen, compression.penalty(whole, learned)
 
-    seen, pull = jax.vjp(view, floats, parts)
+    (seen, cost), pull = jax.vjp(view, floats, parts)
     hole = lambda x: x is None
     grads = at_view(grads, seen, parts)
     at_floats = jax.tree.map(lambda x, g: None if x is None else g, seen, grads, is_leaf=hole)
     cast = lambda g, x: g.astype(x.dtype)
-    back, part_grads = pull(jax.tree.map(cast, at_floats, seen))
+    share = None if cost is None else jnp.asarray(factor, cost.dtype)
+    back, part_grads = pull((jax.tree.map(cast, at_floats, seen), share))
     back = jax.tree.map(cast, back, at_floats)
     still = lambda x: None if x is None else jnp.zeros_like(x)
     return combine(back, jax.tree.map(still, rest, is_leaf=hole)), part_grads
+
+
+def _count(state: Any) -> jax.Array:
+    """How many updates a compression has seen."""
+    return next((s.count for s in method_states(state)), jnp.zeros((), jnp.int32))
 
 
 def _before(grads: Any, new: Any) -> Any:
@@ -128,7 +146,7 @@ def _before(grads: Any, new: Any) -> Any:
     XLA would copy each parameter to be free to compute them in either order.
     """
     leaves = {}
-    for state in leaf_states(new):
+    for state in method_states(new):
         leaves |= {k: s.before for k, s in state.leaves.items()}
     return map_named(lambda path, g: leaves[path](g) if path in leaves else g, grads)
 
@@ -138,7 +156,7 @@ def _hold(updates: Any, params: Any, new: Any) -> Any:
 
     These are integers, and parameters that learned factors stand for.
     """
-    pairs = [pair for state in leaf_states(new) for pair in state.leaves.items()]
+    pairs = [pair for state in method_states(new) for pair in state.leaves.items()]
     held = {path for path, state in pairs if state.replaces}
     held |= {path for path, leaf in named_leaves(params) if not is_float(leaf)}
     return map_named(lambda path, u: jnp.zeros_like(u) if path in held else u, updates)

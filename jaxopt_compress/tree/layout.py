@@ -3,6 +3,8 @@
 import dataclasses
 import warnings
 
+import jax
+
 from jaxopt_compress.tree.paths import Where
 
 
@@ -10,6 +12,7 @@ class AssumedLayout(UserWarning):
     """The axes of a parameter of rank 3 or more were assumed, since no uses were given."""
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """The role of each axis of a parameter, as negative numbers; static.

@@ -6,8 +6,8 @@ import pytest
 import jaxopt_compress as jc
 
 W = jnp.asarray(np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32))
-PRUNE = jc.prune(jc.magnitude(), jc.constant(0.5))
-NM = jc.prune(jc.magnitude(), jc.constant(0.5), "2:4")
+PRUNE = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5))
+NM = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), "2:4")
 QUANTIZE = jc.quantize("int8")
 RANK = jc.low_rank(rank=2)
 
@@ -30,12 +30,12 @@ RANK = jc.low_rank(rank=2)
         ),
         (
             PRUNE,
-            jc.dorefa("odd4", inputs="uint4"),
+            jc.dorefa("odd4", activations="uint4"),
             "follow prune at .*: 'odd4' has no code for 0.0",
         ),
         (
             PRUNE,
-            jc.quantize("odd4", inputs="int8"),
+            jc.quantize("odd4", activations="int8"),
             "follow prune at .*: 'odd4' has no code for 0.0",
         ),
     ],
@@ -50,10 +50,10 @@ def test_refused_before_anything_is_computed():
         assert isinstance(w, jax.core.Tracer), "computed"
         return jnp.abs(w)
 
-    prune = jc.prune(score, jc.constant(0.5))
+    prune = jc.prune(score, jc.schedules.constant(0.5))
     for bad, message in [
         (RANK, "low_rank cannot follow prune at 'w'"),
-        (jc.quantize("int4", group=3), r"group=3 .*'w' of shape \(8, 6\)"),
+        (jc.quantize("int4", group_size=3), r"group=3 .*'w' of shape \(8, 6\)"),
         (jc.quantize("int4", where="v"), "where='v' matches no leaf; the nearest paths are w"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -51,13 +51,16 @@ def test_a_late_rule_refuses_before_an_early_one_computes():
         assert isinstance(w, jax.core.Tracer), "computed"
         return jnp.abs(w)
 
-    recipe = {"embed": jc.prune(score, jc.constant(0.5)), "**/kernel": jc.low_rank(rank=9)}
+    recipe = {
+        "embed": jc.prune(score, jc.schedules.constant(0.5)),
+        "**/kernel": jc.low_rank(rank=9),
+    }
     with pytest.raises(ValueError, match="'mlp/0/kernel' of shape"):
         jc.compress(PARAMS, recipe)
 
 
 def test_state_decides_what_is_stored():
-    c = as_compression({"**/kernel": jc.prune(jc.magnitude(), jc.constant(0.5))})
+    c = as_compression({"**/kernel": jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5))})
     tx = optax.chain(optax.clip(1.0), jc.compressed_training(optax.sgd(0.1), c))
     opt_state = tx.init(PARAMS)
     moved = jax.tree.map(lambda w: -3 * w[::-1], PARAMS)
@@ -93,7 +96,9 @@ def test_a_state_of_something_else_is_refused():
 
 def test_what_is_no_array_stays():
     params = {"w": W, "activation": jax.nn.relu, "name": "mlp", "none": None}
-    small = jc.compress(params, jc.chain(jc.prune(jc.magnitude(), jc.constant(0.5)), INT8))
+    small = jc.compress(
+        params, jc.chain(jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)), INT8)
+    )
     assert small["activation"] is jax.nn.relu and small["name"] == "mlp"
 
 
@@ -106,7 +111,7 @@ def test_what_started_from_statistics_needs_none_again():
     )
     x = jnp.ones((1, 4, 4, 8))
     given = {"uses": jc.uses(image, params, x), "stats": jc.calibrate(image, params, [x])}
-    for c in (jc.lsq("int4", inputs="uint4"), jc.quantize("int4")):
+    for c in (jc.lsq("int4", activations=jc.activations("uint4", "learned")), jc.quantize("int4")):
         state = jc.compressed_training(optax.sgd(0.1), c, **given).init(params)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -119,7 +124,7 @@ def test_what_started_from_statistics_needs_none_again():
 def test_states_of_uses_need_none_again():
     """Axes that assumptions would get wrong, and a leaf that has no use, are known to the state."""
     params = {"w": jnp.asarray(np.random.default_rng(1).standard_normal((5, 64))), "pos": W[:5, :3]}
-    c, x = jc.quantize("int4", group=32), jnp.ones((2, 64))
+    c, x = jc.quantize("int4", group_size=32), jnp.ones((2, 64))
     uses = jc.uses(lambda p, x: x @ p["w"].T, params, x)
     tx = jc.compressed_training(optax.sgd(0.1), c, uses=uses)
     small = jc.compress(params, c, state=tx.init(params))

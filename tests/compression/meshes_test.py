@@ -10,17 +10,17 @@ from jax.sharding import PartitionSpec as P
 
 import jaxopt_compress as jc
 
-PRUNE = jc.prune(jc.magnitude(), jc.constant(0.5))
+PRUNE = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5))
 METHODS = {
     "prune": PRUNE,
     "prune, quantize": jc.chain(PRUNE, jc.quantize("int8")),
-    "2:4": jc.prune(jc.magnitude(), jc.constant(0.5), "2:4"),
+    "2:4": jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), "2:4"),
     "low rank, quantize": jc.chain(jc.low_rank(rank=4), jc.quantize("int8")),
     "recipe": jc.chain({"w": jc.low_rank(energy=0.9)}),
     "percentile": jc.quantize("int4", bounds=jc.bounds.percentile(99.0)),
     "entropy": jc.quantize("int4", bounds=jc.bounds.entropy()),
     "groups": jc.quantize("int4", 32),
-    "learned groups": jc.lsq("int4", group=32),
+    "learned groups": jc.lsq("int4", group_size=32),
     "mxfp4": jc.quantize("mxfp4"),
     "words": jc.quantize("int3"),
 }

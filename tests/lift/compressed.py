@@ -15,15 +15,15 @@ from jaxopt_compress.sparsity.prune import PrunedState
 from jaxopt_compress.tree import map_named
 from tests.models import CASES
 
-_HALF = jc.prune(jc.magnitude(), jc.constant(0.5))
+_HALF = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5))
 
 KINDS = {
     "int8": jc.quantize("int8"),
-    "int4_groups": jc.quantize("int4", group=8),
+    "int4_groups": jc.quantize("int4", group_size=8),
     "int4_asymmetric": jc.quantize("int4", symmetric=False),
-    "int2_planar": jc.quantize("int2", group=8),
+    "int2_planar": jc.quantize("int2", group_size=8),
     "sparse": _HALF,
-    "two_of_four": jc.prune(jc.magnitude(), jc.constant(0.5), pattern="2:4"),
+    "two_of_four": jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), pattern="2:4"),
     "low_rank": jc.low_rank(rank=2),
     "pruned_int8": jc.chain(_HALF, jc.quantize("int8")),
     "low_rank_int8": jc.chain(jc.low_rank(rank=2), jc.quantize("int8")),

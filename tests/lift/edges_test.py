@@ -23,7 +23,8 @@ def both(fn, small, *args):
 @pytest.mark.parametrize("pattern", [None, "2:4"])
 def test_asymmetric_codes_of_a_sparse_weight(pattern):
     c = jc.chain(
-        jc.prune(jc.magnitude(), jc.constant(0.5), pattern), jc.quantize("int4", symmetric=False)
+        jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), pattern),
+        jc.quantize("int4", symmetric=False),
     )
     small = jc.compress({"w": W}, c)
     np.testing.assert_allclose(*both(lambda p, x: x @ p["w"] @ p["w"].T, small, X), **CLOSE)
@@ -31,7 +32,12 @@ def test_asymmetric_codes_of_a_sparse_weight(pattern):
 
 @pytest.mark.parametrize(
     "compression",
-    [jc.quantize("int8"), jc.quantize("int4", group=4), jc.quantize("int2"), jc.low_rank(rank=4)],
+    [
+        jc.quantize("int8"),
+        jc.quantize("int4", group_size=4),
+        jc.quantize("int2"),
+        jc.low_rank(rank=4),
+    ],
     ids=["int8", "int4 groups", "int2", "low rank"],
 )
 @pytest.mark.parametrize(
@@ -52,7 +58,7 @@ def test_lookups_out_of_bounds(compression, mode, fill):
 @pytest.mark.parametrize("format", ["int4", "int3", "nf4"])
 def test_a_layer_of_a_stack_whose_last_group_is_short(format):
     stack = jax.random.normal(jax.random.key(1), (3, 40, 8))
-    small = jc.compress({"w": stack}, jc.quantize(format, group=16, pad=True, where="w"))
+    small = jc.compress({"w": stack}, jc.quantize(format, group_size=16, pad=True, where="w"))
     x = jax.random.normal(jax.random.key(2), (4, 40))
     for layer in (lambda p, x: x @ p["w"][1], lambda p, x: x @ p["w"].reshape(1, 3, 40, 8)[0, 2]):
         np.testing.assert_allclose(*both(layer, small, x), rtol=1e-4, atol=1e-4)
@@ -61,7 +67,7 @@ def test_a_layer_of_a_stack_whose_last_group_is_short(format):
 
 
 def test_mapped_lookups_in_a_stack_of_one():
-    small = jc.compress({"w": STACK[:1]}, jc.quantize("int4", group=4, where="w"))
+    small = jc.compress({"w": STACK[:1]}, jc.quantize("int4", group_size=4, where="w"))
     look = jax.vmap(lambda w, i: jnp.take(w, i, axis=1))
     found, dense = both(lambda p, i: look(p["w"], i), small, jnp.array([[1, 5]]))
     np.testing.assert_allclose(found, dense, **CLOSE)
@@ -109,11 +115,11 @@ def test_codes_that_were_treated_as_parameters_are_refused():
 @pytest.mark.parametrize(
     "c",
     [
-        jc.quantize("int8", inputs="int8"),
-        jc.quantize("int4", group=4, inputs="int8"),
-        jc.quantize("uint4", group=4, symmetric=False, inputs="int8", gradients="int8"),
+        jc.quantize("int8", activations="int8"),
+        jc.quantize("int4", group_size=4, activations="int8"),
+        jc.quantize("uint4", group_size=4, symmetric=False, activations="int8", backward="int8"),
         jc.quantize("int2", symmetric=False),
-        jc.quantize("nf4", group=4),
+        jc.quantize("nf4", group_size=4),
         jc.low_rank(rank=4),
     ],
     ids=["w8a8", "grouped w4a8", "backward", "words with zero points", "nf4", "low rank"],

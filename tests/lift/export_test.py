@@ -11,13 +11,13 @@ from tests.quantization.cases import normal
 
 FORMS = {
     "int8": jc.quantize("int8"),
-    "int4 in groups": jc.quantize("int4", group=64),
-    "zero points": jc.quantize("uint4", group=64, symmetric=False),
+    "int4 in groups": jc.quantize("int4", group_size=64),
+    "zero points": jc.quantize("uint4", group_size=64, symmetric=False),
     "int3": jc.quantize("int3"),
     "int2": jc.quantize("int2"),
-    "nf4": jc.quantize("nf4", group=64),
-    "int8 x int8": jc.quantize("int8", inputs="int8"),
-    "int4 in groups x int8": jc.quantize("int4", group=64, inputs="int8"),
+    "nf4": jc.quantize("nf4", group_size=64),
+    "int8 x int8": jc.quantize("int8", activations="int8"),
+    "int4 in groups x int8": jc.quantize("int4", group_size=64, activations="int8"),
     "low rank": jc.low_rank(rank=4),
 }
 
@@ -52,7 +52,7 @@ def test_any_size_of_an_image(inputs):
         )
 
     params, image = {"w": jnp.asarray(normal(3, 3, 4, 8))}, jnp.asarray(normal(2, 12, 10, 4))
-    c = jc.quantize("int8", inputs=inputs)
+    c = jc.quantize("int8", activations=inputs)
     small = jc.compress(params, c, uses=jc.uses(fn, params, image))
     lifted = jax.jit(jc.lift(fn))
     shape = jax.ShapeDtypeStruct(export.symbolic_shape("b, h, w, 4"), jnp.float32)

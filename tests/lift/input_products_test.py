@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxopt_compress as jc
-from jaxopt_compress.arrays import GriddedArray, InputQuantizedArray, is_compressed
+from jaxopt_compress.arrays import FakeQuantizedArray, InputQuantizedArray, is_compressed
 from tests.array_contract import assert_same_bits
 from tests.lift.compressed import assert_close, made
 from tests.quantization.learned import train
@@ -34,7 +34,9 @@ def exact(x, small, step):
 def test_integers_against_exact_sums(name, asymmetric):
     if name.startswith("uint") != asymmetric and name not in ("int8", "int4"):
         asymmetric = name.startswith("uint")
-    c = jc.quantize(name, symmetric=not asymmetric and not name.startswith("uint"), inputs="int8")
+    c = jc.quantize(
+        name, symmetric=not asymmetric and not name.startswith("uint"), activations="int8"
+    )
     small = jc.compress({"w": W}, c)
     got = jax.jit(jc.lift(dense, on_fallback="error"))(small, X)
     step = np.abs(np.asarray(X)).max(1, keepdims=True) / np.float32(127.5)
@@ -45,7 +47,7 @@ def test_integers_against_exact_sums(name, asymmetric):
 
 def test_the_program_multiplies_integers():
     for name, operand in (("int8", "xi8>"), ("int4", "xi4>")):
-        small = jc.compress({"w": W}, jc.quantize(name, inputs="int8"))
+        small = jc.compress({"w": W}, jc.quantize(name, activations="int8"))
         staged = jax.jit(jc.lift(dense)).trace(small, X)
         # Where the hardware multiplies them; a CPU's products of int4 are widened first.
         text = staged.lower(lowering_platforms=("tpu",)).as_text()
@@ -59,7 +61,7 @@ def test_the_program_multiplies_integers():
     [("nf4", "int8", 8), ("int4", "int8", 16), ("float8_e4m3fn", "float8_e4m3fn", None)],
 )
 def test_other_pairs_meet_as_levels(weight, inputs, group):
-    small = jc.compress({"w": W}, jc.quantize(weight, group, inputs=inputs))
+    small = jc.compress({"w": W}, jc.quantize(weight, group, activations=inputs))
     rounded = jc.quantize_array(X, inputs, axis=-1).materialize()
     want = rounded @ jc.materialize(small)["w"]
     got = jax.jit(jc.lift(dense, on_fallback="error"))(small, X)
@@ -69,7 +71,7 @@ def test_other_pairs_meet_as_levels(weight, inputs, group):
 def test_calibrated_steps_cover_what_was_seen():
     batches = [X, 2 * X]
     stats = jc.calibrate(dense, {"w": W}, batches)
-    c = jc.quantize("int8", inputs="int8", input_steps="calibrated")
+    c = jc.quantize("int8", activations=jc.activations("int8", "calibrated"))
     small = jc.compress({"w": W}, c, stats=stats)
     step = np.asarray(small["w"].scale)
     assert step.shape == (1, 1)
@@ -89,7 +91,7 @@ def test_stacked_layers_have_steps_of_their_own():
         return jax.lax.scan(lambda x, w: (4 * x @ w, None), x, params["w"])[0]
 
     uses, stats = jc.uses(run, params, X), jc.calibrate(run, params, [X])
-    c = jc.quantize("int8", inputs="int8", input_steps="calibrated")
+    c = jc.quantize("int8", activations=jc.activations("int8", "calibrated"))
     small = jc.compress(params, c, uses=uses, stats=stats)
     assert small["w"].scale.shape == (3, 1, 1) and len(set(np.ravel(small["w"].scale))) == 3
     got = jax.jit(jc.lift(run, on_fallback="error"))(small, X)
@@ -99,7 +101,7 @@ def test_stacked_layers_have_steps_of_their_own():
 
 def test_gradients_are_straight_through():
     """Those of the rounded activation times the weight, nothing where it was clipped."""
-    c = jc.quantize("int8", inputs="int4", input_steps="calibrated")
+    c = jc.quantize("int8", activations=jc.activations("int4", "calibrated"))
     small = jc.compress({"w": W}, c, stats=jc.calibrate(dense, {"w": W}, [X / 2]))
     step = small["w"].scale[0, 0]
     inside = (X / step >= -8) & (X / step <= 7)
@@ -135,7 +137,7 @@ ZOO = [
 def test_models(name):
     """Integer products agree with those of the same rounded activations in floating point."""
     fn, params, args, uses = made(name)
-    c = jc.quantize("int8", inputs="int8")
+    c = jc.quantize("int8", activations="int8")
     small = jax.jit(lambda params: c.compress(params, c.init(params, uses=uses)))(params)
     holds = lambda x: isinstance(x, InputQuantizedArray)
     floating = jax.tree.map(
@@ -156,7 +158,7 @@ def test_models(name):
 def test_training(symmetric):
     """Trains through integer products, stores what was trained, and runs it."""
     params = {"w": W, "b": jnp.zeros(24)}
-    c = jc.quantize("int4", group=8, symmetric=symmetric, inputs="int8", where="w")
+    c = jc.quantize("int4", group_size=8, symmetric=symmetric, activations="int8", where="w")
     tx = jc.compressed_training(optax.adam(1e-2), c)
     state = tx.init(params)
     target = jnp.sin(jnp.arange(5.0 * 24)).reshape(5, 24)
@@ -164,7 +166,7 @@ def test_training(symmetric):
     params, state, values = train(c, tx, state, params, X, target, forward=forward)
     assert values[-1] < 0.7 * values[0]
     small, view = jc.compress(params, c, state=state), c.view(params, state)
-    assert isinstance(view["w"].weight, GriddedArray)
+    assert isinstance(view["w"].weight, FakeQuantizedArray)
     assert_same_bits(small["w"].materialize(), view["w"].materialize())
     # The codes found again from the values are the stored ones, so the products are the same.
     assert_same_bits(view["w"].weight.quantized().codes, small["w"].weight.codes)
@@ -173,7 +175,7 @@ def test_training(symmetric):
 
 
 def test_a_loss_that_is_not_lifted_is_refused():
-    c = jc.quantize("int8", inputs="int8")
+    c = jc.quantize("int8", activations="int8")
     tx = jc.compressed_training(optax.sgd(0.1), c)
     view = c.view({"w": W}, tx.init({"w": W}))
     with pytest.raises(TypeError, match="argument of a lifted function"):
@@ -181,7 +183,7 @@ def test_a_loss_that_is_not_lifted_is_refused():
 
 
 def test_teacher_and_student_do_not_leak():
-    small = jc.compress({"w": W}, jc.quantize("int4", inputs="int4"))
+    small = jc.compress({"w": W}, jc.quantize("int4", activations="int4"))
     run = jax.jit(jc.lift(dense))
     teacher = jax.jit(dense)({"w": W}, X)
     student = run(small, X)
@@ -192,10 +194,16 @@ def test_teacher_and_student_do_not_leak():
 
 
 def test_nothing_follows_rounded_inputs_in_a_chain():
-    c = jc.chain(jc.quantize("int8", inputs="int8"), jc.prune(jc.magnitude(), jc.constant(0.5)))
+    c = jc.chain(
+        jc.quantize("int8", activations="int8"),
+        jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)),
+    )
     with pytest.raises(ValueError, match="has to come last"):
         c.init({"w": W})
-    first = jc.chain(jc.prune(jc.magnitude(), jc.constant(0.5)), jc.quantize("int8", inputs="int8"))
+    first = jc.chain(
+        jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)),
+        jc.quantize("int8", activations="int8"),
+    )
     small = jc.compress({"w": W}, first)
     got = jax.jit(jc.lift(dense))(small, X)
     want = X @ jc.materialize(small)["w"]
@@ -217,7 +225,7 @@ def test_options_are_checked(given, message):
 
 
 def test_sharded_and_saved(tmp_path):
-    small = jc.compress({"w": W}, jc.quantize("int8", inputs="int8"))
+    small = jc.compress({"w": W}, jc.quantize("int8", activations="int8"))
     jc.save(tmp_path / "small", small)
     back = jc.load(tmp_path / "small")
     assert type(back["w"]) is InputQuantizedArray and back["w"].format == "int8"
@@ -234,7 +242,7 @@ def test_more_codes_than_int32_sums():
     depth = 180001
     w = jnp.ones((depth, 1)).at[::3].set(0.5)
     x = jnp.ones((2, depth)).at[:, ::3].set(0.75)
-    small = jc.compress({"w": w}, jc.quantize("int8", inputs="int8"))
+    small = jc.compress({"w": w}, jc.quantize("int8", activations="int8"))
     want = exact(x, small["w"], np.float32(1) / np.float32(127.5))
     for rows in (1, 2):
         got = jax.jit(jc.lift(dense, on_fallback="error"))(small, x[:rows])
@@ -253,7 +261,7 @@ def test_convolutions_of_more_codes_than_int32_sums(groups, window):
         )
 
     uses = jc.uses(image, params, x)
-    small = jc.compress(params, jc.quantize("int8", inputs="int8"), uses=uses)
+    small = jc.compress(params, jc.quantize("int8", activations="int8"), uses=uses)
     got = jax.jit(jc.lift(image, on_fallback="error"))(small, x)
     weight = small["w"].weight
     sums = 127 * np.asarray(weight.levels(), np.int64).sum((0, 1, 2))
@@ -278,7 +286,7 @@ def test_few_channels_of_a_convolution_are_those_of_many(layout):
 
     def run(params):
         uses = jc.uses(image, params, x)
-        small = jc.compress(params, jc.quantize("int8", inputs="int8"), uses=uses)
+        small = jc.compress(params, jc.quantize("int8", activations="int8"), uses=uses)
         return jax.jit(jc.lift(image, on_fallback="error"))(small, x)
 
     few = jax.lax.slice_in_dim(w, 0, 12, axis=first)

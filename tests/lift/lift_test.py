@@ -170,10 +170,10 @@ def test_checkpoint_policies_survive(policy):
     "compression",
     [
         jc.quantize("int8"),
-        jc.quantize("nf4", group=32),
+        jc.quantize("nf4", group_size=32),
         jc.quantize("int3"),
-        jc.quantize("int8", inputs="int8"),
-        jc.prune(jc.magnitude(), jc.constant(0.5)),
+        jc.quantize("int8", activations="int8"),
+        jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)),
         jc.low_rank(rank=2),
     ],
     ids=["int8", "nf4", "int3", "int8 x int8", "pruned", "rank 2"],
@@ -295,7 +295,7 @@ def test_a_form_that_a_shard_map_cannot_split_is_reported():
 def test_groups_that_a_shard_map_would_cut_are_reported():
     mesh = _mesh(AxisType.Auto)
     halves = mesh.shape["model"]
-    small = jc.compress({"w": W}, jc.quantize("int4", group=8))  # twice a shard
+    small = jc.compress({"w": W}, jc.quantize("int4", group_size=8))  # twice a shard
     model = jax.shard_map(
         lambda params, x: jax.lax.psum(x @ params["w"], "model"),
         mesh=mesh,

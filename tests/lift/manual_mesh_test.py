@@ -14,13 +14,13 @@ from tests.quantization.cases import normal
 
 FORMS = {
     "int8": jc.quantize("int8"),
-    "int4 in groups": jc.quantize("int4", group=32),
-    "uint4 with zero points": jc.quantize("uint4", group=32, symmetric=False),
-    "nf4": jc.quantize("nf4", group=128),
+    "int4 in groups": jc.quantize("int4", group_size=32),
+    "uint4 with zero points": jc.quantize("uint4", group_size=32, symmetric=False),
+    "nf4": jc.quantize("nf4", group_size=128),
     "int3": jc.quantize("int3"),
-    "int8 x int8": jc.quantize("int8", inputs="int8"),
+    "int8 x int8": jc.quantize("int8", activations="int8"),
     "low rank": jc.low_rank(rank=16),
-    "pruned": jc.prune(jc.magnitude(), jc.constant(0.5), "2:4"),
+    "pruned": jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), "2:4"),
 }
 COLUMNS, ROWS = P(None, "model"), P("model", None)
 matmul = lambda params, x: x @ params["w"]

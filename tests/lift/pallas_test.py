@@ -15,21 +15,21 @@ from tests.quantization.cases import normal
 
 # Where XLA would write the dense weight: tables, small floats, words of codes, zero points.
 FORMS = {
-    "nf4": jc.quantize("nf4", group=128),
+    "nf4": jc.quantize("nf4", group_size=128),
     "mxfp4": jc.quantize("mxfp4"),
     "nvfp4": jc.quantize("nvfp4"),
-    "int4 in groups": jc.quantize("int4", group=128),
-    "int8 in groups": jc.quantize("int8", group=128),
-    "uint4 in groups": jc.quantize("uint4", group=128, symmetric=False),
+    "int4 in groups": jc.quantize("int4", group_size=128),
+    "int8 in groups": jc.quantize("int8", group_size=128),
+    "uint4 in groups": jc.quantize("uint4", group_size=128, symmetric=False),
     "int3": jc.quantize("int3"),
     "uint5": jc.quantize("uint5", symmetric=False),
-    "uint6 in groups": jc.quantize("uint6", group=128, symmetric=False),
+    "uint6 in groups": jc.quantize("uint6", group_size=128, symmetric=False),
     "int3 with zero points": jc.quantize("int3", symmetric=False),
     "binary": jc.quantize("binary"),
-    "int4 in groups x int8": jc.quantize("int4", group=128, inputs="int8"),
-    "uint4 in groups x int8": jc.quantize("uint4", 128, symmetric=False, inputs="int8"),
-    "int3 x int8": jc.quantize("int3", inputs="int8"),
-    "binary x int8": jc.quantize("binary", inputs="int8"),
+    "int4 in groups x int8": jc.quantize("int4", group_size=128, activations="int8"),
+    "uint4 in groups x int8": jc.quantize("uint4", 128, symmetric=False, activations="int8"),
+    "int3 x int8": jc.quantize("int3", activations="int8"),
+    "binary x int8": jc.quantize("binary", activations="int8"),
 }
 matmul = lambda params, x: x @ params["w"]
 
@@ -49,9 +49,9 @@ ON_GPUS = FORMS | {
 FUSED = {name: jc.quantize(name) for name in ("int8", "float8_e4m3fn")}
 # What it fuses or multiplies as it is, but for layers of a stack: these it would cut out, or turn.
 IN_STACKS = FUSED | {
-    "int8 x int8": jc.quantize("int8", inputs="int8"),
-    "int4 x int8": jc.quantize("int4", inputs="int8"),
-    "float8 x float8": jc.quantize("float8_e4m3fn", inputs="float8_e4m3fn"),
+    "int8 x int8": jc.quantize("int8", activations="int8"),
+    "int4 x int8": jc.quantize("int4", activations="int8"),
+    "float8 x float8": jc.quantize("float8_e4m3fn", activations="float8_e4m3fn"),
 }
 CASES = [("tpu", name) for name in FORMS] + [("cuda", name) for name in ON_GPUS]
 
@@ -248,7 +248,7 @@ def test_relative_steps_stay_in_the_range_of_float16(name, monkeypatch):
     w, x = (
         jnp.asarray(normal(*s, seed=i), jnp.float16) for i, s in enumerate(((256, 64), (4, 256)))
     )
-    small = jc.compress({"w": w}, jc.quantize(name, group=128, scale="float8_e4m3fn"))
+    small = jc.compress({"w": w}, jc.quantize(name, group_size=128, scale_dtype="float8_e4m3fn"))
     want = jax.jit(jc.lift(matmul))(small, x).astype(jnp.float32)
     run_as_on("cuda", monkeypatch)
     got = jax.jit(jc.lift(matmul, pallas=True))(small, x).astype(jnp.float32)

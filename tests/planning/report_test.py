@@ -22,11 +22,13 @@ def rows(found):
 
 
 METHODS = {
-    "int4": (jc.quantize("int4", group=16), "int4 g16"),
+    "int4": (jc.quantize("int4", group_size=16), "int4 g16"),
     "asymmetric": (jc.quantize("int8", symmetric=False), "int8 asymmetric"),
-    "sparse": (jc.prune(jc.magnitude(), jc.constant(0.75)), "sparse"),
+    "sparse": (jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.75)), "sparse"),
     "both": (
-        jc.chain(jc.prune(jc.magnitude(), jc.constant(0.5), "2:4"), jc.quantize("int8")),
+        jc.chain(
+            jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), "2:4"), jc.quantize("int8")
+        ),
         "sparse 2:4 + int8",
     ),
     "factors": (jc.chain(jc.low_rank(rank=8), jc.quantize("int8")), "low rank 8 of int8"),
@@ -83,7 +85,7 @@ def test_it_is_plain_json_even_where_a_quotient_is_not_finite():
 
 def test_it_prints_as_a_table():
     params = {"a[red]": weights(64, 24), "layers": [weights(8, 8)]}
-    small = jc.compress(params, {"a*": jc.quantize("int4", group=16)})
+    small = jc.compress(params, {"a*": jc.quantize("int4", group_size=16)})
     text = str(jc.report(params, small))
     for word in ("a[red]", "64x24", "int4 g16", "layers/0", "dense", "total", "rel. error"):
         assert word in text
@@ -102,7 +104,7 @@ def test_trees_that_do_not_match_are_refused():
 def test_sharded_trees_give_the_same_numbers(axis_type):
     mesh = jax.make_mesh((8,), ("x",), (axis_type,))
     params = {"a": weights(64, 32), "b": weights(64, 32, seed=1)}
-    recipe = {"a": jc.quantize("int4", group=16), "b": jc.low_rank(rank=4)}
+    recipe = {"a": jc.quantize("int4", group_size=16), "b": jc.low_rank(rank=4)}
     small = jc.compress(params, recipe)
     place = lambda tree: jc.shard(tree, NamedSharding(mesh, P(None, "x")))
     expected, found = jc.report(params, small), jc.report(place(params), place(small))

@@ -21,7 +21,7 @@ def test_quantize_array(name):
     assert got.nbytes == want.nbytes
     # Rows of a group may be cut short, as in a cache of any length.
     short = jc.quantize_array(x[:50], name, 0, 16)
-    padded = jc.compress({"w": x[:50]}, cases.quantize(name, group=16, pad=True))["w"]
+    padded = jc.compress({"w": x[:50]}, cases.quantize(name, group_size=16, pad=True))["w"]
     assert_same_bits(short.materialize(), padded.materialize())
 
 

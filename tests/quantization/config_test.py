@@ -11,13 +11,13 @@ from tests.quantization.cases import assert_same_bits, normal
 
 METHODS = {
     "entropy": jc.quantize("int8", bounds=jc.bounds.entropy()),
-    "zero points": jc.quantize("uint4", group=16, symmetric=False, inputs="int8"),
-    "backward": jc.quantize("int8", inputs="int8", gradients="int8"),
+    "zero points": jc.quantize("uint4", group_size=16, symmetric=False, activations="int8"),
+    "backward": jc.quantize("int8", activations="int8", backward="int8"),
     "nvfp4": jc.quantize("nvfp4"),
-    "learned": jc.lsq("int4", inputs="int8"),
+    "learned": jc.lsq("int4", activations=jc.activations("int8", "learned")),
     "dorefa": jc.dorefa("odd4"),
-    "pruned": jc.prune(jc.magnitude(), jc.constant(0.5)),
-    "2:4": jc.prune(jc.magnitude(), jc.constant(0.5), "2:4"),
+    "pruned": jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)),
+    "2:4": jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), "2:4"),
 }
 MODES = {
     "strict": {"jax_numpy_dtype_promotion": "strict"},

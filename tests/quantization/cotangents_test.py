@@ -72,7 +72,7 @@ def test_close_to_the_backward_pass_in_floats(name):
     uses, g = jc.uses(fn, params, x), steady(2, *jax.eval_shape(fn, params, x).shape)
     views = [
         view_of(
-            jc.quantize(**{"format": "int8", **options}, inputs="int8", gradients=fmt),
+            jc.quantize(**{"format": "int8", **options}, activations="int8", backward=fmt),
             params,
             uses=uses,
         )
@@ -103,7 +103,11 @@ def test_unrounded_residuals(name, inputs):
     g = steady(2, *out.shape)
     rounded, unrounded = (
         view_of(
-            jc.quantize(**{"format": "int8", **options}, inputs=inputs, residuals=residuals),
+            jc.quantize(
+                **{"format": "int8", **options},
+                activations=inputs,
+                backward=jc.backward(residuals=residuals),
+            ),
             params,
             uses=uses,
         )
@@ -131,7 +135,10 @@ def test_recomputed_residuals(name):
     uses, g = jc.uses(fn, params, x), steady(2, *jax.eval_shape(fn, params, x).shape)
     run = jax.jit(lambda view: (jc.lift(fn)(view, x), derivatives(fn, view, x, g)))
     kinds = ("rounded", "recomputed")
-    both = (jc.quantize(**{"format": "int8", **options}, residuals=kind) for kind in kinds)
+    both = (
+        jc.quantize(**{"format": "int8", **options}, backward=jc.backward(residuals=kind))
+        for kind in kinds
+    )
     (y, (dense, to_x)), (own_y, (held, own_to_x)) = (
         run(view_of(c, params, uses=uses)) for c in both
     )
@@ -158,7 +165,9 @@ def test_rounded_copies_do_not_wait_for_the_way_back(options):
 
 
 def test_integers_meet_integers():
-    view = view_of(jc.quantize("int8", inputs="int8", gradients="int8"), {"w": steady(0, 32, 16)})
+    view = view_of(
+        jc.quantize("int8", activations="int8", backward="int8"), {"w": steady(0, 32, 16)}
+    )
     x, g = steady(1, 24, 32), steady(2, 24, 16)
     staged = jax.jit(lambda view, x, g: derivatives(matmul, view, x, g)).trace(view, x, g)
     text = staged.lower(lowering_platforms=("tpu",)).as_text()
@@ -176,7 +185,7 @@ def test_gradients_keep_their_expected_value():
             functools.partial(
                 derivatives,
                 matmul,
-                view_of(jc.quantize("int8", inputs="int8", gradients=fmt), params),
+                view_of(jc.quantize("int8", activations="int8", backward=fmt), params),
                 x,
             )
         )
@@ -191,7 +200,9 @@ def test_gradients_keep_their_expected_value():
 def test_sums_of_many_products(rows):
     """More rows than an int32 can sum are summed by parts, be their number prime."""
     x = jnp.full((rows, 1), 127.0)
-    view = view_of(jc.quantize("int8", inputs="int8", gradients="int8"), {"w": jnp.ones((1, 2))})
+    view = view_of(
+        jc.quantize("int8", activations="int8", backward="int8"), {"w": jnp.ones((1, 2))}
+    )
     held, _ = jax.jit(lambda g: derivatives(matmul, view, x, g))(jnp.full((rows, 2), 2.0))
     to_w = held["w"].weight.form.codes
     # The activation is at the top of its range, half a step below which its last level lies.
@@ -200,7 +211,9 @@ def test_sums_of_many_products(rows):
 
 def test_memory_of_many_products():
     """A prime number of rows takes the memory of one next to it with divisors, and of copies."""
-    view = view_of(jc.quantize("int8", inputs="int8", gradients="int8"), {"w": jnp.ones((16, 16))})
+    view = view_of(
+        jc.quantize("int8", activations="int8", backward="int8"), {"w": jnp.ones((16, 16))}
+    )
 
     def temporaries(rows):
         x = jax.ShapeDtypeStruct((rows, 16), jnp.float32)
@@ -215,7 +228,7 @@ def test_memory_of_many_products():
 def test_across_devices():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     params, x, g = {"w": steady(0, 32, 16)}, steady(1, 64, 32), steady(2, 64, 16)
-    view = view_of(jc.quantize("int8", inputs="int8", gradients="int8"), params)
+    view = view_of(jc.quantize("int8", activations="int8", backward="int8"), params)
     want = jax.jit(lambda x, g: derivatives(matmul, view, x, g))(x, g)
     own = lambda x, g: derivatives(matmul, view, x, g)[1]
     split = jax.shard_map(own, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
@@ -229,10 +242,12 @@ def test_across_devices():
 
 
 METHODS = {
-    "quantize": jc.quantize("int8", inputs="int8", gradients="int8"),
-    "lsq": jc.lsq("int4", inputs="uint4", offset=True, gradients="int8"),
-    "pact": jc.pact(jc.quantize("int4"), "uint4", gradients="int8"),
-    "dorefa": jc.dorefa("odd4", inputs="uint4", gradients="int4"),
+    "quantize": jc.quantize("int8", activations="int8", backward="int8"),
+    "lsq": jc.lsq(
+        "int4", activations=jc.activations("uint4", "learned", offset=True), backward="int8"
+    ),
+    "pact": jc.quantize("int4", activations=jc.activations("uint4", "clipped"), backward="int8"),
+    "dorefa": jc.dorefa("odd4", activations="uint4", backward="int4"),
 }
 
 
@@ -253,20 +268,30 @@ def test_training(name):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: jc.quantize("int8", gradients="int8"), "'int8' goes with inputs="),
-        (lambda: jc.lsq("int8", gradients="int8"), "'int8' goes with inputs="),
+        (lambda: jc.quantize("int8", backward="int8"), "'int8' goes with inputs="),
+        (lambda: jc.lsq("int8", backward="int8"), "'int8' goes with inputs="),
         (
-            lambda: jc.quantize("int8", inputs="int8", gradients="int8", residuals="unrounded"),
+            lambda: jc.quantize(
+                "int8", activations="int8", backward=jc.backward("int8", residuals="unrounded")
+            ),
             "goes with gradients=None, .* not with gradients='int8'",
         ),
-        (lambda: jc.quantize("int8", begin=3, residuals="unrounded"), "begin=3 goes with"),
         (
-            lambda: jc.quantize("int8", inputs="int8", residuals="raw"),
+            lambda: jc.quantize("int8", begin=3, backward=jc.backward(residuals="unrounded")),
+            "begin=3 goes with",
+        ),
+        (
+            lambda: jc.quantize("int8", activations="int8", backward=jc.backward(residuals="raw")),
             "'rounded', 'recomputed', 'unrounded'",
         ),
-        (lambda: jc.quantize("int8", inputs="int8", gradients="uint8"), "either sign"),
-        (lambda: jc.dorefa("odd4", inputs="uint4", gradients="mxfp4"), "one step per row"),
-        (lambda: jc.pact(jc.quantize("int4"), gradients="int7x"), "unknown number format"),
+        (lambda: jc.quantize("int8", activations="int8", backward="uint8"), "either sign"),
+        (lambda: jc.dorefa("odd4", activations="uint4", backward="mxfp4"), "one step per row"),
+        (
+            lambda: jc.quantize(
+                "int4", activations=jc.activations("uint4", "clipped"), backward="int7x"
+            ),
+            "unknown number format",
+        ),
     ],
 )
 def test_what_is_refused(call, message):
@@ -278,6 +303,6 @@ def test_what_is_refused(call, message):
 def test_rows_that_make_their_own_range_are_not_clipped(inputs):
     """The largest entry of a row, which its step follows, gets its gradient as others do."""
     params, x, g = {"w": steady(0, 32, 16)}, steady(1, 24, 32), steady(2, 24, 16)
-    view = view_of(jc.quantize("int8", inputs=inputs), params)
+    view = view_of(jc.quantize("int8", activations=inputs), params)
     _, to_x = derivatives(matmul, view, x, g)
     np.testing.assert_allclose(to_x, g @ jc.materialize(view)["w"].T, rtol=1e-5, atol=1e-5)

@@ -91,7 +91,10 @@ def test_integer_products():
     """Codes without a zero meet codes of activations as the odd integers that they stand for."""
     params, x = mlp_params(), jax.nn.sigmoid(steady(9, 64, 8))
     c = as_compression(
-        {"a/*": jc.dorefa("binary", inputs="uint4"), "b/*": jc.dorefa("odd3", inputs="uint4")}
+        {
+            "a/*": jc.dorefa("binary", activations="uint4"),
+            "b/*": jc.dorefa("odd3", activations="uint4"),
+        }
     )
     small, run = jc.compress(params, c), jc.lift(mlp)
     step = jnp.float32(1 / 15)
@@ -105,7 +108,9 @@ def test_integer_products():
 
 
 def test_pruned_parameters_are_refused():
-    c = jc.chain(jc.prune(jc.magnitude(), jc.constant(0.5), "2:4"), jc.dorefa("odd2"))
+    c = jc.chain(
+        jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), "2:4"), jc.dorefa("odd2")
+    )
     params = {"w": steady(0, 8, 4)}
     with pytest.raises(ValueError, match="no code for 0"):
         c.init(params)

@@ -21,10 +21,14 @@ def init(params, *args, **kwargs):
     ("call", "error", "message"),
     [
         (lambda: jc.quantize("int9"), ValueError, "unknown .* 'int9'; there are int16, int8, .*nv"),
-        (lambda: jc.quantize("int4", group=0), ValueError, "group=0.*at least one"),
-        (lambda: jc.quantize("int4", group=(8, 0)), ValueError, r"group=\(8, 0\).*at least one"),
+        (lambda: jc.quantize("int4", group_size=0), ValueError, "group=0.*at least one"),
         (
-            lambda: jc.quantize("int4", scale="int8"),
+            lambda: jc.quantize("int4", group_size=(8, 0)),
+            ValueError,
+            r"group=\(8, 0\).*at least one",
+        ),
+        (
+            lambda: jc.quantize("int4", scale_dtype="int8"),
             ValueError,
             "scale='int8'; steps are held in float32, bfloat16, float16, .*e8m0fnu, .*e4m3fn",
         ),
@@ -39,7 +43,7 @@ def init(params, *args, **kwargs):
         (lambda: jc.quantize("int4", freeze=-1), ValueError, "freeze=-1: updates count from 0"),
         (lambda: jc.quantize("int4", begin=9, freeze=3), ValueError, "frozen after .* has begun"),
         (
-            lambda: jc.quantize("int4", input_steps="calibrated"),
+            lambda: jc.quantize("int4"),
             ValueError,
             "input_steps='calibrated' goes with inputs=",
         ),
@@ -57,7 +61,7 @@ def init(params, *args, **kwargs):
             r"stats= takes what jaxopt_compress.calibrate\(",
         ),
         (
-            lambda: jc.quantize("int8", inputs="uint8", input_steps="calibrated").init(
+            lambda: jc.quantize("int8", activations=jc.activations("uint8", "calibrated")).init(
                 {"w": W}, stats=STATS
             ),
             ValueError,
@@ -66,7 +70,7 @@ def init(params, *args, **kwargs):
         (lambda: jc.quantize("nf4", symmetric=False), ValueError, "'nf4' has no zero point.*=True"),
         (lambda: jc.quantize("ternary", symmetric=False), ValueError, "'ternary' has no zero"),
         (
-            lambda: jc.quantize("int4", symmetric=False, scale="float8_e8m0fnu"),
+            lambda: jc.quantize("int4", symmetric=False, scale_dtype="float8_e8m0fnu"),
             ValueError,
             "scale='float8_e8m0fnu' goes with symmetric=True only",
         ),
@@ -142,7 +146,7 @@ def test_checks_come_before_work():
     """A parameter that cannot be quantized is named although an earlier one could be."""
     params = {"a": normal(8, 4), "b": {"w": W}}
     with pytest.raises(ValueError, match=r"'b/w' of shape \(6, 3\)"):
-        jax.eval_shape(lambda p: jc.quantize("int4", group=8).init(p), params)
+        jax.eval_shape(lambda p: jc.quantize("int4", group_size=8).init(p), params)
 
 
 def test_known_parameters_inside_of_jit():
@@ -181,6 +185,6 @@ def test_forms_that_depend_on_the_update_are_stored_outside_of_jit(c):
 
 def test_what_a_dense_weight_loses():
     """A weight that falls back meets activations as they are."""
-    small = jc.compress({"w": W}, jc.quantize("int8", inputs="int8"))
+    small = jc.compress({"w": W}, jc.quantize("int8", activations="int8"))
     with pytest.warns(jc.FallbackWarning, match="its dense form, whose activations are not round"):
         jc.lift(lambda p: jnp.sum(p["w"]))(small)

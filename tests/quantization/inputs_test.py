@@ -48,7 +48,9 @@ def at_identity(c, stats=None):
 def test_gradients_of_lsq_plus():
     want = answer("lsq_plus_uint4")
     stats = jc.calibrate(dot, EYE, [X])
-    run = at_identity(jc.lsq("int4", inputs="uint4", offset=True), stats)
+    run = at_identity(
+        jc.lsq("int4", activations=jc.activations("uint4", "learned", offset=True)), stats
+    )
     for i in range(len(X)):
         step, offset = (jnp.full((1, 1), want[k][i]) for k in ("scale", "offset"))
         y, x_grad, grads = run(X[i : i + 1], COTANGENT[i : i + 1], step=step, offset=offset)
@@ -62,7 +64,7 @@ def test_gradients_of_lsq_plus():
 
 def test_gradients_of_pact():
     want = answer("pact_4bit")
-    run = at_identity(jc.pact(jc.lsq("int4"), "uint4", alpha=2.0))
+    run = at_identity(jc.lsq("int4", activations=jc.activations("uint4", "clipped", high=2.0)))
     y, x_grad, grads = run(X, COTANGENT, alpha=jnp.full((1, 1), want["alpha"]))
     np.testing.assert_allclose(y, want["y"], rtol=1e-6)
     np.testing.assert_array_equal(x_grad, want["grad_x"])
@@ -71,7 +73,7 @@ def test_gradients_of_pact():
 
 def test_gradients_of_the_activations_of_dorefa():
     want = answer("dorefa_activation_4bit")
-    c = jc.dorefa("binary", inputs="uint4")
+    c = jc.dorefa("binary", activations="uint4")
     state = c.init(EYE)
     assert not state.learned
     # The binary weight is 2 for 1 and -2 for 0, times the mean magnitude.
@@ -89,7 +91,7 @@ def optax_state(c, params):
 @pytest.mark.parametrize("inputs", ["int4", "uint3"])
 def test_derivatives_are_the_formula(inputs):
     fmt, x = format_of(inputs), steady(1, 5, 64)
-    c = jc.lsq("int4", inputs=inputs)
+    c = jc.lsq("int4", activations=jc.activations(inputs, "learned"))
     stats = jc.calibrate(dot, EYE, [jnp.abs(x)])
     y, x_grad, grads = at_identity(c, stats)(x, COTANGENT[:5], step=jnp.full((1, 1), 0.3))
     v = np.asarray(x) / np.float32(0.3)
@@ -107,22 +109,27 @@ def test_first_steps():
     signed, rectified = (jc.calibrate(dot, params, [x]) for x in (x, jnp.abs(x)))
     few = {"w": dataclasses.replace(signed["w"], outer=None)}
     own = lambda c, stats: c.init(params, stats=stats).learned["w"]["input"]
-    step = own(jc.lsq("int4", inputs="uint4"), rectified)["step"]
+    step = own(jc.lsq("int4", activations=jc.activations("uint4", "learned")), rectified)["step"]
     np.testing.assert_allclose(step, [[2 * jnp.abs(x).mean() / 15**0.5]], rtol=1e-5)
-    four = jc.lsq("int4", inputs="int4")
+    four = jc.lsq("int4", activations=jc.activations("int4", "learned"))
     mean = jnp.sqrt(jnp.mean(x**2)) * (2 / math.pi) ** 0.5
     np.testing.assert_allclose(own(four, signed)["step"], [[2 * mean / 7**0.5]], rtol=1e-5)
     np.testing.assert_allclose(own(four, few)["step"], [[jnp.abs(x).max() / 7.5]], rtol=1e-6)
-    both = own(jc.lsq("int4", inputs="uint4", offset=True), signed)
+    both = own(jc.lsq("int4", activations=jc.activations("uint4", "learned", offset=True)), signed)
     np.testing.assert_allclose(both["step"], [[(x.max() - x.min()) / 15]], rtol=1e-6)
     np.testing.assert_allclose(both["offset"], [[x.min()]], rtol=1e-6)
-    np.testing.assert_array_equal(own(jc.pact(jc.quantize("int4")), signed)["alpha"], [[x.max()]])
+    np.testing.assert_array_equal(
+        own(jc.quantize("int4", activations=jc.activations("uint4", "clipped")), signed)["alpha"],
+        [[x.max()]],
+    )
 
 
 METHODS = {
-    "lsq": jc.lsq("int4", inputs="uint4"),
-    "lsq+": jc.lsq("int4", per="tensor", inputs="uint4", offset=True),
-    "pact+dorefa": jc.pact(jc.dorefa("odd3"), "uint4", alpha=1.5),
+    "lsq": jc.lsq("int4", activations=jc.activations("uint4", "learned")),
+    "lsq+": jc.lsq(
+        "int4", per="tensor", activations=jc.activations("uint4", "learned", offset=True)
+    ),
+    "pact+dorefa": jc.dorefa("odd3", activations=jc.activations("uint4", "clipped", high=1.5)),
 }
 
 
@@ -174,7 +181,7 @@ def test_offset_beside_the_border_of_a_convolution():
     params = {"w": kernel}
     uses = jc.uses(conv, params, x)
     stats = jc.calibrate(conv, params, [x])
-    c = jc.lsq("int8", inputs="uint4", offset=True)
+    c = jc.lsq("int8", activations=jc.activations("uint4", "learned", offset=True))
     small = jc.compress(params, c, uses=uses, stats=stats)
     step, offset = small["w"].scale.item(), small["w"].offset.item()
     rounded = np.clip(np.round((np.asarray(x) - offset) / step), 0, 15) * step + offset
@@ -197,7 +204,7 @@ def test_scanned_stacks():
 
     params, x = {"w": w}, steady(2, 16, 8)
     uses, stats = jc.uses(deep, params, x), jc.calibrate(deep, params, [x])
-    c = jc.lsq("int8", inputs="uint7", offset=True)
+    c = jc.lsq("int8", activations=jc.activations("uint7", "learned", offset=True))
     state = c.init(params, uses=uses, stats=stats)
     own = state.learned["w"]["input"]
     assert own["step"].shape == own["offset"].shape == (3, 1, 1)
@@ -239,7 +246,10 @@ def test_teacher_and_student_in_one_program(first):
 def test_learned_values_stay_usable(bad, got):
     params = {"w": steady(0, 8, 4)}
     stats = jc.calibrate(dot, params, [steady(1, 9, 8)])
-    for c in (jc.lsq("int4", inputs="uint4", offset=True), jc.pact(jc.lsq("int4"))):
+    for c in (
+        jc.lsq("int4", activations=jc.activations("uint4", "learned", offset=True)),
+        jc.lsq("int4", activations=jc.activations("uint4", "clipped")),
+    ):
         state = c.init(params, stats=stats)
         spoiled = state._replace(learned=jax.tree.map(lambda x: x * 0 + bad, state.learned))
         now, start = (s.learned["w"] for s in (c.update(spoiled, params), state))
@@ -252,7 +262,11 @@ def test_learned_values_stay_usable(bad, got):
 def test_files_hold_offsets(tmp_path):
     params = {"w": steady(0, 8, 4)}
     stats = jc.calibrate(dot, params, [steady(1, 9, 8)])
-    small = jc.compress(params, jc.lsq("int4", inputs="uint4", offset=True), stats=stats)
+    small = jc.compress(
+        params,
+        jc.lsq("int4", activations=jc.activations("uint4", "learned", offset=True)),
+        stats=stats,
+    )
     jc.save(tmp_path / "c", small)
     assert_same_bits(jc.load(tmp_path / "c"), small)
     row = jc.report(params, small)["leaves"][0]
@@ -262,17 +276,51 @@ def test_files_hold_offsets(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda stats: jc.lsq("int4", inputs="uint4").init(EYE, stats=stats), "negative"),
-        (lambda stats: jc.pact(jc.quantize("int4")).init(EYE), "statistics"),
-        (lambda stats: jc.pact(jc.quantize("int4", inputs="int8"), alpha=1.0).init(EYE), "beside"),
-        (lambda stats: jc.pact(jc.quantize("int4", begin=3), alpha=1.0).init(EYE), "beside"),
         (
-            lambda stats: jc.pact(jc.quantize("int4", residuals="unrounded"), alpha=1.0).init(EYE),
+            lambda stats: jc.lsq("int4", activations=jc.activations("uint4", "learned")).init(
+                EYE, stats=stats
+            ),
+            "negative",
+        ),
+        (
+            lambda stats: jc.quantize("int4", activations=jc.activations("uint4", "clipped")).init(
+                EYE
+            ),
+            "statistics",
+        ),
+        (
+            lambda stats: jc.quantize(
+                "int4", activations="int8", activations=jc.activations("uint4", "clipped", high=1.0)
+            ).init(EYE),
             "beside",
         ),
-        (lambda stats: jc.pact(jc.low_rank(2), alpha=1.0).init(EYE), "beside"),
-        (lambda stats: jc.pact(jc.quantize("int4"), alpha=-1.0), "alpha"),
-        (lambda stats: jc.dorefa("odd4", inputs="int4"), "unsigned"),
+        (
+            lambda stats: jc.quantize(
+                "int4", begin=3, activations=jc.activations("uint4", "clipped", high=1.0)
+            ).init(EYE),
+            "beside",
+        ),
+        (
+            lambda stats: jc.quantize(
+                "int4",
+                backward=jc.backward(residuals="unrounded"),
+                activations=jc.activations("uint4", "clipped", high=1.0),
+            ).init(EYE),
+            "beside",
+        ),
+        (
+            lambda stats: jc.low_rank(
+                2, activations=jc.activations("uint4", "clipped", high=1.0)
+            ).init(EYE),
+            "beside",
+        ),
+        (
+            lambda stats: jc.quantize(
+                "int4", activations=jc.activations("uint4", "clipped", high=-1.0)
+            ),
+            "alpha",
+        ),
+        (lambda stats: jc.dorefa("odd4", activations="int4"), "unsigned"),
         (lambda stats: jc.dorefa("int4"), "odd4"),
     ],
 )
@@ -287,7 +335,7 @@ def test_a_row_with_nan_or_infinity_stays_so(inputs, group):
     """For those who watch losses and gradients; other rows are as they would be without it."""
     params, x = {"w": steady(0, 32, 16)}, steady(1, 6, 32)
     bad = x.at[0, 3].set(jnp.nan).at[1, 5].set(jnp.inf)
-    small = jc.compress(params, jc.quantize("int8", group=group, inputs=inputs))
+    small = jc.compress(params, jc.quantize("int8", group_size=group, activations=inputs))
     run = jax.jit(jc.lift(dot))
     y = run(small, bad)
     assert not jnp.any(jnp.isfinite(y[:2]))
@@ -295,7 +343,7 @@ def test_a_row_with_nan_or_infinity_stays_so(inputs, group):
 
 
 def test_nan_passes_through_training():
-    c = jc.quantize("int8", inputs="int8", gradients="int8")
+    c = jc.quantize("int8", activations="int8", backward="int8")
     params, x = {"w": steady(0, 32, 16)}, steady(1, 6, 32)
     tx = jc.compressed_training(optax.sgd(0.1), c)
     state = tx.init(params)

@@ -162,7 +162,7 @@ def test_first_steps():
     np.testing.assert_allclose(channel, [[4 / 7**0.5, 1, 12 / 7**0.5]], rtol=1e-6)
     tensor = jc.lsq("int4", per="tensor").init({"w": w}).learned["w"]["step"]
     np.testing.assert_allclose(tensor, [[2 * 18 / 5 / 7**0.5]], rtol=1e-6)
-    init = jc.lsq("int3", group=16).init
+    init = jc.lsq("int3", group_size=16).init
     params = {"w": steady(0, 64, 8)}
     assert_same_bits(jax.jit(init)(params), init(params))
 
@@ -187,7 +187,8 @@ def _jump(to):
 
 def test_training_inside_wrappers():
     c = jc.chain(
-        jc.prune(jc.magnitude(), jc.constant(0.5), "2:4", where="b/w"), jc.lsq("int3", where="**/w")
+        jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), "2:4", where="b/w"),
+        jc.lsq("int3", where="**/w"),
     )
     tx = jc.compressed_training(optax.adam(1e-2), c, learned=optax.adam(1e-3))
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.MultiSteps(tx, 2))
@@ -241,11 +242,19 @@ def test_stacks_and_vmap():
         (lambda: jc.lsq("int1"), "positive code"),
         (lambda: jc.lsq("int4", per="row"), "per="),
         (lambda: jc.lsq("int4", 4, per="tensor"), "without groups"),
-        (lambda: jc.lsq("int4", offset=True), "inputs="),
-        (lambda: jc.lsq("int4", inputs="float8_e4m3fn"), "integers"),
+        (lambda: jc.lsq("int4"), "inputs="),
+        (
+            lambda: jc.lsq("int4", activations=jc.activations("float8_e4m3fn", "learned")),
+            "integers",
+        ),
         (lambda: jc.lsq("int4", 3).init({"w": jnp.ones((8, 2))}), "does not divide"),
         (lambda: jc.lsq("uint4").init({"w": -jnp.ones((8, 2))}), "negative"),
-        (lambda: jc.lsq("int4", inputs="int4").init({"w": jnp.ones((8, 2))}), "statistics"),
+        (
+            lambda: jc.lsq("int4", activations=jc.activations("int4", "learned")).init(
+                {"w": jnp.ones((8, 2))}
+            ),
+            "statistics",
+        ),
         (lambda: jc.chain(jc.lsq("int4"), jc.quantize("int4")).init({"w": X}), "second grid"),
     ],
 )

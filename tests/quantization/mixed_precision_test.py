@@ -33,7 +33,7 @@ def test_codes_in_training_are_those_stored(name, inputs):
     """The rows of an identity read the weight out as it is used."""
     params = {"w": jnp.asarray(normal(64, 32))}
     read = lambda params, x: x @ params["w"].astype(x.dtype)
-    c = jc.quantize(name, inputs=inputs)
+    c = jc.quantize(name, activations=inputs)
     state = jc.compressed_training(optax.sgd(0.1), c).init(params)
     eye = jnp.eye(64, dtype=jnp.bfloat16)
     fn = jax.jit(jc.lift(read, on_fallback="error"))
@@ -48,7 +48,7 @@ def test_layers_of_a_short_dtype(options):
     x = jnp.asarray(normal(16, 64, seed=1))
     params = model.init(jax.random.key(0), x)
     loss = lambda params, x: jnp.sum(model.apply(params, x).astype(jnp.float32) ** 2)
-    c = jc.quantize("int8", where="**/kernel", inputs="int8", **options)
+    c = jc.quantize("int8", where="**/kernel", activations="int8", **options)
     value, updates, small = trained(c, loss, params, x)
     np.testing.assert_array_equal(value, jax.jit(jc.lift(loss, on_fallback="error"))(small, x))
     kernel = updates["params"]["kernel"]

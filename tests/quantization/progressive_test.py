@@ -12,7 +12,7 @@ from tests.quantization.learned import mlp, mlp_params, steady, train
 PARAMS = {"w": steady(0, 32, 8), "bias": steady(1, 8)}
 STAGES = {
     2: jc.quantize("int8"),
-    3: jc.quantize("uint4", group=8, symmetric=False),
+    3: jc.quantize("uint4", group_size=8, symmetric=False),
     5: jc.quantize("binary"),
 }
 
@@ -31,7 +31,7 @@ def followed(c, updates, scale=1.1):
 @pytest.mark.in_turn
 @pytest.mark.parametrize("pruned", [False, True])
 def test_each_update_is_that_of_its_stage(pruned):
-    before = [jc.prune(jc.magnitude(), jc.constant(0.5))] if pruned else []
+    before = [jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5))] if pruned else []
     stages = {k: c for k, c in STAGES.items() if not pruned or k < 5}
     c = jc.chain(*before, jc.progressive(stages))
     alone = {k: jc.chain(*before, own) for k, own in stages.items()}
@@ -91,8 +91,11 @@ def test_training(tmp_path):
             {0: jc.quantize("int8"), 7: jc.lsq("int4")},
             "stage at 7 is not .*quantize of 'w' alone",
         ),
-        ({0: jc.quantize("int8", inputs="int8")}, "without inputs"),
-        ({0: jc.quantize("int8", residuals="unrounded")}, "and with residuals='rounded'"),
+        ({0: jc.quantize("int8", activations="int8")}, "without inputs"),
+        (
+            {0: jc.quantize("int8", backward=jc.backward(residuals="unrounded"))},
+            "and with residuals='rounded'",
+        ),
         (
             {0: jc.quantize("int8"), 3: jc.quantize("int4", where="bias")},
             "stage at 3 and the first one do not both choose bias, w",
@@ -105,7 +108,9 @@ def test_what_is_refused(stages, message):
 
 
 def test_a_grid_without_zero_after_pruning():
-    c = jc.chain(jc.prune(jc.magnitude(), jc.constant(0.5)), jc.progressive(STAGES))
+    c = jc.chain(
+        jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)), jc.progressive(STAGES)
+    )
     with pytest.raises(ValueError, match="'binary' has no code for 0"):
         c.init(PARAMS)
 

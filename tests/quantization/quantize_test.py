@@ -103,7 +103,7 @@ def test_steps_are_of_the_range_of_each_group(name, given, shape, steps):
 def test_steps_in_shorter_floats(dtype):
     params = {"w": normal(64, 8)}
     whole = jc.quantize("int4", 16).init(params).leaves["w"].scale
-    scale = jc.quantize("int4", 16, scale=dtype).init(params).leaves["w"].scale
+    scale = jc.quantize("int4", 16, scale_dtype=dtype).init(params).leaves["w"].scale
     assert scale.dtype == dtype or scale.codes.dtype == dtype
     stored = np.asarray(steps_of(scale), np.float64)
     ratio = stored / np.asarray(whole, np.float64)
@@ -124,7 +124,7 @@ def test_steps_in_shorter_floats_cover_all_sizes(name, dtype):
     w = w / jnp.max(jnp.abs(w))
     wrong = []
     for size in np.float32([1e-30, 1e-6, 1e-2, 1, 1e4, 1e6, 1e37, 3e38]):
-        got = np.asarray(view(jc.quantize(name, scale=dtype), w * size), np.float64) / size
+        got = np.asarray(view(jc.quantize(name, scale_dtype=dtype), w * size), np.float64) / size
         error = np.linalg.norm(got - w) / np.linalg.norm(w)
         # Float4 may be off by a quarter of a value, ternary by all of a small one. Float16 has
         # steps between 6e-5 and 65504, in full precision; those over 2^126 give zeros.
@@ -139,7 +139,7 @@ def test_steps_in_shorter_floats_cover_all_sizes(name, dtype):
 def test_a_group_of_zeros_leaves_the_other_steps_alone(name):
     """What stands for the step of nothing takes no part in the step that all share."""
     w = normal(64, 8) * 1e-5
-    c = jc.quantize(name, 16, scale="float8_e4m3fn")
+    c = jc.quantize(name, 16, scale_dtype="float8_e4m3fn")
     # The same largest magnitudes, so the same step for all.
     beside = view(c, w.at[16:32].set(0))
     np.testing.assert_array_equal(beside[:16], view(c, w)[:16])

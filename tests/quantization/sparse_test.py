@@ -15,7 +15,7 @@ from tests.quantization import cases
 from tests.quantization.cases import assert_same_bits
 
 pytestmark = pytest.mark.xdist_group("quantization_sparse")
-HALF = jc.prune(jc.magnitude(), jc.constant(0.5))
+HALF = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5))
 WITHOUT = [name for name, fmt in FORMATS.items() if not fmt.has_zero]
 # With a zero point, or in a table, code 0 is another value than 0.
 ASYMMETRIC = ("uint4", "uint3", "int5")
@@ -89,7 +89,7 @@ def test_pruning_before_a_format_without_zero(name):
 def test_two_of_four(name):
     """A pattern is kept, and codes under it are stored with it."""
     params = {"w": params_of(["int8"])["int8"]}
-    pattern = jc.prune(jc.magnitude(), jc.constant(0.5), "2:4")
+    pattern = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), "2:4")
     c = jc.chain(pattern, jc.quantize(name))
     state = c.init(params)
     small = c.compress(params, state)["w"]

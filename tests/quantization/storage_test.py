@@ -86,9 +86,13 @@ def saved_and_loaded():
         small[form] = cases.at_random(cases.form_of(name, options, cases.SHAPE))
     # Codes under a mask, one of a format that has no zero.
     params = {"w": jnp.asarray(cases.ordinary(0, cases.SHAPE))}
-    masked = jc.chain(jc.prune(jc.magnitude(), jc.constant(0.5)), jc.quantize("pot3"))
+    masked = jc.chain(
+        jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)), jc.quantize("pot3")
+    )
     small["sparse"] = jc.compress(params, masked)["w"]
-    masked = jc.chain(jc.quantize("binary"), jc.prune(jc.magnitude(), jc.constant(0.5), "2:4"))
+    masked = jc.chain(
+        jc.quantize("binary"), jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), "2:4")
+    )
     small["sparse_binary"] = jc.compress(params, masked)["w"]
     with tempfile.TemporaryDirectory() as folder:
         jc.save(f"{folder}/small", small)

@@ -11,13 +11,13 @@ from tests.quantization.cases import assert_same_bits
 
 METHODS = {
     **{name: jc.quantize(name) for name in ("int4", "int3", "mxfp4", "nf4", "pot4", "ternary")},
-    "zero points": jc.quantize("uint4", group=8, symmetric=False),
+    "zero points": jc.quantize("uint4", group_size=8, symmetric=False),
     "squared error": jc.quantize("int4", bounds=jc.bounds.mse()),
     "percentile": jc.quantize("int4", bounds=jc.bounds.percentile(99)),
     "entropy": jc.quantize("int4", bounds=jc.bounds.entropy()),
-    "activations": jc.quantize("int8", inputs="int8", gradients="int8"),
+    "activations": jc.quantize("int8", activations="int8", backward="int8"),
     "learned": jc.lsq("int4"),
-    "pruned": jc.prune(jc.magnitude(), jc.polynomial(0.5, 0, 10)),
+    "pruned": jc.prune(jc.scores.magnitude(), jc.schedules.polynomial(0.5, 0, 10)),
     "low rank": jc.low_rank(rank=4),
 }
 

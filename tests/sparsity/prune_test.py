@@ -11,7 +11,7 @@ W = jnp.asarray(np.random.default_rng(0).standard_normal((8, 6)).astype(np.float
 
 
 def magnitude(schedule, pattern=None, where=None):
-    return jc.prune(jc.magnitude(), schedule, pattern, where)
+    return jc.prune(jc.scores.magnitude(), schedule, pattern, where)
 
 
 def largest_by_sort(w, keep):
@@ -26,14 +26,14 @@ def largest_by_sort(w, keep):
 def test_counts_are_exact(sparsity):
     keep = W.size - int(np.floor(W.size * sparsity + 0.5))
     for w in (W, jnp.round(W)):
-        mask = magnitude(jc.constant(sparsity)).init({"w": w}).leaves["w"].mask
+        mask = magnitude(jc.schedules.constant(sparsity)).init({"w": w}).leaves["w"].mask
         np.testing.assert_array_equal(mask, largest_by_sort(w, keep))
 
 
 def test_known_answers():
     # Magnitude is Wanda's score for inputs of equal norms: its 2:4 answer on 1..8.
     w = jnp.arange(1.0, 9.0).reshape(8, 1)
-    view = jc.materialize(jc.compress({"w": w}, magnitude(jc.constant(0.5), "2:4")))["w"]
+    view = jc.materialize(jc.compress({"w": w}, magnitude(jc.schedules.constant(0.5), "2:4")))["w"]
     np.testing.assert_array_equal(view[:, 0], [0, 0, 3, 4, 0, 0, 7, 8])
 
     # Wanda's unstructured one, with norms of the inputs: 1..4 by 100, 10, 1, 0.1.
@@ -41,7 +41,7 @@ def test_known_answers():
         del stats
         return jnp.abs(w) * jnp.array([100.0, 10.0, 1.0, 0.1])[:, None]
 
-    c = jc.prune(wanda, jc.constant(0.5))
+    c = jc.prune(wanda, jc.schedules.constant(0.5))
     view = jc.materialize(jc.compress({"w": jnp.arange(1.0, 5.0)[:, None]}, c))["w"]
     np.testing.assert_array_equal(view[:, 0], [1, 2, 0, 0])
 
@@ -49,7 +49,7 @@ def test_known_answers():
 @pytest.mark.parametrize(("pattern", "sparsity"), [("2:4", 0.5), ("1:4", 0.75), ("3:5", 0.4)])
 def test_patterns_hold_in_every_group_of_the_contraction(pattern, sparsity):
     n, m = map(int, pattern.split(":"))
-    small = jc.compress({"w": W}, magnitude(jc.constant(sparsity), pattern))["w"]
+    small = jc.compress({"w": W}, magnitude(jc.schedules.constant(sparsity), pattern))["w"]
     assert small.pattern == (n, m)
     dense = np.asarray(small.materialize())
     for start in range(0, 8, m):
@@ -61,13 +61,13 @@ def test_patterns_hold_in_every_group_of_the_contraction(pattern, sparsity):
 def test_stacks_are_pruned_entry_by_entry():
     stack = jnp.stack([W, 100 * W, jnp.flip(W, 0)])
     with pytest.warns(jc.AssumedLayout, match="blocks"):
-        state = magnitude(jc.constant(0.75)).init({"blocks": stack})
+        state = magnitude(jc.schedules.constant(0.75)).init({"blocks": stack})
     counts = np.sum(np.asarray(state.leaves["blocks"].mask), (1, 2))
     np.testing.assert_array_equal(counts, [12, 12, 12])
 
 
 def test_gradual_schedule():
-    schedule = jc.polynomial(0.8, begin=2, end=8, initial=0.0, every=3)
+    schedule = jc.schedules.polynomial(0.8, begin=2, end=8, initial=0.0, every=3)
     c = magnitude(schedule)
     update = jax.jit(c.update)
     state = c.init({"w": W})
@@ -92,7 +92,7 @@ def test_gradual_schedule():
 
 
 def test_a_pattern_sets_in_with_the_schedule():
-    c = magnitude(jc.polynomial(0.5, begin=1, end=3), "2:4")
+    c = magnitude(jc.schedules.polynomial(0.5, begin=1, end=3), "2:4")
     state = c.init({"w": W})
     kept = [int(np.sum(state.leaves["w"].mask))]
     for _ in range(3):
@@ -103,7 +103,7 @@ def test_a_pattern_sets_in_with_the_schedule():
 
 
 def test_pruned_entries_get_no_gradient_and_can_come_back():
-    c = magnitude(jc.polynomial(0.5, begin=0, end=1, initial=0.5))
+    c = magnitude(jc.schedules.polynomial(0.5, begin=0, end=1, initial=0.5))
     tx = jc.compressed_training(optax.sgd(1.0), c)
     params = {"w": jnp.array([[4.0], [3.0], [2.0], [1.0]])}
     opt_state = tx.init(params)
@@ -118,7 +118,7 @@ def test_pruned_entries_get_no_gradient_and_can_come_back():
 def test_patterns_follow_the_function():
     case = next(c for c in CASES if c.name == "linen_attention")
     fn, params, args = case.make()
-    c = magnitude(jc.constant(0.5), "2:4", where="**/kernel")
+    c = magnitude(jc.schedules.constant(0.5), "2:4", where="**/kernel")
     state = c.init(params, uses=jc.uses(fn, params, *args))
     axes = {path: leaf.axis for path, leaf in state.leaves.items()}
     want = {path: max(use[0].contracting) for path, use in case.uses.items() if use}
@@ -128,47 +128,49 @@ def test_patterns_follow_the_function():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: magnitude(jc.constant(0.5), "2-4"), ValueError, "'2-4'; it is .*'2:4'"),
-        (lambda: magnitude(jc.constant(0.5), "4:4"), ValueError, "'4:4'; .*0 < n < m"),
+        (lambda: magnitude(jc.schedules.constant(0.5), "2-4"), ValueError, "'2-4'; it is .*'2:4'"),
+        (lambda: magnitude(jc.schedules.constant(0.5), "4:4"), ValueError, "'4:4'; .*0 < n < m"),
         (
-            lambda: magnitude(jc.constant(0.6), "2:4"),
+            lambda: magnitude(jc.schedules.constant(0.6), "2:4"),
             ValueError,
             r"'2:4' prunes 0.5 .* ends at 0.6; use constant\(0.5\)",
         ),
         (
-            lambda: magnitude(jc.polynomial(0.75, 0, 9), "2:4"),
+            lambda: magnitude(jc.schedules.polynomial(0.75, 0, 9), "2:4"),
             ValueError,
             "'2:4' prunes 0.5 .* ends at 0.75",
         ),
         (
-            lambda: magnitude(jc.constant(0.5), where="*").init({"s": jnp.float32(1)}),
+            lambda: magnitude(jc.schedules.constant(0.5), where="*").init({"s": jnp.float32(1)}),
             ValueError,
             r"'s' of shape \(\) is a scalar.*exclude it",
         ),
         (
-            lambda: magnitude(jc.constant(0.5), "2:4", where="*").init({"b": jnp.ones(8)}),
+            lambda: magnitude(jc.schedules.constant(0.5), "2:4", where="*").init(
+                {"b": jnp.ones(8)}
+            ),
             ValueError,
             r"'b' of shape \(8,\) has no contracted axis for the pattern '2:4'.*unstructured",
         ),
         (
-            lambda: magnitude(jc.constant(0.5), where="i").init({"i": jnp.arange(3)}),
+            lambda: magnitude(jc.schedules.constant(0.5), where="i").init({"i": jnp.arange(3)}),
             TypeError,
             r"'i' of shape \(3,\) and dtype int32",
         ),
         (
-            lambda: magnitude(jc.constant(0.5)).init(
-                jc.compress({"w": W}, magnitude(jc.constant(0.5)))
+            lambda: magnitude(jc.schedules.constant(0.5)).init(
+                jc.compress({"w": W}, magnitude(jc.schedules.constant(0.5)))
             ),
             TypeError,
             r"'w' of shape \(8, 6\) is a SparseArray and cannot be pruned",
         ),
         (
-            lambda: jc.prune(lambda w, stats: w[0], jc.constant(0.5)).init({"w": W}),
+            lambda: jc.prune(lambda w, stats: w[0], jc.schedules.constant(0.5)).init({"w": W}),
             ValueError,
             r"score .*\(6,\) .*'w' of shape \(8, 6\)",
         ),
         (
-            lambda: jc.prune(jc.magnitude(), 0.5),  # pyright: ignore
+            lambda: jc.prune(jc.scores.magnitude(), 0.5),  # pyright: ignore
             TypeError,
             r"schedule=0.5 is no schedule; constant\(0.5\)",
         ),
@@ -183,8 +185,8 @@ def test_statistics_outlive_a_donated_state():
     params, x = {"w": W}, jnp.ones((2, 8))
     stats = jc.calibrate(lambda p, x: x @ p["w"], params, [x])
     wanda = lambda w, stats: jnp.abs(w) * jnp.sqrt(jnp.diagonal(stats.second_moment))[:, None]
-    c = jc.prune(wanda, jc.constant(0.5))
+    c = jc.prune(wanda, jc.schedules.constant(0.5))
     jax.jit(c.update, donate_argnums=0)(c.init(params, stats=stats), params)
     state = c.init(params, stats=stats)
     assert jax.tree.leaves(state.leaves["w"].stats)
-    assert magnitude(jc.constant(0.5)).init(params, stats=stats).leaves["w"].stats is None
+    assert magnitude(jc.schedules.constant(0.5)).init(params, stats=stats).leaves["w"].stats is None

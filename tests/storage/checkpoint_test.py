@@ -224,7 +224,7 @@ def test_sharded_trees_keep_their_shards(axis_type, spec, shape, tmp_path):
     recipe = {
         "int4": jc.quantize("int4"),
         "int8": jc.quantize("int8"),
-        "2:4": jc.prune(jc.magnitude(), jc.constant(0.5), "2:4"),
+        "2:4": jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), "2:4"),
     }
     sharding = NamedSharding(mesh, spec)
     compressed = jc.compress(dense, recipe) | {"f8": dense["raw"].astype("float8_e5m2")}

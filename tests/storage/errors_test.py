@@ -75,7 +75,7 @@ def edit(path, change):
     ],
 )
 def test_descriptions_that_cannot_be_right_are_refused(change, message, tmp_path):
-    small = jc.compress({"w": jnp.ones((8, 4))}, jc.quantize("int4", group=4))
+    small = jc.compress({"w": jnp.ones((8, 4))}, jc.quantize("int4", group_size=4))
     jc.save(tmp_path / "ckpt", small | {"x": jnp.ones(2)})
     edit(tmp_path / "ckpt", change)
     with pytest.raises(ValueError, match=message):

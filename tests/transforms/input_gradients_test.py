@@ -14,15 +14,15 @@ PARAMS = {"w": jnp.asarray(normal(32, 16)), "bias": jnp.zeros(16)}
 X = jnp.asarray(normal(8, 32, seed=1))
 LOSS = jc.lift(lambda p, x: jnp.mean((x @ p["w"] + p["bias"] - 1) ** 2))
 METHODS = {
-    "int8": jc.quantize("int8", inputs="int8"),
-    "backward": jc.quantize("int4", group=8, inputs="int8", gradients="int8"),
-    "calibrated": jc.quantize("int8", inputs="int8", input_steps="calibrated"),
+    "int8": jc.quantize("int8", activations="int8"),
+    "backward": jc.quantize("int4", group_size=8, activations="int8", backward="int8"),
+    "calibrated": jc.quantize("int8", activations=jc.activations("int8", "calibrated")),
     "weights alone": jc.quantize("int8"),
     "learned weights": jc.lsq("int4"),
 }
 LEARNED = {
-    "lsq": jc.lsq("int4", inputs="int8"),
-    "pact": jc.pact(jc.lsq("int4"), "uint4", alpha=3.0),
+    "lsq": jc.lsq("int4", activations=jc.activations("int8", "learned")),
+    "pact": jc.lsq("int4", activations=jc.activations("uint4", "clipped", high=3.0)),
 }
 WRAPPERS = {
     "MultiSteps": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
@@ -100,7 +100,7 @@ def test_sums_over_batches():
 
 
 def test_factors_have_no_gradient_of_their_product():
-    c = jc.chain(jc.low_rank(rank=4), jc.quantize("int8", inputs="int8"))
+    c = jc.chain(jc.low_rank(rank=4), jc.quantize("int8", activations="int8"))
     state = training(c).init(PARAMS)
     grads = jax.grad(LOSS)(c.view(PARAMS, state), X)
     with pytest.raises(TypeError, match="gradient of 'w' is a LowRankArray"):

@@ -14,12 +14,13 @@ from jax.sharding import PartitionSpec as P
 
 import jaxopt_compress as jc
 
-PRUNE = jc.prune(jc.magnitude(), jc.polynomial(0.75, begin=0, end=3))
+PRUNE = jc.prune(jc.scores.magnitude(), jc.schedules.polynomial(0.75, begin=0, end=3))
 METHODS = {
     "2:4 int8": jc.chain(
-        jc.prune(jc.magnitude(), jc.constant(0.5), pattern="2:4"), jc.quantize("int8")
+        jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), pattern="2:4"),
+        jc.quantize("int8"),
     ),
-    "prune int8": jc.chain(PRUNE, jc.quantize("int8", group=8)),
+    "prune int8": jc.chain(PRUNE, jc.quantize("int8", group_size=8)),
     "low rank": jc.low_rank(rank=2),
 }
 
@@ -149,7 +150,10 @@ def test_gradients_in_another_dtype(dtype, name):
 
 
 def test_nnx_optimizer():
-    c = jc.chain(jc.prune(jc.magnitude(), jc.constant(0.5), pattern="2:4"), jc.quantize("int8"))
+    c = jc.chain(
+        jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), pattern="2:4"),
+        jc.quantize("int8"),
+    )
     model = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
     tx = jc.compressed_training(optax.adam(1e-2), c)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)

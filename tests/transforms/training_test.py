@@ -11,11 +11,12 @@ import pytest
 import jaxopt_compress as jc
 from tests.transforms.trees import TREES, Y, as_dict, weights
 
-PRUNE = jc.prune(jc.magnitude(), jc.polynomial(0.5, begin=0, end=4, every=2))
+PRUNE = jc.prune(jc.scores.magnitude(), jc.schedules.polynomial(0.5, begin=0, end=4, every=2))
 COMPRESSIONS = {
     "prune": PRUNE,
     "2:4 int8": jc.chain(
-        jc.prune(jc.magnitude(), jc.constant(0.5), pattern="2:4"), jc.quantize("int8")
+        jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), pattern="2:4"),
+        jc.quantize("int8"),
     ),
     "int8": jc.quantize("int8"),
     "prune int4": jc.chain(PRUNE, jc.quantize("int4", symmetric=False)),
@@ -157,7 +158,9 @@ def test_wrappers(name, method):
 
 
 def test_schedules_count_updates_under_multi_steps():
-    c = jc.prune(jc.magnitude(), jc.polynomial(0.5, begin=0, end=4), where="first/*")
+    c = jc.prune(
+        jc.scores.magnitude(), jc.schedules.polynomial(0.5, begin=0, end=4), where="first/*"
+    )
     tx = optax.MultiSteps(jc.compressed_training(optax.adam(1e-2), c), 2)
     params, predict = as_dict()
     # One micro-step more does not count; three updates ask for 31.5 of 64, and halves round up.

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxopt_compress.arrays import GriddedArray, InputQuantizedArray
+from jaxopt_compress.arrays import FakeQuantizedArray, InputQuantizedArray
 from jaxopt_compress.lift.views import base
 from jaxopt_compress.lift.views.base import Cut, NoView
 
@@ -59,7 +59,7 @@ def _stacked(w: InputQuantizedArray, length: int) -> InputQuantizedArray:
 
 def _of_form(view: Any) -> None:
     @view.register
-    def _(w: GriddedArray, how: Any) -> GriddedArray:
+    def _(w: FakeQuantizedArray, how: Any) -> FakeQuantizedArray:
         return w.replace(form=view(w.form, how))
 
 
@@ -76,6 +76,6 @@ for _view in (
 
 
 @base.scaled.register
-def _scaled_values(w: GriddedArray, factor: Any) -> GriddedArray:
+def _scaled_values(w: FakeQuantizedArray, factor: Any) -> FakeQuantizedArray:
     form = base.scaled(w.form, factor)
     return w.replace(form=form.replace(codes=base.scaled(w.form.codes, factor)))

@@ -16,7 +16,7 @@ from jaxopt_compress.numerics.steps import zero_dtype
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["form"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
-class GriddedArray(CompressedArray):
+class FakeQuantizedArray(CompressedArray):
     """Values that are rounded to a grid, and that gradients are taken at; all arrays are floats.
 
     It is rounded where it is used, which for values on the grid changes nothing.
@@ -60,7 +60,7 @@ class GriddedArray(CompressedArray):
         levels, _ = round_to_grid(form.codes, steps, wide, fmt)
         return form.replace(codes=encode(levels, fmt), zero=zero)
 
-    def specs(self, spec: PartitionSpec) -> "GriddedArray":
+    def specs(self, spec: PartitionSpec) -> "FakeQuantizedArray":
         """Those of the quantized array."""
         return self.replace(form=self.form.specs(spec))
 

@@ -1,0 +1,188 @@
+"""What was decided for each parameter, and carrying it out over a tree."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.arrays import InputQuantizedArray, LowRankArray, MaskedArray, is_compressed
+from jaxopt_compress.compression.base import (
+    NO_COMPRESSION,
+    OF_AN_OPTIMIZER,
+    CompressionState,
+    training_states,
+)
+from jaxopt_compress.compression.checks import check_finite
+from jaxopt_compress.tree import Layout, map_named, named_leaves
+from jaxopt_compress.tree.meshes import on_auto_axes
+
+# Properties of a parameter that one element of a chain establishes and later ones have to keep.
+ZEROS = "zeros"  # entries under a mask stay 0.0
+N_M = "n:m"  # at most n of m consecutive entries differ from 0.0
+RANK = "rank"  # a product of thin factors
+GRID = "grid"  # values are levels of a number format
+PRODUCTS = "products"  # its products round activations or gradients too
+
+
+class LeafState:
+    """What was decided for one parameter: the base of frozen pytree dataclasses.
+
+    Its arrays are masks, scales and the like; static fields never depend on values. Two functions
+    have to agree: ``materialize(compress(w, learned, path)) == materialize(apply(w, learned))``.
+
+    Attributes:
+        kind: The method's name, for messages.
+        establishes: Properties that the result has: `ZEROS`, `N_M`, `RANK`, `GRID`, `PRODUCTS`.
+        keeps: Properties of its input that the result has too. A chain checks them on the result.
+        replaces: Whether learned arrays stand for the parameter, which then gets no updates.
+    """
+
+    kind: Any
+    establishes: Any = frozenset()
+    keeps: Any = frozenset()
+    replaces: bool = False
+
+    def apply(self, w: Any, learned: Any) -> Any:
+        """The parameter that the forward pass uses; differentiable, jit-able."""
+        raise NotImplementedError
+
+    def compress(self, w: Any, learned: Any, path: str) -> Any:
+        """The stored form of that parameter; runs outside of jit."""
+        raise NotImplementedError
+
+    def forward(self, w: Any, learned: Any) -> Any:
+        """What the loss is taken at: as `apply`, or an array that also says what products do."""
+        return self.apply(w, learned)
+
+    def before(self, g: jax.Array) -> jax.Array:
+        """``g`` itself, a gradient, computed after what an update has read the parameter for."""
+        return g
+
+    def why_lost(self, name: str) -> str | None:
+        """Why a property is not kept, for the message of a chain; None for the general reason."""
+        del name
+        return None
+
+
+def apply_leaves(
+    params: Any, state: CompressionState, *, materialize: bool = True, forward: bool = False
+) -> Any:
+    """The view that the leaf states describe."""
+
+    def run(path: str, w: Any, leaf: LeafState) -> Any:
+        made = (leaf.forward if forward else leaf.apply)(w, state.learned.get(path))
+        # Later elements of a chain learn the mask from the view.
+        masked = isinstance(w, MaskedArray) and not is_compressed(made)
+        return MaskedArray(made, w.mask) if masked else made
+
+    view = map_states(run, params, state)
+    return dense_like(view, params) if materialize else view
+
+
+def forward_leaves(params: Any, state: CompressionState, *, materialize: bool = True) -> Any:
+    """The view at which the loss is taken."""
+    return apply_leaves(params, state, materialize=materialize, forward=True)
+
+
+def compress_leaves(params: Any, state: CompressionState) -> Any:
+    """The stored form that the leaf states describe.
+
+    Raises:
+        ValueError: A parameter holds infinities or NaNs.
+    """
+    for path, w in parameters_of(params, state).items():
+        check_finite(path, w)
+
+    def run(path: str, w: Any, leaf: LeafState) -> Any:
+        stored = lambda w, leaf, learned: leaf.compress(w, learned, path)
+        return on_auto_axes(stored, w, leaf, state.learned.get(path))
+
+    return map_states(run, params, state)
+
+
+def parameters_of(params: Any, state: CompressionState) -> dict[str, Any]:
+    """Path -> leaf, of the parameters that the state knows."""
+    found: dict[str, Any] = {}
+
+    def keep(path: str, w: Any, leaf: Any) -> Any:
+        del leaf
+        found[path] = w
+        return w
+
+    map_states(keep, params, state)
+    return found
+
+
+def map_states(fn: Callable[[str, Any, Any], Any], params: Any, state: CompressionState) -> Any:
+    """Maps ``fn(path, leaf, leaf state)`` over the parameters that the state knows.
+
+    Raises:
+        ValueError: It is no such state, or knows a parameter that is not there.
+    """
+    if not isinstance(state, CompressionState):
+        raise ValueError(OF_AN_OPTIMIZER if training_states(state) else NO_COMPRESSION)
+    missing = set(state.leaves)
+
+    def known(path: str, leaf: Any) -> Any:
+        if path not in state.leaves:
+            return leaf
+        missing.discard(path)
+        return fn(path, as_jax(leaf), state.leaves[path])
+
+    mapped = map_named(lambda path, leaf: map_factors(known, path, leaf), params)
+    if missing:
+        paths = [path for path, _ in named_leaves(params)]
+        raise ValueError(
+            "the state was made for parameters that are not here: "
+            f"{', '.join(sorted(missing)[:8])}; here are {', '.join(paths[:8])}"
+        )
+    return mapped
+
+
+def dense_like(view: Any, params: Any) -> Any:
+    """Materializes what a compression has made of parameters; leaves that it left alone stay.
+
+    What its products do besides has no dense form, and stays too.
+    """
+    runs = lambda x: isinstance(x, InputQuantizedArray)
+
+    def dense(path: str, new: Any, old: Any) -> Any:
+        del path
+        if new is old or not is_compressed(new):
+            return new
+        if not any(map(runs, jax.tree.leaves(new, is_leaf=runs))):
+            return new.materialize()
+        # Lifted functions have no need for the mask: what it leaves out is 0.0.
+        return new
+
+    return map_named(dense, view, params)
+
+
+def as_jax(leaf: Any) -> Any:
+    """NumPy arrays in a type that JAX has: float64 only with 64-bit types."""
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+
+def map_factors(fn: Callable[[str, Any], Any], path: str, leaf: Any) -> Any:
+    """Applies ``fn(path, array)`` to a parameter, or to both factors of a factored one."""
+    if not isinstance(leaf, LowRankArray):
+        return fn(path, leaf)
+    u, v = fn(f"{path}/u", leaf.u), fn(f"{path}/v", leaf.v)
+    return leaf if u is leaf.u and v is leaf.v else leaf.replace(u=u, v=v)
+
+
+def factor_layouts(leaf: LowRankArray, layout: Layout) -> tuple[Layout, Layout]:
+    """The layouts of the factors ``u`` and ``v`` of a parameter."""
+    cut = -leaf.out_ndim
+    stack = layout.stack
+    left = tuple(d for d in range(-leaf.ndim, cut) if d not in stack)
+    right = tuple(range(cut, 0))
+    return Layout(left, (-1,), stack), Layout((cut - 1,), right, stack)
+
+
+def factor_owner(path: str, owners: Any) -> str:
+    """The path of the parameter that a factor's path belongs to; other paths as they are."""
+    owner = path.rpartition("/")[0]
+    return owner if owner in owners and path not in owners else path

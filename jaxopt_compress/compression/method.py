@@ -1,0 +1,225 @@
+"""Methods: what decides how parameters are compressed, and the compression made from one."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.arrays import is_compressed
+from jaxopt_compress.compression.base import Compression, CompressionState
+from jaxopt_compress.compression.checks import check_finite
+from jaxopt_compress.compression.leaf_states import (
+    LeafState,
+    apply_leaves,
+    as_jax,
+    compress_leaves,
+    forward_leaves,
+    map_factors,
+    parameters_of,
+)
+from jaxopt_compress.compression.selection import chosen_parameters
+from jaxopt_compress.tree import Layout, Where, named_leaves
+from jaxopt_compress.tree.meshes import on_auto_axes
+
+
+class Parameter(NamedTuple):
+    """One parameter that a method decides on.
+
+    Attributes:
+        path: Its path in the tree; a factor's path is that of the parameter and the factor's name.
+        value: A floating array, or a compressed array that an earlier element of a chain made.
+        layout: The roles of its axes.
+        stats: `Statistics` of the activations that meet it; None without, and in updates.
+        keep: Booleans of its shape, false where earlier elements fixed a zero; or None.
+        grad: The gradient of the loss at its view, of its shape; None where there is none.
+    """
+
+    path: str
+    value: Any
+    layout: Layout
+    stats: Any = None
+    keep: Any = None
+    grad: Any = None
+
+    def describe(self) -> str:
+        """How errors name it."""
+        return f"{self.path!r} of shape {tuple(self.value.shape)}"
+
+    def dense(self) -> jax.Array:
+        """The value as a dense array."""
+        return self.value.materialize() if is_compressed(self.value) else self.value
+
+    def matrix(self, x: Any = None) -> jax.Array:
+        """An array of the parameter's shape as matrices ``[*stack, k, n]``.
+
+        Args:
+            x: The array; by default the dense value.
+
+        Returns:
+            ``k`` runs over the contracted axes and ``n`` over the output axes, each in the
+            parameter's own order, as in the second moments of `Statistics`.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> heads = Parameter("w", jnp.zeros((5, 8, 2, 3)), Layout((-3,), (-2, -1), (-4,)))
+            >>> heads.matrix().shape, heads.from_matrix(heads.matrix()).shape
+            ((5, 8, 6), (5, 8, 2, 3))
+        """
+        x = self.dense() if x is None else x
+        stack, k, n = self._axes()
+        size = lambda axes: math.prod(x.shape[d] for d in axes)
+        lead = [x.shape[d] for d in stack]
+        return x.transpose(*stack, *k, *n).reshape(*lead, size(k), size(n))
+
+    def from_matrix(self, m: jax.Array) -> jax.Array:
+        """Inverts `matrix`."""
+        stack, k, n = self._axes()
+        order = (*stack, *k, *n)
+        inverse = sorted(range(len(order)), key=lambda i: order[i])
+        return m.reshape([self.value.shape[d] for d in order]).transpose(inverse)
+
+    def _axes(self) -> tuple[list[int], list[int], list[int]]:
+        """Stack, contracted and output axes, as negative numbers in order."""
+        stack, k = sorted(self.layout.stack), sorted(self.layout.contracting)
+        return stack, k, [d for d in range(-len(self.value.shape), 0) if d not in (*stack, *k)]
+
+
+class Decision(NamedTuple):
+    """A method's decision about one parameter.
+
+    Attributes:
+        state: A `LeafState`.
+        learned: Floating arrays that gradients train, or None.
+    """
+
+    state: Any
+    learned: Any = None
+
+
+Parameters = Mapping[str, Parameter]
+Decisions = dict[str, Decision]
+
+
+class Method(NamedTuple):
+    """How the chosen parameters are compressed, decided for all of them together.
+
+    Attributes:
+        check: ``check({path: parameter})``. Raises, from shapes and dtypes alone, where the method
+            cannot work.
+        init: ``init({path: parameter}) -> {path: Decision}``.
+        update: ``update({path: decision}, count, {path: parameter}) -> {path: Decision}``, or None
+            if nothing ever changes. ``count`` is int32: 1 at the first update.
+        penalty: ``penalty({path: decision}, {path: parameter}) -> scalar``, or None.
+    """
+
+    check: Callable[[Parameters], None]
+    init: Callable[[Parameters], Decisions]
+    update: Callable[[Decisions, jax.Array, Parameters], Decisions] | None = None
+    penalty: Callable[[Decisions, Parameters], jax.Array] | None = None
+
+
+class LeafMethod(NamedTuple):
+    """How one parameter is compressed, whatever becomes of the others.
+
+    Attributes:
+        check: ``check(parameter)``.
+        init: ``init(parameter) -> Decision``.
+        update: ``update(decision, count, parameter) -> Decision``, or None.
+        penalty: ``penalty(decision, parameter) -> scalar``, or None.
+    """
+
+    check: Callable[[Parameter], None]
+    init: Callable[[Parameter], Decision]
+    update: Callable[[Decision, jax.Array, Parameter], Decision] | None = None
+    penalty: Callable[[Decision, Parameter], jax.Array] | None = None
+
+
+def each(method: LeafMethod) -> Method:
+    """The method that decides on each parameter by itself."""
+
+    def check(parameters: Parameters) -> None:
+        for parameter in parameters.values():
+            method.check(parameter)
+
+    def init(parameters: Parameters) -> Decisions:
+        return {path: on_auto_axes(method.init, p) for path, p in parameters.items()}
+
+    update, penalty = method.update, method.penalty
+
+    def updated(decisions: Decisions, count: jax.Array, parameters: Parameters) -> Decisions:
+        assert update is not None
+        return {k: update(d, count, parameters[k]) for k, d in decisions.items()}
+
+    def summed(decisions: Decisions, parameters: Parameters) -> jax.Array:
+        assert penalty is not None
+        terms = [penalty(d, parameters[k]) for k, d in decisions.items()]
+        return jnp.sum(jnp.stack(terms))
+
+    return Method(check, init, update and updated, penalty and summed)
+
+
+def compression_of(method: Method | LeafMethod, where: Where) -> Compression:
+    """The compression of the parameters that ``where`` chooses, as ``method`` decides."""
+    method = each(method) if isinstance(method, LeafMethod) else method
+
+    def init(params: Any, *, uses: Any = None, stats: Any = None) -> CompressionState:
+        found = chosen_parameters(params, where, uses, stats)
+        parameters = {path: _parameter(path, *fields) for path, fields in found.items()}
+        method.check(parameters)
+        for path, parameter in parameters.items():
+            check_finite(path, parameter.value)
+        count = jnp.zeros((), jnp.int32)
+        layouts = {path: p.layout for path, p in parameters.items()}
+        return _state(count, method.init(parameters), layouts)
+
+    def update(state: CompressionState, params: Any, *, grads: Any = None) -> CompressionState:
+        count = state.count + 1
+        if method.update is None:
+            return state._replace(count=count)
+        decisions = method.update(_decisions(state), count, current(state, params, grads))
+        return _state(count, decisions, state.layouts)
+
+    def current(state: CompressionState, params: Any, grads: Any = None) -> Parameters:
+        slopes = _by_path(grads)
+        return {
+            path: _parameter(path, w, state.layouts[path])._replace(grad=slopes.get(path))
+            for path, w in parameters_of(params, state).items()
+        }
+
+    def penalty(params: Any, state: CompressionState) -> jax.Array:
+        assert method.penalty is not None
+        return method.penalty(_decisions(state), current(state, params))
+
+    term = method.penalty and penalty
+    return Compression(init, update, apply_leaves, compress_leaves, forward_leaves, term)
+
+
+def _parameter(path: str, value: Any, layout: Layout, stats: Any = None) -> Parameter:
+    keep = value.kept() if is_compressed(value) else None
+    return Parameter(path, value, layout, stats, keep)
+
+
+def _state(count: jax.Array, decisions: Decisions, layouts: dict[str, Any]) -> CompressionState:
+    learned = {k: d.learned for k, d in decisions.items() if d.learned is not None}
+    leaves: dict[str, LeafState] = {k: d.state for k, d in decisions.items()}
+    return CompressionState(count, learned, leaves, layouts)
+
+
+def _decisions(state: CompressionState) -> Decisions:
+    return {k: Decision(leaf, state.learned.get(k)) for k, leaf in state.leaves.items()}
+
+
+def _by_path(grads: Any) -> dict[str, jax.Array]:
+    """Gradients of dense parameters and of factors by their paths."""
+    found: dict[str, jax.Array] = {}
+
+    def take(path: str, g: Any) -> Any:
+        if not is_compressed(g):
+            found[path] = as_jax(g)
+        return g
+
+    for path, g in named_leaves(grads):
+        map_factors(take, path, g)
+    return found

@@ -1,0 +1,63 @@
+"""Which parameters a compression takes, with the roles of their axes and their statistics."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxopt_compress.arrays import LowRankArray
+from jaxopt_compress.compression.leaf_states import as_jax, factor_layouts
+from jaxopt_compress.lift.calibrate import Statistics
+from jaxopt_compress.lift.uses import layout_of
+from jaxopt_compress.tree import Layout, Where, assume_layout, named_leaves, select
+from jaxopt_compress.tree.layout import warn_assumed
+
+
+def chosen_parameters(
+    params: Any, where: Where, uses: Any, stats: Any
+) -> dict[str, tuple[Any, Layout, Any]]:
+    """Path -> value, layout and `Statistics` (or None) of what ``where`` chooses.
+
+    Raises:
+        TypeError: ``uses`` or ``stats`` is something else, or a chosen leaf is no floating array.
+        ValueError: Nothing is chosen; or ``uses`` are those of another tree.
+    """
+    _check_maps(uses, stats)
+    chosen = set(select(params, where))
+    if uses is not None and not any(path in uses for path, _ in named_leaves(params)):
+        raise ValueError(
+            f"uses name {', '.join(sorted(uses)[:8])}, and the parameters are "
+            f"{', '.join(sorted(chosen)[:8])}: call uses(fn, params, *args) with the same tree"
+        )
+    if where is None and uses is not None:
+        # Where uses are known, biases of rank 2 and other leaves without one are no weights.
+        chosen = {path for path in chosen if uses.get(path)}
+        if not chosen:
+            raise ValueError(f"uses name no product, convolution or lookup of {select(params)}")
+    found: dict[str, tuple[Any, Layout, Any]] = {}
+    assumed = []
+    for path, leaf in named_leaves(params):
+        if path not in chosen:
+            continue
+        leaf = as_jax(leaf)
+        layout = layout_of(uses[path]) if uses is not None and path in uses else None
+        if layout is None:
+            layout = assume_layout(leaf.shape)
+            assumed += [path] if len(leaf.shape) > 2 else []
+        stat = None if stats is None else stats.get(path)
+        if isinstance(leaf, LowRankArray):
+            left, right = factor_layouts(leaf, layout)
+            found[f"{path}/u"] = (leaf.u, left, None)
+            found[f"{path}/v"] = (leaf.v, right, None)
+        else:
+            found[path] = (leaf, layout, stat)
+    warn_assumed(assumed, where)
+    return found
+
+
+def _check_maps(uses: Any, stats: Any) -> None:
+    """Refuses what neither `uses` nor `calibrate` returned, such as one in the other's place."""
+    for name, given, kind in (("uses", uses, list), ("stats", stats, Statistics)):
+        if given is None:
+            continue
+        if not isinstance(given, Mapping) or not all(isinstance(x, kind) for x in given.values()):
+            maker = {"uses": "uses(fn, params, *args)", "stats": "calibrate(fn, params, batches)"}
+            raise TypeError(f"{name}= takes what jaxopt_compress.{maker[name]} returned")
