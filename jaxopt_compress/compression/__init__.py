@@ -1,11 +1,6 @@
 """What a compression is, how several compose, and the step to the stored form."""
 
-from jaxopt_compress.compression.base import (
-    ChainState,
-    Compression,
-    CompressionState,
-    TrainingState,
-)
+from jaxopt_compress.compression.base import Compression
 from jaxopt_compress.compression.chain import chain
 from jaxopt_compress.compression.checks import NeedsStats, NeedsValues
 from jaxopt_compress.compression.compress import as_compression, compress
@@ -18,6 +13,7 @@ from jaxopt_compress.compression.method import (
     compression_of,
     each,
 )
+from jaxopt_compress.compression.states import ChainState, CompressionState, TrainingState
 
 __all__ = [
     "ChainState",

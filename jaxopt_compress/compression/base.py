@@ -1,47 +1,21 @@
-"""What a compression is: pure functions, and the states between them."""
+"""What a compression is: pure functions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 
+from jaxopt_compress.compression.leaf_states import forward_leaves
+from jaxopt_compress.compression.states import (
+    NO_COMPRESSION,
+    OF_AN_OPTIMIZER,
+    compression_states,
+    describes_itself,
+    method_states,
+    training_states,
+)
+
 Params = TypeVar("Params")
-
-
-class CompressionState(NamedTuple):
-    """The state of a compression that is made from a `Method`.
-
-    Attributes:
-        count: int32, how many updates it has seen.
-        learned: Path -> floating arrays that gradients train, such as factors.
-        leaves: Path -> `LeafState`, everything else that was decided.
-        layouts: Path -> `Layout`, the roles of the parameter's axes; static.
-    """
-
-    count: jax.Array
-    learned: dict[str, Any]
-    leaves: dict[str, Any]
-    layouts: dict[str, Any]
-
-
-class ChainState(NamedTuple):
-    """The states of several compressions, in the order of the compressions."""
-
-    states: tuple[Any, ...]
-
-
-class TrainingState(NamedTuple):
-    """The state of `compressed_training`.
-
-    Attributes:
-        inner: The state of the wrapped optimizer.
-        learned: The optimizer state of the learned parts, or None where there are none.
-        compression: The state of the compression.
-    """
-
-    inner: Any
-    learned: Any
-    compression: Any
 
 
 class Compression(NamedTuple):
@@ -96,54 +70,18 @@ class Compression(NamedTuple):
         Raises:
             ValueError: ``opt_state`` holds no state of a compression.
         """
-        for state in compression_states(opt_state):
-            params = self.loss_view(params, state)
+        found = compression_states(opt_state)
+        if len(found) == 1:
+            return self.loss_view(params, found[0])
+        for state in found:
+            # Each has parameters of its own, and may be that of another compression.
+            run = forward_leaves if describes_itself(state) else self.loss_view
+            params = run(params, state)
         return params
 
     def loss_view(self, params: Params, state: Any, *, materialize: bool = True) -> Params:
         """``forward(params, state)``, or ``apply(params, state)`` if there is no ``forward``."""
         return (self.forward or self.apply)(params, state, materialize=materialize)
-
-
-NO_COMPRESSION = (
-    "this state holds no compression: wrap the optimizer by "
-    "jaxopt_compress.compressed_training(optimizer, compression) before its init"
-)
-
-OF_AN_OPTIMIZER = (
-    "this is the state of an optimizer, which view(params, state) of a compression and "
-    "jaxopt_compress.compress(params, compression, state=state) take; its apply and compress take "
-    "its own, from its init"
-)
-
-
-def compression_states(state: Any) -> list[Any]:
-    """The states of compressions inside the state of an optimizer; or the state itself."""
-    return [s.compression for s in training_states(state)] or [state]
-
-
-def training_states(opt_state: Any) -> list[TrainingState]:
-    """The states of `compressed_training` inside an optimizer state."""
-    is_state = lambda x: isinstance(x, TrainingState)
-    return [x for x in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(x)]
-
-
-def method_states(state: Any) -> list[CompressionState]:
-    """The states of methods inside a state."""
-    is_state = lambda x: isinstance(x, CompressionState)
-    return [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
-
-
-def learned_parts(state: Any) -> list[dict[str, Any]]:
-    """The learned arrays of every compression inside a state that tells them apart."""
-    return [s.learned for s in method_states(state)]
-
-
-def replace_learned(state: Any, learned: list[dict[str, Any]]) -> Any:
-    """The same state with other learned arrays."""
-    parts = iter(learned)
-    new = lambda x: x._replace(learned=next(parts)) if isinstance(x, CompressionState) else x
-    return jax.tree.map(new, state, is_leaf=lambda x: isinstance(x, CompressionState))
 
 
 def inner_states(state: Any, compressions: Sequence[Compression]) -> tuple[Any, ...]:

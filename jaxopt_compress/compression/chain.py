@@ -8,12 +8,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.arrays import MaskedArray, is_compressed, materialize
 from jaxopt_compress.arrays.base import is_traced
-from jaxopt_compress.compression.base import (
-    ChainState,
-    Compression,
-    inner_states,
-    method_states,
-)
+from jaxopt_compress.compression.base import Compression, inner_states
 from jaxopt_compress.compression.checks import check_init
 from jaxopt_compress.compression.compress import Recipe, as_compression
 from jaxopt_compress.compression.leaf_states import (
@@ -27,6 +22,7 @@ from jaxopt_compress.compression.leaf_states import (
     factor_owner,
     map_factors,
 )
+from jaxopt_compress.compression.states import ChainState, method_states
 from jaxopt_compress.tree import named_leaves
 
 # Why a property would be lost, and what to do instead.

@@ -8,15 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.compression.base import (
+from jaxopt_compress.compression.base import Compression, inner_states
+from jaxopt_compress.compression.checks import check_init
+from jaxopt_compress.compression.leaf_states import compress_leaves, dense_like
+from jaxopt_compress.compression.states import (
     ChainState,
-    Compression,
     compression_states,
-    inner_states,
+    describes_itself,
     method_states,
 )
-from jaxopt_compress.compression.checks import check_init
-from jaxopt_compress.compression.leaf_states import dense_like
 from jaxopt_compress.tree import AssumedLayout, map_named, named_leaves
 from jaxopt_compress.tree.paths import glob_matches, select
 
@@ -65,8 +65,11 @@ def compress(
         return compression.compress(params, compression.init(params, uses=uses, stats=stats))
     states = compression_states(state)
     _check_asked(compression, params, uses, stats, states)
+    if len(states) == 1:
+        return compression.compress(params, states[0])
     for each in states:
-        params = compression.compress(params, each)
+        run = compress_leaves if describes_itself(each) else compression.compress
+        params = run(params, each)
     return params
 
 

@@ -23,10 +23,9 @@ def answers(known: dict[str, str]) -> Callable[[Fn], Fn]:
         def checked(*args: Any, **kwargs: Any) -> Any:
             for key in kwargs.keys() - set(names):
                 near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-                hint = known.get(key) or (f"did you mean {near[0]}=?" if near else "")
-                raise TypeError(
-                    f"{fn.__name__}() has no argument {key}=: {hint or 'it takes ' + ', '.join(names)}"
-                )
+                other = f"did you mean {near[0]}=?" if near else f"it takes {', '.join(names)}"
+                hint = known.get(key, other)
+                raise TypeError(f"{fn.__name__}() has no argument {key}=: {hint}")
             return fn(*args, **kwargs)
 
         return checked  # pyright: ignore[reportReturnType]

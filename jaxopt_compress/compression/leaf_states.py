@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.arrays import InputQuantizedArray, LowRankArray, MaskedArray, is_compressed
-from jaxopt_compress.compression.base import (
+from jaxopt_compress.compression.checks import check_finite
+from jaxopt_compress.compression.states import (
     NO_COMPRESSION,
     OF_AN_OPTIMIZER,
+    ChainState,
     CompressionState,
     training_states,
 )
-from jaxopt_compress.compression.checks import check_finite
 from jaxopt_compress.tree import Layout, map_named, named_leaves
 from jaxopt_compress.tree.meshes import on_auto_axes
 
@@ -66,32 +67,43 @@ class LeafState:
         return None
 
 
-def apply_leaves(
-    params: Any, state: CompressionState, *, materialize: bool = True, forward: bool = False
-) -> Any:
-    """The view that the leaf states describe."""
+def apply_leaves(params: Any, state: Any, *, materialize: bool = True) -> Any:
+    """The view that leaf states describe, also those of several methods in order."""
+    view = _applied(params, state, lambda leaf: leaf.apply)
+    return dense_like(view, params) if materialize else view
+
+
+def forward_leaves(params: Any, state: Any, *, materialize: bool = True) -> Any:
+    """As `apply_leaves`, the view at which the loss is taken."""
+    view = _applied(params, state, lambda leaf: leaf.forward)
+    return dense_like(view, params) if materialize else view
+
+
+def _applied(params: Any, state: Any, method: Callable[[LeafState], Callable[..., Any]]) -> Any:
+    if isinstance(state, ChainState):
+        for inner in state.states:
+            params = _applied(params, inner, method)
+        return params
 
     def run(path: str, w: Any, leaf: LeafState) -> Any:
-        made = (leaf.forward if forward else leaf.apply)(w, state.learned.get(path))
+        made = method(leaf)(w, state.learned.get(path))
         # Later elements of a chain learn the mask from the view.
         masked = isinstance(w, MaskedArray) and not is_compressed(made)
         return MaskedArray(made, w.mask) if masked else made
 
-    view = map_states(run, params, state)
-    return dense_like(view, params) if materialize else view
+    return map_states(run, params, state)
 
 
-def forward_leaves(params: Any, state: CompressionState, *, materialize: bool = True) -> Any:
-    """The view at which the loss is taken."""
-    return apply_leaves(params, state, materialize=materialize, forward=True)
-
-
-def compress_leaves(params: Any, state: CompressionState) -> Any:
-    """The stored form that the leaf states describe.
+def compress_leaves(params: Any, state: Any) -> Any:
+    """The stored form that leaf states describe, also those of several methods in order.
 
     Raises:
         ValueError: A parameter holds infinities or NaNs.
     """
+    if isinstance(state, ChainState):
+        for inner in state.states:
+            params = compress_leaves(params, inner)
+        return params
     for path, w in parameters_of(params, state).items():
         check_finite(path, w)
 

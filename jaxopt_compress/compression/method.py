@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import is_compressed
-from jaxopt_compress.compression.base import Compression, CompressionState
+from jaxopt_compress.compression.base import Compression
 from jaxopt_compress.compression.checks import check_finite
 from jaxopt_compress.compression.leaf_states import (
     LeafState,
@@ -20,6 +20,7 @@ from jaxopt_compress.compression.leaf_states import (
     parameters_of,
 )
 from jaxopt_compress.compression.selection import chosen_parameters
+from jaxopt_compress.compression.states import CompressionState
 from jaxopt_compress.tree import Layout, Where, named_leaves
 from jaxopt_compress.tree.meshes import on_auto_axes
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.arrays import LowRankArray, is_compressed
+from jaxopt_compress.arrays import LowRankArray, MaskedArray, is_compressed
 from jaxopt_compress.arrays.base import is_traced
 from jaxopt_compress.compression import (
     Compression,
@@ -108,7 +108,7 @@ def low_rank(
         raise ValueError(f"energy={energy}; it is the share of the squares kept, in (0, 1]")
 
     def check(parameter: Parameter) -> None:
-        if is_compressed(parameter.value):
+        if is_compressed(parameter.value) and not isinstance(parameter.value, MaskedArray):
             raise TypeError(
                 f"{parameter.describe()} is a {type(parameter.value).__name__} and cannot be "
                 "factorized; materialize it first"
@@ -124,14 +124,14 @@ def low_rank(
                 f"matrix of {math.prod(shape[stack:cut])} by {math.prod(shape[cut:])}; use a rank "
                 f"of at most {limit}"
             )
-        if energy is not None and is_traced(parameter.value):
+        if energy is not None and is_traced(parameter.dense()):
             raise NeedsValues(
                 f"energy={energy} needs the values of {parameter.describe()} to choose a rank: run "
                 "init outside of jit, or give rank="
             )
 
     def init(parameter: Parameter) -> Decision:
-        w = parameter.value
+        w = parameter.dense()
         stack, cut = _split(parameter)
         left, right = w.shape[stack:cut], w.shape[cut:]
         matrices = w.reshape(*w.shape[:stack], math.prod(left), math.prod(right))

@@ -51,8 +51,8 @@ def check_group(parameter: Parameter, axis: int | None, group: int, pad: bool) -
     """Refuses groups that the axis of a parameter cannot be cut into."""
     if axis is None:
         raise ValueError(
-            f"{parameter.describe()} has no axis for groups of {group}: leave group_size out for this "
-            "leaf, or, if they are the format's own, take a format without groups"
+            f"{parameter.describe()} has no axis for groups of {group}: leave group_size out for "
+            "this leaf, or, if they are the format's own, take a format without groups"
         )
     length = parameter.value.shape[axis]
     if length % group and not pad:

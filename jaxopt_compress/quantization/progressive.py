@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxopt_compress.compression import Compression, LeafState
-from jaxopt_compress.compression.base import CompressionState
+from jaxopt_compress.compression import Compression, CompressionState, LeafState
 from jaxopt_compress.compression.leaf_states import GRID
 from jaxopt_compress.quantization.checks import check_known
 from jaxopt_compress.quantization.state import QuantizedState, dense

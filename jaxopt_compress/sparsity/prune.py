@@ -158,7 +158,8 @@ def prune(
 
     def init(parameter: Parameter) -> Decision:
         ndim, layout = len(parameter.value.shape), parameter.layout
-        kept = by.keep(parameter)
+        # Arrays of its own, which a step may donate.
+        kept = jax.tree.map(jnp.copy, by.keep(parameter))
         made = jax.eval_shape(
             lambda value: by.score(parameter._replace(value=value), kept), parameter.value
         )

@@ -15,9 +15,9 @@ def weight_gradients(grads: Any) -> Any:
     """Gradients at a view for lifted functions, as one array per parameter.
 
     Other views have the structure of the parameters, and so have their gradients. With
-    ``activations=`` or ``backward=`` leaves hold more, and what compares gradients with parameters needs
-    this first, such as `optax.MultiSteps`, `optax.apply_if_finite` and `optax.ema` around or before
-    `compressed_training`, which takes gradients of either form.
+    ``activations=`` or ``backward=`` leaves hold more, and a wrapper that compares gradients with
+    parameters needs this first, such as `optax.MultiSteps`, `optax.apply_if_finite` and `optax.ema`
+    around or before `compressed_training`, which takes gradients of either form.
 
     Args:
         grads: What `jax.grad` of a loss found at ``compression.view(params, opt_state)``.

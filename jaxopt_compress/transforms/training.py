@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxopt_compress.compression import Compression, TrainingState, as_compression
-from jaxopt_compress.compression.base import learned_parts, method_states, replace_learned
 from jaxopt_compress.compression.compress import Recipe
+from jaxopt_compress.compression.states import learned_parts, method_states, replace_learned
 from jaxopt_compress.transforms.gradients import at_view, gradients_of_values
 from jaxopt_compress.tree import combine, map_named, named_leaves, partition
 from jaxopt_compress.tree.paths import is_float

@@ -47,9 +47,9 @@ def test_errors(recipe, error, message):
 
 
 def test_a_late_rule_refuses_before_an_early_one_computes():
-    def score(w, stats):
-        assert isinstance(w, jax.core.Tracer), "computed"
-        return jnp.abs(w)
+    def score(parameter):
+        assert isinstance(parameter.value, jax.core.Tracer), "computed"
+        return jnp.abs(parameter.value)
 
     recipe = {
         "embed": jc.prune(score, jc.schedules.constant(0.5)),

@@ -22,7 +22,7 @@ def shrink(factor: float, key: str) -> jc.Compression:
     def init(params: Any, *, uses: Any = None, stats: Any = None) -> ShrinkState:
         return ShrinkState(jnp.float32(factor))
 
-    def update(state: ShrinkState, params: Any) -> ShrinkState:
+    def update(state: ShrinkState, params: Any, *, grads: Any = None) -> ShrinkState:
         return ShrinkState(state.factor * 0.5)
 
     def apply(params: Any, state: ShrinkState, *, materialize: bool = True) -> Any:

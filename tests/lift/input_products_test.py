@@ -213,10 +213,10 @@ def test_nothing_follows_rounded_inputs_in_a_chain():
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"inputs": "mxfp4"}, "one step per row"),
-        ({"inputs": "int8", "input_steps": "static"}, "'dynamic' and 'calibrated'"),
-        ({"inputs": "int8", "begin": 5}, "begin"),
-        ({"inputs": "nope"}, "unknown number format 'nope'"),
+        ({"activations": "mxfp4"}, "one scale per row"),
+        ({"activations": {"format": "int8", "step": "static"}}, "'dynamic', 'calibrated'"),
+        ({"activations": "int8", "begin": 5}, "begin"),
+        ({"activations": "nope"}, "unknown number format 'nope'"),
     ],
 )
 def test_options_are_checked(given, message):

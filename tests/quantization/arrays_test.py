@@ -48,7 +48,12 @@ def test_what_is_not_finite_shows_in_all_that_shares_its_step(name, value):
         assert not nans[[0, 2, 3]].any()
 
 
-CACHES = {"int8": {}, "nf4": {}, "nvfp4": {}, "int4": {"group": 4, "scale": "float8_e4m3fn"}}
+CACHES = {
+    "int8": {},
+    "nf4": {},
+    "nvfp4": {},
+    "int4": {"group_size": 4, "scale_dtype": "float8_e4m3fn"},
+}
 
 
 @pytest.mark.in_turn

@@ -21,16 +21,16 @@ DTYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float1
 SHAPE, RAGGED = (64, 8), (52, 8)
 MAIN: dict[str, dict[str, Any]] = {
     "default": {},
-    "group": {"group": 16},
-    "tile": {"group": (16, 4)},
-    "pad": {"group": 16, "pad": True},
-    "bfloat16": {"scale": "bfloat16"},
-    "asymmetric": {"group": 16, "symmetric": False},
+    "group": {"group_size": 16},
+    "tile": {"group_size": (16, 4)},
+    "pad": {"group_size": 16, "pad": True},
+    "bfloat16": {"scale_dtype": "bfloat16"},
+    "asymmetric": {"group_size": 16, "symmetric": False},
 }
 VARIANTS = {
     **MAIN,
-    "powers": {"scale": "float8_e8m0fnu"},
-    "double": {"group": 16, "scale": "float8_e4m3fn"},
+    "powers": {"scale_dtype": "float8_e8m0fnu"},
+    "double": {"group_size": 16, "scale_dtype": "float8_e4m3fn"},
     "stochastic": {"key": jax.random.key(3)},
 }
 # One format of each way to round, to hold codes and to hold steps.
@@ -49,7 +49,7 @@ def options(name: str, variant: str = "default") -> dict[str, Any] | None:
         return None
     if name == "int1":
         # It has no positive code, so there is no symmetric grid.
-        if given.get("scale", "").startswith("float8"):
+        if given.get("scale_dtype", "").startswith("float8"):
             return None
         given["symmetric"] = False
     return given

@@ -9,7 +9,7 @@ import pytest
 
 import jaxopt_compress as jc
 from jaxopt_compress.arrays.quantized import steps_of
-from jaxopt_compress.compression.base import leaf_states
+from jaxopt_compress.compression.states import method_states
 from jaxopt_compress.numerics.formats import FORMATS
 from jaxopt_compress.numerics.groups import spread_to
 from tests.quantization import cases
@@ -139,14 +139,14 @@ def test_every_dtype(name):
 def assert_near(name, variant, w, view, state):
     """No entry is off by more than half of the widest gap between levels, and half a step."""
     fmt = FORMATS[name]
-    (leaf,) = [s.leaves[name] for s in leaf_states(state) if name in s.leaves]
+    (leaf,) = [s.leaves[name] for s in method_states(state) if name in s.leaves]
     if fmt.absmean:
         return
     steps = spread_to(steps_of(leaf.scale), leaf.cuts, w.shape)
     gap = widest_gap(name) * np.asarray(steps, np.float64)
     w, v = np.asarray(w).astype(np.float64), np.asarray(view).astype(np.float64)
     # Steps of eight bits may leave the largest values out, by a part of them.
-    given = cases.VARIANTS[variant].get("scale", fmt.scale)
+    given = cases.VARIANTS[variant].get("scale_dtype", fmt.scale)
     beyond = {"float8_e8m0fnu": 0.5, "float8_e4m3fn": 2.0**-4, "bfloat16": 2.0**-8}
     slack = np.maximum(np.abs(w), np.abs(v)) * (beyond.get(given, 0) + 2.0**-7)
     # A zero point is rounded, and shifts the grid by up to half a step.

@@ -40,7 +40,7 @@ PRODUCTS = {
     "two summed": (einsum("bhk,kdh->bd"), (8, 12, 4), (24, 4, 8), {}),
     "stack": (stack, (3, 16, 16), (24, 16), {}),
     "image": (image, (3, 3, 8, 16), (4, 6, 6, 8), {}),
-    "groups": (matmul, (32, 16), (24, 32), {"group": 8}),
+    "groups": (matmul, (32, 16), (24, 32), {"group_size": 8}),
     "nf4": (matmul, (32, 16), (24, 32), {"format": "nf4"}),
     "zero points": (matmul, (32, 16), (24, 32), {"symmetric": False}),
 }
@@ -149,7 +149,9 @@ def test_recomputed_residuals(name):
     close(held["w"].weight.form.codes, dense["w"])
 
 
-@pytest.mark.parametrize("options", [{"inputs": "int8"}, {"residuals": "recomputed"}])
+@pytest.mark.parametrize(
+    "options", [{"activations": "int8"}, {"backward": jc.backward(residuals="recomputed")}]
+)
 def test_rounded_copies_do_not_wait_for_the_way_back(options):
     params, x = {"w": steady(0, 32, 16)}, steady(1, 24, 32)
 
@@ -268,24 +270,24 @@ def test_training(name):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: jc.quantize("int8", backward="int8"), "'int8' goes with inputs="),
-        (lambda: jc.lsq("int8", backward="int8"), "'int8' goes with inputs="),
+        (lambda: jc.quantize("int8", backward="int8"), "'int8' goes with activations="),
+        (lambda: jc.lsq("int8", backward="int8"), "'int8' goes with activations="),
         (
             lambda: jc.quantize(
                 "int8", activations="int8", backward=jc.backward("int8", residuals="unrounded")
             ),
-            "goes with gradients=None, .* not with gradients='int8'",
+            "goes with a backward pass in floats, not with",
         ),
         (
             lambda: jc.quantize("int8", begin=3, backward=jc.backward(residuals="unrounded")),
-            "begin=3 goes with",
+            "begin=3 goes without",
         ),
         (
             lambda: jc.quantize("int8", activations="int8", backward=jc.backward(residuals="raw")),
             "'rounded', 'recomputed', 'unrounded'",
         ),
         (lambda: jc.quantize("int8", activations="int8", backward="uint8"), "either sign"),
-        (lambda: jc.dorefa("odd4", activations="uint4", backward="mxfp4"), "one step per row"),
+        (lambda: jc.dorefa("odd4", activations="uint4", backward="mxfp4"), "one scale per row"),
         (
             lambda: jc.quantize(
                 "int4", activations=jc.activations("uint4", "clipped"), backward="int7x"

@@ -11,7 +11,7 @@ from jax import lax
 
 import jaxopt_compress as jc
 from jaxopt_compress.arrays.quantized import steps_of
-from jaxopt_compress.compression.base import leaf_states
+from jaxopt_compress.compression.states import method_states
 from jaxopt_compress.numerics.formats import FORMATS
 from jaxopt_compress.numerics.groups import spread_to
 from jaxopt_compress.numerics.integers import Integers
@@ -40,7 +40,7 @@ def expected(name):
     """Which entries are inside, by numpy; and which lie on the border, up to a rounding."""
     _, params, state = made()
     fmt = FORMATS[name]
-    (leaf,) = [s.leaves[name] for s in leaf_states(state) if name in s.leaves]
+    (leaf,) = [s.leaves[name] for s in method_states(state) if name in s.leaves]
     scale = leaf.scale
     steps = steps_of(scale)
     steps = np.asarray(spread_to(steps, leaf.cuts, (SIZE, SIZE)))
@@ -124,7 +124,7 @@ def test_what_makes_the_range_is_inside(name):
 CLIPPING = {
     "int8": {"bounds": jc.bounds.percentile(90)},
     "int4": {"bounds": jc.bounds.moving_average(0.5)},
-    "nf4": {"scale": "float8_e4m3fn", "group": 16},
+    "nf4": {"scale_dtype": "float8_e4m3fn", "group_size": 16},
     "mxfp4": {},
     "nvfp4": {},
 }
@@ -193,7 +193,12 @@ def test_of_16_bits():
 
 
 @pytest.mark.parametrize(
-    "options", [{"inputs": "int8"}, {"residuals": "recomputed"}, {"residuals": "unrounded"}]
+    "options",
+    [
+        {"activations": "int8"},
+        {"backward": jc.backward(residuals="recomputed")},
+        {"backward": jc.backward(residuals="unrounded")},
+    ],
 )
 @pytest.mark.parametrize("name", CLIPPING)
 def test_what_is_rounded_in_products_clips_alike(name, options):

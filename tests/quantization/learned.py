@@ -9,7 +9,6 @@ import numpy as np
 import optax
 
 import jaxopt_compress as jc
-from jaxopt_compress.compression.base import forward_view
 
 ANSWERS = np.load(Path(__file__).parents[1] / "known_answers" / "gradients.npz")
 X, COTANGENT = jnp.asarray(ANSWERS["x"]), jnp.asarray(ANSWERS["cotangent"])
@@ -27,7 +26,7 @@ def with_learned(state: Any, **parts: Any) -> Any:
 
 def views(c: jc.Compression, state: Any) -> Any:
     """``view(params, learned)``, as training takes it."""
-    return lambda params, learned: forward_view(c.apply, params, state._replace(learned=learned))
+    return lambda params, learned: c.view(params, state._replace(learned=learned))
 
 
 def knowing(c: jc.Compression, stats: Any) -> jc.Compression:

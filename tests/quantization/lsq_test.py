@@ -11,7 +11,7 @@ import pytest
 
 import jaxopt_compress as jc
 from jaxopt_compress.compression import as_compression
-from jaxopt_compress.compression.base import learned_parts, replace_learned, training_states
+from jaxopt_compress.compression.states import learned_parts, replace_learned, training_states
 from jaxopt_compress.numerics.formats import format_of
 from jaxopt_compress.numerics.learned import REACH
 from tests.quantization import cases
@@ -119,9 +119,9 @@ def test_derivatives_are_the_formula(name, group, per):
 OPTIONS = {
     "channel": ("int4", {}),
     "tensor": ("int2", {"per": "tensor"}),
-    "group": ("int3", {"group": 16}),
-    "tile": ("int8", {"group": (16, 4)}),
-    "pad": ("int4", {"group": 16, "pad": True}),
+    "group_size": ("int3", {"group_size": 16}),
+    "tile": ("int8", {"group_size": (16, 4)}),
+    "pad": ("int4", {"group_size": 16, "pad": True}),
     "ternary": ("ternary", {}),
 }
 
@@ -242,7 +242,10 @@ def test_stacks_and_vmap():
         (lambda: jc.lsq("int1"), "positive code"),
         (lambda: jc.lsq("int4", per="row"), "per="),
         (lambda: jc.lsq("int4", 4, per="tensor"), "without groups"),
-        (lambda: jc.lsq("int4"), "inputs="),
+        (
+            lambda: jc.lsq("int4", activations=jc.activations("int4", offset=True)),
+            "offset=True goes",
+        ),
         (
             lambda: jc.lsq("int4", activations=jc.activations("float8_e4m3fn", "learned")),
             "integers",

@@ -12,8 +12,8 @@ from tests.quantization.cases import normal
 
 OPTIONS = {
     "rounded": {},
-    "unrounded": {"residuals": "unrounded"},
-    "backward": {"gradients": "int8"},
+    "unrounded": {"backward": jc.backward(residuals="unrounded")},
+    "backward": {"backward": "int8"},
 }
 
 

@@ -68,13 +68,13 @@ def test_one_step_where_nothing_is_contracted():
     ("name", "given", "shape", "steps"),
     [
         ("int4", {}, (64, 8), (1, 8)),
-        ("int4", {"group": (16, 4)}, (64, 8), (4, 2)),
-        ("int4", {"group": (None, 4)}, (64, 8), (1, 2)),
-        ("int4", {"group": (16, 3), "pad": True}, (52, 8), (4, 3)),
-        ("int4", {"group": 128, "pad": True}, (52, 8), (1, 8)),
+        ("int4", {"group_size": (16, 4)}, (64, 8), (4, 2)),
+        ("int4", {"group_size": (None, 4)}, (64, 8), (1, 2)),
+        ("int4", {"group_size": (16, 3), "pad": True}, (52, 8), (4, 3)),
+        ("int4", {"group_size": 128, "pad": True}, (52, 8), (1, 8)),
         ("mxfp4", {}, (64, 8), (2, 8)),
         ("nvfp4", {}, (64, 8), (4, 8)),
-        ("binary", {"group": 16}, (64, 8), (4, 8)),
+        ("binary", {"group_size": 16}, (64, 8), (4, 8)),
     ],
 )
 def test_steps_are_of_the_range_of_each_group(name, given, shape, steps):
@@ -82,7 +82,7 @@ def test_steps_are_of_the_range_of_each_group(name, given, shape, steps):
     scale = jc.quantize(name, **given).init({"w": w}).leaves["w"].scale
     assert scale.shape == steps
     rows, columns = (-(-n // s) for n, s in zip(shape, steps, strict=True))
-    group = given.get("group")
+    group = given.get("group_size")
     along, across = group if isinstance(group, tuple) else (group, None)
     along, across = along or FORMATS[name].group or rows, across or columns
     wide = np.zeros((steps[0] * along, steps[1] * across), np.float32)

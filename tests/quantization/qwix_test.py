@@ -31,7 +31,7 @@ def test_integers_of_qwix(case):
     assert_equal_values(on_grid(name, x, want["scale"]), want["codes"])
     np.testing.assert_array_equal(values(want["codes"], want["scale"]), want["dequantized"])
     # The other one multiplies by a float32 reciprocal: one unit in the last place.
-    scale, _, _ = ours(name, x, group=32 if group == "group32" else None)
+    scale, _, _ = ours(name, x, group_size=32 if group == "group32" else None)
     np.testing.assert_array_max_ulp(scale, want["scale"], 1)
 
 
@@ -48,7 +48,7 @@ def test_asymmetric_integers_of_qwix(bits, group):
     clear = off_ties(x, want["scale"])
     np.testing.assert_array_equal(got[clear], want["codes"][clear])
     assert np.abs(got - want["codes"]).max() <= 1
-    scale, zero, _ = ours(name, x, group=group, symmetric=False)
+    scale, zero, _ = ours(name, x, group_size=group, symmetric=False)
     np.testing.assert_array_max_ulp(scale, want["scale"], 1)
     # Zero points that are ties too, such as where the range is symmetric.
     low = np.minimum(x.reshape(*scale.shape, -1).min(-1), 0)
@@ -85,7 +85,7 @@ def test_floats_of_qwix(case, name):
         clips = absmax(x, groups)[some] > top * scale[some]
         np.testing.assert_array_equal(ratio, np.where(clips, 2, 1))
     elif name != "nvfp4":
-        scale, _, _ = ours(name, x, group=32 if "group" in case else None)
+        scale, _, _ = ours(name, x, group_size=32 if "group" in case else None)
         np.testing.assert_array_max_ulp(scale[some], want["scale"][some], 1)
 
 
@@ -101,5 +101,5 @@ def test_nf4_of_qwix(group):
     np.testing.assert_array_equal(got[clear], want["codes"][clear])
     assert np.abs(got - want["codes"]).max() <= 1 and clear.mean() > 0.9
     np.testing.assert_array_equal(values(at[want["codes"]], want["scale"]), want["dequantized"])
-    scale, _, _ = ours("nf4", x, group=group)
+    scale, _, _ = ours("nf4", x, group_size=group)
     np.testing.assert_array_max_ulp(scale, want["scale"], 1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxopt_compress as jc
-from jaxopt_compress.compression.base import leaf_states
+from jaxopt_compress.compression.states import method_states
 from jaxopt_compress.numerics.formats import FORMATS
 from jaxopt_compress.numerics.groups import spread_to
 from jaxopt_compress.numerics.steps import step_value
@@ -48,7 +48,7 @@ def neighbours(name):
     """The levels at and below, and above each entry, as values."""
     params, _, state = made()
     fmt = FORMATS[name]
-    (leaf,) = [s.leaves[name] for s in leaf_states(state) if name in s.leaves]
+    (leaf,) = [s.leaves[name] for s in method_states(state) if name in s.leaves]
     w = np.asarray(params[name])
     steps = np.asarray(spread_to(step_value(leaf.scale), leaf.cuts, w.shape), np.float64)
     zero = 0 if leaf.zero is None else np.asarray(leaf.zero, np.float64)

@@ -24,11 +24,11 @@ def test_bytes(name):
     fmt = FORMATS[name]
     for variant, given in cases.variants(name, cases.VARIANTS).items():
         rows, columns = shape = cases.RAGGED if variant == "pad" else cases.SHAPE
-        group = given.get("group")
+        group = given.get("group_size")
         along, across = group if isinstance(group, tuple) else (group, None)
         along = along or fmt.group or rows
         steps = math.ceil(rows / along) * (columns if across is None else columns // across)
-        scale = given.get("scale", fmt.scale)
+        scale = given.get("scale_dtype", fmt.scale)
         # Steps of float8_e4m3fn share one of float32.
         want = steps * STEP_BYTES[scale] + (4 if scale == "float8_e4m3fn" else 0)
         if not given.get("symmetric", True):
@@ -46,7 +46,7 @@ def test_bytes_in_memory(name):
     for shape, whole in [((64, 8), True), ((56, 24), True), ((7, 64), True), ((7, 9), False)]:
         given = {**cases.options(name), "group": None}
         if fmt.group is not None:
-            given = {"group": 7 if shape[0] == 7 else 8}
+            given = {"group_size": 7 if shape[0] == 7 else 8}
         codes = cases.form_of(name, given, shape).codes
         # In groups, words lie along them.
         whole = whole and not (fmt.group is not None and shape[0] == 7)
@@ -67,13 +67,16 @@ def test_bytes_of_odd_sizes(name, shape):
 
 # Forms whose parts are of other kinds than those of a default.
 FORMS = {name: (name, {}) for name in FORMATS} | {
-    "int3_tile": ("int3", {"group": (16, 4)}),
-    "int3_pad": ("int3", {"group": 24, "pad": True}),
-    "uint5_asymmetric": ("uint5", {"group": 16, "symmetric": False, "scale": "bfloat16"}),
+    "int3_tile": ("int3", {"group_size": (16, 4)}),
+    "int3_pad": ("int3", {"group_size": 24, "pad": True}),
+    "uint5_asymmetric": (
+        "uint5",
+        {"group_size": 16, "symmetric": False, "scale_dtype": "bfloat16"},
+    ),
     "int16_asymmetric": ("int16", {"symmetric": False}),
-    "nf4_double": ("nf4", {"group": 16, "scale": "float8_e4m3fn"}),
-    "int4_powers": ("int4", {"group": 16, "scale": "float8_e8m0fnu"}),
-    "float6_float16": ("float6_e2m3fn", {"scale": "float16"}),
+    "nf4_double": ("nf4", {"group_size": 16, "scale_dtype": "float8_e4m3fn"}),
+    "int4_powers": ("int4", {"group_size": 16, "scale_dtype": "float8_e8m0fnu"}),
+    "float6_float16": ("float6_e2m3fn", {"scale_dtype": "float16"}),
 }
 
 

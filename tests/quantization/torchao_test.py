@@ -30,7 +30,7 @@ def test_integers_of_torchao(case):
     """The same formula, bit for bit from one end to the other."""
     name, group = case.split("_")
     want, x = answers("torchao")[case], matrix("torchao")
-    scale, _, view = ours(name, x, group=32 if group == "group32" else None)
+    scale, _, view = ours(name, x, group_size=32 if group == "group32" else None)
     some = absmax(x, scale.shape[1]) > 0
     np.testing.assert_array_equal(scale[some], want["scale"][some])
     assert not want["zero"].any()
@@ -46,7 +46,7 @@ TORCHAO_ASYMMETRIC += ["uint4_asymmetric_group32", "uint8_asymmetric_group32"]
 def test_asymmetric_integers_of_torchao(case):
     name = case.split("_")[0]
     want, x = answers("torchao")[case], matrix("torchao")
-    scale, zero, view = ours(name, x, group=32 if "group" in case else None, symmetric=False)
+    scale, zero, view = ours(name, x, group_size=32 if "group" in case else None, symmetric=False)
     some = absmax(x, scale.shape[1]) > 0
     np.testing.assert_array_equal(scale[some], want["scale"][some])
     np.testing.assert_array_equal(zero[some], want["zero"][some])
@@ -66,7 +66,7 @@ def test_other_steps_of_torchao(case):
 
 
 STRAIGHT = {
-    "ste_int4_group32": ("int4", {"group": 32}),
+    "ste_int4_group32": ("int4", {"group_size": 32}),
     "ste_int8_asymmetric_token": ("int8", {"symmetric": False}),
 }
 
@@ -103,7 +103,7 @@ def test_asymmetric_group_gradients_of_torchao():
     scale = (high - low) / np.float32(15)
     zero = np.trunc(low + 8 * scale).astype(np.int8)
     assert set(zero.ravel()) == {0, -1}
-    own, _, _ = ours("int4", x, group=32, symmetric=False)
+    own, _, _ = ours("int4", x, group_size=32, symmetric=False)
     some = scale > 0
     np.testing.assert_array_equal(own[some], scale[some])
     scale, zero = (jnp.asarray(wide(v, x.shape)) for v in (np.where(some, scale, 1), zero))

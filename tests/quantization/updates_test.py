@@ -101,8 +101,8 @@ def test_freeze():
     [
         {"bounds": jc.bounds.moving_average(0.5), "freeze": 2},
         {"key": jax.random.key(0), "freeze": 1, "begin": 1},
-        {"group": 16, "scale": "float8_e4m3fn", "freeze": 1},
-        {"symmetric": False, "scale": "bfloat16", "begin": 2},
+        {"group_size": 16, "scale_dtype": "float8_e4m3fn", "freeze": 1},
+        {"symmetric": False, "scale_dtype": "bfloat16", "begin": 2},
     ],
     ids=["average", "stochastic", "double", "asymmetric"],
 )
