@@ -30,7 +30,7 @@ def init(params, *args, **kwargs):
         (
             lambda: jc.quantize("int4", scale_dtype="int8"),
             ValueError,
-            "scale_dtype='int8'; scales are held in float32, bfloat16, float16, .*e8m0fnu, .*e4m3fn",
+            "scale_dtype='int8'; scales are held in float32, bfloat16, .*e8m0fnu, .*e4m3fn",
         ),
         (lambda: jc.quantize("int4", [4, 4]), TypeError, r"group_size=\[4, 4\]; .* or a pair"),
         (lambda: jc.quantize("int4", (8,)), TypeError, r"group_size=\(8,\); .* or a pair"),

@@ -44,7 +44,7 @@ def test_bytes_in_memory(name):
     """Packed codes take their true width in memory too, where whole words fit an axis."""
     fmt = FORMATS[name]
     for shape, whole in [((64, 8), True), ((56, 24), True), ((7, 64), True), ((7, 9), False)]:
-        given = {**cases.options(name), "group": None}
+        given = {**cases.options(name), "group_size": None}
         if fmt.group is not None:
             given = {"group_size": 7 if shape[0] == 7 else 8}
         codes = cases.form_of(name, given, shape).codes
