@@ -82,7 +82,8 @@ def at_view(grads: Any, seen: Any, parts: list[dict[str, Any]]) -> Any:
     Raises:
         ValueError: The gradient of a learned step is missing; names the parameter.
     """
-    learned = {path for part in parts for path, x in part.items() if "input" in x}
+    of_inputs = lambda x: isinstance(x, dict) and "input" in x
+    learned = {path for part in parts for path, x in part.items() if of_inputs(x)}
     views = dict(named_leaves(seen))
 
     def whole(path: str, g: Any) -> Any:

@@ -1,6 +1,9 @@
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxopt_compress as jc
@@ -87,3 +90,76 @@ def test_forms_of_the_stored_leaves():
 def test_needs_a_compression():
     with pytest.raises(ValueError, match="at least one"):
         jc.chain()
+
+
+class NoState(NamedTuple):
+    """Of a compression that decides nothing."""
+
+
+def elementwise(fn) -> jc.Compression:
+    """A compression of one's own, which says nothing of what it keeps."""
+    run = lambda params, state, **_: jax.tree.map(fn, jc.materialize(params))
+    return jc.Compression(lambda params, **_: NoState(), lambda state, params, **_: state, run, run)
+
+
+@pytest.mark.parametrize(
+    ("first", "broken", "message"),
+    [
+        (PRUNE, lambda w: w + 1, "has not kept the zeros of prune at 'w' of shape"),
+        (NM, lambda w: w + 1, "has not kept the (zeros|n:m) of prune at 'w'"),
+        (QUANTIZE, lambda w: 1.01 * w, "has not kept the grid of quantize at 'w'"),
+        (RANK, lambda w: w, "has not kept the rank of low_rank at 'w'"),
+    ],
+)
+def test_what_is_kept_is_checked_on_the_result(first, broken, message):
+    with pytest.raises(ValueError, match=message):
+        jc.chain(first, elementwise(broken)).init({"w": W})
+
+
+def test_what_is_kept_is_checked_after_an_element_of_ones_own():
+    late = jc.chain(PRUNE, elementwise(lambda w: 2 * w), elementwise(lambda w: w + 1))
+    with pytest.raises(ValueError, match="has not kept the zeros"):
+        late.init({"w": W})
+    kept = jc.chain(PRUNE, elementwise(lambda w: 2 * w), QUANTIZE)
+    view = kept.apply({"w": W}, kept.init({"w": W}))["w"]
+    assert int(jnp.sum(view == 0)) >= 24
+
+
+def test_ones_own_before_activations_trains_what_is_stored():
+    """The view that the loss is taken at goes through each element, as the stored form does."""
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((5, 8)), jnp.float32)
+    fn = jc.lift(lambda p: x @ p["w"])
+    c = jc.chain(elementwise(lambda w: 3 * w), jc.quantize("int8", activations="int8"))
+    params = {"w": W}
+    state = jc.compressed_training(optax.sgd(0.1), c).init(params)
+    trained = fn(c.view(params, state))
+    np.testing.assert_allclose(trained, fn(jc.compress(params, c, state=state)), rtol=1e-6)
+    np.testing.assert_allclose(trained, 3 * x @ W, atol=0.5)
+
+
+def test_a_second_mask_keeps_the_first():
+    c = jc.chain(PRUNE, NM)
+    state = c.init({"w": W})
+    first, second = (s.leaves["w"].mask for s in state.states)
+    assert not bool(jnp.any(second & ~first))
+    small = c.compress({"w": W}, state)["w"]
+    assert small.pattern == (2, 4)
+    np.testing.assert_array_equal(small.materialize(), c.apply({"w": W}, state)["w"])
+    moved = c.update(state, {"w": W[::-1]})
+    assert not bool(jnp.any(moved.states[1].leaves["w"].mask & ~moved.states[0].leaves["w"].mask))
+
+
+def test_factors_may_be_pruned():
+    c = jc.chain(RANK, PRUNE, QUANTIZE)
+    state = c.init({"w": W})
+    small = c.compress({"w": W}, state)["w"]
+    assert type(small.u.codes) is jc.SparseArray
+    np.testing.assert_array_equal(small.materialize(), c.apply({"w": W}, state)["w"])
+    got = jax.jit(jc.lift(lambda p: jnp.ones((2, 8)) @ p["w"]))({"w": small})
+    np.testing.assert_allclose(got, jnp.ones((2, 8)) @ small.materialize(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_state_of_another_chain_is_refused():
+    c = jc.chain(PRUNE, QUANTIZE)
+    with pytest.raises(ValueError, match="not the state of this compression, which has 2 parts"):
+        c.apply({"w": W}, QUANTIZE.init({"w": W}))
