@@ -8,7 +8,14 @@ from jaxopt_compress.arrays import (
     materialize,
 )
 from jaxopt_compress.compression import Compression, chain, compress
-from jaxopt_compress.lift import FallbackError, FallbackWarning, calibrate, lift, uses
+from jaxopt_compress.lift import (
+    FallbackError,
+    FallbackWarning,
+    calibrate,
+    lift,
+    measures,
+    uses,
+)
 from jaxopt_compress.low_rank import low_rank
 from jaxopt_compress.numerics import bounds
 from jaxopt_compress.planning import report
@@ -48,6 +55,7 @@ __all__ = [
     "lsq",
     "magnitude",
     "materialize",
+    "measures",
     "nbytes",
     "pact",
     "partition",

@@ -17,8 +17,7 @@ from jaxopt_compress.compression.base import (
     parameters_of,
 )
 from jaxopt_compress.compression.checks import check_finite
-from jaxopt_compress.lift.calibrate import Statistics
-from jaxopt_compress.lift.uses import layout_of
+from jaxopt_compress.lift import Statistics, Use, layout_of, statistics_for
 from jaxopt_compress.tree import Layout, Where, assume_layout, named_leaves, select
 from jaxopt_compress.tree.layout import warn_assumed
 from jaxopt_compress.tree.meshes import on_auto_axes
@@ -98,10 +97,11 @@ def _decided(method: LeafMethod, parameter: Parameter) -> Decision:
 
 def _check_maps(uses: Any, stats: Any) -> None:
     """Refuses what neither `uses` nor `calibrate` returned, such as one in the other's place."""
-    for name, given, kind in (("uses", uses, list), ("stats", stats, Statistics)):
+    for name, given, kind in (("uses", uses, Use), ("stats", stats, Statistics)):
         if given is None:
             continue
-        if not isinstance(given, Mapping) or not all(isinstance(x, kind) for x in given.values()):
+        lists = list(given.values()) if isinstance(given, Mapping) else [None]
+        if not all(isinstance(x, list) and all(isinstance(e, kind) for e in x) for x in lists):
             maker = {"uses": "uses(fn, params, *args)", "stats": "calibrate(fn, params, batches)"}
             raise TypeError(f"{name}= takes what jaxopt_compress.{maker[name]} returned")
 
@@ -128,7 +128,7 @@ def _parameters(params: Any, where: Where, uses: Any, stats: Any) -> list[Parame
         if layout is None:
             layout = assume_layout(leaf.shape)
             assumed += [path] if len(leaf.shape) > 2 else []
-        stat = None if stats is None else stats.get(path)
+        stat = statistics_for(stats, path, layout)
         if isinstance(leaf, LowRankArray):
             left, right = factor_layouts(leaf, layout)
             found.append(Parameter(f"{path}/u", leaf.u, left, None))

@@ -14,12 +14,14 @@ from jaxopt_compress.arrays.base import is_traced
 from jaxopt_compress.compression import Compression, LeafState, NeedsStats
 from jaxopt_compress.compression.base import CompressionState, map_states
 from jaxopt_compress.compression.checks import check_init
+from jaxopt_compress.lift import layout_of, statistics_for
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.learned import REACH, least_step, scaled_gradient, within_reach
 from jaxopt_compress.numerics.rounding import seal
 from jaxopt_compress.numerics.steps import step_of
 from jaxopt_compress.quantization.state import per_stack
+from jaxopt_compress.tree import assume_layout
 
 
 @functools.partial(
@@ -146,7 +148,8 @@ def with_inputs(
         def wrap(path: str, w: Any, leaf: Any) -> Any:
             name = f"{path!r} of shape {tuple(w.shape)}"
             _check_weights(name, leaf)
-            stat = None if stats is None else stats.get(path)
+            found = layout_of(uses[path]) if uses is not None and path in uses else None
+            stat = statistics_for(stats, path, found or assume_layout(w.shape))
             start, summed = _start(name, w, leaf, stat, fmt, rule, given)
             limits = start if rule == "unit" else _limits(start)
             leaves[path] = InputState(leaf, limits, inputs, rule, summed, gradients)
@@ -229,17 +232,6 @@ def _start(
         step = (high / 2 - low / 2) / ((top - fmt.grid.low) / 2)
         step = jnp.where(step >= 2.0**-100, step, 1.0)
         return {"step": step, "offset": low - fmt.grid.low * step}, summed
-    step = 2 * shaped(_mean_magnitude(stat)) / math.sqrt(top)
+    step = 2 * shaped(jnp.mean(stat.mean_magnitude, -1)) / math.sqrt(top)
     step = jnp.where(step > 0, step, step_of(low, high, fmt, True)[0])
     return {"step": jnp.where(step >= 2.0**-100, step, 1.0).astype(jnp.float32)}, summed
-
-
-def _mean_magnitude(stat: Any) -> jax.Array:
-    """``[*stack]``: the mean of ``|x|``, as far as statistics tell, or 0."""
-    mean = jnp.mean(stat.mean, -1)
-    if stat.outer is None:
-        other = jnp.zeros_like(mean)
-    else:
-        squares = jnp.diagonal(stat.second_moment, axis1=-2, axis2=-1)
-        other = jnp.sqrt(jnp.mean(squares, -1)) * math.sqrt(2 / math.pi)
-    return jnp.where(jnp.min(stat.low, -1) >= 0, mean, other)
