@@ -195,9 +195,13 @@ def run(seed, wanted, epochs, data, progress):
     on_step = bar("from scratch", epochs[0])
     params, batch_stats, *_ = train(params, batch_stats, training, float_key, epochs[0], on_step)
     batches = [training[0][i : i + BATCH] / np.float32(255) for i in range(0, 8 * BATCH, BATCH)]
+    seen, measures = (
+        [(batch_stats, x) for x in batches],
+        (jc.measures.ranges(), jc.measures.means()),
+    )
     found = {
         "uses": jc.uses(logits, params, batch_stats, batches[0]),
-        "stats": jc.calibrate(logits, params, [(batch_stats, x) for x in batches], False),
+        "stats": jc.calibrate(logits, params, seen, measures=measures),
     }
     for name in wanted:
         c, on_step = recipes()[name], bar(name, epochs[1])

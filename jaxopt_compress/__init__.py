@@ -7,8 +7,15 @@ from jaxopt_compress.arrays import (
     SparseArray,
     materialize,
 )
-from jaxopt_compress.compression import Compression, chain, compress
-from jaxopt_compress.lift import FallbackError, FallbackWarning, calibrate, lift, uses
+from jaxopt_compress.compression import Compression, best_of, chain, compress
+from jaxopt_compress.lift import (
+    FallbackError,
+    FallbackWarning,
+    calibrate,
+    lift,
+    measures,
+    uses,
+)
 from jaxopt_compress.low_rank import low_rank
 from jaxopt_compress.numerics import bounds
 from jaxopt_compress.planning import report
@@ -37,6 +44,7 @@ __all__ = [
     "SparseArray",
     "activations",
     "backward",
+    "best_of",
     "bounds",
     "calibrate",
     "chain",
@@ -49,6 +57,7 @@ __all__ = [
     "low_rank",
     "lsq",
     "materialize",
+    "measures",
     "nbytes",
     "partition",
     "progressive",

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from jaxopt_compress.compression import compress as compress_tree
-from jaxopt_compress.lift.uses import Use
+from jaxopt_compress.lift.observe.uses import Use
 from jaxopt_compress.planning import Report, Rule, assign, leaf_report, read_rules
 from jaxopt_compress.planning.report import summarize
 from jaxopt_compress.storage import Source, open_checkpoint, save

@@ -1,6 +1,7 @@
 """What a compression is, how several compose, and the step to the stored form."""
 
 from jaxopt_compress.compression.base import Compression
+from jaxopt_compress.compression.best_of import best_of
 from jaxopt_compress.compression.chain import chain
 from jaxopt_compress.compression.checks import NeedsStats, NeedsValues
 from jaxopt_compress.compression.compress import as_compression, compress
@@ -28,6 +29,7 @@ __all__ = [
     "Parameter",
     "TrainingState",
     "as_compression",
+    "best_of",
     "chain",
     "compress",
     "compression_of",

@@ -5,8 +5,7 @@ from typing import Any
 
 from jaxopt_compress.arrays import LowRankArray
 from jaxopt_compress.compression.leaf_states import as_jax, factor_layouts
-from jaxopt_compress.lift.calibrate import Statistics
-from jaxopt_compress.lift.uses import layout_of
+from jaxopt_compress.lift import Statistics, Use, layout_of, statistics_for
 from jaxopt_compress.tree import Layout, Where, assume_layout, named_leaves, select
 from jaxopt_compress.tree.layout import warn_assumed
 
@@ -42,7 +41,7 @@ def chosen_parameters(
         if layout is None:
             layout = assume_layout(leaf.shape)
             assumed += [path] if len(leaf.shape) > 2 else []
-        stat = None if stats is None else stats.get(path)
+        stat = statistics_for(stats, path, layout)
         if isinstance(leaf, LowRankArray):
             left, right = factor_layouts(leaf, layout)
             found[f"{path}/u"] = (leaf.u, left, None)
@@ -55,9 +54,10 @@ def chosen_parameters(
 
 def _check_maps(uses: Any, stats: Any) -> None:
     """Refuses what neither `uses` nor `calibrate` returned, such as one in the other's place."""
-    for name, given, kind in (("uses", uses, list), ("stats", stats, Statistics)):
+    for name, given, kind in (("uses", uses, Use), ("stats", stats, Statistics)):
         if given is None:
             continue
-        if not isinstance(given, Mapping) or not all(isinstance(x, kind) for x in given.values()):
+        lists = list(given.values()) if isinstance(given, Mapping) else [None]
+        if not all(isinstance(x, list) and all(isinstance(e, kind) for e in x) for x in lists):
             maker = {"uses": "uses(fn, params, *args)", "stats": "calibrate(fn, params, batches)"}
             raise TypeError(f"{name}= takes what jaxopt_compress.{maker[name]} returned")

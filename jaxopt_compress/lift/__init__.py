@@ -8,10 +8,12 @@ from jaxopt_compress.lift import (
     lookups,
     views,
 )
-from jaxopt_compress.lift.calibrate import Statistics, calibrate
 from jaxopt_compress.lift.interpreter import FallbackError, FallbackWarning
 from jaxopt_compress.lift.lift import lift
-from jaxopt_compress.lift.uses import Use, layout_of, uses
+from jaxopt_compress.lift.observe import measures
+from jaxopt_compress.lift.observe.calibrate import calibrate
+from jaxopt_compress.lift.observe.statistics import Statistics, statistics_for
+from jaxopt_compress.lift.observe.uses import Use, layout_of, uses
 
 __all__ = [
     "FallbackError",
@@ -21,6 +23,8 @@ __all__ = [
     "calibrate",
     "layout_of",
     "lift",
+    "measures",
+    "statistics_for",
     "uses",
 ]
 

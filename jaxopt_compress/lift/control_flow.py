@@ -13,8 +13,8 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_compress.lift import _compat
-from jaxopt_compress.lift import tape as tapes
 from jaxopt_compress.lift.interpreter import Call, Layer, Ref, control_rule, replay_jaxpr
+from jaxopt_compress.lift.observe import tape as tapes
 from jaxopt_compress.lift.views import NoView, stacked
 
 
@@ -78,7 +78,7 @@ def _scan(call: Call) -> list[Any]:
         slices, index = scanned
         slices = [_layer_of(x, one, index) for x, one in zip(xs, slices, strict=True)]
         state = _merge(state, kept)
-        with tapes.collect(tape, (params["length"], _paths(xs))) as seen:
+        with tapes.collect(tape, tapes.Loop("scan", params["length"], _paths(xs))) as seen:
             results = replay_jaxpr(call.replay, params["jaxpr"], [*consts, *state, *slices])
         results = _dense(call, results, kept)
         out, ys = results[: len(carry)], results[len(carry) :]
@@ -137,10 +137,18 @@ def _while(call: Call) -> list[Any]:
 
     def cond(state):
         inner = [*cond_consts, *_merge(state[0], kept)]
-        return replay_jaxpr(replay, params["cond_jaxpr"], inner)[0]
+        with tapes.collect(replay.tape, tapes.Loop("while")) as seen:
+            result = replay_jaxpr(replay, params["cond_jaxpr"], inner)[0]
+        if seen.values:
+            raise ValueError(
+                f"{next(iter(seen.values)).path!r} is multiplied in the condition of a while loop, "
+                "out of which nothing but its truth gets: compute it in the body of the loop, at "
+                f"{replay.source_line(call.eqn)}"
+            )
+        return result
 
     def body(state):
-        with tapes.collect(replay.tape, (None, frozenset())) as seen:
+        with tapes.collect(replay.tape, tapes.Loop("while")) as seen:
             inner = [*body_consts, *_merge(state[0], kept)]
             results = replay_jaxpr(replay, params["body_jaxpr"], inner)
         results = [x for i, x in enumerate(_dense(call, results, kept)) if i not in kept]
@@ -158,7 +166,7 @@ def _cond(call: Call) -> list[Any]:
     def branch(jaxpr):
         def run(*values):
             # How often a branch runs depends on data, as for a loop of unknown length.
-            with tapes.collect(replay.tape, (None, frozenset())) as seen:
+            with tapes.collect(replay.tape, tapes.Loop("cond")) as seen:
                 results = replay_jaxpr(replay, jaxpr, values)
             return _dense(call, results), seen.values
 
@@ -277,4 +285,6 @@ def _merge(values: Sequence[Any], kept: dict[int, Any]) -> list[Any]:
 
 
 def _paths(values: Sequence[Any]) -> frozenset[str]:
-    return frozenset(x.path for x in values if isinstance(x, Ref))
+    """The paths of compressed values, and of all parameters that a probe is made of."""
+    refs = [x for x in values if isinstance(x, Ref)]
+    return frozenset(p for x in refs for p in getattr(x.array, "paths", (x.path,)))

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,9 @@ from jaxopt_compress.arrays import (
     materialize,
 )
 from jaxopt_compress.arrays.base import stored_bytes
+from jaxopt_compress.compression.best_of import BestState
+from jaxopt_compress.compression.output_error import output_error
+from jaxopt_compress.lift import Statistics
 from jaxopt_compress.tree import named_leaves
 
 
@@ -25,9 +28,12 @@ class Report(dict[str, Any]):
 
     A row has ``path``, ``shape``, ``dtype``, ``method``, ``bits_per_weight``, ``stored_bytes``,
     ``dense_bytes``, ``ratio`` (of these two), ``sparsity`` (the share of zeros in the dense form)
-    and ``relative_error`` (``||w - materialize(small)||_F / ||w||_F``). The total has ``size``, the
-    number of entries, in the place of shape and dtype. What is not known is None. `json.dumps`
-    takes it as it is; `str` and rich print it as a table.
+    and ``relative_error`` (``||w - materialize(small)||_F / ||w||_F``). With statistics it has
+    ``output_error``, ``sqrt(tr(D^T H D) / tr(W^T H W))``, and ``worst_output_error``, the largest
+    of these over the entries of a stack. With the state of `best_of` it has ``choice``, the
+    position of the candidate that was chosen, from 1, and ``choices``, the errors of all. The total
+    has ``size``, the number of entries, in the place of shape and dtype. Unknown values are None.
+    `json.dumps` takes it as it is; `str` and rich print it as a table.
     """
 
     def __str__(self) -> str:
@@ -66,15 +72,27 @@ _COLUMNS = {
     "ratio": ("ratio", "{:.2f}".format),
     "sparsity": ("sparsity", "{:.1%}".format),
     "relative_error": ("rel. error", "{:.2e}".format),
+    "output_error": ("output error", "{:.2e}".format),
+    "worst_output_error": ("worst of stack", "{:.2e}".format),
+    "choice": ("choice", str),
 }
 
 
-def report(params: Any, small: Any) -> Report:
+def report(
+    params: Any,
+    small: Any,
+    stats: Mapping[str, Sequence[Statistics]] | None = None,
+    state: Any = None,
+) -> Report:
     """Compares a compressed tree with what it was made of, leaf by leaf.
 
     Args:
         params: The tree before.
         small: The tree after: leaves of the same paths, in any containers.
+        stats: What `calibrate` found, best on held-out batches: adds the relative errors of the
+            outputs of each parameter's products, which no method has to help with.
+        state: The state of `best_of`, or of a compression that holds one: adds which candidate was
+            chosen.
 
     Returns:
         The `Report`; at no time is more than one leaf materialized.
@@ -94,7 +112,40 @@ def report(params: Any, small: Any) -> Report:
     if unmatched:
         where = "params" if unmatched[0] in before else "small"
         raise ValueError(f"only {where} has {unmatched[0]!r}: these trees have different leaves")
-    return summarize([leaf_report(path, w, after[path]) for path, w in before.items()])
+    rows = [leaf_report(path, w, after[path]) for path, w in before.items()]
+    for row in rows:
+        _add_output_error(row, before[row["path"]], after[row["path"]], stats)
+    for best in _best_states(state):
+        for row in rows:
+            if row["path"] in best.chosen:
+                row["choice"] = best.chosen[row["path"]] + 1
+                row["choices"] = [_finite(x) for x in best.errors[row["path"]].tolist()]
+    return summarize(rows)
+
+
+def _add_output_error(row: dict[str, Any], w: Any, small: Any, stats: Any) -> None:
+    own = next(iter((stats or {}).get(row["path"], ())), None)
+    if own is None:
+        return
+    found = _output_error(w, small, own)
+    row["output_error"] = _finite(float(found.whole))
+    if own.rows.ndim:
+        row["worst_output_error"] = _finite(float(found.worst))
+
+
+@jax.jit
+def _output_error(w: Any, small: Any, stats: Statistics) -> Any:
+    return output_error(materialize(w), materialize(small), stats)
+
+
+def _best_states(state: Any) -> list[BestState]:
+    is_best = lambda x: isinstance(x, BestState)
+    return [x for x in jax.tree.leaves(state, is_leaf=is_best) if is_best(x)]
+
+
+def _finite(x: float) -> float | None:
+    """``x``, or None where JSON has no number for it."""
+    return x if math.isfinite(x) else None
 
 
 def leaf_report(path: str, w: Any, small: Any) -> dict[str, Any]:

@@ -77,9 +77,7 @@ def activations(
 
     with gradients multiplied by :math:`1 / \sqrt{n \, q_{max}}`, where :math:`n` counts the entries
     that one output sums. Without ``offset`` :math:`\beta = 0` and the scale starts at
-    :math:`2 \, \mathrm{mean} |x| / \sqrt{q_{max}}`; where activations have either sign and
-    statistics hold no mean magnitude it is estimated from second moments as of a normal
-    distribution, and else the scale starts at the range seen. With ``offset`` (LSQ+) it starts at
+    :math:`2 \, \mathrm{mean} |x| / \sqrt{q_{max}}`. With ``offset`` (LSQ+) it starts at
     the range seen. Padding of convolutions stays 0.
 
     ``"clipped"`` (PACT) learns the largest value of the grid:

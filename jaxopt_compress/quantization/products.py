@@ -217,17 +217,6 @@ def _start(parameter: Parameter, act: Activations) -> tuple[dict[str, jax.Array]
         step = (high / 2 - low / 2) / ((fmt.grid.high - fmt.grid.low) / 2)
         step = jnp.where(step >= 2.0**-100, step, 1.0)
         return {"step": step, "offset": low - fmt.grid.low * step}, summed
-    step = 2 * shaped(_mean_magnitude(stat)) / math.sqrt(fmt.grid.high)
+    step = 2 * shaped(jnp.mean(stat.mean_magnitude, -1)) / math.sqrt(fmt.grid.high)
     step = jnp.where(step > 0, step, step_of(low, high, fmt, True)[0])
     return {"step": jnp.where(step >= 2.0**-100, step, 1.0).astype(jnp.float32)}, summed
-
-
-def _mean_magnitude(stat: Any) -> jax.Array:
-    """``[*stack]``: the mean of ``|x|``, as far as statistics tell, or 0."""
-    mean = jnp.mean(stat.mean, -1)
-    if stat.outer is None:
-        other = jnp.zeros_like(mean)
-    else:
-        squares = jnp.diagonal(stat.second_moment, axis1=-2, axis2=-1)
-        other = jnp.sqrt(jnp.mean(squares, -1)) * math.sqrt(2 / math.pi)
-    return jnp.where(jnp.min(stat.low, -1) >= 0, mean, other)

@@ -1,6 +1,5 @@
 """Learned steps, offsets and clipping values of activations."""
 
-import dataclasses
 import math
 
 import jax
@@ -107,14 +106,15 @@ def test_derivatives_are_the_formula(inputs):
 def test_first_steps():
     x, params = steady(0, 100, 8), {"w": steady(1, 8, 4)}
     signed, rectified = (jc.calibrate(dot, params, [x]) for x in (x, jnp.abs(x)))
-    few = {"w": dataclasses.replace(signed["w"], outer=None)}
     own = lambda c, stats: c.init(params, stats=stats).learned["w"]["input"]
     step = own(jc.lsq("int4", activations=jc.activations("uint4", "learned")), rectified)["step"]
     np.testing.assert_allclose(step, [[2 * jnp.abs(x).mean() / 15**0.5]], rtol=1e-5)
     four = jc.lsq("int4", activations=jc.activations("int4", "learned"))
-    mean = jnp.sqrt(jnp.mean(x**2)) * (2 / math.pi) ** 0.5
-    np.testing.assert_allclose(own(four, signed)["step"], [[2 * mean / 7**0.5]], rtol=1e-5)
-    np.testing.assert_allclose(own(four, few)["step"], [[jnp.abs(x).max() / 7.5]], rtol=1e-6)
+    want = [[2 * jnp.abs(x).mean() / 7**0.5]]
+    np.testing.assert_allclose(own(four, signed)["step"], want, rtol=1e-5)
+    few = jc.calibrate(dot, params, [x], measures=(jc.measures.ranges(),))
+    with pytest.raises(ValueError, match=r"measures=\(jc.measures.means\(\)"):
+        own(four, few)
     both = own(jc.lsq("int4", activations=jc.activations("uint4", "learned", offset=True)), signed)
     np.testing.assert_allclose(both["step"], [[(x.max() - x.min()) / 15]], rtol=1e-6)
     np.testing.assert_allclose(both["offset"], [[x.min()]], rtol=1e-6)

@@ -6,12 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxopt_compress.arrays import CompressedArray
-from jaxopt_compress.lift.interpreter import Call, Replay
-from jaxopt_compress.lift.lift import replay_call
-from jaxopt_compress.lift.probe import Meeting, Member, member_axes, probe
-from jaxopt_compress.lift.tape import Tape
-from jaxopt_compress.tree import Layout, map_named
+from jaxopt_compress.lift.observe.meetings import Meeting
+from jaxopt_compress.lift.observe.observed import observed_call
+from jaxopt_compress.lift.observe.tape import Tape
+from jaxopt_compress.tree import Layout
 from jaxopt_compress.tree.paths import is_float, named_leaves
 
 
@@ -53,8 +51,8 @@ def uses(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> dict
         **kwargs: Likewise.
 
     Returns:
-        Path -> its uses, one per distinct way; an empty list if the parameter meets no product,
-        convolution or lookup.
+        Path -> its uses, one per distinct way, in the order in which the function first meets them;
+        an empty list if the parameter meets no product, convolution or lookup.
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
@@ -66,15 +64,11 @@ def uses(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> dict
     """
     found: dict[str, dict[Any, Use]] = {p: {} for p, w in named_leaves(params) if followed(w)}
 
-    def observe(tape: Tape, call: Call, meeting: Meeting, activation: Any) -> None:
-        del activation
-        for member in meeting.w.members:
-            # A body may be traced more than once; its equations are the same objects.
-            key = (*map(id, call.replay.enclosing), id(call.eqn), member)
-            found[member.path][key] = _use(tape, call, meeting, member)
+    def observe(tape: Tape, meeting: Meeting) -> None:
+        found[meeting.path][meeting.place] = _use(tape, meeting)
 
     def run(params: Any, args: tuple, kwargs: dict) -> Any:
-        return observed_call(fn, Tape(observe), params, args, kwargs)
+        return observed_call(fn, Tape(observe), found, params, args, kwargs)
 
     _abstract_call(run, params, args, kwargs)
     return {path: _merge(list(each.values())) for path, each in found.items()}
@@ -99,35 +93,19 @@ def followed(leaf: Any) -> bool:
     return is_float(leaf) and len(leaf.shape) >= 2
 
 
-def observed_call(
-    fn: Callable[..., Any], tape: Tape, params: Any, args: tuple, kwargs: dict
-) -> Any:
-    """Runs ``fn`` with probes in the place of its parameters."""
-
-    def wrap(path: str, leaf: Any) -> Any:
-        dense = leaf.materialize() if isinstance(leaf, CompressedArray) else leaf
-        return probe(path, dense) if followed(dense) else dense
-
-    replay = Replay("densify", tape=tape)
-    return replay_call(fn, replay, (map_named(wrap, params), *args), kwargs)
-
-
-def _use(tape: Tape, call: Call, meeting: Meeting, member: Member) -> Use:
-    roles = member_axes(meeting, member)
-    named = {d for axes in roles for d in axes}
-    stack = tuple(d for d in range(-len(member.shape), 0) if d not in named)
-    lengths = [length for length, _ in tape.loops]
+def _use(tape: Tape, meeting: Meeting) -> Use:
+    contracting, output, batch, gathered, stack = meeting.roles
+    lengths = [loop.length for loop in tape.loops]
     known = [n for n in lengths if n is not None]
     runs = math.prod(known) if len(known) == len(lengths) else None
-    share = math.prod(member.shape[d] for d in stack)
-    entries = math.prod(member.shape) / share
+    share = math.prod(meeting.shape[d] for d in stack)
+    entries = math.prod(meeting.shape) / share
     flops = None if runs is None else 0
     if runs is not None and meeting.op != "gather":
-        flops = round(2 * min(entries, math.prod(meeting.w.shape)) * meeting.rows * runs)
+        flops = round(2 * min(entries, meeting.size) * meeting.rows * runs)
     count = None if runs is None else runs / share
-    contracting, output, batch, gathered = roles
-    source = call.replay.source_line(call.eqn)
-    return Use(meeting.op, contracting, output, stack, batch, gathered, flops, count, source)
+    roles = (contracting, output, stack, batch, gathered)
+    return Use(meeting.op, *roles, flops, count, meeting.source)
 
 
 def _merge(found: list[Use]) -> list[Use]:

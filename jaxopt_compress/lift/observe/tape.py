@@ -7,12 +7,40 @@ returns it as one more result, and absorbs it outside.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+
+class Key(NamedTuple):
+    """The name of one observation.
+
+    Attributes:
+        path: The path of the parameter.
+        kind: What tells it from other observations of the same parameter; sortable.
+        sliced: Whether scans have stripped leading axes of the parameter.
+    """
+
+    path: str
+    kind: tuple[Any, ...]
+    sliced: bool = False
+
+
+class Loop(NamedTuple):
+    """Control flow around an equation.
+
+    Attributes:
+        kind: ``"scan"``, ``"while"`` or ``"cond"``.
+        length: How often the body runs; None where it depends on data.
+        scanned: The paths of the parameters that are scanned over.
+    """
+
+    kind: str
+    length: int | None = None
+    scanned: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass
@@ -20,29 +48,39 @@ class Tape:
     """Observations of one replay.
 
     Attributes:
-        observe: ``observe(tape, call, probe, use, activation)``, called at each use of a parameter.
-        values: The current frame: key -> a `Reducible` of arrays.
-        loops: The loops around the current equation: ``(length or None, paths scanned over)``.
+        observe: ``observe(tape, meeting)``, called each time that a parameter meets an activation.
+            A body may be traced more than once, so it may be called more than once for a meeting.
+        values: The current frame: `Key` -> a `Reducible` of arrays, or what has its methods.
+        loops: The control flow around the current equation.
+        order: The place of each thing observed, in program order.
     """
 
-    observe: Callable[..., None]
-    values: dict[str, Any] = dataclasses.field(default_factory=dict)
-    loops: list[tuple[int | None, frozenset[str]]] = dataclasses.field(default_factory=list)
+    observe: Callable[["Tape", Any], None]
+    values: dict[Key, Any] = dataclasses.field(default_factory=dict)
+    loops: list[Loop] = dataclasses.field(default_factory=list)
+    order: dict[Hashable, int] = dataclasses.field(default_factory=dict)
 
-    def add(self, key: str, value: Any) -> None:
+    def add(self, key: Key, value: Any) -> None:
         """Merges one observation into the current frame."""
         self.values = fold(self.values, {key: value})
+
+    def place(self, what: Hashable) -> int:
+        """How many other things were observed before ``what`` was for the first time.
+
+        Frames that leave a body are pytrees, which forget the order of their keys.
+        """
+        return self.order.setdefault(what, len(self.order))
 
 
 @dataclasses.dataclass
 class Frame:
     """What was observed inside one body."""
 
-    values: dict[str, Any]
+    values: dict[Key, Any]
 
 
 @contextlib.contextmanager
-def collect(tape: Tape | None, loop: tuple[int | None, frozenset[str]] | None = None) -> Iterator:
+def collect(tape: Tape | None, loop: Loop | None = None) -> Iterator[Frame]:
     """Observes into a frame of its own, inside a body that runs as ``loop`` says."""
     frame = Frame({})
     if tape is None:
@@ -60,7 +98,7 @@ def collect(tape: Tape | None, loop: tuple[int | None, frozenset[str]] | None = 
             tape.loops.pop()
 
 
-def fold(frame: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def fold(frame: dict[Key, Any], other: dict[Key, Any]) -> dict[Key, Any]:
     """Merges two frames: sums are added, extremes compared."""
     merged = dict(frame)
     for key, value in other.items():
@@ -68,24 +106,24 @@ def fold(frame: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def absorb(tape: Tape | None, seen: dict[str, Any]) -> None:
+def absorb(tape: Tape | None, seen: dict[Key, Any]) -> None:
     """Merges the frame of a body into the current one."""
     if tape is not None:
         tape.values = fold(tape.values, seen)
 
 
-def absorb_scan(tape: Tape | None, seen: dict[str, Any], scanned: frozenset[str]) -> None:
+def absorb_scan(tape: Tape | None, seen: dict[Key, Any], scanned: frozenset[str]) -> None:
     """As `absorb`, for frames stacked by a scan: what was scanned over stays stacked."""
-    whole = lambda key: any(key == p or key.startswith(f"{p}\n") for p in scanned)
+    whole = lambda key: key.sliced and key.path in scanned
     absorb(tape, {k: v if whole(k) else v.reduce_leading() for k, v in seen.items()})
 
 
-def absorb_manual(tape: Tape | None, seen: dict[str, Any]) -> dict[str, Any]:
+def absorb_manual(tape: Tape | None, seen: dict[Key, Any]) -> dict[Key, Any]:
     """The frame of a shard_map body, reduced over the devices it varies on."""
     return {} if tape is None else {k: v.reduce_devices() for k, v in seen.items()}
 
 
-def empty(tape: Tape | None, body: Callable[..., Any], *args: Any) -> dict[str, Any]:
+def empty(tape: Tape | None, body: Callable[..., Any], *args: Any) -> dict[Key, Any]:
     """The frame that ``body(*args) -> (results, frame)`` will fill, before it has run."""
     if tape is None:
         return {}
@@ -97,7 +135,7 @@ def align(tape: Tape | None, branches: Sequence[Callable], operands: Sequence[An
     """Makes all branches ``(*operands) -> (results, frame)`` return the same frame."""
     if tape is None:
         return list(branches)
-    union: dict[str, Any] = {}
+    union: dict[Key, Any] = {}
     for branch in branches:
         union |= empty(tape, branch, *operands)
 
@@ -117,14 +155,20 @@ class Reducible:
     """Sums and extremes: what can be merged over batches, loop steps and devices.
 
     Attributes:
-        sums: Arrays that add up.
-        lows: Arrays of which the smallest entries count.
-        highs: Arrays of which the largest entries count.
+        sums: A tree of arrays that add up.
+        lows: A tree of floating arrays of which the smallest entries count.
+        highs: A tree of floating arrays of which the largest entries count.
+
+    Example:
+        >>> one = Reducible({"n": jnp.int32(2)}, highs={"top": jnp.float32(1)})
+        >>> both = one.merge(Reducible({"n": jnp.int32(3)}, highs={"top": jnp.float32(4)}))
+        >>> int(both.sums["n"]), float(both.highs["top"])
+        (5, 4.0)
     """
 
-    sums: dict[str, jax.Array]
-    lows: dict[str, jax.Array]
-    highs: dict[str, jax.Array]
+    sums: dict[str, Any] = dataclasses.field(default_factory=dict)
+    lows: dict[str, Any] = dataclasses.field(default_factory=dict)
+    highs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def _map(self, add: Callable, low: Callable, high: Callable, *rest: Any) -> "Reducible":
         return Reducible(
@@ -139,7 +183,9 @@ class Reducible:
 
     def reduce_leading(self) -> "Reducible":
         """All entries of the leading axis together."""
-        return self._map(lambda x: x.sum(0), lambda x: x.min(0), lambda x: x.max(0))
+        # Scans may have no steps, whose extremes are those of nothing.
+        low = lambda x: x.min(0, initial=jnp.inf)
+        return self._map(lambda x: x.sum(0), low, lambda x: x.max(0, initial=-jnp.inf))
 
     def reduce_devices(self) -> "Reducible":
         """All devices together that see different rows, inside of a shard_map."""

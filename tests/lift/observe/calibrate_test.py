@@ -21,6 +21,7 @@ def check(stats, rows):
     rows = np.asarray(rows, np.float64)
     assert stats.rows == len(rows)
     np.testing.assert_allclose(stats.mean, rows.mean(0), **CLOSE)
+    np.testing.assert_allclose(stats.mean_magnitude, np.abs(rows).mean(0), **CLOSE)
     np.testing.assert_allclose(stats.low, rows.min(0), **CLOSE)
     np.testing.assert_allclose(stats.high, rows.max(0), **CLOSE)
     np.testing.assert_allclose(stats.absmax, np.abs(rows).max(0), **CLOSE)
@@ -31,13 +32,14 @@ def check(stats, rows):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_contracted_parameter_of_the_zoo_has_statistics(case):
     fn, params, args = case.make()
-    stats = jc.calibrate(fn, params, [args], second_moment=False)
+    stats = jc.calibrate(fn, params, [args], measures=(jc.measures.ranges(), jc.measures.means()))
     contracted = {path for path, uses in case.uses.items() if any(u.contracting for u in uses)}
-    assert {key.split(" ")[0] for key in stats} == contracted
-    for key, value in stats.items():
-        uses = case.uses[key.split(" ")[0]]
-        assert value.contracting in [u.contracting for u in uses]
-        assert all(np.isfinite(field).all() for field in jax.tree.leaves(value))
+    assert set(stats) == contracted
+    for path, entries in stats.items():
+        assert {s.contracting for s in entries} == {
+            u.contracting for u in case.uses[path] if u.contracting
+        }
+        assert all(np.isfinite(field).all() for field in jax.tree.leaves(entries))
 
 
 def test_dense_over_a_ragged_last_batch_compiles_once_per_shape():
@@ -51,8 +53,8 @@ def test_dense_over_a_ragged_last_batch_compiles_once_per_shape():
     batches = [normal(2, 16, 8), normal(3, 16, 8), normal(4, 7, 8)]
     stats = jc.calibrate(model, params, batches)
     x = jnp.concatenate(batches)
-    check(stats["first"], x)
-    check(stats["second"], jnp.tanh(x @ params["first"]))
+    check(stats["first"][0], x)
+    check(stats["second"][0], jnp.tanh(x @ params["first"]))
     assert traces == [(16, 8), (7, 8)]
 
 
@@ -60,7 +62,7 @@ def test_contracted_axes_come_in_the_order_of_the_parameter():
     params = {"out": normal(0, 3, 4, 6)}
     x = normal(1, 5, 4, 3)  # heads and head size the other way round
     stats = jc.calibrate(lambda p, x: jnp.einsum("bdh,hde->be", x, p["out"]), params, [x])
-    check(stats["out"], x.transpose(0, 2, 1).reshape(5, 12))
+    check(stats["out"][0], x.transpose(0, 2, 1).reshape(5, 12))
 
 
 def test_convolution_statistics_are_those_of_its_patches():
@@ -70,7 +72,7 @@ def test_convolution_statistics_are_those_of_its_patches():
     def model(params, x):
         return lax.conv_general_dilated(x, params["w"], (1, 1), "VALID", dimension_numbers=numbers)
 
-    stats = jc.calibrate(model, params, [x])["w"]
+    stats = jc.calibrate(model, params, [x])["w"][0]
     windows = np.lib.stride_tricks.sliding_window_view(np.asarray(x), (3, 3), axis=(1, 2))
     patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, 18)
     check(stats, patches)
@@ -89,7 +91,7 @@ def test_depthwise_convolution_has_statistics_per_channel():
             feature_group_count=4,
         )
 
-    stats = jc.calibrate(model, params, [x])["w"]
+    stats = jc.calibrate(model, params, [x])["w"][0]
     windows = np.lib.stride_tricks.sliding_window_view(np.asarray(x), 3, axis=1)
     for channel in range(4):
         part = jax.tree.map(lambda field, c=channel: field[c], stats)
@@ -109,10 +111,10 @@ def test_scanned_layers_have_one_set_each_and_reused_weights_one_in_all():
     stats = jc.calibrate(model, params, [x])
     seen = []
     for layer in range(3):
-        check(jax.tree.map(lambda field, i=layer: field[i], stats["layers"]), x)
+        check(jax.tree.map(lambda field, i=layer: field[i], stats["layers"][0]), x)
         seen.append(jnp.tanh(x @ params["layers"][layer]))
         x = seen[-1] @ params["cell"]
-    check(stats["cell"], jnp.concatenate(seen))
+    check(stats["cell"][0], jnp.concatenate(seen))
 
 
 def test_while_loops_and_branches_count_what_ran():
@@ -129,34 +131,37 @@ def test_while_loops_and_branches_count_what_ran():
     hidden = [x]
     for _ in range(3):
         hidden.append(jnp.tanh(hidden[-1] @ params["loop"]))
-    check(stats["loop"], jnp.concatenate([*hidden[:3], x]))
-    check(stats["left"], hidden[3])
-    check(stats["right"], hidden[1])
+    check(stats["loop"][0], jnp.concatenate([*hidden[:3], x]))
+    check(stats["left"][0], hidden[3])
+    check(stats["right"][0], hidden[1])
 
 
 def test_concatenated_weights_see_their_own_part():
     params = {"a": normal(0, 3, 4), "b": normal(1, 5, 4)}
     x = normal(2, 6, 8)
     stats = jc.calibrate(lambda p, x: x @ jnp.concatenate([p["a"], p["b"]], axis=0), params, [x])
-    check(stats["a"], x[:, :3])
-    check(stats["b"], x[:, 3:])
+    check(stats["a"][0], x[:, :3])
+    check(stats["b"][0], x[:, 3:])
 
 
 def test_ragged_products_count_the_rows_of_each_group():
     params, x, sizes = {"w": normal(0, 3, 4, 5)}, normal(1, 9, 4), jnp.array([2, 0, 6], jnp.int32)
-    stats = jc.calibrate(lambda p, x, n: lax.ragged_dot(x, p["w"], n), params, [(x, sizes)])["w"]
+    stats = jc.calibrate(lambda p, x, n: lax.ragged_dot(x, p["w"], n), params, [(x, sizes)])["w"][0]
     np.testing.assert_array_equal(stats.rows, [2, 0, 6])
     check(jax.tree.map(lambda field: field[0], stats), x[:2])
     check(jax.tree.map(lambda field: field[2], stats), x[2:8])
 
 
-def test_a_parameter_contracted_in_two_ways_has_both():
+def test_a_parameter_contracted_in_two_ways_has_both_in_program_order():
     params, x = {"w": normal(0, 4, 6)}, normal(1, 5, 4)
-    stats = jc.calibrate(lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"].T, params, [x])
-    assert {key: value.contracting for key, value in stats.items()} in (
-        {"w": (-2,), "w -1": (-1,)},
-        {"w": (-1,), "w -2": (-2,)},
-    )
+    hidden = jnp.tanh(x @ params["w"])
+    forward = jc.calibrate(lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"].T, params, [x])["w"]
+    backward = jc.calibrate(lambda p, x: jnp.tanh(x @ p["w"].T) @ p["w"], params, [hidden])["w"]
+    assert [s.contracting for s in forward] == [(-2,), (-1,)]
+    assert [s.contracting for s in backward] == [(-1,), (-2,)]
+    check(forward[0], x)
+    check(forward[1], hidden)
+    check(backward[0], hidden)
 
 
 def test_sharded_batches_sum_over_all_devices():
@@ -170,8 +175,8 @@ def test_sharded_batches_sum_over_all_devices():
             params["w"], x
         )
 
-    check(jc.calibrate(lambda p, x: x @ p["w"], params, [placed])["w"], x)
-    check(jc.calibrate(inside, params, [placed])["w"], x)
+    check(jc.calibrate(lambda p, x: x @ p["w"], params, [placed])["w"][0], x)
+    check(jc.calibrate(inside, params, [placed])["w"][0], x)
 
 
 def test_a_contraction_split_inside_shard_map_is_refused_by_name():
@@ -186,10 +191,20 @@ def test_a_contraction_split_inside_shard_map_is_refused_by_name():
         jc.calibrate(model, {"w": normal(0, 16, 5)}, [normal(1, 4, 16)])
 
 
-def test_no_batches_and_no_second_moments_are_named():
-    params = {"w": normal(0, 4, 4)}
-    with pytest.raises(ValueError, match="at least one batch"):
-        jc.calibrate(lambda p, x: x @ p["w"], params, [])
-    stats = jc.calibrate(lambda p, x: x @ p["w"], params, [normal(1, 2, 4)], second_moment=False)
-    with pytest.raises(ValueError, match="second_moment=False"):
-        _ = stats["w"].second_moment
+def test_no_batches_are_named_and_empty_ones_skipped():
+    params, model = {"w": normal(0, 4, 4)}, lambda p, x: x @ p["w"]
+    for batches in ([], [jnp.zeros((0, 4))]):
+        with pytest.raises(ValueError, match="at least one batch that is not empty"):
+            jc.calibrate(model, params, batches)
+    x = normal(1, 2, 4)
+    check(jc.calibrate(model, params, [jnp.zeros((0, 4)), x, jnp.zeros((0, 4))])["w"][0], x)
+
+
+def test_where_chooses_and_names_what_it_does_not_find():
+    params, x = {"a": normal(0, 4, 4), "b": normal(1, 4, 4)}, normal(2, 3, 4)
+    model = lambda p, x: x @ p["a"] @ p["b"]
+    stats = jc.calibrate(model, params, [x], where="b")
+    assert list(stats) == ["b"]
+    check(stats["b"][0], x @ params["a"])
+    with pytest.raises(ValueError, match=r"'c'.*nearest paths are"):
+        jc.calibrate(model, params, [x], where="c")

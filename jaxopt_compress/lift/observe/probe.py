@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,6 @@ from jax.sharding import PartitionSpec
 
 from jaxopt_compress.arrays import CompressedArray
 from jaxopt_compress.lift import _compat
-from jaxopt_compress.lift.activations import patches_of, rows_of, rows_of_groups
 from jaxopt_compress.lift.interpreter import Call, Ref, leaf_rule
 from jaxopt_compress.lift.views import matching_runs
 
@@ -77,10 +75,19 @@ class Probe(CompressedArray):
         """The axes of ``member``, without the leading ones that loops have stripped."""
         return member.axes[len(member.axes) - len(self.value.shape) :]
 
+    def stripped(self, member: Member) -> Axes:
+        """The leading axes of ``member`` that loops have stripped."""
+        return member.axes[: len(member.axes) - len(self.value.shape)]
+
     def relabel(self, value: Any, fn: Any) -> "Probe":
         """A view of this probe: ``fn(axes)`` gives the axes of ``value``."""
-        moved = (m._replace(axes=tuple(fn(self.axes_of(m)))) for m in self.members)
+        moved = (m._replace(axes=(*self.stripped(m), *fn(self.axes_of(m)))) for m in self.members)
         return Probe(value, tuple(moved))
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of all members."""
+        return tuple(m.path for m in self.members)
 
 
 def probe(path: str, value: Any) -> Probe:
@@ -178,108 +185,8 @@ def _elementwise(call: Call, at: int) -> Any:
         ]
     rank = len(result.shape)
     probes = [x.array for x in call.operands if isinstance(x, Ref)]
-    members = [
-        m._replace(axes=p.axes_of(m)) for p in probes if len(p.shape) == rank for m in p.members
-    ]
+    members = [m for p in probes if len(p.shape) == rank for m in p.members]
     if any(getattr(x, "ndim", 0) for x in call.operands if not isinstance(x, Ref)):
         # A bias that is broadcast over an activation ends here: what it makes is no parameter.
-        members = [m for m in members if all(a.names for a in m.axes)]
+        members = [m for m in members if all(a.names for a in m.axes[len(m.axes) - rank :])]
     return Probe(result, tuple(dict.fromkeys(members))) if members else result
-
-
-@leaf_rule("dot_general", Probe)
-def _dot_general(call: Call, at: int) -> Any:
-    contract, batch = call.params["dimension_numbers"]
-    for side, x in enumerate(call.operands):
-        if isinstance(x, Ref):
-            w, other = x.array, _value(call.operands[1 - side])
-            summed, shared = contract[side], batch[side]
-            rows = math.prod(
-                n
-                for d, n in enumerate(other.shape)
-                if d not in contract[1 - side] and d not in batch[1 - side]
-            )
-            meeting = Meeting("dot_general", w, tuple(summed), tuple(shared), (), rows)
-            order = (tuple(batch[1 - side]), tuple(contract[1 - side]))
-            _observe(call, meeting, lambda other=other, order=order: rows_of(other, *order))
-    return _bind(call)
-
-
-@leaf_rule("ragged_dot_general ragged_dot", Probe)
-def _ragged_dot(call: Call, at: int) -> Any:
-    if at == 1:
-        w, x = call.operands[1].array, _value(call.operands[0])
-        # rhs is [group, k, n]: each row of x meets the matrix of its group.
-        rows = math.prod(x.shape[:-1]) / max(w.shape[0], 1)
-        sizes = _value(call.operands[2])
-        meeting = Meeting("ragged_dot_general", w, (1,), (0,), (), rows)
-        _observe(call, meeting, lambda: rows_of_groups(x, sizes))
-    return _bind(call)
-
-
-@leaf_rule("conv_general_dilated", Probe)
-def _conv(call: Call, at: int) -> Any:
-    if at == 1:
-        w, x = call.operands[1].array, _value(call.operands[0])
-        spec = call.params["dimension_numbers"]
-        summed = tuple(sorted(spec.rhs_spec[1:]))
-        out = call.out.shape
-        rows = math.prod(n for d, n in enumerate(out) if d != spec.out_spec[1])
-        meeting = Meeting("conv_general_dilated", w, summed, (), (), rows)
-        _observe(call, meeting, lambda: patches_of(call, x, w.shape))
-    return _bind(call)
-
-
-@leaf_rule("gather", Probe)
-def _gather(call: Call, at: int) -> Any:
-    """A lookup; or, of a single index, a view that drops the axes looked up."""
-    if at != 0:
-        return _bind(call)
-    spec, w = call.params["dimension_numbers"], call.operands[0].array
-    indices = _value(call.operands[1])
-    looked_up = tuple(spec.start_index_map)
-    result = _bind(call)
-    if indices.ndim == 1 and set(looked_up) == set(spec.collapsed_slice_dims):
-        return w.relabel(result, lambda axes: [a for d, a in enumerate(axes) if d not in looked_up])
-    rows = math.prod(indices.shape[:-1])
-    _observe(call, Meeting("gather", w, (), (), looked_up, rows), None)
-    return result
-
-
-class Meeting(NamedTuple):
-    """A parameter meets an activation.
-
-    Attributes:
-        op: The primitive.
-        w: The probe.
-        contracting: Axes of the probe that are summed over.
-        batch: Axes of the probe that the activation shares.
-        gathered: Axes of the probe that are looked up.
-        rows: How many rows of the activation each entry meets.
-    """
-
-    op: str
-    w: Probe
-    contracting: tuple[int, ...]
-    batch: tuple[int, ...]
-    gathered: tuple[int, ...]
-    rows: float
-
-
-def member_axes(meeting: Meeting, member: Member) -> tuple[tuple[int, ...], ...]:
-    """The contracting, output, batch and looked-up axes of one parameter, sorted."""
-    axes = meeting.w.axes_of(member)
-    taken = (*meeting.contracting, *meeting.batch, *meeting.gathered)
-    output = [d for d in range(len(axes)) if d not in taken]
-    roles = (meeting.contracting, output, meeting.batch, meeting.gathered)
-    return tuple(tuple(sorted({n for d in role for n in axes[d].names})) for role in roles)
-
-
-def _value(x: Any) -> Any:
-    return x.array.materialize() if isinstance(x, Ref) else x
-
-
-def _observe(call: Call, meeting: Meeting, activation: Any) -> None:
-    tape = call.replay.tape
-    if tape is not None:
-        tape.observe(tape, call, meeting, activation)

@@ -1,0 +1,1 @@
+"""What can be seen of a function while it runs: uses, statistics of activations, captures."""

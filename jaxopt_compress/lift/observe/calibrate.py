@@ -1,0 +1,201 @@
+"""Running a function over data, to measure what meets each parameter."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.arrays import CompressedArray
+from jaxopt_compress.lift.observe.measures import Measure, means, moments, ranges
+from jaxopt_compress.lift.observe.meetings import Meeting
+from jaxopt_compress.lift.observe.observed import observed_call
+from jaxopt_compress.lift.observe.statistics import Statistics
+from jaxopt_compress.lift.observe.tape import Key, Reducible, Tape, fold
+from jaxopt_compress.tree import Where, map_named, named_leaves, select
+
+# The kind of the key of what is measured of a gradient; a way of contraction is (axes, lead).
+GRADIENT = ((), -1)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["order"])
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What was measured; ``order`` has its keys in program order."""
+
+    values: dict[Key, Reducible]
+    order: tuple[Key, ...]
+
+
+def calibrate(
+    fn: Callable[..., Any],
+    params: Any,
+    batches: Iterable[Any],
+    where: Where = None,
+    measures: Sequence[Measure] = (moments(), ranges(), means()),
+) -> dict[str, list[Statistics]]:
+    """Runs a function over batches and measures what meets each parameter.
+
+    One compiled step per shape of a batch adds each batch to running sums, so memory holds one
+    batch and the sums that the measures ask for. Sharded parameters and batches are summed over all
+    devices. Batches without any entry are skipped.
+
+    Args:
+        fn: Any JAX function, called as ``fn(params, *batch)`` if a batch is a tuple, else as
+            ``fn(params, batch)``. For measures of gradients, such as `measures.fisher`, it returns
+            a scalar.
+        params: A pytree.
+        batches: An iterable of batches.
+        where: Which parameters are measured; None for the floating leaves of rank 2 and more.
+        measures: What is measured: those of `jaxopt_compress.measures`, and your own.
+
+    Returns:
+        Path -> a list of `Statistics`, one per distinct way in which the parameter is contracted,
+        in the order in which the function first meets them. Parameters that no product or
+        convolution sums over (tables that are only looked up) are left out; with measures of
+        gradients, they have one entry of these alone, with no contracting axes.
+
+    Raises:
+        ValueError: There are no batches, two measures have one name, ``where`` matches nothing, or
+            a measure of gradients is taken of a function that returns no scalar.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxopt_compress as jc
+        >>> batches = [jnp.array([[1.0, -2.0]]), jnp.array([[3.0, 0.0], [2.0, 2.0]])]
+        >>> stats = jc.calibrate(lambda p, x: x @ p["w"], {"w": jnp.ones((2, 4))}, batches)["w"][0]
+        >>> stats.mean, stats.absmax, stats.rows
+        (Array([2., 0.], dtype=float32), Array([3., 2.], dtype=float32), Array(3, dtype=int32))
+    """
+    measures = _checked(measures)
+    chosen = frozenset(select(params, where))
+
+    @jax.jit
+    def measure(params: Any, batch: tuple[Any, ...]) -> _Seen:
+        tape = Tape(functools.partial(_observe, measures))
+        result = observed_call(fn, tape, chosen, params, batch, {})
+        values = dict(tape.values)
+        if any(m.of_gradient is not None for m in measures):
+            values |= _of_gradients(fn, measures, chosen, params, batch, result)
+        return _Seen(values, tuple(sorted(values, key=tape.place)))
+
+    add = jax.jit(fold, donate_argnums=0)
+    sums: dict[Key, Reducible] | None = None
+    order: dict[Key, None] = {}
+    for batch in batches:
+        batch = batch if isinstance(batch, tuple) else (batch,)
+        if _is_empty(batch):
+            continue
+        seen = measure(params, batch)
+        sums = seen.values if sums is None else add(sums, seen.values)
+        order.update(dict.fromkeys(seen.order))
+    if sums is None:
+        raise ValueError("calibrate needs at least one batch that is not empty, and there is none")
+    return _by_path({key: sums[key] for key in order}, measures)
+
+
+def _checked(measures: Sequence[Measure]) -> tuple[Measure, ...]:
+    measures = (measures,) if isinstance(measures, Measure) else tuple(measures)
+    for m in measures:
+        if not isinstance(m, Measure):
+            raise TypeError(f"measures={m!r}; take one of jaxopt_compress.measures, as moments()")
+        if (m.observe is None) == (m.of_gradient is None):
+            raise ValueError(f"the measure {m.name!r} needs either observe or of_gradient")
+    names = [m.name for m in measures]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two measures have the name {twice[0]!r}; give one of them another")
+    return measures
+
+
+def _is_empty(batch: tuple[Any, ...]) -> bool:
+    arrays = [x for x in jax.tree.leaves(batch) if hasattr(x, "size")]
+    return bool(arrays) and all(x.size == 0 for x in arrays)
+
+
+def _observe(measures: Sequence[Measure], tape: Tape, meeting: Meeting) -> None:
+    seen = meeting.vectors()
+    if seen is None:
+        return
+    key = Key(meeting.path, (meeting.roles.contracting, meeting.lead + meeting.sliced))
+    key = key._replace(sliced=meeting.sliced > 0)
+    tape.place(key)
+    tape.add(key, _measured(measures, meeting, *seen))
+
+
+def _measured(measures: Sequence[Measure], meeting: Meeting, x: Any, inside: Any) -> Reducible:
+    if meeting.op == "conv_general_dilated" and x.shape[0] == 1:
+        x = x[0]
+    x = x.astype(jnp.float32)
+    if inside is None:
+        rows = jnp.full(x.shape[:-2], x.shape[-2], jnp.int32)
+    else:
+        rows = inside.sum(-1, dtype=jnp.int32)
+    found = {m.name: m.observe(x, inside) for m in measures if m.observe is not None}
+    return _together(found, {"rows": rows})
+
+
+def _together(found: dict[str, Reducible], counts: dict[str, Any]) -> Reducible:
+    """All measures of one thing as one."""
+    return Reducible(
+        {"counts": counts, "measures": {name: r.sums for name, r in found.items()}},
+        {name: r.lows for name, r in found.items()},
+        {name: r.highs for name, r in found.items()},
+    )
+
+
+def _of_gradients(
+    fn: Callable[..., Any],
+    measures: Sequence[Measure],
+    chosen: frozenset[str],
+    params: Any,
+    batch: tuple[Any, ...],
+    result: Any,
+) -> dict[Key, Reducible]:
+    """What is measured of the gradients of ``fn`` by the parameters at the paths ``chosen``."""
+    asked = [m for m in measures if m.of_gradient is not None]
+    kinds = [(tuple(jnp.shape(x)), str(jnp.result_type(x))) for x in jax.tree.leaves(result)]
+    scalar = len(kinds) == 1 and kinds[0][0] == () and jnp.issubdtype(kinds[0][1], jnp.floating)
+    if not scalar:
+        raise ValueError(
+            f"the measure {asked[0].name!r} takes the gradient of fn, which has to return one "
+            f"floating scalar, and returns arrays of (shape, dtype) {kinds}: pass the loss"
+        )
+    dense = map_named(
+        lambda path, x: x.materialize() if isinstance(x, CompressedArray) else x, params
+    )
+    followed = {path: x for path, x in named_leaves(dense) if path in chosen}
+
+    def loss(followed: dict[str, Any]) -> Any:
+        return fn(map_named(lambda path, x: followed.get(path, x), dense), *batch)
+
+    gradients = jax.grad(lambda w: jax.tree.leaves(loss(w))[0])(followed)
+    return {
+        Key(path, GRADIENT): _together({m.name: m.of_gradient(g) for m in asked}, {})
+        for path, g in gradients.items()
+    }
+
+
+def _by_path(
+    sums: dict[Key, Reducible], measures: Sequence[Measure]
+) -> dict[str, list[Statistics]]:
+    """Statistics by path, each list in the order of ``sums``."""
+    results = tuple((m.name, m.result) for m in measures)
+    of_gradients = {k.path: _values(v) for k, v in sums.items() if k.kind == GRADIENT}
+    named: dict[str, list[Statistics]] = {}
+    for key, value in sums.items():
+        if key.kind == GRADIENT:
+            continue
+        values = {**_values(value), **of_gradients.get(key.path, {})}
+        rows = value.sums["counts"]["rows"]
+        named.setdefault(key.path, []).append(Statistics(rows, values, key.kind[0], results))
+    for path, values in of_gradients.items():
+        nothing = [Statistics(jnp.zeros((), jnp.int32), values, (), results)]
+        named.setdefault(path, nothing)
+    return named
+
+
+def _values(value: Reducible) -> dict[str, dict[str, Any]]:
+    merge = lambda name: {**value.sums["measures"][name], **value.lows[name], **value.highs[name]}
+    return {name: merge(name) for name in value.sums["measures"]}

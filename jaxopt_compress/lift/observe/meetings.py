@@ -1,0 +1,215 @@
+"""Where a parameter meets an activation: what observers are told, and the rules that tell them."""
+
+import math
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+
+from jaxopt_compress.lift import _compat
+from jaxopt_compress.lift.activations import patches_of, rows_of, rows_of_groups
+from jaxopt_compress.lift.interpreter import Call, Ref, leaf_rule
+from jaxopt_compress.lift.observe.probe import Member, Probe
+
+Rows = tuple[jax.Array, jax.Array | None]
+
+
+class Roles(NamedTuple):
+    """The axes of a parameter by what they do; its own, negative and sorted.
+
+    Attributes:
+        contracting: Axes that are summed over.
+        output: Axes that appear in the result.
+        batch: Axes that the activation shares.
+        gathered: Axes that are looked up.
+        stack: Axes that loops or indices have stripped.
+    """
+
+    contracting: tuple[int, ...]
+    output: tuple[int, ...]
+    batch: tuple[int, ...]
+    gathered: tuple[int, ...]
+    stack: tuple[int, ...]
+
+
+class Meeting(NamedTuple):
+    """One parameter meets an activation.
+
+    Attributes:
+        path: The path of the parameter.
+        shape: Its shape.
+        op: The primitive.
+        roles: What its axes do.
+        sliced: How many of its leading axes scans have stripped.
+        lead: How many leading axes `vectors` have.
+        rows: How many rows of the activation each entry meets.
+        size: How many entries of the operand that holds the parameter meet them.
+        vectors: ``vectors()``: the activation as ``[*lead, rows, k]``, where ``k`` are the
+            contracted axes in the order of the parameter's own, and booleans ``[*lead, rows]``,
+            which rows count, or None for all. None where nothing is summed over, or where it is
+            not known which axes are.
+        activation: ``activation()``: as the function has it. None for a lookup.
+        result: ``result()``: the result of the operation.
+        source: The line of the function.
+        place: What this meeting is known by, however often it is traced.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    op: str
+    roles: Roles
+    sliced: int
+    lead: int
+    rows: float
+    size: int
+    vectors: Callable[[], Rows | None]
+    activation: Callable[[], jax.Array] | None
+    result: Callable[[], jax.Array]
+    source: str
+    place: Hashable
+
+
+class _Operation(NamedTuple):
+    """What a rule knows of its operation; axes are those of the probe ``w``."""
+
+    op: str
+    w: Probe
+    contracting: tuple[int, ...]
+    batch: tuple[int, ...]
+    gathered: tuple[int, ...]
+    rows: float
+    activation: Any
+    order: Callable[[], Any] | None
+
+
+def _announce(call: Call, operation: _Operation, result: Any) -> None:
+    tape = call.replay.tape
+    if tape is None:
+        return
+    w = operation.w
+    enclosing = tuple(map(id, call.replay.enclosing))
+    for member in w.members:
+        lead = 1 if operation.op == "conv_general_dilated" else len(operation.batch)
+        activation = None if operation.activation is None else lambda: operation.activation
+        meeting = Meeting(
+            path=member.path,
+            shape=member.shape,
+            op=operation.op,
+            roles=_roles(operation, member),
+            sliced=len(w.stripped(member)),
+            lead=lead,
+            rows=operation.rows,
+            size=math.prod(w.shape),
+            vectors=lambda member=member, lead=lead: _vectors(operation, member, lead),
+            activation=activation,
+            result=lambda: result,
+            source=call.replay.source_line(call.eqn),
+            place=(*enclosing, id(call.eqn), member),
+        )
+        tape.observe(tape, meeting)
+
+
+def _roles(operation: _Operation, member: Member) -> Roles:
+    axes = operation.w.axes_of(member)
+    taken = (*operation.contracting, *operation.batch, *operation.gathered)
+    output = [d for d in range(len(axes)) if d not in taken]
+    by_role = (operation.contracting, output, operation.batch, operation.gathered)
+    named = [tuple(sorted({n for d in role for n in axes[d].names})) for role in by_role]
+    known = {n for role in named for n in role}
+    stack = tuple(d for d in range(-len(member.shape), 0) if d not in known)
+    return Roles(*named, stack)
+
+
+def _vectors(operation: _Operation, member: Member, lead: int) -> Rows | None:
+    axes = operation.w.axes_of(member)
+    cuts = [axes[d] for d in operation.contracting]
+    order = [cut.names for cut in cuts]
+    if operation.order is None or not cuts or not all(order):
+        return None
+    rows = operation.order()
+    x, inside = rows if isinstance(rows, tuple) else (rows, None)
+    for i, cut in enumerate(cuts):
+        if cut.size is not None:
+            x = lax.slice_in_dim(x, cut.start, cut.start + cut.size, axis=lead + 1 + i)
+    if operation.op != "conv_general_dilated":
+        ranks = sorted(range(len(order)), key=lambda i: order[i])
+        x = x.transpose(*range(lead + 1), *(lead + 1 + i for i in ranks))
+    whole = math.prod(member.shape[d] for d in {n for names in order for n in names})
+    entries = math.prod(x.shape[lead + 1 :])
+    if entries != whole:
+        raise ValueError(
+            f"{member.path!r} of shape {member.shape} meets activations of {entries} entries "
+            f"where its contracted axes have {whole}: it is cut, or split over devices inside a "
+            "shard_map, along an axis that is summed over; calibrate with a function that leaves "
+            "it whole"
+        )
+    return x.reshape(*x.shape[: lead + 1], whole), inside
+
+
+def _value(x: Any) -> Any:
+    return x.array.materialize() if isinstance(x, Ref) else x
+
+
+def _bind(call: Call) -> Any:
+    return _compat.bind(call.eqn, [_value(x) for x in call.operands])[0]
+
+
+@leaf_rule("dot_general", Probe)
+def _dot_general(call: Call, at: int) -> Any:
+    contract, batch = call.params["dimension_numbers"]
+    result = _bind(call)
+    for side, x in enumerate(call.operands):
+        if isinstance(x, Ref):
+            other = _value(call.operands[1 - side])
+            summed, shared = tuple(contract[1 - side]), tuple(batch[1 - side])
+            free = (n for d, n in enumerate(other.shape) if d not in summed + shared)
+            order = lambda x=other, shared=shared, summed=summed: rows_of(x, shared, summed)
+            axes = tuple(contract[side]), tuple(batch[side]), ()
+            met = _Operation("dot_general", x.array, *axes, math.prod(free), other, order)
+            _announce(call, met, result)
+    return result
+
+
+@leaf_rule("ragged_dot_general ragged_dot", Probe)
+def _ragged_dot(call: Call, at: int) -> Any:
+    result = _bind(call)
+    if at == 1:
+        w, x = call.operands[1].array, _value(call.operands[0])
+        # rhs is [group, k, n]: each row of x meets the matrix of its group.
+        rows = math.prod(x.shape[:-1]) / max(w.shape[0], 1)
+        sizes = _value(call.operands[2])
+        order = lambda: rows_of_groups(x, sizes)
+        met = _Operation("ragged_dot_general", w, (1,), (0,), (), rows, x, order)
+        _announce(call, met, result)
+    return result
+
+
+@leaf_rule("conv_general_dilated", Probe)
+def _conv(call: Call, at: int) -> Any:
+    result = _bind(call)
+    if at == 1:
+        w, x = call.operands[1].array, _value(call.operands[0])
+        spec = call.params["dimension_numbers"]
+        summed = tuple(sorted(spec.rhs_spec[1:]))
+        rows = math.prod(n for d, n in enumerate(result.shape) if d != spec.out_spec[1])
+        order = lambda: patches_of(call, x, w.shape)
+        met = _Operation("conv_general_dilated", w, summed, (), (), rows, x, order)
+        _announce(call, met, result)
+    return result
+
+
+@leaf_rule("gather", Probe)
+def _gather(call: Call, at: int) -> Any:
+    """A lookup; or, of a single index, a view that drops the axes looked up."""
+    result = _bind(call)
+    if at != 0:
+        return result
+    spec, w = call.params["dimension_numbers"], call.operands[0].array
+    indices = _value(call.operands[1])
+    looked_up = tuple(spec.start_index_map)
+    if indices.ndim == 1 and set(looked_up) == set(spec.collapsed_slice_dims):
+        return w.relabel(result, lambda axes: [a for d, a in enumerate(axes) if d not in looked_up])
+    rows = math.prod(indices.shape[:-1])
+    _announce(call, _Operation("gather", w, (), (), looked_up, rows, None, None), result)
+    return result

@@ -1,0 +1,132 @@
+"""Statistics of the activations that meet one parameter."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.arrays.base import is_traced
+from jaxopt_compress.tree import Layout
+
+Result = Callable[[dict[str, Any], jax.Array], Any]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["rows", "values", "held_out"],
+    meta_fields=["contracting", "results"],
+)
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Statistics of the vectors that a parameter's contracted axes meet.
+
+    ``k`` is the number of entries of the contracted axes, in row-major order of the parameter's own
+    axes (of a convolution: of one patch). Parameters that are scanned over or batched, and grouped
+    convolutions, have leading stack axes: one set of statistics per slice. A slice that met no row,
+    such as an expert that no token went to, has means, ranges and moments of 0.
+
+    Attributes:
+        rows: int32 ``[*stack]``, how many vectors were seen.
+        values: Name of a measure -> its running sums and extremes, by their names.
+        contracting: The contracted axes, negative; static.
+        results: ``(name, result)`` for each measure: what makes its finished value; static.
+        held_out: Statistics of the same parameter on other data, or None.
+    """
+
+    rows: Any
+    values: dict[str, dict[str, Any]]
+    contracting: tuple[int, ...]
+    results: tuple[tuple[str, Result | None], ...] = ()
+    held_out: "Statistics | None" = None
+
+    def has(self, name: str) -> bool:
+        """Whether the measure ``name`` was taken."""
+        return name in self.values
+
+    def value(self, name: str) -> Any:
+        """The finished value of a measure; its sums and extremes if it has no ``result``.
+
+        Raises:
+            ValueError: The measure was not taken.
+        """
+        if not self.has(name):
+            known = name in ("moments", "ranges", "means", "zeros", "fisher")
+            add = f"jc.measures.{name}()" if known else f"the Measure of the name {name!r}"
+            raise ValueError(
+                f"these statistics have no {name!r}, but {', '.join(self.values) or 'none'}: take "
+                f"it too, by calibrate(..., measures=({add}, ...))"
+            )
+        result, values = dict(self.results).get(name), self.values[name]
+        if result is None:
+            return values
+        # Known statistics stay known inside of jit, so that checks can read them.
+        traced = any(map(is_traced, jax.tree.leaves((values, self.rows))))
+        with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
+            return result(values, self.rows)
+
+    @property
+    def mean(self) -> jax.Array:
+        """``[*stack, k]``: the mean; from ``means()``."""
+        return self.value("means")["mean"]
+
+    @property
+    def mean_magnitude(self) -> jax.Array:
+        """``[*stack, k]``: the mean of the magnitudes; from ``means()``."""
+        return self.value("means")["mean_magnitude"]
+
+    @property
+    def low(self) -> jax.Array:
+        """``[*stack, k]``: the smallest entries; from ``ranges()``."""
+        return self.value("ranges")["low"]
+
+    @property
+    def high(self) -> jax.Array:
+        """``[*stack, k]``: the largest entries; from ``ranges()``."""
+        return self.value("ranges")["high"]
+
+    @property
+    def absmax(self) -> jax.Array:
+        """``[*stack, k]``: the largest magnitudes; from ``ranges()``."""
+        return jnp.maximum(jnp.abs(self.low), jnp.abs(self.high))
+
+    @property
+    def second_moment(self) -> jax.Array:
+        """``[*stack, k, k]``: the mean of the outer products, ``E[x x^T]``; from ``moments()``."""
+        return self.value("moments")
+
+    @property
+    def zero_fraction(self) -> jax.Array:
+        """``[*stack, k]``: the fraction of entries that are exactly 0; from ``zeros()``."""
+        return self.value("zeros")
+
+    @property
+    def fisher(self) -> jax.Array:
+        """Of the parameter's shape: the mean of squared gradients; from ``fisher()``."""
+        return self.value("fisher")
+
+
+def statistics_for(
+    stats: Mapping[str, Sequence[Statistics]] | None, path: str, layout: Layout
+) -> Statistics | None:
+    """The statistics of the products that sum over the axes that ``layout`` sums over.
+
+    Args:
+        stats: What `calibrate` returned, or None.
+        path: The path of the parameter.
+        layout: The roles of its axes.
+
+    Returns:
+        The entry of ``stats[path]`` with the contracting axes of ``layout``; if there are several,
+        one that tells the entries of its stack apart, if any does; then the one met first.
+        If there is none, an entry of measures of gradients alone; None if there is neither.
+    """
+    found = [] if stats is None else stats.get(path, ())
+    axes = sorted(layout.contracting)
+    fitting = [s for s in found if sorted(s.contracting) == axes]
+    alone = [s for s in found if not s.contracting]
+    apart = [s for s in fitting if jnp.ndim(s.rows) == len(layout.stack)]
+    return next(iter([*apart, *fitting, *alone]), None)
