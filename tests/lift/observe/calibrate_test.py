@@ -206,5 +206,5 @@ def test_where_chooses_and_names_what_it_does_not_find():
     stats = jc.calibrate(model, params, [x], where="b")
     assert list(stats) == ["b"]
     check(stats["b"][0], x @ params["a"])
-    with pytest.raises(ValueError, match="'c'.*nearest paths are"):
+    with pytest.raises(ValueError, match=r"'c'.*nearest paths are"):
         jc.calibrate(model, params, [x], where="c")
