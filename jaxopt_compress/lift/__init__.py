@@ -12,6 +12,7 @@ from jaxopt_compress.lift.interpreter import FallbackError, FallbackWarning
 from jaxopt_compress.lift.lift import lift
 from jaxopt_compress.lift.observe import measures
 from jaxopt_compress.lift.observe.calibrate import calibrate
+from jaxopt_compress.lift.observe.capture import capture
 from jaxopt_compress.lift.observe.statistics import Statistics, statistics_for
 from jaxopt_compress.lift.observe.uses import Use, layout_of, uses
 
@@ -21,6 +22,7 @@ __all__ = [
     "Statistics",
     "Use",
     "calibrate",
+    "capture",
     "layout_of",
     "lift",
     "measures",

@@ -181,32 +181,45 @@ def _cond(call: Call) -> list[Any]:
 @control_rule("custom_jvp_call")
 def _custom_jvp(call: Call) -> list[Any]:
     """Runs the function on compressed values; differentiates its own rule on dense ones."""
-    fn = jax.custom_jvp(lambda *values: _primal(call, call.params["call_jaxpr"], values))
-
-    @fn.defjvp
-    def _(primals, tangents):
-        (results, seen), dots = jax.jvp(lambda *v: (_bind_dense(call, v), {}), primals, tangents)
-        return (results, seen), dots
-
+    run, by_own_rule = _with_own_rule(call, call.params["call_jaxpr"])
+    fn = jax.custom_jvp(run)
+    fn.defjvp(lambda primals, tangents: jax.jvp(by_own_rule, primals, tangents))
     return _observed(call, fn)
 
 
 @control_rule("custom_vjp_call")
 def _custom_vjp(call: Call) -> list[Any]:
     """Runs the function on compressed values; differentiates its own rule on dense ones."""
-    fn = jax.custom_vjp(lambda *values: _primal(call, call.params["call_jaxpr"], values))
-
-    def forward(*values):
-        return jax.vjp(lambda *v: (_bind_dense(call, v), {}), *values)
-
+    run, by_own_rule = _with_own_rule(call, call.params["call_jaxpr"])
+    fn = jax.custom_vjp(run)
+    forward = lambda *values: jax.vjp(by_own_rule, *values)
     fn.defvjp(forward, lambda pull, cotangents: pull(cotangents))
     return _observed(call, fn)
 
 
-def _primal(call: Call, jaxpr: Any, values: Sequence[Any]) -> tuple[list[Any], dict]:
-    with tapes.collect(call.replay.tape) as seen:
-        results = replay_jaxpr(call.replay, jaxpr, values)
-    return _dense(call, results), seen.values
+def _with_own_rule(call: Call, jaxpr: Any) -> tuple[Any, Any]:
+    """A body that returns ``(results, frame)``, and the same to be differentiated.
+
+    The derivatives of the results are by the function's own rule. Its rule knows nothing of what
+    was observed inside, whose derivatives are those of the operations before it.
+    """
+    replay, enclosing = call.replay, call.replay.enclosing
+
+    def run(*values):
+        # JAX may trace it for derivatives when the replay has gone on.
+        outer, replay.enclosing = replay.enclosing, enclosing
+        try:
+            with tapes.collect(replay.tape) as seen:
+                results = replay_jaxpr(replay, jaxpr, values)
+            return _dense(call, results), seen.values
+        finally:
+            replay.enclosing = outer
+
+    def by_own_rule(*values):
+        seen = {} if replay.tape is None else run(*values)[1]
+        return _bind_dense(call, values), seen
+
+    return run, by_own_rule
 
 
 def _observed(call: Call, fn: Any) -> list[Any]:
@@ -226,7 +239,7 @@ def _shard_map(call: Call) -> list[Any]:
     params, tape = call.params, call.replay.tape
 
     def body(*values):
-        with tapes.collect(tape) as seen:
+        with tapes.collect(tape, tapes.Loop("shard_map", 1)) as seen:
             results = replay_jaxpr(call.replay, params["jaxpr"], values)
         if seen.values and not params["check_vma"]:
             raise ValueError(

@@ -50,7 +50,7 @@ class Meeting(NamedTuple):
             which rows count, or None for all. None where nothing is summed over, or where it is
             not known which axes are.
         activation: ``activation()``: as the function has it. None for a lookup.
-        result: ``result()``: the result of the operation.
+        result: ``result()``: the result of the operation; of a joined weight, the member's part.
         source: The line of the function.
         place: What this meeting is known by, however often it is traced.
     """
@@ -71,7 +71,11 @@ class Meeting(NamedTuple):
 
 
 class _Operation(NamedTuple):
-    """What a rule knows of its operation; axes are those of the probe ``w``."""
+    """What a rule knows of its operation; axes are those of the probe ``w``.
+
+    ``order`` brings the activation into the form of `Meeting.vectors`; ``outputs`` says which axis
+    of the result an axis of ``w`` becomes.
+    """
 
     op: str
     w: Probe
@@ -81,6 +85,7 @@ class _Operation(NamedTuple):
     rows: float
     activation: Any
     order: Callable[[], Any] | None
+    outputs: dict[int, int]
 
 
 def _announce(call: Call, operation: _Operation, result: Any) -> None:
@@ -103,7 +108,7 @@ def _announce(call: Call, operation: _Operation, result: Any) -> None:
             size=math.prod(w.shape),
             vectors=lambda member=member, lead=lead: _vectors(operation, member, lead),
             activation=activation,
-            result=lambda: result,
+            result=lambda member=member: _part(operation, member, result),
             source=call.replay.source_line(call.eqn),
             place=(*enclosing, id(call.eqn), member),
         )
@@ -119,6 +124,16 @@ def _roles(operation: _Operation, member: Member) -> Roles:
     known = {n for role in named for n in role}
     stack = tuple(d for d in range(-len(member.shape), 0) if d not in known)
     return Roles(*named, stack)
+
+
+def _part(operation: _Operation, member: Member, result: jax.Array) -> jax.Array:
+    """The part of a result that comes from ``member``."""
+    axes = operation.w.axes_of(member)
+    for d, at in operation.outputs.items():
+        cut = axes[d]
+        if cut.size is not None:
+            result = lax.slice_in_dim(result, cut.start, cut.start + cut.size, axis=at)
+    return result
 
 
 def _vectors(operation: _Operation, member: Member, lead: int) -> Rows | None:
@@ -166,7 +181,13 @@ def _dot_general(call: Call, at: int) -> Any:
             free = (n for d, n in enumerate(other.shape) if d not in summed + shared)
             order = lambda x=other, shared=shared, summed=summed: rows_of(x, shared, summed)
             axes = tuple(contract[side]), tuple(batch[side]), ()
-            met = _Operation("dot_general", x.array, *axes, math.prod(free), other, order)
+            own = [d for d in range(len(x.array.shape)) if d not in axes[0] + axes[1]]
+            # Results have the shared axes, then the others of the left and of the right operand.
+            first = len(shared) if side == 0 else len(result.shape) - len(own)
+            outputs = {d: i for i, d in enumerate(axes[1])}
+            outputs |= {d: first + i for i, d in enumerate(own)}
+            rows = math.prod(free)
+            met = _Operation("dot_general", x.array, *axes, rows, other, order, outputs)
             _announce(call, met, result)
     return result
 
@@ -180,7 +201,8 @@ def _ragged_dot(call: Call, at: int) -> Any:
         rows = math.prod(x.shape[:-1]) / max(w.shape[0], 1)
         sizes = _value(call.operands[2])
         order = lambda: rows_of_groups(x, sizes)
-        met = _Operation("ragged_dot_general", w, (1,), (0,), (), rows, x, order)
+        outputs = {2: len(result.shape) - 1}
+        met = _Operation("ragged_dot_general", w, (1,), (0,), (), rows, x, order, outputs)
         _announce(call, met, result)
     return result
 
@@ -194,7 +216,8 @@ def _conv(call: Call, at: int) -> Any:
         summed = tuple(sorted(spec.rhs_spec[1:]))
         rows = math.prod(n for d, n in enumerate(result.shape) if d != spec.out_spec[1])
         order = lambda: patches_of(call, x, w.shape)
-        met = _Operation("conv_general_dilated", w, summed, (), (), rows, x, order)
+        outputs = {spec.rhs_spec[0]: spec.out_spec[1]}
+        met = _Operation("conv_general_dilated", w, summed, (), (), rows, x, order, outputs)
         _announce(call, met, result)
     return result
 
@@ -211,5 +234,5 @@ def _gather(call: Call, at: int) -> Any:
     if indices.ndim == 1 and set(looked_up) == set(spec.collapsed_slice_dims):
         return w.relabel(result, lambda axes: [a for d, a in enumerate(axes) if d not in looked_up])
     rows = math.prod(indices.shape[:-1])
-    _announce(call, _Operation("gather", w, (), (), looked_up, rows, None, None), result)
+    _announce(call, _Operation("gather", w, (), (), looked_up, rows, None, None, {}), result)
     return result

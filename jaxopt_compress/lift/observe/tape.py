@@ -33,7 +33,7 @@ class Loop(NamedTuple):
     """Control flow around an equation.
 
     Attributes:
-        kind: ``"scan"``, ``"while"`` or ``"cond"``.
+        kind: ``"scan"``, ``"while"``, ``"cond"`` or ``"shard_map"``.
         length: How often the body runs; None where it depends on data.
         scanned: The paths of the parameters that are scanned over.
     """
