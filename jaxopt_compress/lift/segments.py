@@ -59,13 +59,26 @@ def _call(
     now: int,
     debug_info: DebugInfo,
 ) -> None:
+    outputs = read_later(run, last, now)
+    jaxpr, read = part(run, outputs, debug_info)
+    results = _compat.bind_call(ClosedJaxpr(jaxpr, []), [env[v] for v in read])
+    env.update(zip(outputs, results, strict=True))
+
+
+def read_later(run: Sequence[JaxprEqn], last: dict[Var, int], now: int) -> list[Var]:
+    """The results of equations that are read by the equation ``now`` or a later one."""
+    made = dict.fromkeys(v for eqn in run for v in eqn.outvars)
+    return [v for v in made if last.get(v, -1) >= now]
+
+
+def part(
+    run: Sequence[JaxprEqn], outputs: Sequence[Var], debug_info: DebugInfo
+) -> tuple[Jaxpr, list[Var]]:
+    """Some equations as a jaxpr of their own, and the variables that it reads."""
     made: dict[Var, None] = {}
     read: dict[Var, None] = {}
     for eqn in run:
         read.update((v, None) for v in eqn.invars if isinstance(v, Var) and v not in made)
         made.update((v, None) for v in eqn.outvars)
-    outputs = [v for v in made if last.get(v, -1) >= now]
     effects = frozenset().union(*(eqn.effects for eqn in run))
-    jaxpr = Jaxpr([], list(read), outputs, list(run), effects, debug_info)
-    results = _compat.bind_call(ClosedJaxpr(jaxpr, []), [env[v] for v in read])
-    env.update(zip(outputs, results, strict=True))
+    return Jaxpr([], list(read), list(outputs), list(run), effects, debug_info), list(read)

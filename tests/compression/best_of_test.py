@@ -74,7 +74,7 @@ def test_the_least_error_wins_leaf_by_leaf():
     stats = jc.calibrate(two, PARAMS, [X])
     coarse, fine = jc.quantize("int2"), jc.quantize("int8")
     mixed = {"a": fine, "b": coarse}
-    c = jc.best_of(coarse, mixed, jc.low_rank(rank=1), stats=stats)
+    c = jc.best_of(coarse, mixed, stats=stats)
     state = c.init(PARAMS)
     assert state.chosen == {"a": 1, "b": 0}  # Equal errors go to the first.
     small = c.compress(PARAMS, state)

@@ -1,0 +1,126 @@
+"""What an equation does with parameters, and statistics of what meets them there."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from jaxopt_compress.lift.interpreter import Call, JaxprEqn, Ref, Replay, replay_equation
+from jaxopt_compress.lift.lockstep.pieces import Pieces, signature
+from jaxopt_compress.lift.lockstep.values import Weight, present
+from jaxopt_compress.lift.observe.calibrate import Seen, by_path, measured_at
+from jaxopt_compress.lift.observe.measures import Measure
+from jaxopt_compress.lift.observe.meetings import Meeting
+from jaxopt_compress.lift.observe.probe import Member, Probe
+from jaxopt_compress.lift.observe.statistics import Statistics
+from jaxopt_compress.lift.observe.tape import Key, Reducible, Tape, fold
+from jaxopt_compress.lift.segments import part
+
+
+def look(
+    eqn: JaxprEqn, operands: Sequence[Any]
+) -> tuple[set[str], list[tuple[Member, ...]]]:
+    """The parameters that an equation sums over, and what its results hold of parameters."""
+    met: set[str] = set()
+    members: list[tuple[Member, ...]] = []
+
+    def observe(tape: Tape, meeting: Meeting) -> None:
+        del tape
+        if meeting.vectors() is not None:
+            met.add(meeting.path)
+
+    def run(values: Sequence[Any]) -> None:
+        results = _replayed(eqn, operands, values, Tape(observe))
+        members[:] = [x.array.members if _is_probe(x) else () for x in results]
+
+    jax.eval_shape(run, [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars])
+    return met, members
+
+
+def _is_probe(x: Any) -> bool:
+    return isinstance(x, Ref) and isinstance(x.array, Probe)
+
+
+def _replayed(
+    eqn: JaxprEqn, operands: Sequence[Any], values: Sequence[Any], tape: Tape
+) -> list[Any]:
+    """Runs an equation on values, with probes in the place of parameters."""
+    probed = [
+        Ref(Probe(v, x.members), "") if isinstance(x, Weight) and x.members else v
+        for x, v in zip(operands, values, strict=True)
+    ]
+    return replay_equation(Call(eqn, Replay("densify", tape=tape), probed))
+
+
+@dataclasses.dataclass
+class Gauge:
+    """Measures what meets parameters, over all batches.
+
+    Attributes:
+        pieces: Where programs are shared: paths are replaced by numbers in them.
+        measures: What is measured.
+        batches: How many batches are measured, and how many more are held out.
+    """
+
+    pieces: Pieces
+    measures: Sequence[Measure]
+    batches: tuple[int, int]
+
+    def statistics(
+        self, eqn: JaxprEqn, operands: Sequence[Any]
+    ) -> Callable[[str], list[Statistics]]:
+        """``statistics(path)`` of the parameters that an equation meets, measured on first use."""
+
+        @functools.cache
+        def found() -> dict[str, list[Statistics]]:
+            first, more = self.batches
+            own = self._sums(eqn, operands, range(first))
+            if not more:
+                return own
+            other = self._sums(eqn, operands, range(first, first + more))
+            return {path: list(map(_with_held_out, own[path], other[path])) for path in own}
+
+        return lambda path: found().get(path, [])
+
+    def _sums(
+        self, eqn: JaxprEqn, operands: Sequence[Any], batches: range
+    ) -> dict[str, list[Statistics]]:
+        paths = sorted({m.path for x in operands if isinstance(x, Weight) for m in x.members})
+        number = {path: f"{i:04d}" for i, path in enumerate(paths)}
+        plain = [_numbered(x, number) for x in operands]
+
+        def measure(values: Sequence[Any]) -> Seen:
+            tape = Tape(functools.partial(measured_at, self.measures))
+            _replayed(eqn, plain, values, tape)
+            return Seen(dict(tape.values), tuple(sorted(tape.values, key=tape.place)))
+
+        jaxpr, _ = part([eqn], [], None)  # pyright: ignore[reportArgumentType]
+        members = tuple(x.members if isinstance(x, Weight) else None for x in plain)
+        run = self.pieces.shared((signature(jaxpr), members), lambda: measure)
+        sums: dict[Key, Reducible] | None = None
+        order: dict[Key, None] = {}
+        fixed = [x.now() if isinstance(x, Weight) else x for x in operands]
+        for b in batches:
+            seen = run([present(x, b) for x in fixed])
+            sums = seen.values if sums is None else _add(sums, seen.values)
+            order.update(dict.fromkeys(seen.order))
+        named = by_path({key: (sums or {})[key] for key in order}, self.measures)
+        return {paths[int(i)]: found for i, found in named.items()}
+
+
+@jax.jit
+def _add(a: Any, b: Any) -> Any:
+    return fold(a, b)
+
+
+def _numbered(x: Any, number: dict[str, str]) -> Any:
+    if not isinstance(x, Weight):
+        return x
+    members = tuple(m._replace(path=number[m.path]) for m in x.members)
+    return dataclasses.replace(x, members=members)
+
+
+def _with_held_out(own: Statistics, other: Statistics) -> Statistics:
+    return dataclasses.replace(own, held_out=other)

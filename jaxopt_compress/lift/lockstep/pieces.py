@@ -1,0 +1,66 @@
+"""Compiled pieces of a staged function; equal pieces are compiled once."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
+
+from jaxopt_compress.lift import _compat
+from jaxopt_compress.lift.segments import part
+
+
+class Pieces:
+    """What has been compiled, by equations and by what they are.
+
+    Layers of an unrolled model are different equations that read alike: they share one program.
+    """
+
+    def __init__(self) -> None:
+        self._by_equations: dict[Any, Any] = {}
+        self._by_text: dict[Any, Callable[..., Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_text)
+
+    def of(
+        self, run: Sequence[JaxprEqn], outputs: Sequence[Var], debug_info: Any
+    ) -> tuple[Callable[..., Any], list[Var]]:
+        """A compiled function for some equations, and the variables that it reads."""
+        key = (*map(id, run), *map(id, outputs))
+        if key not in self._by_equations:
+            jaxpr, read = part(run, outputs, debug_info)
+            text = signature(jaxpr)
+            if text not in self._by_text:
+                self._by_text[text] = jax.jit(jaxpr_as_fun(ClosedJaxpr(jaxpr, [])))
+            # The equations are kept, so that no other gets their identity.
+            self._by_equations[key] = (self._by_text[text], read, tuple(run))
+        return self._by_equations[key][:2]
+
+    def shared(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+        """A function compiled for ``key``; made on first use."""
+        if key not in self._by_text:
+            self._by_text[key] = jax.jit(make())
+        return self._by_text[key]
+
+
+def signature(jaxpr: Jaxpr) -> Any:
+    """What two pieces have in common that compute the same, but for the names of variables."""
+    types = tuple(str(v.aval) for v in (*jaxpr.invars, *jaxpr.outvars))
+    weak = tuple(bool(getattr(v.aval, "weak_type", False)) for v in jaxpr.invars)
+    return str(jaxpr), types, weak, tuple(_constants(jaxpr))
+
+
+def _constants(jaxpr: Any) -> list[Any]:
+    """What the text of a jaxpr does not show: the identity of constants and large literals."""
+    inner, consts = _compat.parts(jaxpr)
+    found: list[Any] = [id(c) for c in consts]
+    for eqn in inner.eqns:
+        found += [id(v.val) for v in eqn.invars if isinstance(v, Literal) and v.aval.shape]
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
+            found += _constants(value) if _is_jaxpr(value) else []
+    return found
+
+
+def _is_jaxpr(x: Any) -> bool:
+    return isinstance(x, Jaxpr | ClosedJaxpr)
