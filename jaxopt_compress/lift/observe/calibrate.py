@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from jaxopt_compress.arrays import CompressedArray
 from jaxopt_compress.lift.observe.measures import Measure, means, moments, ranges
@@ -16,8 +18,28 @@ from jaxopt_compress.lift.observe.statistics import Statistics
 from jaxopt_compress.lift.observe.tape import Key, Reducible, Tape, fold
 from jaxopt_compress.tree import Where, map_named, named_leaves, select
 
-# The kind of the key of what is measured of a gradient; a way of contraction is (axes, lead).
-GRADIENT = ((), -1)
+
+class _Way(NamedTuple):
+    """A way in which a parameter is contracted; sortable.
+
+    Attributes:
+        contracting: The contracted axes, negative.
+        shape: Of the leading axes that the parameter shares with the activation.
+        parts: ``(start, size, whole)`` of the parameter in each axis that scans strip: size -1 is
+            all of it; not ``whole`` are those made by stacking parameters.
+        at: Where `taken` goes among the leading axes.
+        taken: ``(index, length)`` of the parameter's axes of which this is one entry.
+    """
+
+    contracting: tuple[int, ...]
+    shape: tuple[int, ...] = ()
+    parts: tuple[tuple[int, int, bool], ...] = ()
+    at: int = 0
+    taken: tuple[tuple[int, int], ...] = ()
+
+
+# The kind of what is measured of gradients.
+GRADIENT = _Way((), (-1,))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["order"])
@@ -118,16 +140,27 @@ def _observe(measures: Sequence[Measure], tape: Tape, meeting: Meeting) -> None:
     seen = meeting.vectors()
     if seen is None:
         return
-    key = Key(meeting.path, (meeting.roles.contracting, meeting.lead + meeting.sliced))
-    key = key._replace(sliced=meeting.sliced > 0)
-    tape.place(key)
-    tape.add(key, _measured(measures, meeting, *seen))
-
-
-def _measured(measures: Sequence[Measure], meeting: Meeting, x: Any, inside: Any) -> Reducible:
+    x, inside = seen
     if meeting.op == "conv_general_dilated" and x.shape[0] == 1:
         x = x[0]
-    x = x.astype(jnp.float32)
+    key = Key(meeting.path, _way(meeting, x.shape[:-2]), bool(meeting.sliced))
+    tape.place(key)
+    tape.add(key, _measured(measures, x.astype(jnp.float32), inside))
+
+
+def _way(meeting: Meeting, lead: tuple[int, ...]) -> _Way:
+    parts = tuple((a.start, a.size or -1, bool(a.names)) for a in meeting.sliced)
+    way = _Way(meeting.roles.contracting, lead, parts)
+    axes = sorted(meeting.taken)
+    before = [n for a in meeting.sliced for n in a.names] + list(meeting.shared)
+    places = {sum(n < axis for n in before) for axis, _ in axes}
+    if len(places) != 1:
+        return way  # None is taken; or others lie between them, and all entries count as one.
+    taken = tuple((index, meeting.shape[axis]) for axis, index in axes)
+    return way._replace(at=places.pop(), taken=taken)
+
+
+def _measured(measures: Sequence[Measure], x: Any, inside: Any) -> Reducible:
     if inside is None:
         rows = jnp.full(x.shape[:-2], x.shape[-2], jnp.int32)
     else:
@@ -184,16 +217,63 @@ def _by_path(
     results = tuple((m.name, m.result) for m in measures)
     of_gradients = {k.path: _values(v) for k, v in sums.items() if k.kind == GRADIENT}
     named: dict[str, list[Statistics]] = {}
-    for key, value in sums.items():
-        if key.kind == GRADIENT:
-            continue
-        values = {**_values(value), **of_gradients.get(key.path, {})}
-        rows = value.sums["counts"]["rows"]
-        named.setdefault(key.path, []).append(Statistics(rows, values, key.kind[0], results))
+    for (path, contracting), ways in _ways(sums).items():
+        for value in ways:
+            rows = value.sums["counts"]["rows"]
+            values = {**_values(value), **of_gradients.get(path, {})}
+            entry = Statistics(rows, values, contracting, results)
+            named.setdefault(path, []).append(entry)
     for path, values in of_gradients.items():
         nothing = [Statistics(jnp.zeros((), jnp.int32), values, (), results)]
         named.setdefault(path, nothing)
     return named
+
+
+def _ways(sums: dict[Key, Reducible]) -> dict[tuple[str, tuple[int, ...]], list[Reducible]]:
+    """By path and contracting axes, what was seen; more than one where stacks differ."""
+    entries: dict[Any, dict[Any, Reducible]] = {}
+    for key, value in sums.items():
+        if key.kind == GRADIENT:
+            continue
+        way = key.kind
+        for d, part in reversed(list(enumerate(way.parts))):
+            value = _own_part(value, d, *part)
+        group = (key.path, way.contracting, way.at, tuple(n for _, n in way.taken))
+        index = tuple(i for i, _ in way.taken)
+        same = entries.setdefault((*group, value.sums["counts"]["rows"].shape), {})
+        same[index] = same[index].merge(value) if index in same else value
+    found: dict[Any, dict[Any, Reducible]] = {}
+    for (path, contracting, at, sizes, _), by_index in entries.items():
+        value = _stacked(by_index, at, sizes)
+        same, shape = found.setdefault((path, contracting), {}), value.sums["counts"]["rows"].shape
+        same[shape] = same[shape].merge(value) if shape in same else value
+    return {name: list(by_shape.values()) for name, by_shape in found.items()}
+
+
+def _own_part(value: Reducible, axis: int, start: int, size: int, whole: bool) -> Reducible:
+    """The part of a stripped axis that holds the parameter; without the axis if it is not its."""
+    if size >= 0:
+        cut = lambda x: lax.slice_in_dim(x, start, start + size, axis=axis)
+        value = jax.tree.map(cut, value)
+    if whole:
+        return value
+    return jax.tree.map(lambda x: jnp.moveaxis(x, axis, 0), value).reduce_leading()
+
+
+def _stacked(
+    by_index: dict[tuple[int, ...], Reducible], at: int, sizes: tuple[int, ...]
+) -> Reducible:
+    """Entries of a stack as one; those that were not seen have met no row."""
+    if not sizes:
+        return by_index[()]
+    nothing = next(iter(by_index.values())).identity()
+    entries = [by_index.get(index, nothing) for index in np.ndindex(*sizes)]
+
+    def stack(*xs: jax.Array) -> jax.Array:
+        x = jnp.stack(xs, at)
+        return x.reshape(*x.shape[:at], *sizes, *x.shape[at + 1 :])
+
+    return jax.tree.map(stack, *entries)
 
 
 def _values(value: Reducible) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from jax import lax
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.activations import patches_of, rows_of, rows_of_groups
 from jaxopt_compress.lift.interpreter import Call, Ref, leaf_rule
-from jaxopt_compress.lift.observe.probe import Member, Probe
+from jaxopt_compress.lift.observe.probe import Axes, Member, Probe
 
 Rows = tuple[jax.Array, jax.Array | None]
 
@@ -41,8 +41,9 @@ class Meeting(NamedTuple):
         shape: Its shape.
         op: The primitive.
         roles: What its axes do.
-        sliced: How many of its leading axes scans have stripped.
-        lead: How many leading axes `vectors` have.
+        sliced: What the axes that scans have stripped hold of it.
+        taken: ``(axis, index)`` of its own axes of which this is one known entry.
+        shared: Its own axes that are the leading ones of `vectors`, as far as they are its own.
         rows: How many rows of the activation each entry meets.
         size: How many entries of the operand that holds the parameter meet them.
         vectors: ``vectors()``: the activation as ``[*lead, rows, k]``, where ``k`` are the
@@ -59,8 +60,9 @@ class Meeting(NamedTuple):
     shape: tuple[int, ...]
     op: str
     roles: Roles
-    sliced: int
-    lead: int
+    sliced: Axes
+    taken: tuple[tuple[int, int], ...]
+    shared: tuple[int, ...]
     rows: float
     size: int
     vectors: Callable[[], Rows | None]
@@ -102,8 +104,9 @@ def _announce(call: Call, operation: _Operation, result: Any) -> None:
             shape=member.shape,
             op=operation.op,
             roles=_roles(operation, member),
-            sliced=len(w.stripped(member)),
-            lead=lead,
+            sliced=w.stripped(member),
+            taken=member.taken,
+            shared=tuple(n for d in operation.batch for n in w.axes_of(member)[d].names[:1]),
             rows=operation.rows,
             size=math.prod(w.shape),
             vectors=lambda member=member, lead=lead: _vectors(operation, member, lead),

@@ -21,11 +21,13 @@ class Axis(NamedTuple):
         names: The negative axes of the parameter that make it up; none if it is new.
         start: Where the parameter's part begins, in a concatenation.
         size: How long that part is; None for all of the axis.
+        index: Which entry of the parameter's axis it is, if it is known to be one of them.
     """
 
     names: tuple[int, ...] = ()
     start: int = 0
     size: int | None = None
+    index: int | None = None
 
 
 Axes = tuple[Axis, ...]
@@ -38,11 +40,13 @@ class Member(NamedTuple):
         path: Its path.
         shape: Its shape.
         axes: What each axis of the probe holds of it.
+        taken: ``(axis, index)`` of its axes of which the probe has one known entry.
     """
 
     path: str
     shape: tuple[int, ...]
     axes: Axes
+    taken: tuple[tuple[int, int], ...] = ()
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["value"], meta_fields=["members"])
@@ -110,9 +114,35 @@ def _transpose(call: Call, at: int) -> Any:
 
 @leaf_rule("squeeze", Probe)
 def _squeeze(call: Call, at: int) -> Any:
-    gone = call.params["dimensions"]
+    gone, array = call.params["dimensions"], call.operands[at].array
     keep = lambda axes: [a for d, a in enumerate(axes) if d not in gone]
-    return call.operands[at].array.relabel(_bind(call), keep)
+    result = array.relabel(_bind(call), keep)
+
+    def taken(m: Member) -> tuple[tuple[int, int], ...]:
+        axes = (array.axes_of(m)[d] for d in gone)
+        return tuple((a.names[0], a.index) for a in axes if a.index is not None)
+
+    pairs = zip(array.members, result.members, strict=True)
+    moved = tuple(new._replace(taken=old.taken + taken(old)) for old, new in pairs)
+    return Probe(result.value, moved)
+
+
+@leaf_rule("slice", Probe)
+def _slice(call: Call, at: int) -> Any:
+    """A part of each axis; of which entry, if it is one of all."""
+    array = call.operands[at].array
+    bounds = list(zip(call.params["start_indices"], call.params["limit_indices"], strict=True))
+
+    def cut(m: Member) -> Member:
+        axes = list(array.axes_of(m))
+        for d, (start, limit) in enumerate(bounds):
+            names = axes[d].names
+            whole = len(names) == 1 and m.shape[names[0]] == array.shape[d]
+            if whole and axes[d].size is None and limit - start == 1:
+                axes[d] = axes[d]._replace(index=start)
+        return m._replace(axes=(*array.stripped(m), *axes))
+
+    return Probe(_bind(call), tuple(map(cut, array.members)))
 
 
 @leaf_rule("broadcast_in_dim", Probe)
@@ -169,7 +199,7 @@ def _concatenate(call: Call, at: int) -> Any:
 
 
 @leaf_rule(
-    "slice dynamic_slice rev convert_element_type reduce_precision copy copy_p stop_gradient name "
+    "dynamic_slice rev convert_element_type reduce_precision copy copy_p stop_gradient name "
     "sharding_constraint reshard optimization_barrier pvary pcast add sub mul div neg abs sign exp "
     "exp2 log log1p tanh logistic sqrt rsqrt square max min pow integer_pow clamp round select_n "
     "add_any pad",
