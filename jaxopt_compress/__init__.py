@@ -20,6 +20,7 @@ from jaxopt_compress.lift import (
 from jaxopt_compress.low_rank import low_rank
 from jaxopt_compress.numerics import bounds
 from jaxopt_compress.planning import report
+from jaxopt_compress.post_training import compress_in_order
 from jaxopt_compress.quantization import (
     activations,
     backward,
@@ -52,6 +53,7 @@ __all__ = [
     "chain",
     "combine",
     "compress",
+    "compress_in_order",
     "compressed_training",
     "dorefa",
     "lift",

@@ -17,6 +17,7 @@ ROOMS = [
     {"sparsity", "quantization", "low_rank"},
     {"transforms"},
     {"storage"},
+    {"post_training"},
     {"planning"},
     {"demo"},
     {"cli"},

@@ -17,7 +17,7 @@ from jaxopt_compress.compression.leaf_states import factor_owner
 from jaxopt_compress.compression.output_error import output_error
 from jaxopt_compress.compression.states import ChainState, CompressionState, describes_itself
 from jaxopt_compress.lift import Statistics
-from jaxopt_compress.tree import named_leaves
+from jaxopt_compress.tree import Part, named_leaves
 
 
 @functools.partial(
@@ -114,7 +114,7 @@ def best_of(
 
     def parts_of(params: Any, state: BestState) -> list[dict[str, Any]]:
         values = dict(named_leaves(params))
-        return [{path: values[path] for path in own} for own in state.paths]
+        return [Part({path: values[path] for path in own}) for own in state.paths]
 
     return in_parts(candidates, init, parts_of)
 

@@ -17,7 +17,7 @@ from jaxopt_compress.compression.states import (
     describes_itself,
     method_states,
 )
-from jaxopt_compress.tree import AssumedLayout, map_named, named_leaves
+from jaxopt_compress.tree import AssumedLayout, Part, map_named, named_leaves
 from jaxopt_compress.tree.paths import glob_matches, select
 
 Recipe = Mapping[str, Compression]
@@ -133,7 +133,8 @@ def as_compression(recipe: Compression | Recipe) -> Compression:
         for glob in rules:
             chosen = [path for path in leaves if glob_matches(glob, path) and path not in taken]
             taken.update(chosen)
-            parts.append({path: leaves[path] for path in chosen})
+            kind = Part if isinstance(params, Part) else dict
+            parts.append(kind({path: leaves[path] for path in chosen}))
         return parts
 
     def init(params: Any, *, uses: Any = None, stats: Any = None) -> ChainState:
@@ -143,7 +144,7 @@ def as_compression(recipe: Compression | Recipe) -> Compression:
     def decide(params: Any, *, uses: Any, stats: Any) -> ChainState:
         parts = subtrees(params)
         for glob, part in zip(rules, parts, strict=True):
-            if not part:
+            if not part and not isinstance(params, Part):
                 select(params, glob, owner="recipe")
                 raise ValueError(
                     f"recipe={glob!r} gets no leaf, since earlier patterns match all of its; put "

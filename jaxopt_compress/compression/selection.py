@@ -6,7 +6,7 @@ from typing import Any
 from jaxopt_compress.arrays import LowRankArray
 from jaxopt_compress.compression.leaf_states import as_jax, factor_layouts
 from jaxopt_compress.lift import Statistics, Use, layout_of, statistics_for
-from jaxopt_compress.tree import Layout, Where, assume_layout, named_leaves, select
+from jaxopt_compress.tree import Layout, Part, Where, assume_layout, named_leaves, select
 from jaxopt_compress.tree.layout import warn_assumed
 
 
@@ -21,7 +21,8 @@ def chosen_parameters(
     """
     _check_maps(uses, stats)
     chosen = set(select(params, where))
-    if uses is not None and not any(path in uses for path, _ in named_leaves(params)):
+    part = isinstance(params, Part)
+    if uses is not None and not part and not any(path in uses for path, _ in named_leaves(params)):
         raise ValueError(
             f"uses name {', '.join(sorted(uses)[:8])}, and the parameters are "
             f"{', '.join(sorted(chosen)[:8])}: call uses(fn, params, *args) with the same tree"
@@ -29,7 +30,7 @@ def chosen_parameters(
     if where is None and uses is not None:
         # Where uses are known, biases of rank 2 and other leaves without one are no weights.
         chosen = {path for path in chosen if uses.get(path)}
-        if not chosen:
+        if not chosen and not part:
             raise ValueError(f"uses name no product, convolution or lookup of {select(params)}")
     found: dict[str, tuple[Any, Layout, Any]] = {}
     assumed = []

@@ -66,6 +66,11 @@ def call_origin(jaxpr: core.Jaxpr) -> core.DebugInfo | None:
     """
     if not core.unsafe_am_i_under_a_jit_DO_NOT_USE():  # pyright: ignore
         return None
+    return part_origin(jaxpr)
+
+
+def part_origin(jaxpr: core.Jaxpr) -> core.DebugInfo:
+    """What to name as the origin of a part of ``jaxpr``, whose arguments are others."""
     return jaxpr.debug_info._replace(arg_names=None, result_paths=None)
 
 

@@ -14,6 +14,19 @@ from jaxopt_compress.arrays import is_compressed
 Where = str | Callable[[str, Any], bool] | Sequence["Where"] | None
 
 
+class Part(dict[str, Any]):
+    """Some leaves of a tree by their paths, of which a pattern may match none."""
+
+
+def _flatten_part(part: Part) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
+    return [(jax.tree_util.DictKey(k), part[k]) for k in part], tuple(part)
+
+
+jax.tree_util.register_pytree_with_keys(
+    Part, _flatten_part, lambda keys, values: Part(zip(keys, values, strict=True))
+)
+
+
 def path_of(keys: tuple[Any, ...]) -> str:
     """``/``-joined names of a pytree key path: ``encoder/layers/0/kernel``.
 
@@ -104,7 +117,7 @@ def select(tree: Any, where: Where = None, owner: str = "where") -> list[str]:
         for each in where:
             select(tree, each, owner)
     chosen = [(path, leaf) for path, leaf in leaves if _fits(where, path, leaf)]
-    if not chosen:
+    if not chosen and not isinstance(tree, Part):
         raise ValueError(f"{owner}={where!r} matches no leaf; {_nearest(where, leaves)}")
     for path, leaf in chosen:
         if not is_float(leaf):

@@ -96,7 +96,7 @@ class _March:
         env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
         read = lambda v: v.val if isinstance(v, Literal) else env[v]
-        last = last_uses(jaxpr)
+        last, origin = last_uses(jaxpr), _compat.part_origin(jaxpr)
         waiting: list[JaxprEqn] = []
         for i, eqn in enumerate(jaxpr.eqns):
             known = [v.val if isinstance(v, Literal) else env.get(v) for v in eqn.invars]
@@ -110,7 +110,7 @@ class _March:
                 _, members = look(eqn, known)
                 env.update(zip(eqn.outvars, derived(eqn, known, members), strict=True))
                 continue
-            self._flush(waiting, env, last, i, jaxpr.debug_info)
+            self._flush(waiting, env, last, i, origin)
             waiting = []
             operands = [read(v) for v in eqn.invars]
             if name in _ENTERED:
@@ -120,11 +120,11 @@ class _March:
                 env.update(zip(eqn.outvars, self._scan(eqn, operands, steps), strict=True))
             else:
                 if name in CONTROL_RULES:
-                    self._whole(eqn, operands)
+                    self._whole(eqn, operands, origin)
                 else:
-                    self._meet(eqn, operands)
+                    self._meet(eqn, operands, origin)
                 waiting.append(eqn)
-        self._flush(waiting, env, last, len(jaxpr.eqns), jaxpr.debug_info)
+        self._flush(waiting, env, last, len(jaxpr.eqns), origin)
         return [read(v) for v in jaxpr.outvars]
 
     def _flush(
@@ -133,18 +133,16 @@ class _March:
         env: dict[Any, Any],
         last: dict[Var, int],
         now: int,
-        debug_info: Any,
+        origin: Any,
     ) -> None:
         """Computes what waits, and forgets what nothing reads any more."""
         if run:
             outputs = read_later(run, last, now)
-            fn, read = self.pieces.of(run, outputs, debug_info)
+            fn, read = self.pieces.of(run, outputs, origin)
             values = [env[v] for v in read]
             fixed = [x.now() if isinstance(x, Weight) else x for x in values]
             if any(isinstance(x, Each) for x in fixed):
-                each = [
-                    self._kept(fn(*(present(x, b) for x in fixed))) for b in range(self.count)
-                ]
+                each = [self._kept(fn(*(present(x, b) for x in fixed))) for b in range(self.count)]
                 env.update({v: Each([e[i] for e in each]) for i, v in enumerate(outputs)})
             else:
                 env.update(zip(outputs, fn(*fixed), strict=True))
@@ -156,18 +154,18 @@ class _March:
             return list(results)
         return [x if is_key(x) else np.asarray(x) for x in results]
 
-    def _meet(self, eqn: JaxprEqn, operands: Sequence[Any]) -> None:
+    def _meet(self, eqn: JaxprEqn, operands: Sequence[Any], origin: Any) -> None:
         """Decides what an equation meets for the first time."""
         met, _ = look(eqn, operands)
         open_ = {path for path in met if not self._is_decided(path, operands)}
         if open_:
-            self._settle(open_, operands, self.gauge.statistics(eqn, operands))
+            self._settle(open_, operands, self.gauge.statistics(eqn, operands, origin))
         # Other uses, such as a lookup, wait for the product that sums over the parameter, if any.
         rest = {p for x in operands if isinstance(x, Weight) for p in x.bases}
         rest = {p for p in rest - set(self.summed) if not self._is_decided(p, operands)}
         self._settle(rest, operands, lambda path: [])
 
-    def _whole(self, eqn: JaxprEqn, operands: Sequence[Any]) -> None:
+    def _whole(self, eqn: JaxprEqn, operands: Sequence[Any], origin: Any) -> None:
         """Decides all that meets control flow that is not walked."""
         paths = {p for x in operands if isinstance(x, Weight) for p in x.bases}
         open_ = {p for p in paths if not self._is_decided(p, operands)}
@@ -180,7 +178,7 @@ class _March:
             WholeWarning,
             stacklevel=2,
         )
-        self._settle(open_, operands, self.gauge.statistics(eqn, operands))
+        self._settle(open_, operands, self.gauge.statistics(eqn, operands, origin))
 
     def _is_decided(self, path: str, operands: Sequence[Any]) -> bool:
         return (path, self._index(path, operands)) in self.decided
@@ -206,7 +204,8 @@ class _March:
         """The scanned operands of each iteration; None if the scan cannot be walked."""
         consts, carry, xs = _compat.scan_split(eqn.params, list(operands))
         shared = [x for x in consts if isinstance(x, Weight)]
-        waits = any(p in self.summed and not self._is_decided(p, [x]) for x in shared for p in x.bases)
+        paths = [(x, p) for x in shared for p in x.bases if p in self.summed]
+        waits = any(not self._is_decided(p, [x]) for x, p in paths)
         if waits or any(isinstance(x, Weight) for x in carry):
             return None
         length = eqn.params["length"]

@@ -19,9 +19,7 @@ from jaxopt_compress.lift.observe.tape import Key, Reducible, Tape, fold
 from jaxopt_compress.lift.segments import part
 
 
-def look(
-    eqn: JaxprEqn, operands: Sequence[Any]
-) -> tuple[set[str], list[tuple[Member, ...]]]:
+def look(eqn: JaxprEqn, operands: Sequence[Any]) -> tuple[set[str], list[tuple[Member, ...]]]:
     """The parameters that an equation sums over, and what its results hold of parameters."""
     met: set[str] = set()
     members: list[tuple[Member, ...]] = []
@@ -69,23 +67,23 @@ class Gauge:
     batches: tuple[int, int]
 
     def statistics(
-        self, eqn: JaxprEqn, operands: Sequence[Any]
+        self, eqn: JaxprEqn, operands: Sequence[Any], origin: Any
     ) -> Callable[[str], list[Statistics]]:
         """``statistics(path)`` of the parameters that an equation meets, measured on first use."""
 
         @functools.cache
         def found() -> dict[str, list[Statistics]]:
             first, more = self.batches
-            own = self._sums(eqn, operands, range(first))
+            own = self._sums(eqn, operands, origin, range(first))
             if not more:
                 return own
-            other = self._sums(eqn, operands, range(first, first + more))
+            other = self._sums(eqn, operands, origin, range(first, first + more))
             return {path: list(map(_with_held_out, own[path], other[path])) for path in own}
 
         return lambda path: found().get(path, [])
 
     def _sums(
-        self, eqn: JaxprEqn, operands: Sequence[Any], batches: range
+        self, eqn: JaxprEqn, operands: Sequence[Any], origin: Any, batches: range
     ) -> dict[str, list[Statistics]]:
         paths = sorted({m.path for x in operands if isinstance(x, Weight) for m in x.members})
         number = {path: f"{i:04d}" for i, path in enumerate(paths)}
@@ -96,7 +94,7 @@ class Gauge:
             _replayed(eqn, plain, values, tape)
             return Seen(dict(tape.values), tuple(sorted(tape.values, key=tape.place)))
 
-        jaxpr, _ = part([eqn], [], None)  # pyright: ignore[reportArgumentType]
+        jaxpr, _ = part([eqn], [], origin)
         members = tuple(x.members if isinstance(x, Weight) else None for x in plain)
         run = self.pieces.shared((signature(jaxpr), members), lambda: measure)
         sums: dict[Key, Reducible] | None = None
@@ -118,7 +116,8 @@ def _add(a: Any, b: Any) -> Any:
 def _numbered(x: Any, number: dict[str, str]) -> Any:
     if not isinstance(x, Weight):
         return x
-    members = tuple(m._replace(path=number[m.path]) for m in x.members)
+    # Which entry of a stack it is does not matter to what meets it.
+    members = tuple(m._replace(path=number[m.path], taken=()) for m in x.members)
     return dataclasses.replace(x, members=members)
 
 

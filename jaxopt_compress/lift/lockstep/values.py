@@ -66,9 +66,26 @@ def derived(
         return lambda: _compat.bind(eqn, [present(x, 0) for x in operands])[i]
 
     return [
-        Weight(now(i), bases, own, len(getattr(v.aval, "shape", ())))
+        Weight(now(i), _indexed(bases, own), own, len(getattr(v.aval, "shape", ())))
         for i, (v, own) in enumerate(zip(eqn.outvars, members, strict=True))
     ]
+
+
+def _indexed(bases: Mapping[str, Index], members: Sequence[Member]) -> dict[str, Index]:
+    """The entries of stacks that are known after an index such as ``w[1]``."""
+    found = dict(bases)
+    for m in members:
+        first = -len(m.shape)
+        known = {first + i: t for i, t in enumerate(bases[m.path])} | dict(m.taken)
+        lead = next(i for i in range(len(m.shape) + 1) if first + i not in known)
+        if len(known) > lead:
+            raise ValueError(
+                f"{m.path!r} of shape {m.shape} is indexed along axes {sorted(known)}, which are "
+                "not its leading ones: it cannot be decided entry by entry; use calibrate and "
+                "compress"
+            )
+        found[m.path] = tuple(known[first + i] for i in range(lead))
+    return found
 
 
 def stacked(values: Sequence[Any], count: int) -> Any:

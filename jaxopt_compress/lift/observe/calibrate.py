@@ -44,7 +44,7 @@ GRADIENT = _Way((), (-1,))
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["order"])
 @dataclasses.dataclass(frozen=True)
-class _Seen:
+class Seen:
     """What was measured; ``order`` has its keys in program order."""
 
     values: dict[Key, Reducible]
@@ -90,17 +90,12 @@ def calibrate(
         >>> stats.mean, stats.absmax, stats.rows
         (Array([2., 0.], dtype=float32), Array([3., 2.], dtype=float32), Array(3, dtype=int32))
     """
-    measures = _checked(measures)
+    measures = checked(measures)
     chosen = frozenset(select(params, where))
 
     @jax.jit
-    def measure(params: Any, batch: tuple[Any, ...]) -> _Seen:
-        tape = Tape(functools.partial(_observe, measures))
-        result = observed_call(fn, tape, chosen, params, batch, {})
-        values = dict(tape.values)
-        if any(m.of_gradient is not None for m in measures):
-            values |= _of_gradients(fn, measures, chosen, params, batch, result)
-        return _Seen(values, tuple(sorted(values, key=tape.place)))
+    def measure(params: Any, batch: tuple[Any, ...]) -> Seen:
+        return _measured_call(fn, measures, chosen, params, batch)
 
     add = jax.jit(fold, donate_argnums=0)
     sums: dict[Key, Reducible] | None = None
@@ -114,10 +109,46 @@ def calibrate(
         order.update(dict.fromkeys(seen.order))
     if sums is None:
         raise ValueError("calibrate needs at least one batch that is not empty, and there is none")
-    return _by_path({key: sums[key] for key in order}, measures)
+    return by_path({key: sums[key] for key in order}, measures)
 
 
-def _checked(measures: Sequence[Measure]) -> tuple[Measure, ...]:
+def _measured_call(
+    fn: Callable[..., Any],
+    measures: Sequence[Measure],
+    chosen: frozenset[str],
+    params: Any,
+    batch: tuple[Any, ...],
+) -> Seen:
+    """What is measured in one batch."""
+    tape = Tape(functools.partial(measured_at, measures))
+    result = observed_call(fn, tape, chosen, params, batch, {})
+    values = dict(tape.values)
+    if any(m.of_gradient is not None for m in measures):
+        values |= _of_gradients(fn, measures, chosen, params, batch, result)
+    return Seen(values, tuple(sorted(values, key=tape.place)))
+
+
+def abstract_statistics(
+    fn: Callable[..., Any], params: Any, batch: tuple[Any, ...], measures: Sequence[Measure]
+) -> dict[str, list[Statistics]]:
+    """The types of the statistics that `calibrate` would return; nothing is computed."""
+    measures, chosen = checked(measures), frozenset(select(params))
+    flat, treedef = jax.tree.flatten((params, batch))
+    at = [i for i, x in enumerate(flat) if hasattr(x, "shape")]
+
+    def run(values: list[Any]) -> dict[str, list[Statistics]]:
+        full = list(flat)
+        for i, value in zip(at, values, strict=True):
+            full[i] = value
+        inner, args = jax.tree.unflatten(treedef, full)
+        seen = _measured_call(fn, measures, chosen, inner, args)
+        return by_path({key: seen.values[key] for key in seen.order}, measures)
+
+    return jax.eval_shape(run, [flat[i] for i in at])
+
+
+def checked(measures: Sequence[Measure]) -> tuple[Measure, ...]:
+    """The measures, once it is sure that they are some, under different names."""
     measures = (measures,) if isinstance(measures, Measure) else tuple(measures)
     for m in measures:
         if not isinstance(m, Measure):
@@ -136,7 +167,8 @@ def _is_empty(batch: tuple[Any, ...]) -> bool:
     return bool(arrays) and all(x.size == 0 for x in arrays)
 
 
-def _observe(measures: Sequence[Measure], tape: Tape, meeting: Meeting) -> None:
+def measured_at(measures: Sequence[Measure], tape: Tape, meeting: Meeting) -> None:
+    """The observer that measures what meets a parameter."""
     seen = meeting.vectors()
     if seen is None:
         return
@@ -210,9 +242,7 @@ def _of_gradients(
     }
 
 
-def _by_path(
-    sums: dict[Key, Reducible], measures: Sequence[Measure]
-) -> dict[str, list[Statistics]]:
+def by_path(sums: dict[Key, Reducible], measures: Sequence[Measure]) -> dict[str, list[Statistics]]:
     """Statistics by path, each list in the order of ``sums``."""
     results = tuple((m.name, m.result) for m in measures)
     of_gradients = {k.path: _values(v) for k, v in sums.items() if k.kind == GRADIENT}

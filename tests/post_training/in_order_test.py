@@ -1,0 +1,327 @@
+"""Layer after layer: statistics behind compressed layers, resuming, and what is refused."""
+
+import warnings
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_compress as jc
+from jaxopt_compress.compression import Decision, LeafMethod, LeafState, NeedsStats, compression_of
+from jaxopt_compress.lift.lockstep import WholeWarning
+from tests.array_contract import assert_same_bits
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+D = 8
+BATCHES = [normal(100 + i, 6, D) for i in range(3)]
+SCALES = jnp.array([1.0, 0.1, 10.0, 3.0])
+
+
+def layers(params, x):
+    """Unrolled, from a list."""
+    for w in params["w"]:
+        x = jnp.tanh(x @ w)
+    return x @ params["out"]
+
+
+def indexed(params, x):
+    """Unrolled, from a stack."""
+    for i in range(len(SCALES)):
+        x = jnp.tanh(x @ params["w"][i])
+    return x @ params["out"]
+
+
+def scanned(params, x):
+    """Scanned and rematerialized, in another dtype, reversed."""
+
+    @jax.checkpoint
+    def body(x, w):
+        return jnp.tanh(x @ w.astype(x.dtype)), jnp.sum(x)
+
+    x, sums = jax.lax.scan(body, x, params["w"], reverse=True)
+    return x @ params["out"] + sums.sum()
+
+
+def experts(params, x):
+    """Each expert on inputs of its own."""
+    x = jnp.stack([x, 10 * x, 0.1 * x, -x])
+    return jnp.tanh(jnp.einsum("end,edf->enf", x, params["w"])).sum(0) @ params["out"]
+
+
+def transposed(params, x):
+    """[out, in] weights inside of jit, beside a table that is tied to the last product."""
+    hidden = jax.jit(lambda w, x: jnp.tanh(x @ w.T))(params["w"][0], x)
+    return (hidden + params["out"][:, jnp.arange(6)].T) @ params["out"]
+
+
+STACK = normal(0, 4, D, D) * SCALES[:, None, None]
+CASES = {
+    "layers": (layers, {"w": list(STACK), "out": normal(1, D, D)}),
+    "indexed": (indexed, {"w": STACK, "out": normal(1, D, D)}),
+    "scanned": (scanned, {"w": STACK, "out": normal(1, D, D)}),
+    "experts": (experts, {"w": STACK, "out": normal(1, D, D)}),
+    "transposed": (transposed, {"w": list(STACK), "out": normal(1, D, D)}),
+}
+GROUPS = jc.quantize("int3", group_size=4)
+RECIPES = {
+    "int3": GROUPS,
+    "pruned": {
+        "out": jc.quantize("int8"),
+        "**": jc.chain(
+            jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)), jc.quantize("int4")
+        ),
+    },
+}
+
+
+def in_order(name, recipe, **given):
+    fn, params = CASES[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return jc.compress_in_order(fn, params, recipe, BATCHES, progress=False, **given)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", CASES)
+def test_methods_without_data_give_what_they_give_at_once(name, recipe):
+    """Bit for bit, stacks of entries decided one by one included."""
+    fn, params = CASES[name]
+    uses = jc.uses(fn, params, BATCHES[0])
+    want = jc.compress(params, RECIPES[recipe], uses=uses)
+    assert_same_bits(in_order(name, RECIPES[recipe]), want)
+
+
+def recording(seen: dict, where=None) -> jc.Compression:
+    """Rounds to integers, and keeps the statistics that it got."""
+
+    def init(parameter):
+        if not isinstance(parameter.value, jax.core.Tracer):
+            seen.setdefault(parameter.path, []).append(parameter.stats)
+        return Decision(_Rounded(parameter.value.ndim))
+
+    def check(parameter):
+        if parameter.stats is None:
+            raise NeedsStats(f"no statistics for {parameter.path}")
+
+    return compression_of(LeafMethod(check, init), where)
+
+
+@jax.tree_util.register_static
+class _Rounded(LeafState):
+    kind = "rounded"
+
+    def __init__(self, ndim):
+        self.ndim = ndim
+
+    def __hash__(self):
+        return self.ndim
+
+    def __eq__(self, other):
+        return type(self) is type(other) and self.ndim == other.ndim
+
+    def apply(self, w, learned):
+        return jnp.round(w)
+
+    def compress(self, w, learned, path):
+        return jnp.round(w)
+
+
+@pytest.mark.parametrize("name", ["layers", "indexed", "scanned", "experts"])
+def test_each_layer_is_calibrated_behind_the_compressed_ones(name):
+    """By definition: with the layers before it compressed, `calibrate` finds the same."""
+    fn, params = CASES[name]
+    seen = {}
+    small = jc.compress_in_order(fn, params, recording(seen), BATCHES, progress=False)
+    rounded = jax.tree.map(jnp.round, params)
+    jax.tree.map(np.testing.assert_array_equal, small, rounded)
+    stacked = not isinstance(params["w"], list)
+    assert len(seen["w" if stacked else "w/0"]) == (1 if not stacked or name == "experts" else 4)
+    for t in range(4):
+        now = jax.tree.map(lambda x: x, params)
+        before = range(t + 1, 4) if name == "scanned" else range(t)
+        for i in before if name != "experts" else ():
+            if stacked:
+                now["w"] = now["w"].at[i].set(rounded["w"][i])
+            else:
+                now["w"][i] = rounded["w"][i]
+        path = "w" if stacked else f"w/{t}"
+        want = jc.calibrate(fn, now, BATCHES, where=path)[path][0]
+        own = seen[path]
+        if name == "experts":
+            got = jax.tree.map(lambda x, t=t: x[t], own[0])
+        else:
+            place = 3 - t if name == "scanned" else t
+            got = jax.tree.map(lambda x: x[0], own[place]) if stacked else own[0]
+        want = jax.tree.map(lambda x, t=t: x[t], want) if stacked else want
+        for what in ("second_moment", "mean_magnitude", "low", "high", "rows"):
+            a, b = (getattr(s, what) for s in (got, want))
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * float(jnp.abs(b).max()))
+    last = jc.calibrate(fn, {**rounded, "out": params["out"]}, BATCHES, where="out")["out"][0]
+    np.testing.assert_allclose(seen["out"][0].second_moment, last.second_moment, rtol=1e-4)
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        h = nn.LayerNorm()(x)
+        x = x + nn.MultiHeadDotProductAttention(num_heads=2)(h, h)
+        h = nn.Dense(16)(nn.LayerNorm()(x))
+        return x + nn.Dense(D)(nn.gelu(h)), None
+
+
+class Net(nn.Module):
+    scan: bool
+
+    @nn.compact
+    def __call__(self, ids):
+        embed = nn.Embed(16, D)
+        x = embed(ids)
+        if self.scan:
+            axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "length": 4}
+            x, _ = nn.scan(nn.remat(Block), **axes)()(x, None)
+        else:
+            for _ in range(4):
+                x, _ = Block()(x, None)
+        return embed.attend(nn.LayerNorm()(x))
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_a_transformer_of_linen(scan, capsys):
+    net = Net(scan)
+    ids = [jnp.asarray(np.random.default_rng(i).integers(0, 16, (2, 5))) for i in range(3)]
+    params = net.init(jax.random.key(0), ids[0])
+    recipe = {"**/embedding": jc.quantize("int8"), "**/kernel": jc.quantize("int4")}
+    uses = jc.uses(net.apply, params, ids[0])
+    small = jc.compress_in_order(net.apply, params, recipe, ids)
+    assert_same_bits(small, jc.compress(params, recipe, uses=uses))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (6 * 4 + 1)  # The table that is tied to the head comes last.
+    assert "embedding" in lines[-1]
+
+
+def test_equal_layers_share_programs():
+    from jaxopt_compress.lift.lockstep import march
+    from jaxopt_compress.lift.lockstep.values import Each
+
+    def pieces(depth):
+        fn = lambda ws, x: layers({"w": ws[:-1], "out": ws[-1]}, x)
+        ws = [normal(i, D, D) for i in range(depth + 1)]
+        closed = jax.make_jaxpr(fn)(ws, BATCHES[0])
+        args = [(str(i), w) for i, w in enumerate(ws)] + [Each(BATCHES)]
+        names = {str(i) for i in range(depth + 1)}
+        decide = lambda path, index, w, stats: (stats(), w)[1]
+        results, made = march(closed, args, names, decide, (3, 0), (jc.measures.ranges(),))
+        np.testing.assert_allclose(results[0].values[2], fn(ws, BATCHES[2]), rtol=1e-6)
+        return len(made)
+
+    assert pieces(3) == pieces(9) <= 3
+
+
+def test_held_out_statistics_choose():
+    fn, params = CASES["scanned"]
+    more = [5 * x for x in BATCHES]
+    best = jc.best_of(jc.quantize("int2"), jc.quantize("int5"))
+    small = jc.compress_in_order(fn, params, best, BATCHES, held_out=more, progress=False)
+    assert small["w"].format == small["out"].format == "int5"
+    with pytest.raises(ValueError, match="no held-out statistics"):
+        jc.compress_in_order(fn, params, best, BATCHES, progress=False)
+
+
+@pytest.mark.parametrize("name", ["layers", "scanned"])
+@pytest.mark.parametrize("recipe", ["int3", "pruned"])
+def test_a_run_goes_on_where_it_was_interrupted(name, recipe, tmp_path, monkeypatch):
+    from jaxopt_compress.post_training import decided
+
+    whole = in_order(name, RECIPES[recipe])
+    keep, left = decided._keep, [2]
+
+    def interrupted(*args):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        keep(*args)
+
+    monkeypatch.setattr(decided, "_keep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        in_order(name, RECIPES[recipe], resume=tmp_path / "run")
+    assert len(list((tmp_path / "run").glob("0*"))) == 2
+    monkeypatch.setattr(decided, "_keep", keep)
+    again = in_order(name, RECIPES[recipe], resume=tmp_path / "run")
+    assert_same_bits(again, whole)
+    assert len(list((tmp_path / "run").glob("0*"))) == 5
+    with pytest.raises(ValueError, match="other parameters, batches or chosen"):
+        fn, params = CASES[name]
+        jc.compress_in_order(
+            fn, params, GROUPS, BATCHES[:2], resume=tmp_path / "run", progress=False
+        )
+
+
+def test_values_may_wait_on_the_host():
+    assert_same_bits(in_order("scanned", GROUPS, offload=True), in_order("scanned", GROUPS))
+
+
+def recurrent(params, x):
+    """One weight in every iteration."""
+    step = lambda h, x: (jnp.tanh(x @ params["in"] + h @ params["w"]), None)
+    return jax.lax.scan(step, jnp.zeros((D,)), x)[0] @ params["out"]
+
+
+def branch(params, x):
+    """A weight in a branch."""
+    wide = jnp.sum(x) > -1e9
+    return jax.lax.cond(wide, lambda: x @ params["w"], lambda: x) @ params["out"]
+
+
+@pytest.mark.parametrize(("fn", "primitive"), [(recurrent, "scan"), (branch, "cond")])
+def test_what_cannot_be_walked_is_calibrated_as_a_whole_and_says_so(fn, primitive):
+    params = {k: normal(i, D, D) for i, k in enumerate(("in", "w", "out"))}
+    seen = {}
+    if fn is branch:
+        del params["in"]
+    with pytest.warns(WholeWarning, match=f"'{primitive}' is calibrated as a whole, at .*: .*w"):
+        jc.compress_in_order(fn, params, recording(seen), BATCHES, progress=False)
+    want = jc.calibrate(fn, params, BATCHES, where="w")["w"][0]
+    np.testing.assert_allclose(seen["w"][0].second_moment, want.second_moment, rtol=1e-5)
+    rounded = {**jax.tree.map(jnp.round, params), "out": params["out"]}
+    want = jc.calibrate(fn, rounded, BATCHES, where="out")["out"][0]
+    np.testing.assert_allclose(seen["out"][0].second_moment, want.second_moment, rtol=1e-5)
+
+
+def test_tables_are_compressed_before_they_are_looked_up():
+    """So that later layers see their error."""
+    params = {"table": 3 * normal(0, 9, D), "w": normal(1, D, D)}
+    fn = lambda p, i: p["table"][i] @ p["w"]
+    seen = {}
+    recipe = {"table": jc.quantize("int2"), "w": recording(seen)}
+    ids = [jnp.arange(9)]
+    small = jc.compress_in_order(fn, params, recipe, ids, progress=False)
+    x = jc.materialize(small)["table"]
+    np.testing.assert_allclose(seen["w"][0].second_moment, x.T @ x / 9, rtol=1e-5, atol=1e-6)
+
+
+def test_errors_come_before_anything_is_computed():
+    fn, params = CASES["layers"]
+    ran = []
+    traced = lambda p, x: (jax.debug.callback(lambda: ran.append(1)), fn(p, x))[1]
+    bad = {"w/*": GROUPS, "out": jc.quantize("int4", group_size=3)}
+    with pytest.raises(ValueError, match=r"group_size=3 .*'out' of shape \(8, 8\)"):
+        jc.compress_in_order(traced, params, bad, BATCHES)
+    with pytest.raises(ValueError, match="'v/\\*' matches no leaf"):
+        jc.compress_in_order(traced, params, {"v/*": GROUPS}, BATCHES)
+    with pytest.raises(ValueError, match="at least one batch"):
+        jc.compress_in_order(traced, params, GROUPS, [])
+    with pytest.raises(ValueError, match="batch 1 has the shapes"):
+        jc.compress_in_order(traced, params, GROUPS, [BATCHES[0], BATCHES[1][:2]])
+    assert not ran
+
+
+def test_methods_that_need_data_name_what_meets_none():
+    params = {"w": normal(0, D, D), "unused": normal(1, D, D)}
+    with pytest.raises(NeedsStats, match="no statistics for unused"):
+        jc.compress_in_order(lambda p, x: x @ p["w"], params, recording({}, "*"), BATCHES)
