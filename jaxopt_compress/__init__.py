@@ -20,6 +20,7 @@ from jaxopt_compress.quantization import (
     quantize,
     quantize_array,
 )
+from jaxopt_compress.rewriting import fold_norms
 from jaxopt_compress.sparsity import constant, magnitude, polynomial, prune
 from jaxopt_compress.storage import load, save
 from jaxopt_compress.transforms import compressed_training, weight_gradients
@@ -42,6 +43,7 @@ __all__ = [
     "compressed_training",
     "constant",
     "dorefa",
+    "fold_norms",
     "lift",
     "load",
     "low_rank",
