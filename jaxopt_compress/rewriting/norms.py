@@ -183,7 +183,8 @@ def fold_norms(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -
     A product followed by ``y = gamma * (x @ W + b - mean) / sqrt(var + eps) + beta``, in whatever
     order it is written, is ``x @ (a W) + c`` with ``a`` and ``c`` per output channel. Norms are
     found in the staged function, not by modules or names. Products in scans, remat and functions
-    with custom derivatives are not entered.
+    with custom derivatives are not entered. A chain ends at any other equation, such as a
+    transpose or a reshape: a norm behind one stays as it is, and is not listed in ``skipped``.
 
     Args:
         fn: Any JAX function; it holds the inference form of its norms.

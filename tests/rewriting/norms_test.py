@@ -128,3 +128,21 @@ def test_tied_weights_are_skipped_with_the_reason():
     rw = jc.fold_norms(fn, p, x)
     assert "used elsewhere" in rw.skipped["w"] and list(rw.folds) == ["v"]
     rw.check(fn, x, tolerance=1e-5)
+
+
+def test_nnx_state_keeps_its_structure():
+    nnx = pytest.importorskip("flax.nnx")
+    rngs = nnx.Rngs(0)
+    layers = (
+        nnx.Conv(3, 4, (3, 3), rngs=rngs),
+        nnx.BatchNorm(4, rngs=rngs, use_running_average=True),
+    )
+    graph, state = nnx.split(nnx.Sequential(*layers))
+    params, x = spread(state), jnp.ones((1, 4, 4, 3))
+
+    def fn(params, x):
+        return nnx.merge(graph, params)(x)
+
+    rw = jc.fold_norms(fn, params, x)
+    rw.check(fn, x, tolerance=1e-5)
+    assert len(jax.tree.leaves(rw.params)) == 2
