@@ -30,6 +30,7 @@ from jaxopt_compress.quantization import (
     quantize,
     quantize_array,
 )
+from jaxopt_compress.rewriting import fold_norms
 from jaxopt_compress.sparsity import prune, schedules, scores
 from jaxopt_compress.storage import load, save
 from jaxopt_compress.transforms import compressed_training, weight_gradients
@@ -56,6 +57,7 @@ __all__ = [
     "compress_in_order",
     "compressed_training",
     "dorefa",
+    "fold_norms",
     "lift",
     "load",
     "low_rank",

@@ -13,6 +13,7 @@ ROOMS = [
     {"arrays"},
     {"tree"},
     {"lift"},
+    {"rewriting"},
     {"compression"},
     {"sparsity", "quantization", "low_rank"},
     {"transforms"},

@@ -1,0 +1,38 @@
+"""How far a rewritten function is from its reference."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Difference(NamedTuple):
+    """The largest difference between a rewritten function and its reference.
+
+    Attributes:
+        absolute: The largest absolute difference of an output.
+        relative: That over the largest magnitude of the reference's same output.
+    """
+
+    absolute: float
+    relative: float
+
+
+def difference(got: Any, reference: Any, tolerance: float | None) -> Difference:
+    """Measures; raises where the relative difference is above ``tolerance``."""
+    absolute = relative = 0.0
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(reference), strict=True):
+        apart = float(jnp.max(jnp.abs(jnp.asarray(x) - jnp.asarray(y)), initial=0.0))
+        size = float(jnp.max(jnp.abs(jnp.asarray(y)), initial=0.0))
+        share = apart / size if size else (0.0 if apart == 0 else float("inf"))
+        # `not <=`, so that NaN counts.
+        if not apart <= absolute:
+            absolute = apart
+        if not share <= relative:
+            relative = share
+    if tolerance is not None and not relative <= tolerance:
+        raise ValueError(
+            f"the rewritten function differs from its reference by {relative:.3g} of the largest "
+            f"output, more than tolerance={tolerance}"
+        )
+    return Difference(absolute, relative)

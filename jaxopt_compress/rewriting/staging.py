@@ -1,0 +1,95 @@
+"""Functions of parameters as one flat list of equations."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core
+
+from jaxopt_compress.lift._compat import bind, close, equation_scope, parts
+
+_INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+
+
+class Step(NamedTuple):
+    """One equation, its operands and results numbered across inlined calls."""
+
+    eqn: core.JaxprEqn
+    inputs: tuple[Any, ...]  # an int, or a Literal
+    outputs: tuple[int, ...]
+
+
+class Staged(NamedTuple):
+    """A function as equations; the first values are the leaves of the parameters."""
+
+    steps: list[Step]
+    constants: dict[int, Any]
+    leaves: int
+    arguments: list[Any]
+    outputs: list[Any]
+    out_tree: Any
+
+
+def stage(fn: Callable[..., Any], params: Any, args: tuple, kwargs: dict) -> Staged:
+    """Stages ``fn(params, *args, **kwargs)``; an argument that is no array stays static."""
+    shapes, params_def = jax.tree.flatten(params)
+    rest, rest_def = jax.tree.flatten((args, kwargs))
+    arrays = [i for i, x in enumerate(rest) if hasattr(x, "shape")]
+    out_tree = None
+
+    def body(leaves: list[Any], values: list[Any]) -> list[Any]:
+        nonlocal out_tree
+        full = list(rest)
+        for i, value in zip(arrays, values, strict=True):
+            full[i] = value
+        args, kwargs = jax.tree.unflatten(rest_def, full)
+        out, out_tree = jax.tree.flatten(fn(params_def.unflatten(leaves), *args, **kwargs))
+        return out
+
+    arguments = [rest[i] for i in arrays]
+    jaxpr, consts = parts(jax.make_jaxpr(body)(shapes, arguments))
+    steps: list[Step] = []
+    names: dict[Any, int] = {v: i for i, v in enumerate(jaxpr.invars)}
+    count = len(names)
+    constants = {}
+
+    def new() -> int:
+        nonlocal count
+        count += 1
+        return count - 1
+
+    def inline(jaxpr: Any, consts: Any, env: dict[Any, Any]) -> list[Any]:
+        for var, value in zip(jaxpr.constvars, consts, strict=True):
+            env[var] = new()
+            constants[env[var]] = value
+
+        def read(atom: Any) -> Any:
+            return atom if isinstance(atom, core.Literal) else env[atom]
+
+        for eqn in jaxpr.eqns:
+            inputs = tuple(map(read, eqn.invars))
+            inner = _INLINED.get(eqn.primitive.name)
+            if inner:
+                closed = close(eqn.params[inner])
+                body, body_consts = parts(closed)
+                results = inline(body, body_consts, dict(zip(body.invars, inputs, strict=True)))
+            else:
+                results = [new() for _ in eqn.outvars]
+                steps.append(Step(eqn, inputs, tuple(results)))
+            env.update(zip(eqn.outvars, results, strict=True))
+        return list(map(read, jaxpr.outvars))
+
+    outputs = inline(jaxpr, consts, dict(names))
+    return Staged(steps, constants, len(shapes), arguments, outputs, out_tree)
+
+
+def value_of(env: dict[int, Any], atom: Any) -> Any:
+    """The value of an operand."""
+    return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+
+def run_step(env: dict[int, Any], step: Step) -> None:
+    """Binds one equation and keeps its results."""
+    with equation_scope(step.eqn):
+        results = bind(step.eqn, [value_of(env, x) for x in step.inputs])
+    env.update(zip(step.outputs, results, strict=True))
