@@ -11,7 +11,7 @@ import pytest
 import jaxopt_compress as jc
 from jaxopt_compress.compression import Decision, LeafMethod, LeafState, NeedsStats, compression_of
 from jaxopt_compress.lift.lockstep import WholeWarning
-from tests.array_contract import assert_same_bits
+from tests.method_contract import assert_same_bits
 
 
 def normal(seed, *shape):
