@@ -12,6 +12,7 @@ import jaxopt_compress as jc
 from jaxopt_compress.compression import Decision, LeafMethod, LeafState, NeedsStats, compression_of
 from jaxopt_compress.lift.lockstep import WholeWarning
 from tests.method_contract import assert_same_bits
+from tests.models import CASES as MODELS
 
 
 def normal(seed, *shape):
@@ -325,3 +326,40 @@ def test_methods_that_need_data_name_what_meets_none():
     params = {"w": normal(0, D, D), "unused": normal(1, D, D)}
     with pytest.raises(NeedsStats, match="no statistics for unused"):
         jc.compress_in_order(lambda p, x: x @ p["w"], params, recording({}, "*"), BATCHES)
+
+
+# One of each kind of walk; the others are like one of them.
+WALKS = (
+    "einsum_experts",
+    "concatenate_outputs",
+    "conv_grouped",
+    "ragged_dot",
+    "vmap_models",
+    "take",
+)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, id=c.name, marks=[] if c.name in WALKS else pytest.mark.slow) for c in MODELS],
+)
+def test_any_function(case):
+    fn, params, args = case.make()
+    c = jc.quantize("int8")
+    want = jc.compress(params, c, uses=jc.uses(fn, params, *args))
+    assert_same_bits(jc.compress_in_order(fn, params, c, [tuple(args)], progress=False), want)
+
+
+def test_places_of_the_recipe_hold_for_the_whole_tree():
+    """A list of globs, and elements of a chain that choose different parameters."""
+    fn, params = CASES["layers"]
+    prune = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), where="out")
+    c = jc.chain(prune, jc.quantize("int4", where=["w/0", "w/2", "out"]))
+    small = jc.compress_in_order(fn, params, c, BATCHES, progress=False)
+    kinds = [type(x).__name__ for x in (*small["w"], small["out"].codes)]
+    assert kinds == ["QuantizedArray", "ArrayImpl", "QuantizedArray", "ArrayImpl", "SparseArray"]
+    with pytest.raises(ValueError, match="'w/9' matches no leaf"):
+        jc.compress_in_order(
+            fn, params, jc.quantize("int4", where=["w/0", "w/9"]), BATCHES, progress=False
+        )
