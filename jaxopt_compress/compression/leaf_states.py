@@ -12,8 +12,8 @@ from jaxopt_compress.compression.checks import check_finite
 from jaxopt_compress.compression.states import (
     NO_COMPRESSION,
     OF_AN_OPTIMIZER,
-    ChainState,
     CompressionState,
+    describes_itself,
     training_states,
 )
 from jaxopt_compress.tree import Layout, map_named, named_leaves
@@ -80,7 +80,7 @@ def forward_leaves(params: Any, state: Any, *, materialize: bool = True) -> Any:
 
 
 def _applied(params: Any, state: Any, method: Callable[[LeafState], Callable[..., Any]]) -> Any:
-    if isinstance(state, ChainState):
+    if describes_itself(state) and not isinstance(state, CompressionState):
         for inner in state.states:
             params = _applied(params, inner, method)
         return params
@@ -100,7 +100,7 @@ def compress_leaves(params: Any, state: Any) -> Any:
     Raises:
         ValueError: A parameter holds infinities or NaNs.
     """
-    if isinstance(state, ChainState):
+    if describes_itself(state) and not isinstance(state, CompressionState):
         for inner in state.states:
             params = compress_leaves(params, inner)
         return params

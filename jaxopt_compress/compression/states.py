@@ -84,6 +84,7 @@ def replace_learned(state: Any, learned: list[dict[str, Any]]) -> Any:
 
 def describes_itself(state: Any) -> bool:
     """Whether a state is made of states of methods alone, whose leaves carry out what they hold."""
-    if isinstance(state, ChainState):
-        return all(map(describes_itself, state.states))
+    inner = getattr(state, "states", None)
+    if isinstance(inner, tuple):
+        return all(map(describes_itself, inner))
     return isinstance(state, CompressionState)

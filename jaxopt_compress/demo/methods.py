@@ -29,7 +29,7 @@ class Method(NamedTuple):
 
 
 def _prune(schedule: Schedule) -> jc.Compression:
-    return jc.prune(jc.magnitude(), schedule, where=LARGE)
+    return jc.prune(jc.scores.magnitude(), schedule, where=LARGE)
 
 
 def _low_rank(schedule: Schedule) -> jc.Compression:
@@ -52,9 +52,9 @@ METHODS = (
 
 def gradual(steps: int) -> Schedule:
     """Sparsity that rises over the first half of training, renewed every few steps."""
-    return jc.polynomial(SPARSITY, begin=0, end=max(1, steps // 2), every=5)
+    return jc.schedules.polynomial(SPARSITY, begin=0, end=max(1, steps // 2), every=5)
 
 
 def at_once() -> Schedule:
     """The final sparsity from the start, for compressing without training."""
-    return jc.constant(SPARSITY)
+    return jc.schedules.constant(SPARSITY)

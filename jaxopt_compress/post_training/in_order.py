@@ -185,19 +185,19 @@ def _chosen(
     shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in leaves.items() if is_float(x)}
     # What the whole tree is asked for is refused for the whole tree.
     try:
-        jax.eval_shape(lambda p: compression.init(p, uses=dict(uses), stats=dict(stats)), shapes)
+        every = lambda p, stats: compression.init(p, uses=dict(uses), stats=stats)
+        jax.eval_shape(every, shapes, dict(stats))
     except (NeedsValues, jax.errors.JAXTypeError):
         pass
     chosen = []
     for path, w in shapes.items():
         given = {path: stats[path]} if path in stats else {}
-        init = lambda p, path=path, given=given: compression.init(
-            p, uses={path: list(uses.get(path, ()))}, stats=given
-        )
+        own = {path: list(uses.get(path, ()))}
+        init = lambda p, stats, own=own: compression.init(p, uses=own, stats=stats)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AssumedLayout)
             try:
-                state = jax.eval_shape(init, Part({path: w}))
+                state = jax.eval_shape(init, Part({path: w}), given)
             except (NeedsValues, jax.errors.JAXTypeError):
                 chosen.append(path)
                 continue
