@@ -89,7 +89,7 @@ def flatten(figures: Any, name: str = "") -> dict[str, Any]:
     if isinstance(figures, list):
         if len(figures) == 3 and all(map(_is_number, figures)):
             return {name: figures[0]}
-        if all(isinstance(row, dict) for row in figures):
+        if figures and all(isinstance(row, dict) for row in figures):
             return {k: x for row in figures for k, x in _flatten_row(row, name).items()}
         return {name: json.dumps(figures)}
     return {name: figures}
@@ -159,7 +159,7 @@ def table(changes: list[Change]) -> str:
     aligned = [
         [
             cell.rjust(w) if 0 < i < 4 else cell.ljust(w)
-            for i, (cell, w) in enumerate(zip(line, widths))
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
         ]
         for line in lines
     ]

@@ -53,7 +53,11 @@ def test_flat_names():
     found, attempted = doctest.testmod(bench)
     assert attempted and not found
     rows = [{"program": "p", "target": t, "bytes": i, "copies": []} for i, t in enumerate("ab")]
-    assert bench.flatten({"rows": rows})["rows/p/b/bytes"] == 1
+    flat = bench.flatten({"rows": rows})
+    assert flat["rows/p/b/bytes"] == 1
+    # Else the first entry of a list would be a new figure, and no drift.
+    rows[1]["copies"] = ["bf16[8,8] HBM"]
+    assert drifted(flat, bench.flatten({"rows": rows})) == ["rows/p/b/copies"]
 
 
 def test_every_script_has_an_entry():
