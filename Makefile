@@ -4,7 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 NEWEST := .venv-newest
 BIN := $(VENV)/bin
-BENCHES := trace_time prune_step qat_step compile_targets
 
 # Plots are written to files, never shown.
 export MPLBACKEND := Agg
@@ -31,10 +30,8 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/.targets
-	@set -e; for bench in $(BENCHES); do \
-	  echo "benchmarks/$$bench.py"; $(BIN)/python benchmarks/$$bench.py $(BENCH_ARGS); \
-	done
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
 # The newest JAX needs a newer Python than the oldest supported one.
 test-newest:
@@ -57,8 +54,8 @@ $(NEWEST)/.installed: EXTRA := test
 	@$*/bin/python -m pip install -qq --editable ".[$(EXTRA)]"
 	@touch $@
 
-$(VENV)/.targets: $(VENV)/.installed
-	@$(BIN)/python -m pip install -qq --editable ".[targets]"
+$(VENV)/.bench: $(VENV)/.installed
+	@$(BIN)/python -m pip install -qq --editable ".[bench]"
 	@touch $@
 
 clean:

@@ -1,6 +1,6 @@
 """What gradual magnitude pruning adds to a training step: an MLP of 10M parameters, adam.
 
-python benchmarks/prune_step.py [--rounds 30] [--json]
+python benchmarks/prune_step.py [--rounds 30] [--seed 0] [--json]
 """
 
 import argparse
@@ -26,7 +26,7 @@ def make_step(tx, compression):
     return models.train_step(loss, tx, compression)
 
 
-def build(name, batch, steps, end):
+def build(name, batch, steps, end, seed):
     """The compiled step of a variant, and a run of ``steps`` such steps."""
     schedules = {
         "plain": None,
@@ -38,21 +38,22 @@ def build(name, batch, steps, end):
     c = None if schedule is None else jc.prune(jc.scores.magnitude(), schedule)
     inner = optax.adam(1e-3)
     tx = inner if c is None else jc.compressed_training(inner, c)
-    params = models.mlp_init(jax.random.key(0), SIZES)
+    params = models.mlp_init(jax.random.key(seed), SIZES)
     state = (params, jax.jit(tx.init)(params))
     compiled = timing.compiled_step(make_step(tx, c), state, *batch)
     return compiled, timing.training(compiled, state, *batch, steps=steps)
 
 
-def measure(rounds, end):
+def measure(rounds, end, seed):
     """All figures, by name."""
-    keys = jax.random.split(jax.random.key(1))
+    keys = jax.random.split(jax.random.key(seed + 1))
     x = jax.random.normal(keys[0], (64, SIZES[0]))
     batch = (x, jax.random.randint(keys[1], (64,), 0, SIZES[-1]))
     names = ("plain", "masked", "every step", f"every {PERIOD} steps")
     # Each round takes a whole period of every variant, so that each pays for its share of updates.
-    built = {name: build(name, batch, PERIOD, end) for name in names}
-    samples = timing.interleave({k: run for k, (_, run) in built.items()}, rounds, warmup=1)
+    built = {name: build(name, batch, PERIOD, end, seed) for name in names}
+    runs = {name: run for name, (_, run) in built.items()}
+    samples = timing.interleave(runs, rounds, warmup=1, seed=seed)
 
     leaf = max(a * b for a, b in itertools.pairwise(SIZES)) * 4
     temporaries = {k: c.memory_analysis().temp_size_in_bytes for k, (c, _) in built.items()}
@@ -66,7 +67,7 @@ def measure(rounds, end):
         extra = temporaries[name] - temporaries["plain"]
         figures[f"{key}_extra_temporaries_per_largest_leaf"] = round(extra / leaf, 4)
     parameters = sum(p.size for p in jax.tree.leaves(models.mlp_init(jax.random.key(0), SIZES)))
-    return figures | {"parameters": parameters, "rounds": rounds, "period": PERIOD}
+    return figures | {"parameters": parameters, "rounds": rounds, "period": PERIOD, "seed": seed}
 
 
 def main():
@@ -74,11 +75,12 @@ def main():
     parser.add_argument("--rounds", type=int, default=30, help="of 10 steps of every variant")
     parser.add_argument("--end", type=int, default=1000, help="last step of the schedule")
     parser.add_argument("--fresh-memory", action="store_true", help="let malloc return memory")
+    parser.add_argument("--seed", type=int, default=0, help="of values and of the order of runs")
     parser.add_argument("--json", action="store_true", help="print one line of JSON only")
     args = parser.parse_args()
     if not args.fresh_memory:
         timing.keep_memory()
-    figures = measure(args.rounds, args.end)
+    figures = measure(args.rounds, args.end, args.seed)
     if args.json:
         return timing.emit(figures)
     columns = ("mask updated", "ms", "ratio", "CPU ms", "CPU ratio", "extra temp. / leaf")

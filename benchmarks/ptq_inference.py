@@ -67,17 +67,17 @@ def compile_call(fn, params, x):
     return lambda: compiled(params, x)
 
 
-def measure(width, batch, rounds, calls, with_qwix):
+def measure(width, batch, rounds, calls, with_qwix, seed):
     """All figures of one model and batch, by variant and name."""
-    params = models.mlp_init(jax.random.key(0), [width] * (LAYERS + 1))
-    x = jax.random.normal(jax.random.key(1), (batch, width))
+    params = models.mlp_init(jax.random.key(seed), [width] * (LAYERS + 1))
+    x = jax.random.normal(jax.random.key(seed + 1), (batch, width))
     plain = lambda: compile_call(models.mlp, params, x)
     ours = {name: compressed(params, c, x) for name, (c, _) in VARIANTS.items()}
     theirs = {name: by_qwix(params, r, x) for name, (_, r) in VARIANTS.items() if with_qwix}
     runs = {"float32": plain(), "float32 again": plain()} | ours
     runs |= {f"{name}, Qwix": run for name, run in theirs.items()}
     repeated = {name: lambda run=run: [run() for _ in range(calls)] for name, run in runs.items()}
-    samples = timing.interleave(repeated, rounds, warmup=3)
+    samples = timing.interleave(repeated, rounds, warmup=3, seed=seed)
     table = {}
     for name in ("float32", "float32 again", *VARIANTS):
         milliseconds = [1e3 * t / calls for t in samples[name].wall]
@@ -108,12 +108,15 @@ def main():
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 128])
     parser.add_argument("--width", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--seed", type=int, default=0, help="of values and of the order of runs")
     parser.add_argument("--json", action="store_true", help="print one line of JSON only")
     args = parser.parse_args()
     timing.keep_memory()
     with_qwix = importlib.util.find_spec("qwix") is not None
     tables = {
-        (width, batch): measure(width, batch, args.rounds, calls_of(width, batch), with_qwix)
+        (width, batch): measure(
+            width, batch, args.rounds, calls_of(width, batch), with_qwix, args.seed
+        )
         for width in args.width
         for batch in args.batch
     }
@@ -124,7 +127,7 @@ def main():
             for name, row in table.items()
             for suffix, value in row.items()
         }
-        return timing.emit(figures | {"rounds": args.rounds, "qwix": with_qwix})
+        return timing.emit(figures | {"rounds": args.rounds, "qwix": with_qwix, "seed": args.seed})
     if not sys.stdout.isatty():
         os.environ.setdefault("COLUMNS", "170")  # A file has no width, and tables are wide.
     for (width, batch), table in tables.items():

@@ -117,22 +117,23 @@ def installed(package):
     return importlib.util.find_spec(package) is not None
 
 
-def compile_variants(make, steps):
+def compile_variants(make, steps, seed):
     """Name -> (compiled step, a run of some of them), all from the same parameters."""
     module, _, batch = make()
     built = {}
     for name, (step, tx) in steps_of(make).items():
-        params = module.init(jax.random.key(0), batch[0])["params"]
+        params = module.init(jax.random.key(seed), batch[0])["params"]
         state = (params, jax.jit(tx.init)(params))
         compiled = timing.compiled_step(step, state, *batch)
         built[name] = compiled, timing.training(compiled, state, *batch, steps=steps)
     return built
 
 
-def measure(name, rounds):
+def measure(name, rounds, seed):
     """All figures of a model, by variant and name."""
-    built = compile_variants(MODELS[name], STEPS[name])
-    samples = timing.interleave({k: run for k, (_, run) in built.items()}, rounds, warmup=3)
+    built = compile_variants(MODELS[name], STEPS[name], seed)
+    runs = {name: run for name, (_, run) in built.items()}
+    samples = timing.interleave(runs, rounds, warmup=3, seed=seed)
     table, base = {}, built["float32"][0]
     peers = lambda variant: [k for k in built if k.startswith(f"{variant.split()[0]}, ")]
     for variant, (compiled, _) in built.items():
@@ -172,11 +173,14 @@ def main():
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--fresh-memory", action="store_true", help="let malloc return memory")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of parameters and of the order of runs"
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON only")
     args = parser.parse_args()
     if not args.fresh_memory:
         timing.keep_memory()
-    tables = {name: measure(name, args.rounds) for name in args.models}
+    tables = {name: measure(name, args.rounds, args.seed) for name in args.models}
     if args.json:
         figures = {
             f"{model} {name} {suffix}": value
@@ -184,7 +188,7 @@ def main():
             for name, row in table.items()
             for suffix, value in row.items()
         }
-        return timing.emit(figures | {"rounds": args.rounds})
+        return timing.emit(figures | {"rounds": args.rounds, "seed": args.seed})
     if not sys.stdout.isatty():
         os.environ.setdefault("COLUMNS", "150")  # A file has no width, and tables are wide.
     for model, table in tables.items():

@@ -1,6 +1,6 @@
 """What lifting adds to tracing: a Flax linen transformer of 24 blocks, over tracing it plain.
 
-    python benchmarks/trace_time.py [--rounds 25] [--json]
+    python benchmarks/trace_time.py [--rounds 25] [--seed 0] [--json]
 
 Every round traces functions that jit has not seen, so nothing is in its cache.
 """
@@ -47,7 +47,7 @@ def tracing(fn, *args):
     return lambda: jax.jit(lambda *args: fn(*args)).trace(*args) and None
 
 
-def measure(rounds):
+def measure(rounds, seed):
     """All figures, by name."""
     model, tokens = Transformer(), jnp.zeros((2, 16), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
@@ -66,14 +66,14 @@ def measure(rounds):
 
     runs = {"plain": tracing(model.apply, params, tokens)}
     runs |= {name: tracing(lifted, tree, tokens) for name, tree in compressed.items()}
-    samples = timing.interleave(runs, rounds, warmup=3)
+    samples = timing.interleave(runs, rounds, warmup=3, seed=seed)
     base = samples["plain"]
     for name, own in samples.items():
         figures[f"{name}_ms"] = timing.median([1e3 * t for t in own.wall])
         figures[f"{name}_cpu_ms"] = timing.median([1e3 * t for t in own.cpu])
         figures[f"{name}_ratio"] = timing.ratios(own.wall, base.wall)
         figures[f"{name}_cpu_ratio"] = timing.ratios(own.cpu, base.cpu)
-    return figures | {"blocks": BLOCKS, "rounds": rounds, "jax": jax.__version__}
+    return figures | {"blocks": BLOCKS, "rounds": rounds, "seed": seed}
 
 
 def count_equations(jaxpr):
@@ -94,9 +94,10 @@ def _is_jaxpr(value):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0, help="of the order of runs")
     parser.add_argument("--json", action="store_true", help="print one line of JSON only")
     args = parser.parse_args()
-    figures = measure(args.rounds)
+    figures = measure(args.rounds, args.seed)
     if args.json:
         return timing.emit(figures)
     columns = ("compressed kernels", "equations", "ms", "ratio", "CPU ms", "CPU ratio")

@@ -1,10 +1,9 @@
-"""The command ``jaxopt-compress``."""
+"""The commands of ``jaxopt-compress``; `jaxopt_compress.__main__` runs them."""
 
 import json
 import pathlib
 import sys
 import warnings
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import jax
@@ -91,23 +90,6 @@ def demo(out: pathlib.Path = pathlib.Path("jaxopt-compress-demo"), seed: int = 0
     run(out, seed)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command.
-
-    Args:
-        argv: Its arguments; those of the process by default.
-
-    Returns:
-        The exit code: 0, or 2 after an error that the message tells how to mend.
-    """
-    try:
-        app.cli(prog="jaxopt-compress", args=argv)
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 def _check(chosen: dict[str, Rule], leaves: dict[str, Any], torch: bool) -> None:
     """Raises what `init` would, from shapes alone and before anything is read."""
     seen: set[Any] = set()
@@ -177,7 +159,3 @@ def _uses(path: str, w: Any, torch: bool) -> dict[str, list[Use]] | None:
 
 def _show(found: Report, as_json: bool) -> None:
     print(json.dumps(found, indent=2) if as_json else found)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

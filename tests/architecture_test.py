@@ -8,6 +8,7 @@ import jaxopt_compress as jc
 
 PACKAGE = Path(jc.__file__).parent
 ROOMS = [
+    {"extras"},
     {"numerics"},
     {"kernels"},
     {"arrays"},
@@ -22,6 +23,7 @@ ROOMS = [
     {"planning"},
     {"demo"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import jaxopt_compress as jc
+from jaxopt_compress.__main__ import main
 from jaxopt_compress.arrays import QuantizedArray
-from jaxopt_compress.cli import main
 
 RECIPE = """
 [[rule]]
@@ -177,9 +177,16 @@ def test_a_missing_safetensors_says_how_to_install_it(tmp_path, capsys, monkeypa
     assert "pip install 'jaxopt-compress[examples]'" in error
 
 
+@pytest.mark.parametrize("package", ["tyro", "rich"])
+def test_the_command_without_its_extra_says_how_to_install_it(package, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    error = run(capsys, "inspect", "x", code=2)
+    assert error == f"error: this needs {package}: pip install 'jaxopt-compress[cli]'\n"
+
+
 def test_wrong_arguments_exit_with_2():
     done = subprocess.run(
-        [sys.executable, "-m", "jaxopt_compress.cli", "inspekt", "x"],
+        [sys.executable, "-m", "jaxopt_compress", "inspekt", "x"],
         capture_output=True,
         text=True,
     )

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxopt_compress.extras import require
+
 CLASSES = 10
 TEST_SIZE = 500
 
@@ -24,12 +26,10 @@ def load() -> tuple[Split, Split]:
     References:
         Alpaydin and Kaynak, 1998, Optical Recognition of Handwritten Digits, UCI.
     """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits: Any = load_digits()
+    digits: Any = require("sklearn.datasets", extra="examples").load_digits()
     images, labels = digits["images"], digits["target"]
-    parts = train_test_split(images, labels, test_size=TEST_SIZE, stratify=labels, random_state=0)
+    split_data = require("sklearn.model_selection", extra="examples").train_test_split
+    parts = split_data(images, labels, test_size=TEST_SIZE, stratify=labels, random_state=0)
     train_images, test_images, train_labels, test_labels = map(jnp.asarray, parts)
     split = lambda x, y: Split(x[..., None].astype(jnp.float32) / 16, y.astype(jnp.int32))
     return split(train_images, train_labels), split(test_images, test_labels)

@@ -1,7 +1,6 @@
 """The main job: train, compress in five ways, measure, store, reload."""
 
 import importlib.metadata
-import importlib.util
 import json
 import platform
 import time
@@ -12,14 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import jaxopt_compress as jc
 from jaxopt_compress.demo import data, evaluation, plots
 from jaxopt_compress.demo.methods import METHODS, Method, at_once, gradual
 from jaxopt_compress.demo.table import Row, table
 from jaxopt_compress.demo.training import BATCH, CNN, DEFAULT, Epochs, Trained, steps_of, train
+from jaxopt_compress.extras import require
 
 VERSIONS = ("jaxopt-compress", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
@@ -60,19 +58,23 @@ def run(
         methods: The ways to compress.
 
     Raises:
-        ModuleNotFoundError: scikit-learn or matplotlib is missing.
+        ModuleNotFoundError: rich, scikit-learn or matplotlib is missing.
         RuntimeError: A reloaded checkpoint gives other logits.
     """
-    _check_extras()
+    # Before any computation.
+    for package in ("matplotlib", "sklearn"):
+        require(package, extra="examples")
+    bar = require("rich.progress", extra="examples")
     begin = time.perf_counter()
-    console = Console()
+    console = require("rich.console", extra="examples").Console()
     out.mkdir(parents=True, exist_ok=True)
     train_set, test_set = data.load()
     model = CNN()
     logits = jax.jit(jc.lift(model.apply, on_fallback="error"))  # pyright: ignore
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TextColumn("epochs"), TimeElapsedColumn(), console=console) as progress:
+    columns = (bar.TextColumn("{task.description}"), bar.BarColumn(), bar.MofNCompleteColumn())
+    columns += (bar.TextColumn("epochs"), bar.TimeElapsedColumn())
+    with bar.Progress(*columns, console=console) as progress:
         bars = {
             name: progress.add_task(name, total=total, start=False)
             for name, total in [
@@ -168,15 +170,6 @@ def run(
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _check_extras() -> None:
-    names = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
-    missing = [name for module, name in names.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise ModuleNotFoundError(
-            f"the demo needs {' and '.join(missing)}: pip install 'jaxopt-compress[examples]'"
-        )
 
 
 def _versions() -> dict[str, str | None]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxopt_compress.demo.table import Row
 from jaxopt_compress.demo.training import Trained
+from jaxopt_compress.extras import require
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
@@ -16,9 +17,9 @@ LINES = ("-", "-", "-", (0, (4, 3)), (0, (4, 3)), "-")
 
 def _figure(width: float, height: float, **layout: Any) -> tuple[Any, Any]:
     # Without pyplot there is no display and no global state.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=140, layout="constrained")
+    figure = require("matplotlib.figure", extra="examples").Figure(
+        figsize=(width, height), dpi=140, layout="constrained"
+    )
     axes = figure.subplots(**layout)
     for ax in np.ravel(axes):
         ax.spines[["top", "right"]].set_visible(False)
@@ -48,7 +49,7 @@ def sparsity(path: Path, trained: Mapping[str, Trained]) -> None:
 
 def accuracy(path: Path, rows: Sequence[Row], images: int) -> None:
     """Accuracy against stored bytes, after training and without."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    ticker = require("matplotlib.ticker", extra="examples")
 
     # On a logarithmic axis of errors both 98% against 99% and 20% against 90% can be seen.
     error = lambda share: max(100 * (1 - share), 50 / images)
@@ -69,12 +70,12 @@ def accuracy(path: Path, rows: Sequence[Row], images: int) -> None:
     ax.legend(frameon=False, loc="lower right", fontsize="small")
     ax.set(xscale="log", yscale="log", xlabel="stored size (kB)", ylabel="test accuracy (%)")
     ax.set_title("Accuracy against stored size; up and left is better", loc="left")
-    plain = FuncFormatter(lambda x, _: f"{x:g}")
-    ax.xaxis.set(major_locator=FixedLocator([5, 10, 20, 50, 100, 200, 500, 1000]))
-    ax.xaxis.set(major_formatter=plain, minor_locator=NullLocator())
-    ax.yaxis.set(major_locator=FixedLocator([0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 90]))
-    ax.yaxis.set(major_formatter=FuncFormatter(lambda y, _: f"{100 - y:g}"))
-    ax.yaxis.set(minor_locator=NullLocator())
+    plain = ticker.FuncFormatter(lambda x, _: f"{x:g}")
+    ax.xaxis.set(major_locator=ticker.FixedLocator([5, 10, 20, 50, 100, 200, 500, 1000]))
+    ax.xaxis.set(major_formatter=plain, minor_locator=ticker.NullLocator())
+    ax.yaxis.set(major_locator=ticker.FixedLocator([0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 90]))
+    ax.yaxis.set(major_formatter=ticker.FuncFormatter(lambda y, _: f"{100 - y:g}"))
+    ax.yaxis.set(minor_locator=ticker.NullLocator())
     errors = [error(share) for row in rows for share in (row.accuracy, row.one_shot_accuracy)]
     ax.set_ylim(min(100, 1.4 * max(errors)), 0.6 * min(errors))
     sizes = [kilobytes(row) for row in rows]

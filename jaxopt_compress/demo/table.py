@@ -1,10 +1,9 @@
 """The table of the results."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from rich import box
-from rich.table import Table
+from jaxopt_compress.extras import require
 
 
 class Row(NamedTuple):
@@ -36,7 +35,7 @@ def table(
     times: Mapping[str, float],
     device: str,
     batch: int,
-) -> Table:
+) -> Any:
     """A table to print.
 
     Args:
@@ -45,14 +44,14 @@ def table(
         device: Where they were measured.
         batch: Images per batch.
     """
-    out = Table(
+    out = require("rich.table", extra="examples").Table(
         title=f"{batch} test images, before (dense) and after compression",
         caption="one shot: accuracy when compressed without training.\n"
         f"ms: median time of a compiled batch of {batch} on this {device};\n"
         "CPU times say little about accelerators.",
         title_justify="left",
         caption_justify="left",
-        box=box.SIMPLE_HEAD,
+        box=require("rich.box", extra="examples").SIMPLE_HEAD,
         padding=0,
     )
     out.add_column("variant", no_wrap=True)

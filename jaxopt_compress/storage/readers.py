@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxopt_compress.extras import require
 from jaxopt_compress.storage.checkpoint import is_checkpoint, load, load_shapes
 from jaxopt_compress.tree import map_named, named_leaves
 
@@ -40,7 +41,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Source:
 
     Raises:
         FileNotFoundError: There is nothing at ``path``.
-        ImportError: It needs the package safetensors, which is not installed.
+        ModuleNotFoundError: It needs the package safetensors, which is not installed.
         ValueError: It is of no known kind, or holds several checkpoints.
     """
     root = pathlib.Path(path).expanduser().resolve()
@@ -113,20 +114,14 @@ def _abstract(path: str, x: Any) -> jax.ShapeDtypeStruct:
 
 
 def _open_safetensors(files: list[pathlib.Path]) -> Source:
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise ImportError(
-            "safetensors checkpoints need the package safetensors: "
-            "pip install 'jaxopt-compress[examples]'"
-        ) from error
+    safetensors = require("safetensors", extra="examples")
 
     @contextlib.contextmanager
     def opened(file: pathlib.Path):
         try:
-            with safe_open(file, "numpy") as tensors:
+            with safetensors.safe_open(file, "numpy") as tensors:
                 yield tensors
-        except (SafetensorError, OSError) as error:
+        except (safetensors.SafetensorError, OSError) as error:
             raise ValueError(f"{file} cannot be read: {error}") from error
 
     where: dict[str, tuple[pathlib.Path, str]] = {}
