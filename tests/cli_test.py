@@ -16,7 +16,7 @@ from jaxopt_compress.arrays import QuantizedArray
 RECIPE = """
 [[rule]]
 where = "**/kernel"
-quantize = {format = "int4", group = 8}
+quantize = {format = "int4", group_size = 8}
 
 [[rule]]
 where = "embed"
@@ -100,7 +100,7 @@ def test_safetensors_of_pytorch_have_their_output_axis_first(split, recipe, tmp_
     rng = np.random.default_rng(0)
     w = rng.normal(size=(8, 16)).astype(np.float32)
     tensors = {"model.0.kernel": w, "model.0.bias": np.ones(8, jnp.bfloat16)}
-    recipe.write_text('[[rule]]\nwhere = "**/kernel"\nquantize = {format = "int4", group = 8}')
+    recipe.write_text('[[rule]]\nwhere = "**/kernel"\nquantize = {format = "int4", group_size = 8}')
     source = tmp_path / "model"
     source.mkdir()
     if split:
@@ -128,7 +128,7 @@ def test_safetensors_of_pytorch_have_their_output_axis_first(split, recipe, tmp_
     [
         ('where = "**/kernl"\nquantize = {format="int8"}', "matches no leaf; the nearest paths"),
         ('where = "step"\nquantize = {format="int8"}', "only floating leaves"),
-        ('where = "**/kernel"\nquantize = {format="int4", group=5}', "group=5 does not divide"),
+        ('where = "**/kernel"\nquantize = {format="int4", group_size=5}', "group_size=5 does not divide"),
         ("low_rank = {rank=99}", "rank=99 is above the limit"),
         ('qantize = {format="int8"}', "did you mean 'quantize'"),
         (
