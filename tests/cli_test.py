@@ -65,7 +65,7 @@ def ckpt(request, tmp_path):
     return path
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("own", "manager")
 def test_orbax_checkpoints_are_compressed_without_a_template(ckpt, recipe, tmp_path, capsys):
     text = run(capsys, "compress", ckpt, recipe, tmp_path / "out")
     assert "int4 g8" in text and "low rank" in text and "rel. error" in text
@@ -128,7 +128,10 @@ def test_safetensors_of_pytorch_have_their_output_axis_first(split, recipe, tmp_
     [
         ('where = "**/kernl"\nquantize = {format="int8"}', "matches no leaf; the nearest paths"),
         ('where = "step"\nquantize = {format="int8"}', "only floating leaves"),
-        ('where = "**/kernel"\nquantize = {format="int4", group_size=5}', "group_size=5 does not divide"),
+        (
+            'where = "**/kernel"\nquantize = {format="int4", group_size=5}',
+            "group_size=5 does not divide",
+        ),
         ("low_rank = {rank=99}", "rank=99 is above the limit"),
         ('qantize = {format="int8"}', "did you mean 'quantize'"),
         (

@@ -23,19 +23,20 @@ import pytest
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Of the cases of a test `in_turn(n)` every n-th runs by default; of several parameters, so
-    that each value is in some.
-    """
-    places = {}
+def pytest_collection_modifyitems(config, items):
+    """Of the cases of a test `fast(id, ...)` those that are listed run by default."""
+    seen = {}
     for item in items:
-        if turn := item.get_closest_marker("in_turn"):
-            at = 0
-            for parameter, value in item.callspec.params.items():
-                seen = places.setdefault((item.parent, item.originalname, parameter), {})
-                at += seen.setdefault(id(value), len(seen))
-            if at % (turn.args or (2,))[0]:
+        if fast := item.get_closest_marker("fast"):
+            key = (str(item.path), item.originalname)
+            missing = seen.setdefault(key, set(fast.args))
+            missing.discard(item.callspec.id)
+            if item.callspec.id not in fast.args:
                 item.add_marker(pytest.mark.slow)
+    # Parts of a file may be asked for, with few of the cases.
+    wrong = {key: ids for key, ids in seen.items() if ids}
+    if wrong and not any("::" in argument for argument in config.args):
+        raise pytest.UsageError(f"fast() names cases that there are not: {wrong}")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -41,7 +41,24 @@ def test_parameters_are_float32(made):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "linen_attention",
+    "linen_gru",
+    "linen_scanned_transformer",
+    "nnx_conv_net",
+    "equinox_conv_attention",
+    "haiku_lstm",
+    "einsum_experts",
+    "gather",
+    "conv_grouped",
+    "ragged_dot",
+    "scan_nested",
+    "while_loop",
+    "cond",
+    "custom_vjp_of_weight",
+    "checkpoint_policy",
+    "shard_map_tensor_parallel",
+)
 def test_runs_under_jit_and_derivatives_are_finite_and_nonzero(case, made):
     fn, params, args = made
 

@@ -63,7 +63,24 @@ def mesh_of(kind):
     return jax.make_mesh((STACK,), ("x",), axis_types=(kind,))
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "int8-single",
+    "int8_inputs-stacked",
+    "int4_grouped_asymmetric-stacked",
+    "int2-single",
+    "uint3-stacked",
+    "nf4-single",
+    "float8_tiles-stacked",
+    "nvfp4-stacked",
+    "int5_ragged-single",
+    "rows-stacked",
+    "2:4-single",
+    "2:4_ragged-stacked",
+    "low_rank-stacked",
+    "low_rank_qkv-single",
+    "int8_rows-single",
+    "quantized_factors-stacked",
+)
 @pytest.mark.parametrize("stack", [(), (STACK,)], ids=["single", "stacked"])
 @each_leaf
 def test_value_and_metadata(case, stack):
@@ -78,7 +95,21 @@ def test_value_and_metadata(case, stack):
     assert sum(map(nbytes, partition(leaf))) == leaf.nbytes
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "int8-stacked",
+    "int4_grouped_asymmetric-single",
+    "int2-stacked",
+    "uint3-single",
+    "nf4-stacked",
+    "mxfp4-single",
+    "nvfp4-single",
+    "int5_ragged-stacked",
+    "rows-single",
+    "2:4-stacked",
+    "low_rank-single",
+    "int8_2:4_asymmetric-stacked",
+    "quantized_factors-single",
+)
 @pytest.mark.parametrize("stack", [(), (STACK,)], ids=["single", "stacked"])
 @each_leaf
 def test_same_bits_in_every_program(case, stack):
@@ -101,7 +132,21 @@ def test_same_bits_in_every_program(case, stack):
     assert_same_bits(larger(leaf)[0], dense)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "int8",
+    "int8_inputs",
+    "int4_grouped_asymmetric",
+    "int2",
+    "nf4",
+    "float8_tiles",
+    "nvfp4",
+    "int5_ragged",
+    "rows",
+    "2:4_ragged",
+    "low_rank_qkv",
+    "int8_rows",
+    "quantized_factors",
+)
 @each_leaf
 def test_stacks(case):
     leaf, _, dense = made(case, (STACK,))
@@ -139,7 +184,18 @@ def test_other_axes_are_named_where_fields_are_of_equal_length():
             jax.vmap(materialize, in_axes=-1)(made(cases[name])[0])
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "int8-AxisType.Auto",
+    "int8_qkv-AxisType.Explicit",
+    "int4_grouped_asymmetric-AxisType.Explicit",
+    "int2-AxisType.Auto",
+    "float8_tiles-AxisType.Explicit",
+    "nvfp4-AxisType.Auto",
+    "rows-AxisType.Explicit",
+    "2:4-AxisType.Auto",
+    "low_rank-AxisType.Explicit",
+    "quantized_factors-AxisType.Auto",
+)
 @both_meshes
 @each_leaf
 def test_shards(case, kind):
@@ -178,7 +234,19 @@ def test_refused_shards(case):
         leaf.specs(PartitionSpec(*[None] * (dense.ndim + 1)))
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "int8",
+    "int8_inputs",
+    "int4_grouped_asymmetric",
+    "int2",
+    "nf4",
+    "nvfp4",
+    "rows",
+    "2:4_ragged",
+    "low_rank",
+    "int8_rows",
+    "quantized_factors",
+)
 @each_leaf
 def test_gradients(case):
     """With respect to the float fields, as of the formula, through remat and a scan."""

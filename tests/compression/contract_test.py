@@ -37,7 +37,17 @@ def small(method):
     return laws.made(method, params), params
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "int8",
+    "int2-grouped-asymmetric",
+    "unstructured",
+    "2:4",
+    "energy",
+    "2:4+int4",
+    "int2+prune",
+    "rank+int4",
+    "recipe",
+)
 @each
 def test_stored_form_is_the_view_bit_for_bit(method):
     run = compiled(method)
@@ -55,7 +65,12 @@ INT4 = laws.Method("int4-asymmetric", laws.quantize("int4", symmetric=False))
 PRUNED = laws.Method("prune+int8", laws.chained(laws.prune(0.5), laws.quantize("int8")))
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "int4-asymmetric-(1,)-0-normal",
+    "int4-asymmetric-(9, 1)-2-wide",
+    "int4-asymmetric-(3, 2, 5, 4)-1-subnormal",
+    "prune+int8-(5, 3, 2)-1-wide",
+)
 @pytest.mark.parametrize(
     ("method", "shape", "dtype", "kind"),
     [
@@ -80,7 +95,9 @@ def test_any_rank(method, shape, dtype, kind):
     laws.assert_same_bits(small, jax.jit(c.apply)(params, state))
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "int8", "int4-grouped", "unstructured", "2:4", "rank", "prune+int8", "rank+int4", "recipe"
+)
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
 @each
 def test_steps_compile_once_and_keep_types(method):

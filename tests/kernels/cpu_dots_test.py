@@ -64,7 +64,19 @@ def case(kind, rows, group=None, batch=(), dtype="float32", columns=24):
     return fn, (x, stored, scale), wide @ dense, bound, dense
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "int8-None-1",
+    "int8-None-70",
+    "int4-None-3",
+    "uint4-None-70",
+    "float8_e4m3fn-None-3",
+    "bfloat16-None-70",
+    "planar2-None-1",
+    "planar4-None-70",
+    "int8-16-3",
+    "int4-16-70",
+    "planar2-16-1",
+)
 @pytest.mark.parametrize("rows", [1, 3, 70])
 @pytest.mark.parametrize(
     "kind, group", [(k, None) for k in KINDS] + [(k, GROUP) for k in ("int8", "int4", "planar2")]
@@ -112,7 +124,7 @@ def test_float8_that_is_not_a_number(small_blocks):
         assert list(np.isnan(y[0])) == [False, True, False, False]
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("int4-3", "planar4-1")
 @pytest.mark.parametrize("kind, rows", [("int8", 1), ("int4", 3), ("planar4", 1), ("int8", 70)])
 def test_transformations(small_blocks, kind, rows):
     fn, (x, stored, scale), expected, bound, dense = case(kind, rows, GROUP)
@@ -177,7 +189,7 @@ def test_inside_shard_map(small_blocks, rows):
     assert np.all(np.abs(jax.jit(mapped)(*args) - expected) <= bound)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("uint4-70", "uint8-3", "planar2-1")
 @pytest.mark.parametrize("rows", [1, 3, 70])
 @pytest.mark.parametrize("kind", ["uint4", "uint8", "planar2"])
 def test_codes_that_are_decoded(small_blocks, kind, rows):

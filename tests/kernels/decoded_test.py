@@ -92,7 +92,15 @@ def assert_close(y, x, weight):
     assert np.all(np.abs(np.asarray(y, np.float64) - x @ weight) <= bound)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "nf4-tpu",
+    "mxfp6-tpu",
+    "int3-tpu",
+    "nf4-gpu",
+    "int4-gpu, without tables",
+    "nvfp4-gpu",
+    "mxfp8-gpu",
+)
 @every_kernel
 @pytest.mark.parametrize("name", FORMATS)
 def test_equals_reference(kernel, name):
@@ -101,7 +109,9 @@ def test_equals_reference(kernel, name):
     assert_close(decoded_first(x, codes, scale, **keywords), x, weight)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "last columns and many blocks of K-tpu", "last rows, which find columns decoded-gpu"
+)
 @every_kernel
 @pytest.mark.parametrize(
     "rows, depth, columns",
@@ -131,7 +141,7 @@ def in_stack(name):
     return x, codes, scale, keywords, lambda i: (x, codes[i], scale[i])
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("nf4-tpu", "int3-gpu", "mxfp8-tpu", "nvfp4-gpu, without tables")
 @every_kernel
 @pytest.mark.parametrize(
     "name",
@@ -153,7 +163,7 @@ def test_layers_are_read_where_they_lie(kernel, name):
         np.testing.assert_array_equal(got, product(many, *of(i)[1:]))
 
 
-@pytest.mark.in_turn(3)
+@pytest.mark.fast("nf4-tpu", "mxfp6-gpu", "int3-tpu", "int4-gpu, without tables")
 @every_kernel
 @pytest.mark.parametrize("name", FORMATS)
 def test_transposed(kernel, name):
@@ -168,7 +178,7 @@ def test_transposed(kernel, name):
     np.testing.assert_allclose(got, want, rtol=0, atol=2.0**-8 * np.abs(want).max())
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("gpu")
 @every_kernel
 def test_transposed_layers(kernel):
     x, codes, scale, keywords, _ = in_stack("mxfp4")
@@ -184,7 +194,7 @@ def test_transposed_layers(kernel):
     np.testing.assert_array_equal(each[2], want)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("tpu", "gpu")
 @every_kernel
 def test_layers_of_batches(kernel):
     x, codes, scale, keywords, _ = in_stack("nvfp4")
@@ -195,7 +205,7 @@ def test_layers_of_batches(kernel):
     np.testing.assert_array_equal(got, product(x, codes[2], scale[2]))
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("tpu", "gpu")
 @every_kernel
 def test_vmap_of_layers(kernel):
     x, codes, scale, keywords, of = in_stack("mxfp8")
@@ -211,7 +221,7 @@ def test_vmap_of_layers(kernel):
     np.testing.assert_array_equal(each, jnp.stack([product(*of(2)), product(*of(0))]))
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("tpu", "gpu")
 @every_kernel
 def test_derivatives_of_layers(kernel):
     x, codes, scale, keywords, _ = in_stack("nf4")

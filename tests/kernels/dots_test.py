@@ -79,7 +79,14 @@ def test_scaled_dot_float8(codes_dtype, group):
     assert_close(scaled_dot(x, codes, scale, group=group), x, codes, scale, None)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "1-64-None-True",
+    "1-8-32-False",
+    "2-16-16-True",
+    "2-64-None-False",
+    "4-16-None-True",
+    "4-8-32-True",
+)
 @pytest.mark.parametrize("asymmetric", [False, True])
 @pytest.mark.parametrize("block, group", [(64, None), (16, None), (16, 16), (8, 32)])
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -93,7 +100,14 @@ def test_planar_dot(bits, block, group, asymmetric):
     assert_close(y, x, codes, scale, zero)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "None-batch0-33-24",
+    "None-batch1-1-1",
+    "None-batch2-33-1",
+    "16-batch0-1-24",
+    "16-batch1-33-24",
+    "16-batch2-1-1",
+)
 @pytest.mark.parametrize("columns", [1, N])
 @pytest.mark.parametrize("rows", [1, 33])
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])

@@ -32,7 +32,7 @@ def test_what_does_not_fit_is_refused():
 WIDTHS = [pytest.param(n, marks=[] if n in (1, 3, 6) else pytest.mark.slow) for n in range(1, 8)]
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("512-256-3", "512-256-6", "128-64-1", "128-64-5", "32-32-2", "32-32-7")
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("group, block", [(512, 256), (128, 64), (32, 32)])
 def test_words_of_all_widths(bits, group, block):
@@ -50,7 +50,7 @@ def test_words_of_all_widths(bits, group, block):
     assert_close(y, x, weight)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("bfloat16-1", "bfloat16-129", "float16-33", "float16-520")
 @pytest.mark.parametrize("rows", [1, 16, 33, 129, 300, 520])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_any_number_of_rows_and_both_short_types(rows, dtype):

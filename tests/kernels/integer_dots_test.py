@@ -94,7 +94,14 @@ def lowest(kind, *shape):
     return jnp.asarray(values, jnp.int32).astype(kind), values
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "small-1-int8-int8-131071",
+    "small-3-int8-int8-131072",
+    "small-1-uint8-uint8-33026",
+    "streamed-3-int8-int8-131101",
+    "streamed-1-int8-int8-393216",
+    "streamed-3-int8-int4-2097152",
+)
 @pytest.mark.parametrize("kind, weight, depth", DEEP)
 @pytest.mark.parametrize("rows", [1, 3])
 def test_deeper_than_int32_sums(streamed, rows, kind, weight, depth):
@@ -157,7 +164,9 @@ def test_transposed_deeper_than_int32_sums(depth, last):
     np.testing.assert_allclose(y, want, rtol=5 * 2.0**-24)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "small-int8-batch0-5", "small-int4-batch1-1", "streamed-int8-batch1-5", "streamed-int4-batch0-1"
+)
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("batch", [(), (2, 3)])
 @pytest.mark.parametrize("kind", ["int8", "int4"])

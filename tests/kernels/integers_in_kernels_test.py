@@ -29,7 +29,7 @@ def operands(dtype, rows, group, depth=512):
 @every_kernel
 @pytest.mark.parametrize("dtype", [jnp.int4, jnp.int8])
 @pytest.mark.parametrize("rows, group", [(1, 128), (40, 128), (3, 512), (40, 256)])
-@pytest.mark.in_turn
+@pytest.mark.fast("1-128-int4-tpu", "3-512-int8-gpu", "40-128-int8-tpu")
 def test_sums_are_exact(kernel, dtype, rows, group):
     x, codes, scale = operands(dtype, rows, group)
     product = functools.partial(kernel, group=group, interpret=True)

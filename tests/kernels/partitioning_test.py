@@ -37,7 +37,15 @@ def run(product, arrays, specs):
 )
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("transposed", [False, True], ids=["", "transposed"])
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "-columns-nf4",
+    "-K-mxfp6",
+    "-both-int3",
+    "-rows-nf4",
+    "transposed-columns-mxfp6",
+    "transposed-K-int3",
+    "-K, of rows that are whole-nf4",
+)
 def test_parts_stay_where_they_are(name, split, transposed):
     x, codes, scale, keywords, _ = inputs(name, rows=6, depth=1024)
     of_x, of_w, of_y, collectives = SPLITS[split]

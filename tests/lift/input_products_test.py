@@ -132,7 +132,9 @@ ZOO = [
 ]
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "linen_attention", "linen_scanned_transformer", "haiku_lstm", "conv_grouped", "ragged_dot"
+)
 @pytest.mark.parametrize("name", ZOO)
 def test_models(name):
     """Integer products agree with those of the same rounded activations in floating point."""

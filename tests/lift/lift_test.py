@@ -238,7 +238,12 @@ def _mesh(kind):
     return jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind, kind))
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "int8-P('model', None)-AxisType.Explicit",
+    "int4_groups-P('model', None)-AxisType.Auto",
+    "two_of_four-P(None, 'model')-AxisType.Explicit",
+    "low_rank-P(None, 'model')-AxisType.Auto",
+)
 @pytest.mark.parametrize("axes", [AxisType.Explicit, AxisType.Auto], ids=str)
 @pytest.mark.parametrize("spec", [P("model", None), P(None, "model")], ids=str)
 @pytest.mark.parametrize("kind", ["int8", "int4_groups", "two_of_four", "low_rank"])

@@ -45,7 +45,16 @@ OTHERS = ("uint4 with zero points", "nf4", "int3", "pruned")
 KINDS = [pytest.param(name, marks=pytest.mark.slow if name in OTHERS else []) for name in FORMS]
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "int8-columns",
+    "int4 in groups-rows",
+    "uint4 with zero points-columns",
+    "nf4-rows",
+    "int3-columns",
+    "int8 x int8-rows",
+    "low rank-columns",
+    "pruned-rows",
+)
 @pytest.mark.parametrize("spec", [COLUMNS, ROWS], ids=["columns", "rows"])
 @pytest.mark.parametrize("name", KINDS)
 def test_products_of_parts(name, spec):
@@ -60,7 +69,7 @@ def test_products_of_parts(name, spec):
     np.testing.assert_allclose(got, want, rtol=0, atol=rounded * scale)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("tpu-nf4-columns", "tpu-int3-rows", "cuda-nf4-rows", "cuda-int3-columns")
 @pytest.mark.parametrize("spec", [COLUMNS, ROWS], ids=["columns", "rows"])
 @pytest.mark.parametrize("name", ["nf4", "int3"])
 @pytest.mark.parametrize("platform", KERNEL_CALLS)

@@ -56,7 +56,18 @@ IN_STACKS = FUSED | {
 CASES = [("tpu", name) for name in FORMS] + [("cuda", name) for name in ON_GPUS]
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "tpu-nf4",
+    "tpu-int8 in groups",
+    "tpu-int3",
+    "tpu-int4 in groups x int8",
+    "tpu-binary x int8",
+    "cuda-mxfp4",
+    "cuda-uint4 in groups",
+    "cuda-int3 with zero points",
+    "cuda-int4",
+    "cuda-int3 x int8",
+)
 @pytest.mark.parametrize("platform, name", CASES)
 def test_lowered_to_a_kernel(platform, name):
     text = lowered(platform, name, pallas=True)
@@ -76,7 +87,16 @@ def lowered(platform, name, **options):
     return lowered_for(platform, fn, *operands(name))
 
 
-@pytest.mark.in_turn(3)
+@pytest.mark.fast(
+    "tpu-nf4",
+    "tpu-uint6 in groups",
+    "tpu-int4 in groups x int8",
+    "tpu-binary",
+    "cuda-nvfp4",
+    "cuda-int4 in groups",
+    "cuda-int3 x int8",
+    "cuda-uint8",
+)
 @pytest.mark.parametrize("platform, name", CASES)
 def test_kernels_compute_the_same(platform, name, monkeypatch):
     small, x = operands(name)
@@ -159,7 +179,14 @@ WITHIN = {
 QUICK = ("nf4", "nvfp4", "int3 with zero points", "int4 in groups x int8")
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "tpu-mxfp4",
+    "tpu-int3",
+    "tpu-uint4 in groups x int8",
+    "cuda-nf4",
+    "cuda-int8 in groups",
+    "cuda-binary x int8",
+)
 @pytest.mark.parametrize(
     "platform, name",
     [pytest.param(*case, marks=[] if case[1] in QUICK else pytest.mark.slow) for case in CASES],
@@ -182,14 +209,23 @@ def test_only_of_a_stack_are_they_read_in_a_kernel(name, monkeypatch):
     np.testing.assert_allclose(got, want, rtol=3 * 2.0**-8, atol=2.0**-16)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "scan-tpu",
+    "remat-cuda",
+    "a branch-tpu",
+    "a reshape-cuda",
+    "nested scans-tpu",
+    "a loop-cuda",
+    "no loop-tpu",
+    "jit-cuda",
+)
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("run", WITHIN.values(), ids=WITHIN)
 def test_layers_are_found_again_within(platform, run, monkeypatch):
     check_layers(platform, "nf4", run, monkeypatch)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("tpu-nf4", "tpu-int4 in groups x int8", "cuda-int8 x int8")
 @pytest.mark.parametrize(
     "platform, name",
     [

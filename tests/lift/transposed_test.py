@@ -69,13 +69,20 @@ def check(platform, fn, small, x, monkeypatch):
     np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=0, atol=2.0**-7 * scale)
 
 
-@pytest.mark.in_turn(4)
+@pytest.mark.fast(
+    "tpu-nf4",
+    "tpu-uint6 in groups",
+    "tpu-int4 in groups x int8",
+    "cuda-int3",
+    "cuda-mxfp4",
+    "cuda-int2",
+)
 @pytest.mark.parametrize("platform, name", CASES)
 def test_formats(platform, name, monkeypatch):
     check(platform, linear, *given(name, linear, 256, 1024), monkeypatch)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("tpu-int3", "cuda-nf4")
 @pytest.mark.parametrize(
     "platform, name",
     [
@@ -88,13 +95,13 @@ def test_stacks(platform, name, monkeypatch):
     check(platform, stacked, *given(name, stacked, 4, size, size), monkeypatch)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("int8", "int4 x int8")
 @pytest.mark.parametrize("name", IN_STACKS)
 def test_what_is_in_a_kernel_as_part_of_a_stack_alone(name, monkeypatch):
     check("cuda", each_layer, *given(name, each_layer, 4, 256, 256), monkeypatch)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("heads-shape0-tpu", "tied-shape1-cuda")
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("fn, shape", [(heads, (4, 64, 512)), (tied, (256, 512))])
 def test_other_uses(platform, fn, shape, monkeypatch):
@@ -117,7 +124,7 @@ def test_xla_for_tpus_fuses_tables_of_whole_rows():
     assert operands_of_kernels("cuda", linear, *given_so)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("tpu-mxfp4", "cuda-int8")
 @pytest.mark.parametrize("platform, name", [("tpu", "mxfp4"), ("cuda", "int8"), ("cuda", "nf4")])
 def test_gradients(platform, name, monkeypatch):
     check_gradients(platform, stacked, *given(name, stacked, 4, 256, 256), monkeypatch)

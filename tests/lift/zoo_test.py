@@ -99,7 +99,13 @@ GRADIENTS = [
 ]
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "linen_scanned_transformer-int8",
+    "custom_vjp_of_weight-int8",
+    "checkpoint_policy-low_rank_int8",
+    "cond-sparse",
+    "shard_map_tensor_parallel-two_of_four",
+)
 @pytest.mark.parametrize(("name", "kind"), GRADIENTS, ids=lambda x: x)
 def test_gradients_equal_those_through_materialize(name, kind):
     fn, _, args, _ = made(name)

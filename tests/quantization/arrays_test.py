@@ -34,7 +34,16 @@ def test_quantize_array_under_jit():
     assert_same_bits(got, want)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "int8-nan",
+    "uint5-inf",
+    "float8_e4m3fn--inf",
+    "float6_e2m3fn-nan",
+    "nf4-inf",
+    "nvfp4-nan",
+    "binary--inf",
+    "mxfp4-inf",
+)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", [*cases.SOME, "uint4", "binary", "mxfp4", "mxfp8"])
 def test_what_is_not_finite_shows_in_all_that_shares_its_step(name, value):
@@ -56,7 +65,7 @@ CACHES = {
 }
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("int8", "nvfp4")
 @pytest.mark.parametrize("name", CACHES)
 def test_rows_written_into_a_cache(name):
     """One update, mapped over the fields, replaces rows and leaves the others as they are."""

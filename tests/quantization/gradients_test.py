@@ -86,7 +86,23 @@ def trained():
     return got, want
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "int8",
+    "int3",
+    "int1",
+    "uint8",
+    "uint4",
+    "ternary",
+    "binary",
+    "float8_e4m3fn",
+    "float6_e2m3fn",
+    "pot4",
+    "nf4",
+    "odd3",
+    "mxfp8",
+    "mxfp4",
+    "nvfp4",
+)
 @each_format
 def test_pushed_and_pulled(name):
     inside, border = expected(name)

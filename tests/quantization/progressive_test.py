@@ -28,7 +28,7 @@ def followed(c, updates, scale=1.1):
     assert update._cache_size() <= 1
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("True")
 @pytest.mark.parametrize("pruned", [False, True])
 def test_each_update_is_that_of_its_stage(pruned):
     before = [jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5))] if pruned else []

@@ -44,7 +44,17 @@ def made(order):
     return masks, c.apply(params, state), c.compress(params, state)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "prune first-int8",
+    "prune first-nf4",
+    "prune first-float6_e2m3fn",
+    "prune first-nvfp4",
+    "prune first-uint3",
+    "quantize first-binary",
+    "quantize first-mxfp4",
+    "quantize first-uint4",
+    "quantize first-int5",
+)
 @pytest.mark.parametrize(
     ("order", "name"), [(order, name) for order, names in ORDERS.items() for name in names]
 )

@@ -64,7 +64,7 @@ def neighbours(name):
     return (levels[at] - zero) * steps, (levels[at + 1] - zero) * steps, inside
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("int8", "float6_e2m3fn", "nf4")
 @each
 def test_one_of_both_neighbours(name):
     params, views, _ = made()

@@ -204,7 +204,7 @@ def test_like_must_fit(like, message, tmp_path):
         jc.load(tmp_path / "ckpt", like=like)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("AxisType.Auto-spec0-shape0", "AxisType.Explicit-spec2-shape2")
 @pytest.mark.parametrize(
     ("axis_type", "spec", "shape"),
     [

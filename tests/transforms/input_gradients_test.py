@@ -52,7 +52,7 @@ def training(c):
     return jc.compressed_training(optax.adam(1e-2), c, stats=stats)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("int8", "calibrated", "learned weights")
 @pytest.mark.parametrize("name", METHODS)
 def test_either_form(name):
     """Gradients of the view and those of weights make the same step."""
@@ -65,7 +65,13 @@ OTHERS = ("backward", "calibrated", "learned weights")
 KINDS = [pytest.param(name, marks=pytest.mark.slow if name in OTHERS else []) for name in METHODS]
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "int8-MultiSteps",
+    "backward-ema",
+    "calibrated-apply_if_finite",
+    "weights alone-MultiSteps",
+    "learned weights-decay",
+)
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("name", KINDS)
 def test_wrappers(name, wrapper):

@@ -76,7 +76,7 @@ def test_restored_state_continues_bit_for_bit(name, tmp_path):
     assert_same(*small)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("AxisType.Auto")
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_masks_stay_where_the_parameters_are(kind):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
@@ -132,7 +132,7 @@ def test_pmap():
     assert int(jnp.sum(c.view(*first)["kernel"] == 0)) >= 64 * 32 // 2
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("2:4 int8-bfloat16", "low rank-float16")
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("name", ["2:4 int8", "low rank"])
 def test_gradients_in_another_dtype(dtype, name):

@@ -95,7 +95,7 @@ def assert_stored(c, params, opt_state):
     assert_same(small, jax.jit(c.view)(params, opt_state))
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("2:4 int8-adamw", "2:4 int8-lion", "low rank-adam", "low rank-adafactor")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("method", ["2:4 int8", "low rank"])
 def test_optimizers(name, method):
@@ -108,7 +108,7 @@ def test_optimizers(name, method):
     assert_stored(c, params, opt_state)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("2:4 int8-dict", "2:4 int8-nnx", "low rank-holes", "low rank-equinox")
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("method", ["2:4 int8", "low rank"])
 def test_trees(tree, method):
@@ -139,7 +139,14 @@ def test_integer_leaves_stay():
     assert new["steps"].dtype == params["steps"].dtype and bool(jnp.all(updates["first"] != 0))
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "2:4 int8-masked",
+    "2:4 int8-apply_if_finite",
+    "2:4 int8-reduce_on_plateau",
+    "low rank int8-MultiSteps",
+    "low rank int8-chain",
+    "low rank int8-multi_transform",
+)
 @pytest.mark.parametrize("name", WRAPPERS)
 @pytest.mark.parametrize("method", ["2:4 int8", "low rank int8"])
 def test_wrappers(name, method):
@@ -220,7 +227,7 @@ def test_two_compressions_in_two_groups():
         assert_stored(c, params, opt_state)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast("2:4 int8", "prune int4", "low rank int8")
 @pytest.mark.parametrize("method", COMPRESSIONS)
 def test_gradients_are_the_direct_ones(method):
     c = COMPRESSIONS[method]

@@ -28,7 +28,24 @@ def check(stats, rows):
     np.testing.assert_allclose(stats.second_moment, rows.T @ rows / len(rows), **CLOSE)
 
 
-@pytest.mark.in_turn
+@pytest.mark.fast(
+    "linen_attention",
+    "linen_gru",
+    "linen_scanned_transformer",
+    "nnx_conv_net",
+    "equinox_conv_attention",
+    "haiku_lstm",
+    "einsum_experts",
+    "concatenate_inputs",
+    "conv_grouped",
+    "ragged_dot",
+    "scan_nested",
+    "while_loop",
+    "switch",
+    "vmap_models",
+    "custom_vjp_of_weight",
+    "shard_map_data_parallel",
+)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_contracted_parameter_of_the_zoo_has_statistics(case):
     fn, params, args = case.make()
