@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow test-newest lint bench clean
+.PHONY: demo test test-slow test-slow-part test-newest lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -23,7 +23,14 @@ test: $(VENV)/.installed
 	  tests jaxopt_compress README.md $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed
-	$(PYTEST) -m slow tests $(PYTEST_ARGS)
+	$(PYTEST) -n 2 --dist loadgroup -m slow tests $(PYTEST_ARGS)
+
+# The part of the slow tests that continuous integration runs: the contract of compressions, what is
+# calibrated, and what trains, in their full products.
+SLOW_PART := tests/compression tests/post_training tests/rewriting tests/storage tests/transforms
+
+test-slow-part: $(VENV)/.installed
+	$(PYTEST) -n 2 --dist loadgroup -m slow $(SLOW_PART) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -33,8 +33,8 @@ _LOST = {
     "the two",
     GRID: "its values would leave the grid; quantize last, such as in chain(low_rank(...), "
     "quantize(...)), and once only",
-    PRODUCTS: "what rounds activations wraps the stored weight and comes last; move it to the "
-    "end of the chain",
+    PRODUCTS: "it has to come last, since it wraps the stored weight: move it to the end of the "
+    "chain",
 }
 
 
