@@ -181,7 +181,8 @@ def _check_kept(
                     f"{tuple(new.shape)}: {_LOST[lost[0]]}"
                 )
         # A mask outlives an element that returns a dense array.
-        if not (is_compressed(old) and old.kept() is not None and not is_compressed(new)):
+        masked = is_compressed(old) and old.kept() is not None  # pyright: ignore
+        if not masked or is_compressed(new):
             seen[path] = new
 
 

@@ -38,6 +38,11 @@ def bind(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
+def type_of(v: Any) -> Any:
+    """The type of a variable or literal of a jaxpr, with a shape and a dtype."""
+    return v.aval
+
+
 def source_line(eqn: core.JaxprEqn) -> str:
     """``file:line (function)`` of the user's code that made ``eqn``."""
     return source_info_util.summarize(eqn.source_info)

@@ -200,7 +200,9 @@ def test_nothing_follows_rounded_inputs_in_a_chain():
         jc.quantize("int8", activations="int8"),
         jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)),
     )
-    with pytest.raises(ValueError, match="prune cannot follow quantize at .w.* it has to come last"):
+    with pytest.raises(
+        ValueError, match="prune cannot follow quantize at .w.* it has to come last"
+    ):
         c.init({"w": W})
     first = jc.chain(
         jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)),

@@ -227,7 +227,7 @@ class _March:
         if eqn.params["reverse"]:
             ys = ys[::-1]
         if not ys:
-            types = [v.aval for v in eqn.outvars[n:]]
+            types = [_compat.type_of(v) for v in eqn.outvars[n:]]
             return [*carry, *(jnp.zeros(t.shape, t.dtype) for t in types)]
         return [*carry, *(stacked(column, self.count) for column in zip(*ys, strict=True))]
 

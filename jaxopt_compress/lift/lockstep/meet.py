@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import Call, JaxprEqn, Ref, Replay, replay_equation
 from jaxopt_compress.lift.lockstep.pieces import Pieces, signature
 from jaxopt_compress.lift.lockstep.values import Weight, present
@@ -33,7 +34,9 @@ def look(eqn: JaxprEqn, operands: Sequence[Any]) -> tuple[set[str], list[tuple[M
         results = _replayed(eqn, operands, values, Tape(observe))
         members[:] = [x.array.members if _is_probe(x) else () for x in results]
 
-    jax.eval_shape(run, [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars])
+    jax.eval_shape(
+        run, [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in map(_compat.type_of, eqn.invars)]
+    )
     return met, members
 
 

@@ -56,7 +56,9 @@ def _constants(jaxpr: Any) -> list[Any]:
     inner, consts = _compat.parts(jaxpr)
     found: list[Any] = [id(c) for c in consts]
     for eqn in inner.eqns:
-        found += [id(v.val) for v in eqn.invars if isinstance(v, Literal) and v.aval.shape]
+        found += [
+            id(v.val) for v in eqn.invars if isinstance(v, Literal) and _compat.type_of(v).shape
+        ]
         for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
             found += _constants(value) if _is_jaxpr(value) else []
     return found

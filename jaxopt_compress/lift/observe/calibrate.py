@@ -219,12 +219,12 @@ def _of_gradients(
     result: Any,
 ) -> dict[Key, Reducible]:
     """What is measured of the gradients of ``fn`` by the parameters at the paths ``chosen``."""
-    asked = [m for m in measures if m.of_gradient is not None]
+    asked = {m.name: m.of_gradient for m in measures if m.of_gradient is not None}
     kinds = [(tuple(jnp.shape(x)), str(jnp.result_type(x))) for x in jax.tree.leaves(result)]
     scalar = len(kinds) == 1 and kinds[0][0] == () and jnp.issubdtype(kinds[0][1], jnp.floating)
     if not scalar:
         raise ValueError(
-            f"the measure {asked[0].name!r} takes the gradient of fn, which has to return one "
+            f"the measure {next(iter(asked))!r} takes the gradient of fn, which has to return one "
             f"floating scalar, and returns arrays of (shape, dtype) {kinds}: pass the loss"
         )
     dense = map_named(
@@ -237,7 +237,7 @@ def _of_gradients(
 
     gradients = jax.grad(lambda w: jax.tree.leaves(loss(w))[0])(followed)
     return {
-        Key(path, GRADIENT): _together({m.name: m.of_gradient(g) for m in asked}, {})
+        Key(path, GRADIENT): _together({name: of(g) for name, of in asked.items()}, {})
         for path, g in gradients.items()
     }
 

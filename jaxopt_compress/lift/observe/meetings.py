@@ -121,12 +121,13 @@ def _announce(call: Call, operation: _Operation, result: Any) -> None:
 def _roles(operation: _Operation, member: Member) -> Roles:
     axes = operation.w.axes_of(member)
     taken = (*operation.contracting, *operation.batch, *operation.gathered)
-    output = [d for d in range(len(axes)) if d not in taken]
-    by_role = (operation.contracting, output, operation.batch, operation.gathered)
+    free = [d for d in range(len(axes)) if d not in taken]
+    by_role = (operation.contracting, free, operation.batch, operation.gathered)
     named = [tuple(sorted({n for d in role for n in axes[d].names})) for role in by_role]
     known = {n for role in named for n in role}
     stack = tuple(d for d in range(-len(member.shape), 0) if d not in known)
-    return Roles(*named, stack)
+    contracting, output, batch, gathered = named
+    return Roles(contracting, output, batch, gathered, stack)
 
 
 def _part(operation: _Operation, member: Member, result: jax.Array) -> jax.Array:

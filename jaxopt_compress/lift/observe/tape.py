@@ -25,7 +25,7 @@ class Key(NamedTuple):
     """
 
     path: str
-    kind: tuple[Any, ...]
+    kind: Any
     sliced: bool = False
 
 
