@@ -1,6 +1,13 @@
 """What a compressed parameter is."""
 
-from jaxopt_compress.arrays.base import CompressedArray, is_compressed, materialize
+from jaxopt_compress.arrays.base import (
+    CompressedArray,
+    compressed_array,
+    describe,
+    is_compressed,
+    map_factors,
+    materialize,
+)
 from jaxopt_compress.arrays.fake_quantized import FakeQuantizedArray
 from jaxopt_compress.arrays.input_quantized import InputQuantizedArray
 from jaxopt_compress.arrays.low_rank import LowRankArray
@@ -16,6 +23,9 @@ __all__ = [
     "MaskedArray",
     "QuantizedArray",
     "SparseArray",
+    "compressed_array",
+    "describe",
     "is_compressed",
+    "map_factors",
     "materialize",
 ]

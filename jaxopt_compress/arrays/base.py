@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from typing import Any, Self, TypeGuard
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self, TypeGuard, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +11,79 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
+from jaxopt_compress.arrays.layout import Layout
+
+
+class LeafType(NamedTuple):
+    """A kind of compressed array, as `compressed_array` made it.
+
+    Attributes:
+        type: The class.
+        data: The names of its fields that are arrays.
+        static: The names of the other fields that files hold.
+        stored: Whether files hold such arrays.
+    """
+
+    type: type["CompressedArray"]
+    data: tuple[str, ...]
+    static: tuple[str, ...]
+    stored: bool
+
+
+# By the name that files call them.
+LEAF_TYPES: dict[str, LeafType] = {}
+
+Leaf = TypeVar("Leaf", bound="CompressedArray")
+
+
+@dataclass_transform(frozen_default=True, eq_default=True)
+def compressed_array(
+    data: Sequence[str],
+    static: Sequence[str] = (),
+    training: Sequence[str] = (),
+    stored: bool = True,
+) -> Callable[[type[Leaf]], type[Leaf]]:
+    """Makes a subclass of `CompressedArray` a frozen dataclass, a pytree node, and a form of files.
+
+    Args:
+        data: The fields that are arrays, compressed arrays or None.
+        static: The fields that are static: hashable, and never dependent on values.
+        training: Static fields with defaults that only training needs. Files do not hold them.
+        stored: Whether `save` takes such arrays.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> @compressed_array(data=["values"])
+        ... class Halved(CompressedArray):
+        ...     values: Any
+        ...
+        ...     shape = property(lambda self: tuple(self.values.shape))
+        ...     dtype = property(lambda self: self.values.dtype)
+        ...
+        ...     def materialize(self):
+        ...         return self.values / 2
+        >>> Halved(jnp.ones((4, 2)))
+        Halved(halved, float32[4,2], 32 bits per weight, 32 bytes)
+    """
+
+    def decorate(cls: type[Leaf]) -> type[Leaf]:
+        cls = dataclasses.dataclass(frozen=True, repr=False)(cls)
+        jax.tree_util.register_dataclass(cls, list(data), [*static, *training])
+        LEAF_TYPES[cls.__name__] = LeafType(cls, tuple(data), tuple(static), stored)
+        return cls
+
+    return decorate
+
 
 class CompressedArray:
-    """A dense array in another form, as a frozen pytree dataclass.
+    """A dense array in another form: a frozen pytree dataclass, made by `compressed_array`.
 
     Children are arrays or again compressed arrays. Every array child keeps the rank of the dense
     array (with axes of size 1), and static fields count axes from the end and never depend on
     values; so `jax.vmap`, `jax.lax.scan` and `jax.pmap` may strip leading axes, and optimizers may
     map over trees that hold one. Other axes than the leading one cannot be stripped.
 
-    Subclasses define ``shape``, ``dtype``, ``materialize`` and ``specs``.
+    Subclasses define ``shape``, ``dtype`` and ``materialize``, and what else is not the default.
     """
 
     dtype: np.dtype
@@ -68,7 +132,71 @@ class CompressedArray:
         Raises:
             ValueError: ``spec`` splits an axis that this form cannot split.
         """
-        raise NotImplementedError
+        entries = pad_spec(spec, self.ndim)
+
+        def split(x: Any) -> Any:
+            own = narrow_spec(entries, tuple(x.shape))
+            return x.specs(own) if isinstance(x, CompressedArray) else own
+
+        fields = {name: getattr(self, name) for name in LEAF_TYPES[type(self).__name__].data}
+        return self.replace(**{k: split(x) for k, x in fields.items() if x is not None})
+
+    def factors(self) -> dict[str, Any]:
+        """Name -> the array or compressed array that it is a product of; empty if it is none."""
+        return {}
+
+    def with_factors(self, factors: Mapping[str, Any]) -> Self:
+        """The same product of other factors."""
+        del factors
+        return self
+
+    def factor_layouts(self, layout: Layout) -> dict[str, Layout]:
+        """Name -> the roles of the factor's axes.
+
+        Args:
+            layout: The roles of the axes of the dense array.
+        """
+        del layout
+        return {}
+
+    def factor_inputs(self, name: str, layout: Layout) -> jax.Array | None:
+        """How inputs of the dense array become those of a factor.
+
+        Args:
+            name: The factor.
+            layout: The roles of the axes of the dense array.
+
+        Returns:
+            ``A``, ``[*stack, k, r]``: where the dense array meets a vector ``x``, the factor meets
+            ``x @ A``; or None, where it meets ``x`` itself.
+        """
+        del name, layout
+        return None
+
+    def describe(self) -> str:
+        """The method behind it in a few words, such as ``"int4 g32"``."""
+        return type(self).__name__.removesuffix("Array").lower()
+
+    def stored_widths(self, bits: int | None) -> dict[str, int | None]:
+        """Bits per entry in files, of fields whose dtype has more.
+
+        Args:
+            bits: The width that a compressed array around this one gives it, or None.
+        """
+        del bits
+        return {}
+
+    def __repr__(self) -> str:
+        try:
+            shape, size = self.shape, max(self.size, 1)
+            kind = f"{jnp.dtype(self.dtype).name}[{','.join(map(str, shape))}]"
+            text = f"{self.describe()}, {kind}, {8 * self.nbytes / size:.3g} bits per weight"
+            return f"{type(self).__name__}({text}, {self.nbytes:,} bytes)"
+        except (AttributeError, TypeError, ValueError):
+            # Tree functions put all kinds of objects in the place of arrays.
+            fields = dataclasses.fields(self)  # pyright: ignore
+            inner = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields)
+            return f"{type(self).__name__}({inner})"
 
     def children(self) -> list[Any]:
         """The fields that are arrays, in order; absent ones left out."""
@@ -95,6 +223,31 @@ class CompressedArray:
 def is_compressed(x: Any) -> bool:
     """Whether ``x`` is one of the compressed arrays; for the ``is_leaf`` of tree functions."""
     return isinstance(x, CompressedArray)
+
+
+def describe(x: Any) -> str:
+    """The method behind a leaf in a few words.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxopt_compress as jc
+        >>> describe(jc.compress({"w": jnp.ones((8, 2))}, jc.quantize("int4", group_size=4))["w"])
+        'int4 g4'
+    """
+    return x.describe() if is_compressed(x) else "dense"
+
+
+def map_factors(fn: Callable[[str, Any], Any], path: str, leaf: Any) -> Any:
+    """Applies ``fn(path, array)`` to a parameter, or to each factor of one that has factors.
+
+    Returns:
+        The result, or the parameter with the results as its factors; ``leaf`` itself if each of
+        them is the same object as before.
+    """
+    factors = leaf.factors() if is_compressed(leaf) else {}
+    if not factors:
+        return fn(path, leaf)
+    new = {name: fn(f"{path}/{name}", x) for name, x in factors.items()}
+    return leaf if all(new[k] is x for k, x in factors.items()) else leaf.with_factors(new)
 
 
 def materialize(tree: Any) -> Any:

@@ -1,21 +1,16 @@
 """A weight in training: dense values, and the grid that they lie on."""
 
-import dataclasses
-import functools
-
 import jax
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec
 
-from jaxopt_compress.arrays.base import CompressedArray
+from jaxopt_compress.arrays.base import CompressedArray, compressed_array
 from jaxopt_compress.arrays.quantized import QuantizedArray
 from jaxopt_compress.numerics.codes import encode, round_to_grid
 from jaxopt_compress.numerics.steps import zero_dtype
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["form"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
+@compressed_array(data=["form"], stored=False)
 class FakeQuantizedArray(CompressedArray):
     """Values that are rounded to a grid, and that gradients are taken at; all arrays are floats.
 
@@ -36,6 +31,10 @@ class FakeQuantizedArray(CompressedArray):
     def dtype(self) -> np.dtype:  # pyright: ignore
         """What the rounded values are cast to."""
         return self.form.dtype
+
+    def describe(self) -> str:
+        """The grid."""
+        return f"fake {self.form.describe()}"
 
     def materialize(self) -> jax.Array:
         """The values on the grid; the derivative is the identity."""
@@ -59,10 +58,6 @@ class FakeQuantizedArray(CompressedArray):
         wide = None if zero is None else form.per_entry(zero)
         levels, _ = round_to_grid(form.codes, steps, wide, fmt)
         return form.replace(codes=encode(levels, fmt), zero=zero)
-
-    def specs(self, spec: PartitionSpec) -> "FakeQuantizedArray":
-        """Those of the quantized array."""
-        return self.replace(form=self.form.specs(spec))
 
 
 @jax.custom_jvp

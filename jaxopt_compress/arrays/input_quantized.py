@@ -1,24 +1,25 @@
 """A weight with what its products do besides: to activations, and on the way back."""
 
-import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
-from jaxopt_compress.arrays.base import CompressedArray, is_compressed, narrow_spec, pad_spec
+from jaxopt_compress.arrays.base import (
+    CompressedArray,
+    compressed_array,
+    describe,
+    is_compressed,
+)
 from jaxopt_compress.numerics.formats import Format, format_of
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["weight", "scale", "offset"],
-    meta_fields=["format", "clipping", "gradients", "residuals"],
+@compressed_array(
+    data=["weight", "scale", "offset"],
+    static=["format"],
+    training=["clipping", "gradients", "residuals"],
 )
-@dataclasses.dataclass(frozen=True)
 class InputQuantizedArray(CompressedArray):
     """A weight, and the number format to which activations are rounded when they meet it.
 
@@ -76,13 +77,12 @@ class InputQuantizedArray(CompressedArray):
             raise ValueError("activations that meet this weight are not rounded")
         return format_of(self.format)
 
+    def describe(self) -> str:
+        """The weight, and the format of the activations."""
+        scale = "" if self.scale is None else " calibrated"
+        offset = "" if self.offset is None else " with offset"
+        return f"{describe(self.weight)} x {self.format}{scale}{offset}"
+
     def materialize(self) -> jax.Array:
         """The dense weight."""
         return self.weight.materialize() if is_compressed(self.weight) else self.weight
-
-    def specs(self, spec: PartitionSpec) -> "InputQuantizedArray":
-        """Those of the weight; steps are split where they are as long."""
-        entries = pad_spec(spec, self.ndim)
-        weight = self.weight.specs(spec) if is_compressed(self.weight) else PartitionSpec(*entries)
-        steps = lambda x: None if x is None else narrow_spec(entries, tuple(x.shape))
-        return self.replace(weight=weight, scale=steps(self.scale), offset=steps(self.offset))

@@ -1,8 +1,7 @@
 """The product of two thin factors."""
 
-import dataclasses
-import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,14 +10,18 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxopt_compress.arrays.base import CompressedArray, materialize, pad_spec
+from jaxopt_compress.arrays.base import (
+    CompressedArray,
+    compressed_array,
+    describe,
+    materialize,
+    pad_spec,
+)
+from jaxopt_compress.arrays.layout import Layout
 from jaxopt_compress.numerics.rounding import seal
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["u", "v"], meta_fields=["dtype", "out_ndim"]
-)
-@dataclasses.dataclass(frozen=True)
+@compressed_array(data=["u", "v"], static=["dtype", "out_ndim"])
 class LowRankArray(CompressedArray):
     """``w[*stack, *left, *right] = sum_r u[*stack, *left, r] * v[*stack, r, *right]``.
 
@@ -63,6 +66,50 @@ class LowRankArray(CompressedArray):
     def rank(self) -> int:
         """The inner dimension."""
         return self.u.shape[-1]
+
+    def describe(self) -> str:
+        """The rank, and the form of the factors."""
+        factors = list(dict.fromkeys((describe(self.u), describe(self.v))))
+        of = "" if factors == ["dense"] else f" of {' and '.join(factors)}"
+        return f"low rank {self.rank}{of}"
+
+    def factors(self) -> dict[str, Any]:
+        """The factors ``u`` and ``v``."""
+        return {"u": self.u, "v": self.v}
+
+    def with_factors(self, factors: Mapping[str, Any]) -> "LowRankArray":
+        """The product of other factors."""
+        return self.replace(**factors)
+
+    def factor_layouts(self, layout: Layout) -> dict[str, Layout]:
+        """``u`` sums over the left axes, ``v`` over the rank; or the other way round."""
+        cut = -self.out_ndim
+        left = tuple(d for d in range(-self.ndim, cut) if d not in layout.stack)
+        right = tuple(range(cut, 0))
+        if self._turned(layout):
+            return {
+                "u": Layout((-1,), left, layout.stack),
+                "v": Layout(right, (cut - 1,), layout.stack),
+            }
+        return {
+            "u": Layout(left, (-1,), layout.stack),
+            "v": Layout((cut - 1,), right, layout.stack),
+        }
+
+    def factor_inputs(self, name: str, layout: Layout) -> jax.Array | None:
+        """The factor that comes first meets the inputs themselves, the other one their products."""
+        turned = self._turned(layout)
+        if (name == "v") == turned:
+            return None
+        first = materialize(self.v if turned else self.u)
+        stack = first.shape[: len(layout.stack)]
+        if not turned:
+            return first.reshape(*stack, -1, self.rank)
+        return jnp.swapaxes(first.reshape(*stack, self.rank, -1), -2, -1)
+
+    def _turned(self, layout: Layout) -> bool:
+        """Whether the right axes are those that are summed over."""
+        return bool(layout.contracting) and min(layout.contracting) >= -self.out_ndim
 
     def materialize(self) -> jax.Array:
         """The product of the factors, summed in float32 and rounded once to ``dtype``."""

@@ -1,19 +1,15 @@
 """Dense values under a mask: the view of a pruned parameter."""
 
-import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
-from jaxopt_compress.arrays.base import CompressedArray
+from jaxopt_compress.arrays.base import CompressedArray, compressed_array
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["values", "mask"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
+@compressed_array(data=["values", "mask"], stored=False)
 class MaskedArray(CompressedArray):
     """``where(mask, values, 0)``.
 
@@ -39,10 +35,10 @@ class MaskedArray(CompressedArray):
         """The mask."""
         return self.mask
 
+    def describe(self) -> str:
+        """That there is a mask."""
+        return "masked"
+
     def materialize(self) -> jax.Array:
         """The values under the mask, 0.0 elsewhere."""
         return jnp.where(self.mask, self.values, jnp.zeros((), self.values.dtype))
-
-    def specs(self, spec: PartitionSpec) -> "MaskedArray":
-        """Values and mask are split like the dense array."""
-        return self.replace(values=spec, mask=spec)

@@ -1,7 +1,5 @@
 """Codes of a number format, with a step per tensor, channel, group or tile."""
 
-import dataclasses
-import functools
 import math
 import operator
 from typing import Any
@@ -13,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from jaxopt_compress.arrays.base import (
     CompressedArray,
+    compressed_array,
     is_compressed,
     narrow_spec,
     pad_spec,
@@ -27,12 +26,9 @@ from jaxopt_compress.numerics.packing import unpack
 from jaxopt_compress.numerics.steps import STEP_DTYPES, step_value
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["codes", "scale", "zero"],
-    meta_fields=["dtype", "format", "axis", "group", "block", "tile"],
+@compressed_array(
+    data=["codes", "scale", "zero"], static=["dtype", "format", "axis", "group", "block", "tile"]
 )
-@dataclasses.dataclass(frozen=True)
 class QuantizedArray(CompressedArray):
     """``(level(codes) - zero) * scale``.
 
@@ -103,6 +99,21 @@ class QuantizedArray(CompressedArray):
                 "off"
             )
         return tuple(shape)
+
+    def describe(self) -> str:
+        """The format, groups of its own, and zero points."""
+        own = self.tile is None and self.group == self.fmt.group
+        cuts = [self.group, *(self.tile or ())[1:]]
+        group = "" if own or self.group is None else f" g{'x'.join(map(str, cuts))}"
+        asymmetric = self.zero is not None and self.fmt.grid.signed
+        grid = f"{self.format}{group}{' asymmetric' if asymmetric else ''}"
+        sparse = isinstance(self.codes, SparseArray)
+        return f"{self.codes.describe()} + {grid}" if sparse else grid
+
+    def stored_widths(self, bits: int | None) -> dict[str, int | None]:
+        """Codes may fill bytes in memory; only the format knows their width."""
+        del bits
+        return {"codes": self.bits if self.block is None else None}
 
     @property
     def cuts(self) -> Cuts:

@@ -1,7 +1,5 @@
 """Kept values and one bit per entry that says where they go."""
 
-import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -10,17 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxopt_compress.arrays.base import CompressedArray, is_traced, pad_spec
+from jaxopt_compress.arrays.base import CompressedArray, compressed_array, is_traced, pad_spec
 from jaxopt_compress.numerics import sparse
 from jaxopt_compress.numerics.packing import pack_mask, unpack_mask
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["values", "words"],
-    meta_fields=["pattern", "axis", "length", "core"],
-)
-@dataclasses.dataclass(frozen=True)
+@compressed_array(data=["values", "words"], static=["pattern", "axis", "length", "core"])
 class SparseArray(CompressedArray):
     """Entries under a mask; zeros elsewhere.
 
@@ -87,6 +80,14 @@ class SparseArray(CompressedArray):
                 f"{self.axis}: only leading axes can be mapped over or scanned (in_axes=0)"
             )
         return self.axis
+
+    def describe(self) -> str:
+        """The pattern."""
+        return "sparse" if self.pattern is None else "sparse {}:{}".format(*self.pattern)
+
+    def stored_widths(self, bits: int | None) -> dict[str, int | None]:
+        """Values may be codes of a `QuantizedArray`."""
+        return {"values": bits}
 
     def kept(self) -> jax.Array:
         """The mask."""

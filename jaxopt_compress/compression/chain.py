@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.arrays import MaskedArray, is_compressed, materialize
+from jaxopt_compress.arrays import MaskedArray, is_compressed, map_factors, materialize
 from jaxopt_compress.arrays.base import is_traced
 from jaxopt_compress.compression.base import Compression, inner_states
 from jaxopt_compress.compression.checks import check_init
@@ -20,7 +20,6 @@ from jaxopt_compress.compression.leaf_states import (
     LeafState,
     dense_like,
     factor_owner,
-    map_factors,
 )
 from jaxopt_compress.compression.states import ChainState, method_states
 from jaxopt_compress.tree import named_leaves

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.arrays import InputQuantizedArray, LowRankArray, MaskedArray, is_compressed
+from jaxopt_compress.arrays import InputQuantizedArray, MaskedArray, is_compressed, map_factors
 from jaxopt_compress.compression.checks import check_finite
 from jaxopt_compress.compression.states import (
     NO_COMPRESSION,
@@ -16,7 +16,7 @@ from jaxopt_compress.compression.states import (
     describes_itself,
     training_states,
 )
-from jaxopt_compress.tree import Layout, map_named, named_leaves
+from jaxopt_compress.tree import map_named, named_leaves
 from jaxopt_compress.tree.meshes import on_auto_axes
 
 # Properties of a parameter that one element of a chain establishes and later ones have to keep.
@@ -175,23 +175,6 @@ def dense_like(view: Any, params: Any) -> Any:
 def as_jax(leaf: Any) -> Any:
     """NumPy arrays in a type that JAX has: float64 only with 64-bit types."""
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
-
-
-def map_factors(fn: Callable[[str, Any], Any], path: str, leaf: Any) -> Any:
-    """Applies ``fn(path, array)`` to a parameter, or to both factors of a factored one."""
-    if not isinstance(leaf, LowRankArray):
-        return fn(path, leaf)
-    u, v = fn(f"{path}/u", leaf.u), fn(f"{path}/v", leaf.v)
-    return leaf if u is leaf.u and v is leaf.v else leaf.replace(u=u, v=v)
-
-
-def factor_layouts(leaf: LowRankArray, layout: Layout) -> tuple[Layout, Layout]:
-    """The layouts of the factors ``u`` and ``v`` of a parameter."""
-    cut = -leaf.out_ndim
-    stack = layout.stack
-    left = tuple(d for d in range(-leaf.ndim, cut) if d not in stack)
-    right = tuple(range(cut, 0))
-    return Layout(left, (-1,), stack), Layout((cut - 1,), right, stack)
 
 
 def factor_owner(path: str, owners: Any) -> str:

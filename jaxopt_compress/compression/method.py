@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.arrays import is_compressed
+from jaxopt_compress.arrays import is_compressed, map_factors
 from jaxopt_compress.compression.base import Compression
 from jaxopt_compress.compression.checks import check_finite
 from jaxopt_compress.compression.leaf_states import (
@@ -16,7 +16,6 @@ from jaxopt_compress.compression.leaf_states import (
     as_jax,
     compress_leaves,
     forward_leaves,
-    map_factors,
     parameters_of,
 )
 from jaxopt_compress.compression.selection import chosen_parameters

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxopt_compress.arrays import LowRankArray
-from jaxopt_compress.compression.leaf_states import as_jax, factor_layouts
+from jaxopt_compress.arrays import is_compressed
+from jaxopt_compress.compression.leaf_states import as_jax
 from jaxopt_compress.lift import Statistics, Use, layout_of, statistics_for
 from jaxopt_compress.tree import Layout, Part, Where, assume_layout, named_leaves, select
 from jaxopt_compress.tree.layout import warn_assumed
@@ -43,14 +43,23 @@ def chosen_parameters(
             layout = assume_layout(leaf.shape)
             assumed += [path] if len(leaf.shape) > 2 else []
         stat = statistics_for(stats, path, layout)
-        if isinstance(leaf, LowRankArray):
-            left, right = factor_layouts(leaf, layout)
-            found[f"{path}/u"] = (leaf.u, left, None)
-            found[f"{path}/v"] = (leaf.v, right, None)
-        else:
+        factors = leaf.factors() if is_compressed(leaf) else {}
+        if not factors:
             found[path] = (leaf, layout, stat)
+            continue
+        layouts = leaf.factor_layouts(layout)
+        for name, factor in factors.items():
+            own = layouts[name]
+            seen = None if stat is None else _of_factor(stat, leaf, name, layout, own)
+            found[f"{path}/{name}"] = (factor, own, seen)
     warn_assumed(assumed, where)
     return found
+
+
+def _of_factor(stat: Statistics, leaf: Any, name: str, layout: Layout, own: Layout) -> Statistics:
+    """The statistics of what meets a factor, from those of what meets the whole parameter."""
+    inputs = leaf.factor_inputs(name, layout)
+    return stat.through(inputs, own.contracting)
 
 
 def _check_maps(uses: Any, stats: Any) -> None:

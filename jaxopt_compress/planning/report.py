@@ -7,14 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.arrays import (
-    InputQuantizedArray,
-    LowRankArray,
-    QuantizedArray,
-    SparseArray,
-    is_compressed,
-    materialize,
-)
+from jaxopt_compress.arrays import describe, is_compressed, materialize
 from jaxopt_compress.arrays.base import stored_bytes
 from jaxopt_compress.compression.best_of import BestState
 from jaxopt_compress.compression.output_error import output_error
@@ -225,34 +218,6 @@ def _finish(row: dict[str, Any], size: int, measured: int) -> dict[str, Any]:
 def _quotient(a: float, b: float) -> float | None:
     """``a / b``, or None where that is no finite number, which JSON cannot hold."""
     return a / b if b and math.isfinite(a) and math.isfinite(b) else None
-
-
-def describe(leaf: Any) -> str:
-    """The method behind a leaf, in a few words.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxopt_compress as jc
-        >>> describe(jc.compress({"w": jnp.ones((8, 2))}, jc.quantize("int4", group_size=4))["w"])
-        'int4 g4'
-    """
-    if isinstance(leaf, QuantizedArray):
-        own = leaf.tile is None and leaf.group == leaf.fmt.group
-        cuts = [leaf.group, *(leaf.tile or ())[1:]]
-        group = "" if own or leaf.group is None else f" g{'x'.join(map(str, cuts))}"
-        asymmetric = leaf.zero is not None and leaf.fmt.grid.signed
-        grid = f"{leaf.format}{group}{' asymmetric' if asymmetric else ''}"
-        return f"{describe(leaf.codes)} + {grid}" if isinstance(leaf.codes, SparseArray) else grid
-    if isinstance(leaf, InputQuantizedArray):
-        steps = "" if leaf.scale is None else " calibrated"
-        offset = "" if leaf.offset is None else " with offset"
-        return f"{describe(leaf.weight)} x {leaf.format}{steps}{offset}"
-    if isinstance(leaf, SparseArray):
-        return "sparse" if leaf.pattern is None else "sparse {}:{}".format(*leaf.pattern)
-    if isinstance(leaf, LowRankArray):
-        factors = list(dict.fromkeys((describe(leaf.u), describe(leaf.v))))
-        of = "" if factors == ["dense"] else f" of {' and '.join(factors)}"
-        return f"low rank {leaf.rank}{of}"
-    return type(leaf).__name__ if is_compressed(leaf) else "dense"
 
 
 @jax.jit

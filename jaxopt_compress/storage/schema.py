@@ -12,36 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxopt_compress.arrays import (
-    CompressedArray,
-    InputQuantizedArray,
-    LowRankArray,
-    QuantizedArray,
-    SparseArray,
-    is_compressed,
-)
-from jaxopt_compress.arrays.base import bits_of, is_key
+from jaxopt_compress.arrays import CompressedArray, is_compressed
+from jaxopt_compress.arrays.base import LEAF_TYPES, bits_of, is_key
 from jaxopt_compress.storage.words import is_native, words_axis, words_shape
 from jaxopt_compress.tree import path_of
 
 NAME = "jaxopt-compress"
-VERSION = 2
-
-# Compressed arrays by the name that files call them; fields that are arrays, and static ones.
-LEAVES: dict[str, tuple[type[CompressedArray], tuple[str, ...], tuple[str, ...]]] = {
-    "InputQuantizedArray": (
-        InputQuantizedArray,
-        ("weight", "scale", "offset"),
-        ("format", "clipping", "gradients", "residuals"),
-    ),
-    "LowRankArray": (LowRankArray, ("u", "v"), ("dtype", "out_ndim")),
-    "QuantizedArray": (
-        QuantizedArray,
-        ("codes", "scale", "zero"),
-        ("dtype", "format", "axis", "group", "block", "tile"),
-    ),
-    "SparseArray": (SparseArray, ("values", "words"), ("pattern", "axis", "length", "core")),
-}
+VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,18 +140,22 @@ def _key(key: Any, path: str) -> Any:
 
 def _encode_leaf(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) -> Any:
     name = type(x).__name__
-    cls, fields, static = LEAVES.get(name, (None, (), ()))
-    if cls is not type(x):
-        raise TypeError(f"cannot save {path!r}: checkpoints know {', '.join(LEAVES)}, not {name}")
-    if isinstance(x, QuantizedArray):
-        bits = x.bits if x.block is None else None
-    # Codes may fill bytes in memory; only what holds them knows their width.
-    widths = {"codes": bits, "values": bits}
+    kind = LEAF_TYPES.get(name)
+    if kind is None or kind.type is not type(x) or not kind.stored:
+        raise TypeError(
+            f"cannot save {path!r}: checkpoints know {', '.join(_stored())}, not {name}"
+        )
+    widths = x.stored_widths(bits)
+    write = lambda k: _encode(getattr(x, k), f"{path}/{k}", widths.get(k), arrays)
     return {
         "leaf": name,
-        "static": {k: _encode_static(getattr(x, k)) for k in static},
-        "fields": {k: _encode(getattr(x, k), f"{path}/{k}", widths.get(k), arrays) for k in fields},
+        "static": {k: _encode_static(getattr(x, k)) for k in kind.static},
+        "fields": {k: write(k) for k in kind.data},
     }
+
+
+def _stored() -> list[str]:
+    return sorted(name for name, kind in LEAF_TYPES.items() if kind.stored)
 
 
 def _encode_static(value: Any) -> Any:
@@ -255,19 +236,16 @@ def _decode_array(node: Mapping[str, Any]) -> Entry:
 
 def _decode_leaf(node: Mapping[str, Any], visit: Callable[[Any], Any]) -> CompressedArray:
     name = node["leaf"]
-    if name not in LEAVES:
+    if name not in _stored():
         raise ValueError(
-            f"unknown compressed array {name!r}; this version knows {', '.join(LEAVES)}"
+            f"unknown compressed array {name!r}; this version knows {', '.join(_stored())}"
         )
-    cls, fields, static = LEAVES[name]
-    given = dict(node["static"])
-    if name == "QuantizedArray" and "bits" in given:
-        given["format"] = f"int{given.pop('bits')}"  # Version 1 knew signed integers only.
-    unknown = {*node["fields"], *given} - {*fields, *static}
+    kind, given = LEAF_TYPES[name], dict(node["static"])
+    unknown = {*node["fields"], *given} - {*kind.data, *kind.static}
     if unknown:
         raise ValueError(f"{name} has no {', '.join(sorted(unknown))}")
     values = {k: _decode_static(k, v) for k, v in given.items()}
-    leaf = cls(**{k: visit(v) for k, v in node["fields"].items()}, **values)
+    leaf = kind.type(**{k: visit(v) for k, v in node["fields"].items()}, **values)
     # Computed from the fields, and refused if they do not fit each other.
     _ = leaf.shape
     return leaf

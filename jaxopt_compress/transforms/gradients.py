@@ -5,9 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.arrays import FakeQuantizedArray, InputQuantizedArray
+from jaxopt_compress.arrays import FakeQuantizedArray, InputQuantizedArray, map_factors
 from jaxopt_compress.arrays.base import is_compressed
-from jaxopt_compress.compression.leaf_states import map_factors
 from jaxopt_compress.tree import map_named, named_leaves
 
 

@@ -201,7 +201,7 @@ def test_nothing_follows_rounded_inputs_in_a_chain():
         jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)),
     )
     with pytest.raises(
-        ValueError, match="prune cannot follow quantize at .w.* it has to come last"
+        ValueError, match=r"prune cannot follow quantize at .w.* it has to come last"
     ):
         c.init({"w": W})
     first = jc.chain(

@@ -68,6 +68,32 @@ class Statistics:
         with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
             return result(values, self.rows)
 
+    def through(self, inputs: jax.Array | None, contracting: tuple[int, ...]) -> "Statistics":
+        """The statistics of ``x @ inputs`` instead of ``x``, as far as they follow.
+
+        Args:
+            inputs: ``[*stack, k, r]``, or None for ``x`` itself.
+            contracting: The contracted axes of what meets it.
+
+        Returns:
+            Statistics with the moments that these have, and means without mean magnitudes. Ranges
+            and other measures do not follow, and are left out; with None all stay.
+        """
+        held = None if self.held_out is None else self.held_out.through(inputs, contracting)
+        if inputs is None:
+            return dataclasses.replace(self, contracting=contracting, held_out=held)
+        product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+        a = inputs.astype(jnp.float32)
+        values: dict[str, dict[str, Any]] = {}
+        if self.has("moments"):
+            outer = self.values["moments"]["outer"]
+            values["moments"] = {"outer": product(product(jnp.swapaxes(a, -2, -1), outer), a)}
+        if self.has("means"):
+            total = self.values["means"]["mean"]
+            values["means"] = {"mean": product(total[..., None, :], a)[..., 0, :]}
+        results = tuple((name, result) for name, result in self.results if name in values)
+        return Statistics(self.rows, values, contracting, results, held)
+
     @property
     def mean(self) -> jax.Array:
         """``[*stack, k]``: the mean; from ``means()``."""
@@ -76,7 +102,10 @@ class Statistics:
     @property
     def mean_magnitude(self) -> jax.Array:
         """``[*stack, k]``: the mean of the magnitudes; from ``means()``."""
-        return self.value("means")["mean_magnitude"]
+        found = self.value("means")
+        if "mean_magnitude" not in found:
+            raise ValueError("mean magnitudes of a factor's inputs do not follow from the others")
+        return found["mean_magnitude"]
 
     @property
     def low(self) -> jax.Array:
