@@ -105,6 +105,7 @@ METHODS = [
     Method("rank", low_rank(rank=2), has_rank_two),
     Method("rank-1", low_rank(rank=1), has_factors),
     Method("energy", low_rank(energy=0.7), has_factors, needs_values=True),
+    Method("int8-tensor", quantize("int8", per="tensor")),
 ]
 CHAINS = [
     Method(
@@ -119,6 +120,8 @@ CHAINS = [
     ),
     Method("2:4+int4", chained(prune(0.5, "2:4"), quantize("int4", 4, symmetric=False)), in_fours),
     Method("int4+2:4", chained(quantize("int4"), prune(0.5, "2:4")), is_matrix),
+    Method("prune+2:4", chained(prune(0.3), prune(0.5, "2:4")), is_matrix),
+    Method("rank+prune", chained(low_rank(rank=2), prune(0.5)), has_rank_two),
     Method("rank+int4", chained(low_rank(rank=2), quantize("int4")), has_rank_two),
     Method(
         "nested",

@@ -20,6 +20,7 @@ from jaxopt_compress.compression import (
     Parameter,
     compression_of,
 )
+from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.compression.leaf_states import GRID, RANK, ZEROS
 from jaxopt_compress.numerics.svd import balanced_factors, rank_for_energy
 from jaxopt_compress.tree import Where
@@ -65,6 +66,17 @@ class FactoredState(LeafState):
         return self.apply(w, learned)
 
 
+_ELSEWHERE = {
+    **dict.fromkeys(("r", "k", "n_components", "lora_rank"), "write rank="),
+    **dict.fromkeys(
+        ("ratio", "compression_ratio", "explained_variance"),
+        "write energy=, the share of the sum of squares to keep",
+    ),
+    **dict.fromkeys(("layers", "target_modules", "targets"), "write where='**/kernel'"),
+}
+
+
+@answers(_ELSEWHERE)
 def low_rank(
     rank: int | None = None, energy: float | None = None, where: Where = None
 ) -> Compression:

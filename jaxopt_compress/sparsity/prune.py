@@ -26,6 +26,7 @@ from jaxopt_compress.compression import (
     Parameter,
     compression_of,
 )
+from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.compression.leaf_states import GRID, N_M, RANK, ZEROS
 from jaxopt_compress.numerics.ordering import computed_after
 from jaxopt_compress.numerics.patterns import n_m_mask
@@ -91,6 +92,21 @@ class PrunedState(LeafState):
         return sparse_rows(dense, self.mask, dense.ndim - self.stack)
 
 
+_ELSEWHERE = {
+    **dict.fromkeys(
+        ("sparsity", "amount", "final_sparsity", "target_sparsity"),
+        "the schedule says it, as in prune(scores.magnitude(), schedules.constant(0.5))",
+    ),
+    **dict.fromkeys(("n", "m", "prune_n", "prune_m", "sparsity_type"), "write pattern='2:4'"),
+    **dict.fromkeys(
+        ("frequency", "begin_step", "end_step", "pruning_schedule", "scheduler"),
+        "write it as a schedule, such as schedules.polynomial(0.9, begin=0, end=1000, every=10)",
+    ),
+    **dict.fromkeys(("params", "layers", "targets"), "write where='**/kernel'"),
+}
+
+
+@answers(_ELSEWHERE)
 def prune(
     score: Score | Callable[[Parameter], jax.Array],
     schedule: Schedule,

@@ -1,5 +1,9 @@
 """Layer after layer: statistics behind compressed layers, resuming, and what is refused."""
 
+import os
+import signal
+import subprocess
+import sys
 import warnings
 
 import flax.linen as nn
@@ -363,3 +367,42 @@ def test_places_of_the_recipe_hold_for_the_whole_tree():
         jc.compress_in_order(
             fn, params, jc.quantize("int4", where=["w/0", "w/9"]), BATCHES, progress=False
         )
+
+
+KILLED = """
+import sys, jax.numpy as jnp, numpy as np
+import jaxopt_compress as jc
+from jaxopt_compress.post_training import decided
+
+def dying(place, name, leaf, keep=decided._keep):
+    keep(place, name, leaf)
+    if len(list(place.parent.glob("0*"))) == int(sys.argv[2]):
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+
+decided._keep = dying
+w = [jnp.asarray(np.random.default_rng(i).standard_normal((8, 8)), jnp.float32) for i in range(4)]
+def fn(w, x):
+    for each in w:
+        x = jnp.tanh(x @ each)
+    return x
+act = jc.activations("int4", "calibrated")
+small = jc.compress_in_order(
+    fn, w, jc.quantize("int3", activations=act), [x + 1 for x in w[:2]], resume=sys.argv[1],
+    progress=False,
+)
+jc.save(sys.argv[3], small)
+"""
+
+
+@pytest.mark.slow
+def test_killed_processes_resume_to_the_same_bits(tmp_path):
+    def run(folder, at, out):
+        given = [sys.executable, "-c", KILLED, tmp_path / folder, str(at), tmp_path / out]
+        return subprocess.run(given, env={**os.environ, "JAX_PLATFORMS": "cpu"}).returncode
+
+    assert run("whole", 99, "want") == 0
+    for at in (1, 2, 3):
+        assert run("run", at, "got") == -signal.SIGKILL
+    assert run("run", 99, "got") == 0
+    assert_same_bits(jc.load(tmp_path / "got"), jc.load(tmp_path / "want"))
