@@ -86,18 +86,6 @@ def chain(*compressions: Compression | Recipe) -> Compression:
             params, states = view, [*states, state]
         return ChainState(tuple(states))
 
-    def steps(
-        params: Any, state: ChainState, run: Callable[[Compression], Callable[..., Any]]
-    ) -> Any:
-        """``(element, its state, the parameters that it sees)``, then what the last one makes."""
-        for c, inner in _pairs(elements, state):
-            yield c, inner, params
-            params = run(c)(params, inner)
-        yield None, None, params
-
-    kept_apart = lambda c: lambda params, state: c.apply(params, state, materialize=False)
-    for_loss = lambda c: lambda params, state: c.loss_view(params, state, materialize=False)
-
     def update(state: ChainState, params: Any, *, grads: Any = None) -> ChainState:
         states = []
         for c, inner in _pairs(elements, state):
@@ -107,20 +95,27 @@ def chain(*compressions: Compression | Recipe) -> Compression:
         return ChainState(tuple(states))
 
     def apply(params: Any, state: ChainState, *, materialize: bool = True) -> Any:
-        *_, (_, _, view) = steps(params, state, kept_apart)
+        view = params
+        for c, inner in _pairs(elements, state):
+            view = c.apply(view, inner, materialize=False)
         return dense_like(view, params) if materialize else view
 
     def forward(params: Any, state: ChainState, *, materialize: bool = True) -> Any:
-        *_, (_, _, view) = steps(params, state, for_loss)
+        view = params
+        for c, inner in _pairs(elements, state):
+            view = c.loss_view(view, inner, materialize=False)
         return dense_like(view, params) if materialize else view
 
     def compress(params: Any, state: ChainState) -> Any:
-        *_, (_, _, small) = steps(params, state, lambda c: c.compress)
-        return small
+        for c, inner in _pairs(elements, state):
+            params = c.compress(params, inner)
+        return params
 
     def penalty(params: Any, state: ChainState) -> jax.Array:
-        seen = list(steps(params, state, kept_apart))[:-1]
-        terms = [c.penalty(p, inner) for c, inner, p in seen if c.penalty is not None]
+        terms = []
+        for c, inner in _pairs(elements, state):
+            terms += [] if c.penalty is None else [c.penalty(params, inner)]
+            params = c.apply(params, inner, materialize=False)
         return jnp.sum(jnp.stack(terms))
 
     any_penalty = any(c.penalty is not None for c in elements)

@@ -23,7 +23,7 @@ def weight_gradients(grads: Any) -> Any:
 
     Returns:
         The same gradients of weights, one array per parameter. Those of learned steps of
-        activations (`lsq`, `pact`) have no place in it, and ``update`` refuses to train without
+        activations have no place in it, and ``update`` refuses to train without
         them: add up whole gradients over batches instead.
 
     Raises:
