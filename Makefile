@@ -50,7 +50,7 @@ test-newest:
 	else \
 	  $(MAKE) --no-print-directory $(NEWEST)/.installed PYTHON="$$python" && \
 	  JAX_PLATFORMS=cpu $(NEWEST)/bin/python -m pytest -n 2 --dist loadgroup -m "not slow" \
-	    tests/lift $(PYTEST_ARGS); \
+	    tests/lift tests/post_training $(PYTEST_ARGS); \
 	fi
 
 $(VENV)/.installed: EXTRA := dev
