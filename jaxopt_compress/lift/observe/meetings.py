@@ -163,7 +163,17 @@ def _vectors(operation: _Operation, member: Member, lead: int) -> Rows | None:
             "shard_map, along an axis that is summed over; calibrate with a function that leaves "
             "it whole"
         )
-    return x.reshape(*x.shape[: lead + 1], whole), inside
+    x = x.reshape(*x.shape[: lead + 1], whole)
+    # Of weights that are joined along a shared axis each one meets its own part of the activation.
+    for i, d in reversed(list(enumerate(operation.batch))):
+        start, size = axes[d].start, axes[d].size
+        if size is not None and operation.op == "dot_general":
+            cut = lambda y, i=i, start=start, size=size: lax.slice_in_dim(
+                y, start, start + size, axis=i
+            )
+            drop = lambda y, i=i, own=bool(axes[d].names): y if own else y.squeeze(i)
+            x, inside = (None if y is None else drop(cut(y)) for y in (x, inside))
+    return x, inside
 
 
 def _value(x: Any) -> Any:

@@ -182,6 +182,17 @@ def _split(call: Call, at: int) -> Any:
     return [array.relabel(part, keep) for part in _bind(call)]
 
 
+@leaf_rule("stack", Probe)
+def _stack(call: Call, at: int) -> Any:
+    """Each part is one entry of a new axis."""
+    value, along, members = _bind(call), call.params["axis"], []
+    for i, x in enumerate(call.operands):
+        if isinstance(x, Ref):
+            place = lambda axes, i=i: [*axes[:along], Axis((), i, 1), *axes[along:]]
+            members += x.array.relabel(value, place).members
+    return Probe(value, tuple(members))
+
+
 @leaf_rule("concatenate", Probe)
 def _concatenate(call: Call, at: int) -> Any:
     value = _bind(call)

@@ -225,3 +225,26 @@ def test_where_chooses_and_names_what_it_does_not_find():
     check(stats["b"][0], x @ params["a"])
     with pytest.raises(ValueError, match=r"'c'.*nearest paths are"):
         jc.calibrate(model, params, [x], where="c")
+
+
+@pytest.mark.parametrize("how", ["scan", "batch", "concatenated batch"])
+def test_weights_that_are_joined_to_a_stack(how):
+    """Each one keeps the statistics of its own part."""
+    rng = np.random.default_rng(0)
+    params = {k: jnp.asarray(rng.standard_normal((4, 4)), jnp.float32) for k in ("a", "b")}
+    x = jnp.asarray(rng.standard_normal((2, 6, 4)) * [[[1.0]], [[100.0]]], jnp.float32)
+
+    def fn(p, x):
+        if how == "concatenated batch":
+            w = jnp.concatenate([p["a"][None], p["b"][None]])
+        else:
+            w = jnp.stack([p["a"], p["b"]])
+        if how == "scan":
+            return jax.lax.scan(lambda c, wx: (c, wx[1] @ wx[0]), 0.0, (w, x))[1]
+        return jnp.einsum("end,edf->enf", x, w)
+
+    stats = jc.calibrate(fn, params, [x])
+    assert all(use for use in jc.uses(fn, params, x).values())
+    for i, name in enumerate(("a", "b")):
+        got = stats[name][0].second_moment.reshape(4, 4)
+        np.testing.assert_allclose(got, x[i].T @ x[i] / 6, rtol=1e-5, atol=1e-5 * 100**i)
