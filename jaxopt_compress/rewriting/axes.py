@@ -1,9 +1,8 @@
 """Which axis of an operand each axis of a result is, and what products do to channels."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jax import dtypes
 from jax import numpy as jnp
 
 from jaxopt_compress.rewriting.staging import Step
@@ -32,21 +31,22 @@ class Product(NamedTuple):
 
 def shape_of(step: Step, i: int) -> tuple[int, ...]:
     """The shape of an operand."""
-    return tuple(step.eqn.invars[i].aval.shape)
+    aval: Any = step.eqn.invars[i].aval
+    return tuple(aval.shape)
 
 
 def moved(step: Step) -> list[int | None] | None:
     """The operand's axis for each axis of the result; None if it is no change of shape."""
     name, params, old = step.eqn.primitive.name, step.eqn.params, shape_of(step, 0)
-    rank = len(step.eqn.outvars[0].aval.shape)
+    rank = len(step.out.shape)
     if name in _SAME:
-        floats = dtypes.issubdtype(step.eqn.outvars[0].aval.dtype, jnp.floating)
+        floats = jnp.issubdtype(step.out.dtype, jnp.floating)
         return list(range(rank)) if floats else None
     if name == "transpose":
         return list(params["permutation"])
     if name == "broadcast_in_dim":
         at = {k: i for i, k in enumerate(params["broadcast_dimensions"])}
-        new = step.eqn.outvars[0].aval.shape
+        new = step.out.shape
         return [at[k] if k in at and old[at[k]] == new[k] else None for k in range(rank)]
     if name in ("squeeze", "expand_dims"):
         kept = set(params["dimensions"])
@@ -55,7 +55,7 @@ def moved(step: Step) -> list[int | None] | None:
         rest = iter(range(len(old)))
         return [None if k in kept else next(rest) for k in range(rank)]
     if name == "reshape":
-        return _reshaped(old, tuple(step.eqn.outvars[0].aval.shape))
+        return _reshaped(old, tuple(step.out.shape))
     return None
 
 
@@ -81,7 +81,7 @@ def product(step: Step, weight: int) -> Product | None:
     name, params = step.eqn.primitive.name, step.eqn.params
     if name == "dot_general":
         contract, batch = params["dimension_numbers"]
-        data, rank = 1 - weight, len(step.eqn.outvars[0].aval.shape)
+        data, rank = 1 - weight, len(step.out.shape)
         taken = (*contract[weight], *batch[weight])
         free = [i for i in range(len(shape_of(step, weight))) if i not in taken]
         out = len(batch[0]) if weight == 0 else rank - 1

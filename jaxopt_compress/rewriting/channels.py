@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax import dtypes
 from jax import numpy as jnp
 from jax.extend import core
 
@@ -37,7 +36,7 @@ class Channels(NamedTuple):
     axis: int
 
 
-_ZERO = "zero"
+_ZERO: Any = "zero"
 
 
 @dataclasses.dataclass
@@ -204,7 +203,7 @@ class Walk:
         if axis is None:
             self.skipped[weight.leaf] = f"it has not one axis of output channels at {line}"
             return None
-        size = step.eqn.outvars[0].aval.shape[found.out]
+        size = step.out.shape[found.out]
         self.groups.append(Group(size, (weight.leaf, axis)))
         return Channels(len(self.groups) - 1, found.out)
 
@@ -235,5 +234,5 @@ class Walk:
             name, lines = self.names[leaf], self.used[leaf]
             if len(lines) > 1:
                 group.block(f"{name!r} is used {len(lines)} times, also at {lines[1]}")
-            if not dtypes.issubdtype(self.dtypes[leaf], jnp.floating):
+            if not jnp.issubdtype(self.dtypes[leaf], jnp.floating):
                 group.block(f"{name!r} holds no real floating-point numbers")

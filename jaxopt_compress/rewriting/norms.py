@@ -150,22 +150,22 @@ def _replay(staged: Staged, found: Analysis, chains: list[Chain], leaves: list[A
     """Runs the equations with folded products in the place of chains."""
     env = {**staged.constants, **{i: x for i, x in enumerate(leaves) if x is not None}}
     env.update(enumerate(staged.arguments, staged.leaves))
-    ends = {chain.product: chain for chain in chains}
-    inside = {n for chain in chains for n in chain.steps}
+    inside = {n: chain for chain in chains for n in chain.steps}
     for n, step in enumerate(staged.steps):
-        if n in inside:
-            continue
         known = all(not isinstance(i, int) or i in env for i in step.inputs)
-        if n in found.fixed and not known:
-            continue  # it reads a dropped parameter, and only chains read it
-        run_step(env, step)
-        if n in ends:
-            chain = ends[n]
-            y = env[step.outputs[0]]
-            if chain.bias is not None:
-                y = y + along(jnp.asarray(leaves[chain.bias]), chain.channel, y.ndim)
-            last = staged.steps[chain.steps[-1]]
-            env[last.outputs[0]] = y.astype(last.eqn.outvars[0].aval.dtype)
+        if n in inside and len(step.inputs) == 2:
+            # The weight holds the scale, and the last step adds the bias.
+            chain = inside[n]
+            before = chain.steps.index(n)
+            at = chain.product if before == 0 else chain.steps[before - 1]
+            y = env[staged.steps[at].outputs[0]]
+            if n == chain.steps[-1] and chain.bias is not None:
+                y = y + along(
+                    jnp.asarray(leaves[chain.bias]).reshape(-1), chain.channels[-1], y.ndim
+                )
+            env[step.outputs[0]] = y.astype(step.out.dtype)
+        elif known or n not in found.fixed:
+            run_step(env, step)  # others read a dropped parameter, and only chains read them
     return staged.out_tree.unflatten([value_of(env, x) for x in staged.outputs])
 
 
@@ -175,8 +175,8 @@ def fold_norms(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -
     A product followed by ``y = gamma * (x @ W + b - mean) / sqrt(var + eps) + beta``, in whatever
     order it is written, is ``x @ (a W) + c`` with ``a`` and ``c`` per output channel. Norms are
     found in the staged function, not by modules or names. Products in scans, remat and functions
-    with custom derivatives are not entered. A chain ends at any other equation, such as a
-    transpose or a reshape: a norm behind one stays as it is, and is not listed in ``skipped``.
+    with custom derivatives are not entered. Casts, transposes and reshapes may be in between. A
+    weight whose result is multiplied by parameters in any other way is listed in ``skipped``.
 
     Args:
         fn: Any JAX function; it holds the inference form of its norms.

@@ -23,6 +23,11 @@ class Step(NamedTuple):
     inputs: tuple[Any, ...]  # an int, or a Literal
     outputs: tuple[int, ...]
 
+    @property
+    def out(self) -> Any:
+        """The type of the first result."""
+        return self.eqn.outvars[0].aval
+
 
 class Staged(NamedTuple):
     """A function as equations; the first values are the leaves of the parameters."""

@@ -66,7 +66,7 @@ def test_known_scales(layers):
 
 
 def test_powers_of_two_keep_every_bit(net):
-    params, x, rw = net
+    _params, x, rw = net
     assert rw.check(Net().apply, x, tolerance=0.0).absolute == 0
     assert rw.function(Net.apply) is Net.apply
     assert list(rw.skipped) == ["params/Dense_0/kernel"]
@@ -194,7 +194,7 @@ def test_weights_in_a_scan_are_listed():
 def test_gradients_scale_inversely(layers):
     p, x = layers
     rw = jc.equalize(dense, p, x)
-    loss = lambda p: (dense(p, x) ** 2).sum()  # noqa: E731
+    loss = lambda p: (dense(p, x) ** 2).sum()
     old, new = jax.grad(loss)(p), jax.grad(loss)(rw.params)
     jax.tree.map(np.testing.assert_array_equal, rw.tree(old, power=-1), new)
     squares = jax.tree.map(jnp.square, old)
