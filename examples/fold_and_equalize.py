@@ -1,8 +1,8 @@
 """Folds batch norms and equalizes channels, so that one scale per weight is enough.
 
 The trained network is small and its channels have similar ranges already: equalization gains
-nothing there. Its channels are then scaled by random factors that change nothing in float32; trained
-networks with depthwise convolutions often look like that.
+nothing there. Its channels are then scaled by random factors that change nothing in float32;
+trained networks with depthwise convolutions often look like that.
 
 python examples/fold_and_equalize.py
 """

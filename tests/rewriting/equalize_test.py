@@ -258,3 +258,55 @@ def test_fold_then_equalize_then_quantize():
     np.testing.assert_allclose(rw.function(g)(rw.params, x), fn(params, x), rtol=1e-4, atol=1e-5)
     assert jax.tree.structure(folded.undo(rw.undo(rw.params))) == jax.tree.structure(params)
     assert error(g, rw.params, x) < error(g, folded.params, x) / 2
+
+
+def rowwise(h):
+    return h / (1 + jnp.square(h).sum(-1, keepdims=True))
+
+
+STEPS = {
+    "dense": lambda h, w, b: h @ w,
+    "transposed": lambda h, w, b: jnp.einsum("oi,nti->nto", w, h),
+    "left": lambda h, w, b: jnp.einsum("io,nti->nto", w, h),
+    "bias": lambda h, w, b: h + b,
+    "columns": lambda h, w, b: h - w[:, :1].T,
+    "scale": lambda h, w, b: h * b,
+    "relu": lambda h, w, b: jax.nn.relu(h),
+    "leaky": lambda h, w, b: jax.nn.leaky_relu(h, 0.25),
+    "abs": lambda h, w, b: jnp.maximum(h, -h),
+    "pool": lambda h, w, b: jnp.broadcast_to(h.max(1, keepdims=True), h.shape),
+    "swap": lambda h, w, b: h.transpose(2, 0, 1).reshape(4, -1, 3).transpose(1, 2, 0),
+    "across": lambda h, w, b: h.transpose(0, 2, 1).reshape(h.shape),
+    "residual": lambda h, w, b: h + jax.nn.relu(h @ w),
+    "gate": lambda h, w, b: jnp.tanh(h) * (h @ w),
+    "tanh": lambda h, w, b: jnp.tanh(h),
+    "norm": lambda h, w, b: rowwise(h),
+    "middle": lambda h, w, b: jnp.einsum("ts,nsc->ntc", w[:3, :3], h),
+}
+COMMON = ["dense", "transposed", "left", "bias", "relu", "leaky", "abs", "pool", "swap", "scale"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_functions_keep_every_bit(seed):
+    rng = np.random.default_rng(seed)
+    found = 0
+    for _ in range(8):
+        names = [*rng.choice(COMMON, 6), *rng.choice(list(STEPS), 3)]
+        rng.shuffle(names)
+        shared = rng.integers(0, len(names), 2)
+
+        def fn(p, x, names=names, shared=shared):
+            for i, name in enumerate(names):
+                k = shared[0] if i == shared[1] else i
+                x = STEPS[name](x, p[k]["w"], p[k]["b"])
+            return x
+
+        p = spread([{"w": jnp.ones((4, 4)), "b": jnp.ones(4)} for _ in names], 1.0, seed)
+        x = jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32)
+        try:
+            rw = jc.equalize(fn, p, x)
+        except ValueError:
+            continue
+        found += 1
+        assert rw.check(fn, x).absolute == 0, names
+    assert found > 0
