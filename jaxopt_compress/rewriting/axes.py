@@ -64,6 +64,22 @@ def _reshaped(old: tuple[int, ...], new: tuple[int, ...]) -> list[int | None]:
     return [before.get((math.prod(new[:k]), n)) for k, n in enumerate(new)]
 
 
+def merged(step: Step, axis: int) -> tuple[int, int] | None:
+    """Where a reshape merges an axis with others: the axis of the result, and a number ``m``.
+
+    Index ``i`` of the result's axis was index ``i // m % size`` of the operand's.
+    """
+    if step.eqn.primitive.name != "reshape":
+        return None
+    old, new = shape_of(step, 0), tuple(step.out.shape)
+    stride = math.prod(old[axis + 1 :])
+    for k, size in enumerate(new):
+        inner = math.prod(new[k + 1 :])
+        if size > 1 and stride % inner == 0 and (inner * size) % (stride * old[axis]) == 0:
+            return k, stride // inner
+    return None
+
+
 def pooled(step: Step) -> list[int | None] | None:
     """`moved` for reductions and pooling; axes that were reduced or pooled do not appear."""
     name, params, rank = step.eqn.primitive.name, step.eqn.params, len(shape_of(step, 0))

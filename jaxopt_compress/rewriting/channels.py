@@ -8,7 +8,7 @@ from jax import numpy as jnp
 from jax.extend import core
 
 from jaxopt_compress.lift._compat import source_line
-from jaxopt_compress.rewriting.axes import Product, moved, pooled, product
+from jaxopt_compress.rewriting.axes import Product, merged, moved, pooled, product
 from jaxopt_compress.rewriting.staging import Staged, Step
 
 _LINEAR = {"neg", "abs"}
@@ -30,10 +30,23 @@ class Derived(NamedTuple):
 
 
 class Channels(NamedTuple):
-    """A value that is divided by the scales of ``group`` along ``axis``."""
+    """A value that is divided by the scales of ``group`` along ``axis``.
+
+    Index ``i`` of the axis belongs to channel ``i // every % size``; ``every`` is 1 but where a
+    reshape merged the axis with others.
+    """
 
     group: int
     axis: int
+    every: int = 1
+
+
+class Member(NamedTuple):
+    """An axis of a parameter that belongs to channels, as in `Channels`."""
+
+    leaf: int
+    axis: int
+    every: int = 1
 
 
 _ZERO: Any = "zero"
@@ -41,7 +54,7 @@ _ZERO: Any = "zero"
 
 @dataclasses.dataclass
 class Group:
-    """The channels of one product's result; ``(leaf, axis)`` of all that belong to them.
+    """The channels of one product's result, and the parameters that belong to them.
 
     Attributes:
         size: The number of channels.
@@ -52,9 +65,9 @@ class Group:
     """
 
     size: int
-    writer: tuple[int, int]
-    biases: list[tuple[int, int]] = dataclasses.field(default_factory=list)
-    readers: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    writer: Member
+    biases: list[Member] = dataclasses.field(default_factory=list)
+    readers: list[Member] = dataclasses.field(default_factory=list)
     reason: str | None = None
 
     def block(self, reason: str) -> None:
@@ -141,8 +154,9 @@ class Walk:
         if isinstance(info, Channels):
             axes = moved(step) or pooled(step)
             if axes is not None and info.axis in axes:
-                return Channels(info.group, axes.index(info.axis))
-            return None
+                return Channels(info.group, axes.index(info.axis), info.every)
+            flat = merged(step, info.axis)
+            return flat and Channels(info.group, flat[0], flat[1] * info.every)
         axes = moved(step) if isinstance(info, Leaf) or info is _ZERO else None
         if axes is None or info is _ZERO:
             return None if axes is None else _ZERO
@@ -180,7 +194,7 @@ class Walk:
             axis = other.axes[first.axis]
             if axis is None:
                 return f"{self.names[other.leaf]!r} has not one entry per channel and is added"
-            self.groups[first.group].biases.append((other.leaf, axis))
+            self.groups[first.group].biases.append(Member(other.leaf, axis, first.every))
             return first
         return f"{name} joins it with another value"
 
@@ -204,7 +218,7 @@ class Walk:
             self.skipped[weight.leaf] = f"it has not one axis of output channels at {line}"
             return None
         size = step.out.shape[found.out]
-        self.groups.append(Group(size, (weight.leaf, axis)))
+        self.groups.append(Group(size, Member(weight.leaf, axis)))
         return Channels(len(self.groups) - 1, found.out)
 
     def _read(self, found: Product, weight: Leaf, data: Channels) -> str | None:
@@ -214,7 +228,7 @@ class Walk:
         axis = None if at is None else weight.axes[at]
         if axis is None:
             return f"the product with {self.names[weight.leaf]!r} does not sum over its channels"
-        self.groups[data.group].readers.append((weight.leaf, axis))
+        self.groups[data.group].readers.append(Member(weight.leaf, axis, data.every))
         return None
 
     def _enclosed(self, step: Step, infos: list[Any], line: str) -> None:
@@ -230,7 +244,7 @@ class Walk:
             group.block("no product reads its channels")
         if group.size == 1:
             group.block("it has a single channel")
-        for leaf, _ in (group.writer, *group.biases, *group.readers):
+        for leaf, *_ in (group.writer, *group.biases, *group.readers):
             name, lines = self.names[leaf], self.used[leaf]
             if len(lines) > 1:
                 group.block(f"{name!r} is used {len(lines)} times, also at {lines[1]}")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.rewriting.channels import Group, Walk
+from jaxopt_compress.rewriting.channels import Group, Member, Walk
 from jaxopt_compress.rewriting.report import Difference, difference
 from jaxopt_compress.rewriting.staging import along, shapes, stage
 from jaxopt_compress.tree.paths import named_leaves
@@ -108,7 +108,8 @@ def equalize(
 
     Channel ``c`` of a product's result is divided by ``s_c``, and the weights that read it are
     multiplied by ``s_c``. Biases, positively homogeneous functions such as relu and leaky relu,
-    pooling and depthwise convolutions may be in between: ``relu(x / s) = relu(x) / s``. With ``r1``
+    pooling, reshapes that flatten and depthwise convolutions may be in between, since
+    ``relu(x / s) = relu(x) / s``. With ``r1``
     the largest magnitude in output channel ``c`` of the first weight and ``r2`` that in input
     channel ``c`` of the second,
 
@@ -167,30 +168,38 @@ def _factors(groups: list[Group], leaves: list[Any], exact: bool) -> dict[int, j
     """What each parameter is multiplied by, by its number."""
     factors: dict[int, jax.Array] = {}
     for group in groups:
-        for leaf, _ in (group.writer, *group.biases, *group.readers):
+        for leaf, *_ in (group.writer, *group.biases, *group.readers):
             factors[leaf] = jnp.ones((1,) * leaves[leaf].ndim)
     for _ in range(_SWEEPS):
         largest = 0.0
         for group in groups:
-            first = _ranges(leaves, factors, *group.writer)
-            second = jnp.stack([_ranges(leaves, factors, *x) for x in group.readers]).max(0)
+            first = _ranges(leaves, factors, group.writer, group.size)
+            read = [_ranges(leaves, factors, x, group.size) for x in group.readers]
+            second = jnp.stack(read).max(0)
             # The logarithms' difference, since the ranges' ratio may overflow.
             log = (jnp.log2(first) - jnp.log2(second)) / 2
             log = jnp.where(jnp.isfinite(log), log, 0)
             log = jnp.round(log) if exact else log
             scale = jnp.ldexp(1.0, log.astype(int)) if exact else jnp.exp2(log)
             for members, s in (((group.writer, *group.biases), 1 / scale), (group.readers, scale)):
-                for leaf, axis in members:
-                    factors[leaf] = factors[leaf] * along(s, axis, leaves[leaf].ndim)
+                for leaf, axis, every in members:
+                    times = leaves[leaf].shape[axis] // (group.size * every)
+                    full = jnp.tile(jnp.repeat(s, every), times)
+                    factors[leaf] = factors[leaf] * along(full, axis, leaves[leaf].ndim)
             largest = max(largest, float(jnp.abs(log).max()))
         if largest < _SETTLED:
             break
     return factors
 
 
-def _ranges(leaves: list[Any], factors: dict[int, jax.Array], leaf: int, axis: int) -> jax.Array:
+def _ranges(
+    leaves: list[Any], factors: dict[int, jax.Array], member: Member, size: int
+) -> jax.Array:
+    """The largest magnitude in each channel."""
+    leaf, axis, every = member
     scaled = jnp.abs(leaves[leaf].astype(jnp.float32) * factors[leaf])
-    return scaled.max([i for i in range(scaled.ndim) if i != axis])
+    largest = scaled.max([i for i in range(scaled.ndim) if i != axis])
+    return largest.reshape(-1, size, every).max((0, 2))
 
 
 def _times(x: Any, factor: jax.Array, power: int) -> jax.Array:

@@ -264,26 +264,49 @@ def rowwise(h):
     return h / (1 + jnp.square(h).sum(-1, keepdims=True))
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_flattened_channels(channels_last):
+    def fn(p, x):
+        h = jax.nn.relu(jnp.einsum("nhc,cd->nhd" if channels_last else "nhc,cd->ndh", x, p["w"]))
+        return jnp.maximum(h.reshape(2, -1) + p["b"], 0) @ p["v"]
+
+    p = spread({"w": jnp.ones((2, 4)), "b": jnp.ones(12), "v": jnp.ones((12, 5))})
+    x = jax.random.normal(jax.random.key(0), (2, 3, 2))
+    rw = jc.equalize(fn, p, x, exact=False)
+    r1 = np.abs(np.asarray(p["w"])).max(0)
+    order = (3, 4) if channels_last else (4, 3)
+    r2 = np.abs(np.asarray(p["v"])).max(1).reshape(order).max(0 if channels_last else 1)
+    s = np.sqrt(r1 / r2)
+    full = np.tile(s, 3) if channels_last else np.repeat(s, 3)
+    np.testing.assert_allclose(rw.params["w"], p["w"] / s, rtol=1e-4)
+    np.testing.assert_allclose(rw.params["b"], p["b"] / full, rtol=1e-4)
+    np.testing.assert_allclose(rw.params["v"], p["v"] * full[:, None], rtol=1e-4)
+    assert jc.equalize(fn, p, x).check(fn, x).absolute == 0
+
+
 STEPS = {
-    "dense": lambda h, w, b: h @ w,
-    "transposed": lambda h, w, b: jnp.einsum("oi,nti->nto", w, h),
-    "left": lambda h, w, b: jnp.einsum("io,nti->nto", w, h),
-    "bias": lambda h, w, b: h + b,
-    "columns": lambda h, w, b: h - w[:, :1].T,
-    "scale": lambda h, w, b: h * b,
-    "relu": lambda h, w, b: jax.nn.relu(h),
-    "leaky": lambda h, w, b: jax.nn.leaky_relu(h, 0.25),
-    "abs": lambda h, w, b: jnp.maximum(h, -h),
-    "pool": lambda h, w, b: jnp.broadcast_to(h.max(1, keepdims=True), h.shape),
-    "swap": lambda h, w, b: h.transpose(2, 0, 1).reshape(4, -1, 3).transpose(1, 2, 0),
-    "across": lambda h, w, b: h.transpose(0, 2, 1).reshape(h.shape),
-    "residual": lambda h, w, b: h + jax.nn.relu(h @ w),
-    "gate": lambda h, w, b: jnp.tanh(h) * (h @ w),
-    "tanh": lambda h, w, b: jnp.tanh(h),
-    "norm": lambda h, w, b: rowwise(h),
-    "middle": lambda h, w, b: jnp.einsum("ts,nsc->ntc", w[:3, :3], h),
+    "dense": lambda h, w, b, f: h @ w,
+    "transposed": lambda h, w, b, f: jnp.einsum("oi,nti->nto", w, h),
+    "left": lambda h, w, b, f: jnp.einsum("io,nti->nto", w, h),
+    "bias": lambda h, w, b, f: h + b,
+    "columns": lambda h, w, b, f: h - w[:, :1].T,
+    "scale": lambda h, w, b, f: h * b,
+    "relu": lambda h, w, b, f: jax.nn.relu(h),
+    "leaky": lambda h, w, b, f: jax.nn.leaky_relu(h, 0.25),
+    "abs": lambda h, w, b, f: jnp.maximum(h, -h),
+    "pool": lambda h, w, b, f: jnp.broadcast_to(h.max(1, keepdims=True), h.shape),
+    "swap": lambda h, w, b, f: h.transpose(2, 0, 1).reshape(4, -1, 3).transpose(1, 2, 0),
+    "flat": lambda h, w, b, f: jax.nn.relu(h.reshape(2, -1) - jnp.abs(h).max()).reshape(h.shape),
+    "wide": lambda h, w, b, f: (h.transpose(0, 2, 1).reshape(2, -1) @ f).reshape(h.shape),
+    "long": lambda h, w, b, f: (f.T @ jax.nn.relu(h.reshape(2, 12)).T).T.reshape(h.shape),
+    "across": lambda h, w, b, f: h.transpose(0, 2, 1).reshape(h.shape),
+    "residual": lambda h, w, b, f: h + jax.nn.relu(h @ w),
+    "gate": lambda h, w, b, f: jnp.tanh(h) * (h @ w),
+    "tanh": lambda h, w, b, f: jnp.tanh(h),
+    "norm": lambda h, w, b, f: rowwise(h),
+    "middle": lambda h, w, b, f: jnp.einsum("ts,nsc->ntc", w[:3, :3], h),
 }
-COMMON = ["dense", "transposed", "left", "bias", "relu", "leaky", "abs", "pool", "swap", "scale"]
+COMMON = ["dense", "transposed", "left", "bias", "relu", "leaky", "abs", "pool", "swap", "wide"]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -298,10 +321,11 @@ def test_random_functions_keep_every_bit(seed):
         def fn(p, x, names=names, shared=shared):
             for i, name in enumerate(names):
                 k = shared[0] if i == shared[1] else i
-                x = STEPS[name](x, p[k]["w"], p[k]["b"])
+                x = STEPS[name](x, **p[k])
             return x
 
-        p = spread([{"w": jnp.ones((4, 4)), "b": jnp.ones(4)} for _ in names], 1.0, seed)
+        one = {"w": jnp.ones((4, 4)), "b": jnp.ones(4), "f": jnp.ones((12, 12))}
+        p = spread([one] * len(names), 1.0, seed)
         x = jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32)
         try:
             rw = jc.equalize(fn, p, x)
