@@ -334,3 +334,17 @@ def test_random_functions_keep_every_bit(seed):
         found += 1
         assert rw.check(fn, x).absolute == 0, names
     assert found > 0
+
+
+def test_a_vmapped_module_is_equalized_as_it_is():
+    eqx = pytest.importorskip("equinox")
+    arrays, static = eqx.partition(eqx.nn.MLP(4, 3, 8, 2, key=jax.random.key(0)), eqx.is_array)
+    params, x = spread(arrays), jnp.ones((5, 4))
+
+    def fn(params, x):
+        return jax.vmap(eqx.combine(params, static))(x)
+
+    rw = jc.equalize(fn, params, x)
+    assert list(rw.skipped) == ["layers/2/weight"]
+    assert rw.check(fn, x).absolute == 0
+    assert jax.tree.structure(rw.params) == jax.tree.structure(params)
