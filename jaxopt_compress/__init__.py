@@ -30,7 +30,7 @@ from jaxopt_compress.quantization import (
     quantize,
     quantize_array,
 )
-from jaxopt_compress.rewriting import fold_norms
+from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
 from jaxopt_compress.sparsity import prune, schedules, scores
 from jaxopt_compress.storage import load, save
 from jaxopt_compress.transforms import compressed_training, weight_gradients
@@ -44,6 +44,7 @@ __all__ = [
     "InputQuantizedArray",
     "LowRankArray",
     "QuantizedArray",
+    "Rewrite",
     "SparseArray",
     "activations",
     "backward",
@@ -57,6 +58,7 @@ __all__ = [
     "compress_in_order",
     "compressed_training",
     "dorefa",
+    "equalize",
     "fold_norms",
     "lift",
     "load",

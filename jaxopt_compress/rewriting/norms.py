@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxopt_compress.lift._compat import source_line
 from jaxopt_compress.rewriting.chains import Analysis, Chain, affine, analyze
 from jaxopt_compress.rewriting.report import Difference, difference
-from jaxopt_compress.rewriting.staging import Staged, run_step, stage, value_of
+from jaxopt_compress.rewriting.staging import Staged, along, run_step, shapes, stage, value_of
 from jaxopt_compress.tree.paths import named_leaves
 
 _CLOSED = {"scan", "while", "cond", "checkpoint", "custom_jvp_call", "custom_vjp_call", "shard_map"}
@@ -46,7 +46,7 @@ class FoldedNorms(NamedTuple):
         """
 
         def rewritten(params: Any, *args: Any, **kwargs: Any) -> Any:
-            staged = stage(fn, _shapes(self.original), args, kwargs)
+            staged = stage(fn, shapes(self.original), args, kwargs)
             found = analyze(staged)
             chains = self._matching(staged, found)
             return _replay(staged, found, chains, self._leaves(params))
@@ -92,7 +92,7 @@ class FoldedNorms(NamedTuple):
         for path, (bias, _) in self.folds.items():
             axis, scale, offset, slope = self.channels[path]
             i = at[path]
-            by = _along(scale, axis, old[i].ndim)
+            by = along(scale, axis, old[i].ndim)
             # A channel that its norm multiplies by 0 is lost: the original stands for it.
             undone = leaves[i] / jnp.where(by == 0, 1, by)
             leaves[i] = jnp.where(by == 0, old[i], undone).astype(old[i].dtype)
@@ -146,34 +146,26 @@ class FoldedNorms(NamedTuple):
         return chains
 
 
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
-
-
-def _along(vector: Any, axis: int, rank: int) -> Any:
-    return vector.reshape([-1 if i == axis else 1 for i in range(rank)])
-
-
 def _replay(staged: Staged, found: Analysis, chains: list[Chain], leaves: list[Any]) -> Any:
     """Runs the equations with folded products in the place of chains."""
     env = {**staged.constants, **{i: x for i, x in enumerate(leaves) if x is not None}}
     env.update(enumerate(staged.arguments, staged.leaves))
-    ends = {chain.product: chain for chain in chains}
-    inside = {n for chain in chains for n in chain.steps}
+    inside = {n: chain for chain in chains for n in chain.steps}
     for n, step in enumerate(staged.steps):
-        if n in inside:
-            continue
         known = all(not isinstance(i, int) or i in env for i in step.inputs)
-        if n in found.fixed and not known:
-            continue  # it reads a dropped parameter, and only chains read it
-        run_step(env, step)
-        if n in ends:
-            chain = ends[n]
-            y = env[step.outputs[0]]
-            if chain.bias is not None:
-                y = y + _along(jnp.asarray(leaves[chain.bias]), chain.channel, y.ndim)
-            last = staged.steps[chain.steps[-1]]
-            env[last.outputs[0]] = y.astype(last.eqn.outvars[0].aval.dtype)
+        if n in inside and len(step.inputs) == 2:
+            # The weight holds the scale, and the last step adds the bias.
+            chain = inside[n]
+            before = chain.steps.index(n)
+            at = chain.product if before == 0 else chain.steps[before - 1]
+            y = env[staged.steps[at].outputs[0]]
+            if n == chain.steps[-1] and chain.bias is not None:
+                y = y + along(
+                    jnp.asarray(leaves[chain.bias]).reshape(-1), chain.channels[-1], y.ndim
+                )
+            env[step.outputs[0]] = y.astype(step.out.dtype)
+        elif known or n not in found.fixed:
+            run_step(env, step)  # others read a dropped parameter, and only chains read them
     return staged.out_tree.unflatten([value_of(env, x) for x in staged.outputs])
 
 
@@ -183,8 +175,8 @@ def fold_norms(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -
     A product followed by ``y = gamma * (x @ W + b - mean) / sqrt(var + eps) + beta``, in whatever
     order it is written, is ``x @ (a W) + c`` with ``a`` and ``c`` per output channel. Norms are
     found in the staged function, not by modules or names. Products in scans, remat and functions
-    with custom derivatives are not entered. A chain ends at any other equation, such as a
-    transpose or a reshape: a norm behind one stays as it is, and is not listed in ``skipped``.
+    with custom derivatives are not entered. Casts, transposes and reshapes may be in between. A
+    weight whose result is multiplied by parameters in any other way is listed in ``skipped``.
 
     Args:
         fn: Any JAX function; it holds the inference form of its norms.
@@ -211,7 +203,7 @@ def fold_norms(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -
         >>> rw.function(fn)(rw.params, jnp.ones((1, 2))).tolist()
         [[1.0, 2.0, 3.0]]
     """
-    staged = stage(fn, _shapes(params), args, kwargs)
+    staged = stage(fn, shapes(params), args, kwargs)
     found = analyze(staged)
     names = [path for path, _ in named_leaves(params)]
     skipped = {names[i]: why for i, why in found.refused.items()}
@@ -226,7 +218,7 @@ def fold_norms(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -
         path = names[chain.weight]
         w = leaves[chain.weight]
         a, b = affine(staged, chain, found.fixed, leaves)
-        by = _along(a, chain.weight_axis, w.ndim)
+        by = along(a, chain.weight_axis, w.ndim)
         new[chain.weight] = (w * by).astype(w.dtype)
         slope = jnp.ones_like(b)
         bias = None if chain.bias is None else names[chain.bias]

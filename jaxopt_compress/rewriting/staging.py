@@ -4,11 +4,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 from jaxopt_compress.lift._compat import bind, close, equation_scope, parts
 
 _INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+_DERIVATIVES = {
+    "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr",
+    "checkpoint": "jaxpr", "remat2": "jaxpr",
+}  # fmt: skip
 
 
 class Step(NamedTuple):
@@ -17,6 +22,11 @@ class Step(NamedTuple):
     eqn: core.JaxprEqn
     inputs: tuple[Any, ...]  # an int, or a Literal
     outputs: tuple[int, ...]
+
+    @property
+    def out(self) -> Any:
+        """The type of the first result."""
+        return self.eqn.outvars[0].aval
 
 
 class Staged(NamedTuple):
@@ -30,8 +40,14 @@ class Staged(NamedTuple):
     out_tree: Any
 
 
-def stage(fn: Callable[..., Any], params: Any, args: tuple, kwargs: dict) -> Staged:
-    """Stages ``fn(params, *args, **kwargs)``; an argument that is no array stays static."""
+def stage(
+    fn: Callable[..., Any], params: Any, args: tuple, kwargs: dict, *, forward: bool = False
+) -> Staged:
+    """Stages ``fn(params, *args, **kwargs)``; an argument that is no array stays static.
+
+    ``forward`` also enters remat and functions with custom derivatives: to be read, not replayed.
+    """
+    inlined = {**_INLINED, **_DERIVATIVES} if forward else _INLINED
     shapes, params_def = jax.tree.flatten(params)
     rest, rest_def = jax.tree.flatten((args, kwargs))
     arrays = [i for i, x in enumerate(rest) if hasattr(x, "shape")]
@@ -68,7 +84,7 @@ def stage(fn: Callable[..., Any], params: Any, args: tuple, kwargs: dict) -> Sta
 
         for eqn in jaxpr.eqns:
             inputs = tuple(map(read, eqn.invars))
-            inner = _INLINED.get(eqn.primitive.name)
+            inner = inlined.get(eqn.primitive.name)
             if inner:
                 closed = close(eqn.params[inner])
                 body, body_consts = parts(closed)
@@ -93,3 +109,13 @@ def run_step(env: dict[int, Any], step: Step) -> None:
     with equation_scope(step.eqn):
         results = bind(step.eqn, [value_of(env, x) for x in step.inputs])
     env.update(zip(step.outputs, results, strict=True))
+
+
+def shapes(tree: Any) -> Any:
+    """The shapes and dtypes of a tree's leaves."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
+
+
+def along(vector: Any, axis: int, rank: int) -> Any:
+    """A vector as an array of ``rank`` axes that broadcasts along ``axis``."""
+    return vector.reshape([-1 if i == axis else 1 for i in range(rank)])

@@ -146,3 +146,71 @@ def test_nnx_state_keeps_its_structure():
     rw = jc.fold_norms(fn, params, x)
     rw.check(fn, x, tolerance=1e-5)
     assert len(jax.tree.leaves(rw.params)) == 2
+
+
+def vector_norm(p, y):
+    return (y - p["mean"]) * jax.lax.rsqrt(p["var"] + 1e-5) * p["scale"] + p["bias"]
+
+
+@pytest.fixture(scope="module")
+def four():
+    one = jnp.ones(4)
+    return spread({"w": jnp.ones((3, 4)), "mean": one, "var": one, "scale": one, "bias": one})
+
+
+def halved(p, x):
+    y = x.astype("bfloat16") @ p["w"].astype("bfloat16")
+    return vector_norm(p, y.astype("float32"))
+
+
+@pytest.mark.parametrize(
+    ("fn", "tolerance"),
+    [
+        (halved, 2e-2),
+        (lambda p, x: vector_norm(p, (p["w"].T @ x.T).T.reshape(2, 1, 4)), 1e-5),
+        (lambda p, x: jax.vmap(lambda row: vector_norm(p, row @ p["w"]))(x), 1e-5),
+    ],
+    ids=["casts", "moved axes", "vmap"],
+)
+def test_casts_and_moves_are_followed(four, fn, tolerance):
+    x = jax.random.normal(jax.random.key(0), (2, 3))
+    rw = jc.fold_norms(fn, four, x)
+    assert len(jax.tree.leaves(rw.params)) == 2 and rw.skipped == {}
+    rw.check(fn, x, tolerance=tolerance)
+
+
+def test_a_norm_after_a_vmapped_module():
+    eqx = pytest.importorskip("equinox")
+    conv = eqx.nn.Conv2d(3, 4, 3, key=jax.random.key(0))
+    arrays, static = eqx.partition(conv, eqx.is_array)
+    one = jnp.ones(4)
+    p = spread({"conv": arrays, "mean": one, "var": one, "scale": one, "bias": one})
+
+    def fn(p, x):
+        wide = {k: v if k == "conv" else v[:, None, None] for k, v in p.items()}
+        return vector_norm(wide, jax.vmap(eqx.combine(p["conv"], static))(x))
+
+    x = jax.random.normal(jax.random.key(1), (2, 3, 6, 6))
+    rw = jc.fold_norms(fn, p, x)
+    rw.check(fn, x, tolerance=1e-5)
+    assert len(jax.tree.leaves(rw.params)) == 2 and rw.skipped == {}
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda y: y[:, ::2].repeat(2, 1),
+        lambda y: y[:, :, None].sum(-1).reshape(1, 8),
+        lambda y: jnp.pad(y, ((0, 0), (1, 0)))[:, :4],
+    ],
+)
+def test_a_norm_that_is_not_reached_is_listed(four, between):
+    def fn(p, x):
+        y = between(x @ p["v"])
+        return vector_norm(p, x @ p["w"]), y * p["other"].reshape(y.shape[-1:])
+
+    p = {**four, "v": jnp.ones((3, 4)), "other": jnp.arange(1.0, 5)}
+    if between(jnp.ones((2, 4))).shape[1] == 8:
+        p["other"] = jnp.arange(1.0, 9)
+    rw = jc.fold_norms(fn, p, jnp.ones((2, 3)))
+    assert "multiplied by parameters" in rw.skipped["v"] and list(rw.folds) == ["w"]

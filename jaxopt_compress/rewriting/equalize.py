@@ -1,0 +1,207 @@
+"""Scales moved between the channels of consecutive products."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.rewriting.channels import Group, Member, Walk
+from jaxopt_compress.rewriting.report import Difference, difference
+from jaxopt_compress.rewriting.staging import along, shapes, stage
+from jaxopt_compress.tree.paths import named_leaves
+
+_SWEEPS = 100
+_SETTLED = 1e-3  # of log2 of the scales
+
+
+class Equalized(NamedTuple):
+    """Parameters whose channels have similar ranges; the function stays as it is.
+
+    Attributes:
+        params: The new parameters, ``original * factors`` for each path in ``factors``.
+        original: The parameters before.
+        factors: Path -> what the parameter was multiplied by; it broadcasts against it.
+        skipped: Weight of a product -> why its output channels were not scaled.
+    """
+
+    params: Any
+    original: Any
+    factors: dict[str, jax.Array]
+    skipped: dict[str, str]
+
+    def function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """``fn`` itself: it takes the new parameters as it took the old."""
+        return fn
+
+    def tree(self, x: Any, *, power: int | None = None) -> Any:
+        """A tree beside the original parameters for the new parameters.
+
+        Args:
+            x: A tree of the original structure; booleans, such as masks, and None stay.
+            power: Multiplies numbers by ``factors ** power``: 1 for what is added to parameters or
+                averages them, -1 for gradients and first moments, -2 for second moments.
+
+        Returns:
+            A tree of the same structure.
+
+        Raises:
+            ValueError: A leaf of numbers stands beside a parameter that changed, without ``power``.
+        """
+
+        def change(path: str, leaf: Any) -> Any:
+            if leaf is None or path not in self.factors or jnp.asarray(leaf).dtype == bool:
+                return leaf
+            if power is None:
+                raise ValueError(
+                    f"{path!r} of shape {jnp.shape(leaf)} was changed by equalization: say how "
+                    "numbers beside it scale, such as power=-1 for gradients"
+                )
+            return _times(leaf, self.factors[path], power)
+
+        return self._map(change, x)
+
+    def undo(self, x: Any) -> Any:
+        """New parameters, trained further or not, with the original scales.
+
+        Args:
+            x: A tree of the structure of ``params``.
+
+        Returns:
+            A tree of the same structure.
+        """
+        return self._map(
+            lambda path, leaf: (
+                leaf if path not in self.factors else _times(leaf, self.factors[path], -1)
+            ),
+            x,
+        )
+
+    def check(
+        self, fn: Callable[..., Any], *args: Any, tolerance: float | None = None, **kwargs: Any
+    ) -> Difference:
+        """Measures ``fn`` of the new parameters against ``fn`` of the original ones.
+
+        Args:
+            fn: A function of the parameters.
+            *args: Its other arguments.
+            tolerance: The largest relative difference that does not raise; None never raises.
+            **kwargs: Further arguments.
+
+        Returns:
+            The largest absolute and relative difference.
+        """
+        got = fn(self.params, *args, **kwargs)
+        return difference(got, fn(self.original, *args, **kwargs), tolerance)
+
+    def _map(self, change: Callable[[str, Any], Any], x: Any) -> Any:
+        treedef = jax.tree.structure(self.original)
+        names = [path for path, _ in named_leaves(self.original)]
+        pairs = zip(names, treedef.flatten_up_to(x), strict=True)
+        return treedef.unflatten([change(path, leaf) for path, leaf in pairs])
+
+
+def equalize(
+    fn: Callable[..., Any], params: Any, *args: Any, exact: bool = True, **kwargs: Any
+) -> Equalized:
+    """Scales channels between products, so that one scale fits a whole weight better.
+
+    Channel ``c`` of a product's result is divided by ``s_c``, and the weights that read it are
+    multiplied by ``s_c``. Biases, positively homogeneous functions such as relu and leaky relu,
+    pooling, reshapes that flatten and depthwise convolutions may be in between, since
+    ``relu(x / s) = relu(x) / s``. With ``r1``
+    the largest magnitude in output channel ``c`` of the first weight and ``r2`` that in input
+    channel ``c`` of the second,
+
+        s_c = sqrt(r1_c r2_c) / r2_c
+
+    gives both the same range (Nagel et al., 2019, "Data-Free Quantization Through Weight
+    Equalization and Bias Correction"). It is repeated until the scales stay.
+
+    Products are found in the function, not by modules or names. No data is needed. Products inside
+    of scans and other control flow are not entered.
+
+    Args:
+        fn: Any JAX function.
+        params: Its parameters.
+        *args: The other arguments; arrays may be `jax.ShapeDtypeStruct`.
+        exact: Rounds scales to powers of two, so that the function's results keep every bit unless
+            a number over- or underflows. False uses the scales of the formula.
+        **kwargs: Further arguments of ``fn``.
+
+    Returns:
+        The rewrite; in ``skipped`` all weights of products whose output channels were not scaled,
+        with the reason.
+
+    Raises:
+        ValueError: No two products can be equalized; says why for each.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxopt_compress as jc
+        >>> def fn(p, x):
+        ...     return jax.nn.relu(x @ p["w"]) @ p["v"]
+        >>> p = {"w": jnp.array([[16.0, 1.0]]), "v": jnp.array([[1.0], [4.0]])}
+        >>> rw = jc.equalize(fn, p, jnp.ones((1, 1)))
+        >>> rw.params["w"].tolist(), rw.params["v"].tolist()
+        ([[4.0, 2.0]], [[4.0], [2.0]])
+        >>> rw.skipped["v"].split(" at ")[0]
+        'its result is a result of the function'
+    """
+    leaves = jax.tree.leaves(params)
+    names = [path for path, _ in named_leaves(params)]
+    structs = jax.tree.leaves(shapes(params))
+    walk = Walk(stage(fn, shapes(params), args, kwargs, forward=True), structs, names)
+    skipped = {names[i]: why for i, why in walk.skipped.items()}
+    for group in walk.groups:
+        if group.reason:
+            skipped.setdefault(names[group.writer[0]], group.reason)
+    groups = [group for group in walk.groups if not group.reason]
+    if not groups:
+        raise ValueError(f"equalize found no two products to equalize; skipped: {skipped}")
+    factors = _factors(groups, leaves, exact)
+    new = [_times(x, factors[i], 1) if i in factors else x for i, x in enumerate(leaves)]
+    tree = jax.tree.structure(params).unflatten(new)
+    return Equalized(tree, params, {names[i]: f for i, f in factors.items()}, skipped)
+
+
+def _factors(groups: list[Group], leaves: list[Any], exact: bool) -> dict[int, jax.Array]:
+    """What each parameter is multiplied by, by its number."""
+    factors: dict[int, jax.Array] = {}
+    for group in groups:
+        for leaf, *_ in (group.writer, *group.biases, *group.readers):
+            factors[leaf] = jnp.ones((1,) * leaves[leaf].ndim)
+    for _ in range(_SWEEPS):
+        largest = 0.0
+        for group in groups:
+            first = _ranges(leaves, factors, group.writer, group.size)
+            read = [_ranges(leaves, factors, x, group.size) for x in group.readers]
+            second = jnp.stack(read).max(0)
+            # The logarithms' difference, since the ranges' ratio may overflow.
+            log = (jnp.log2(first) - jnp.log2(second)) / 2
+            log = jnp.where(jnp.isfinite(log), log, 0)
+            log = jnp.round(log) if exact else log
+            scale = jnp.ldexp(1.0, log.astype(int)) if exact else jnp.exp2(log)
+            for members, s in (((group.writer, *group.biases), 1 / scale), (group.readers, scale)):
+                for leaf, axis, every in members:
+                    times = leaves[leaf].shape[axis] // (group.size * every)
+                    full = jnp.tile(jnp.repeat(s, every), times)
+                    factors[leaf] = factors[leaf] * along(full, axis, leaves[leaf].ndim)
+            largest = max(largest, float(jnp.abs(log).max()))
+        if largest < _SETTLED:
+            break
+    return factors
+
+
+def _ranges(
+    leaves: list[Any], factors: dict[int, jax.Array], member: Member, size: int
+) -> jax.Array:
+    """The largest magnitude in each channel."""
+    leaf, axis, every = member
+    scaled = jnp.abs(leaves[leaf].astype(jnp.float32) * factors[leaf])
+    largest = scaled.max([i for i in range(scaled.ndim) if i != axis])
+    return largest.reshape(-1, size, every).max((0, 2))
+
+
+def _times(x: Any, factor: jax.Array, power: int) -> jax.Array:
+    x = jnp.asarray(x)
+    return (x * factor**power).astype(x.dtype)
