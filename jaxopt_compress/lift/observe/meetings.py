@@ -10,7 +10,7 @@ from jax import lax
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.activations import patches_of, rows_of, rows_of_groups
 from jaxopt_compress.lift.interpreter import Call, Ref, leaf_rule
-from jaxopt_compress.lift.observe.probe import Axes, Member, Probe
+from jaxopt_compress.lift.observe.probe import Axes, Axis, Member, Probe
 
 Rows = tuple[jax.Array, jax.Array | None]
 
@@ -166,14 +166,17 @@ def _vectors(operation: _Operation, member: Member, lead: int) -> Rows | None:
     x = x.reshape(*x.shape[: lead + 1], whole)
     # Of weights that are joined along a shared axis each one meets its own part of the activation.
     for i, d in reversed(list(enumerate(operation.batch))):
-        start, size = axes[d].start, axes[d].size
-        if size is not None and operation.op == "dot_general":
-            cut = lambda y, i=i, start=start, size=size: lax.slice_in_dim(
-                y, start, start + size, axis=i
-            )
-            drop = lambda y, i=i, own=bool(axes[d].names): y if own else y.squeeze(i)
-            x, inside = (None if y is None else drop(cut(y)) for y in (x, inside))
+        cut = axes[d]
+        if cut.size is not None and operation.op == "dot_general":
+            x = _own_part(x, i, cut)
+            inside = None if inside is None else _own_part(inside, i, cut)
     return x, inside
+
+
+def _own_part(x: jax.Array, axis: int, cut: Axis) -> jax.Array:
+    """The part of an axis that belongs to a member; without the axis if that is new to it."""
+    part = lax.slice_in_dim(x, cut.start, cut.start + (cut.size or 0), axis=axis)
+    return part if cut.names else part.squeeze(axis)
 
 
 def _value(x: Any) -> Any:
