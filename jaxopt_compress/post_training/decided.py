@@ -26,19 +26,19 @@ class Decided:
     Args:
         folder: Where decisions are kept, or None.
         leaves: Path -> the parameters of the run.
-        chosen: The paths of those to decide.
+        chosen: Path -> how it is decided, of those to decide.
         batches: The batches of the run.
         progress: Whether each decision is printed.
 
     Raises:
-        ValueError: The folder belongs to a run with other parameters or batches.
+        ValueError: The folder belongs to a run with other parameters, batches or another recipe.
     """
 
     def __init__(
         self,
         folder: str | os.PathLike[str] | None,
         leaves: Mapping[str, Any],
-        chosen: Sequence[str],
+        chosen: Mapping[str, str],
         batches: Sequence[Any],
         progress: bool,
     ) -> None:
@@ -54,8 +54,8 @@ class Decided:
             _write(mark, json.dumps({"fingerprint": own}))
         elif json.loads(mark.read_text())["fingerprint"] != own:
             raise ValueError(
-                f"{folder} holds the decisions of a run with other parameters, batches or chosen "
-                "leaves: pass the same ones, or another folder"
+                f"{folder} holds the decisions of a run with other parameters, batches or another "
+                "recipe: pass the same ones, or another folder"
             )
 
     def once(
@@ -154,9 +154,11 @@ def _alike(entries: Sequence[Any]) -> bool:
     return same and all(kind(x) == kind(entries[0]) for x in entries)
 
 
-def _fingerprint(leaves: Mapping[str, Any], chosen: Sequence[str], batches: Sequence[Any]) -> str:
-    """A hash of the values of parameters and batches, and of what is chosen."""
-    digest = hashlib.sha256(repr(list(chosen)).encode())
+def _fingerprint(
+    leaves: Mapping[str, Any], chosen: Mapping[str, str], batches: Sequence[Any]
+) -> str:
+    """A hash of the values of parameters and batches, and of how leaves are decided."""
+    digest = hashlib.sha256(repr(sorted(chosen.items())).encode())
     for name, x in [*leaves.items(), *(("", x) for x in jax.tree.leaves(batches))]:
         for field in jax.tree.leaves(x):
             if not hasattr(field, "shape"):

@@ -1,6 +1,7 @@
 """Compressing layer after layer, each calibrated behind the compressed ones before it."""
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -65,7 +66,8 @@ def compress_in_order(
             them.
         measures: What is measured.
         resume: A folder. What has been decided is kept in it, and a later call with the same
-            arguments goes on from there, to the same result bit for bit.
+            arguments goes on from there, to the same result bit for bit. Other parameters, batches
+            and recipes are refused, but for what `best_of` and ranks by energy decide by values.
         offload: Whether activations wait on the host.
         progress: Whether a line per parameter is printed to the standard error stream.
 
@@ -121,7 +123,7 @@ def compress_in_order(
 def _walk(
     fn: Callable[..., Any],
     params: Any,
-    chosen: Sequence[str],
+    chosen: Mapping[str, str],
     summed: set[str],
     decide: Callable[..., Any],
     batches: tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]],
@@ -180,8 +182,13 @@ def _chosen(
     leaves: Mapping[str, Any],
     uses: Mapping[str, Sequence[Use]],
     stats: Mapping[str, list[Statistics]],
-) -> list[str]:
-    """The parameters that a compression takes, each of them checked by shapes alone."""
+) -> dict[str, str]:
+    """The parameters that a compression takes, each of them checked by shapes alone.
+
+    Returns:
+        Path -> the text of how it is decided, which tells recipes apart as far as shapes and
+        constants do.
+    """
     shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in leaves.items() if is_float(x)}
     # What the whole tree is asked for is refused for the whole tree.
     try:
@@ -189,7 +196,7 @@ def _chosen(
         jax.eval_shape(every, shapes, dict(stats))
     except (NeedsValues, jax.errors.JAXTypeError):
         pass
-    chosen = []
+    chosen: dict[str, str] = {}
     for path, w in shapes.items():
         given = {path: stats[path]} if path in stats else {}
         own = {path: list(uses.get(path, ()))}
@@ -197,9 +204,9 @@ def _chosen(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AssumedLayout)
             try:
-                state = jax.eval_shape(init, Part({path: w}), given)
+                jaxpr, state = jax.make_jaxpr(init, return_shape=True)(Part({path: w}), given)
             except (NeedsValues, jax.errors.JAXTypeError):
-                chosen.append(path)
+                chosen[path] = "decided by values"
                 continue
         if not describes_itself(state):
             raise TypeError(
@@ -207,5 +214,6 @@ def _chosen(
                 f"which parameters they take; this one's state is a {type(state).__name__}"
             )
         if any(s.leaves for s in method_states(state)):
-            chosen.append(path)
+            text = f"{jaxpr} {jax.tree.structure(state)}"
+            chosen[path] = re.sub(r"0x[0-9a-f]+", "", text)
     return chosen

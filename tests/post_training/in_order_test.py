@@ -260,11 +260,12 @@ def test_a_run_goes_on_where_it_was_interrupted(name, recipe, tmp_path, monkeypa
     again = in_order(name, RECIPES[recipe], resume=tmp_path / "run")
     assert_same_bits(again, whole)
     assert len(list((tmp_path / "run").glob("0*"))) == 5
-    with pytest.raises(ValueError, match="other parameters, batches or chosen"):
-        fn, params = CASES[name]
-        jc.compress_in_order(
-            fn, params, GROUPS, BATCHES[:2], resume=tmp_path / "run", progress=False
-        )
+    fn, params = CASES[name]
+    other = jc.quantize("int3", group_size=2)
+    half = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.4))
+    for given in ((RECIPES[recipe], BATCHES[:2]), (other, BATCHES), (half, BATCHES)):
+        with pytest.raises(ValueError, match="other parameters, batches or another recipe"):
+            jc.compress_in_order(fn, params, *given, resume=tmp_path / "run", progress=False)
 
 
 def test_values_may_wait_on_the_host():
