@@ -161,7 +161,42 @@ def each(method: LeafMethod) -> Method:
 
 
 def compression_of(method: Method | LeafMethod, where: Where) -> Compression:
-    """The compression of the parameters that ``where`` chooses, as ``method`` decides."""
+    """The compression of the parameters that ``where`` chooses, as ``method`` decides.
+
+    Args:
+        method: A `Method`, which decides over all of them together, or a `LeafMethod`.
+        where: Which parameters; by default the floating ones of rank 2 and more, and where uses are
+            given only those with a use.
+
+    Returns:
+        A `Compression`; it trains, chains and joins recipes as any other.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxopt_compress as jc
+        >>> from jaxopt_compress.compression import Decision, LeafMethod, LeafState, compression_of
+        >>> @jax.tree_util.register_dataclass
+        ... @dataclasses.dataclass(frozen=True)
+        ... class Clipped(LeafState):
+        ...     limit: jax.Array
+        ...     kind = "clip"
+        ...     keeps = frozenset({"zeros", "n:m"})
+        ...
+        ...     def apply(self, w, learned):
+        ...         return jnp.clip(jc.materialize(w), -self.limit, self.limit)
+        ...
+        ...     def compress(self, w, learned, path):
+        ...         return self.apply(w, learned)
+        >>> def clip(share, where=None):
+        ...     limit = lambda p: share * jnp.max(jnp.abs(p.dense()))
+        ...     decide = lambda p: Decision(Clipped(limit(p)))
+        ...     update = lambda decision, count, p: decide(p)
+        ...     return compression_of(LeafMethod(lambda p: None, decide, update), where)
+        >>> params = {"w": jnp.array([[1.0, -4.0], [3.0, 0.5]])}
+        >>> small = jc.compress(params, jc.chain(clip(0.5), jc.quantize("int8")))
+        >>> small["w"].materialize().round(1)
+        Array([[ 1. , -2. ],
+               [ 2. ,  0.5]], dtype=float32)
+    """
     method = each(method) if isinstance(method, LeafMethod) else method
 
     def init(params: Any, *, uses: Any = None, stats: Any = None) -> CompressionState:

@@ -74,6 +74,11 @@ def compressed_training(
 
     def init_fn(params: Any) -> TrainingState:
         state = compression.init(params, uses=uses, stats=stats)
+        if callable(penalty) and not method_states(state):
+            raise ValueError(
+                "a schedule of the penalty follows the updates that a compression counts, and the "
+                f"{type(state).__name__} of this one counts none: pass a number"
+            )
         parts = learned_parts(state)
         inner_state = outer.init(params)
         _refuse_accumulation(inner_state)

@@ -20,6 +20,7 @@ from jaxopt_compress.compression import (
     Parameter,
     compression_of,
 )
+from jaxopt_compress.compression.states import learned_parts
 from jaxopt_compress.tree import Layout
 
 
@@ -180,7 +181,7 @@ def test_a_penalty_is_part_of_the_loss(weight, chained):
         jax.grad(loss)(c.view(params, state)), plain.init(params), params
     )
     np.testing.assert_allclose(updates["w"] - without["w"], 0.5 * params["w"], rtol=1e-4)
-    gate = lambda s: jax.tree.leaves(jc.compression.states.learned_parts(s.compression))[0]
+    gate = lambda s: jax.tree.leaves(learned_parts(s.compression))[0]
     np.testing.assert_allclose(gate(new) - gate(old), 0.25, rtol=1e-4)  # of sum |gate|
     assert float(c.penalty(params, state.compression)) == pytest.approx(
         4 + float(jnp.sum(params["w"] ** 2)), rel=1e-5
