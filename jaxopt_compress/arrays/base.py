@@ -51,6 +51,9 @@ def compressed_array(
         training: Static fields with defaults that only training needs. Files do not hold them.
         stored: Whether `save` takes such arrays.
 
+    Raises:
+        ValueError: Another class has the name.
+
     Example:
         >>> import jax.numpy as jnp
         >>> @compressed_array(data=["values"])
@@ -69,6 +72,13 @@ def compressed_array(
     def decorate(cls: type[Leaf]) -> type[Leaf]:
         cls = dataclasses.dataclass(frozen=True, repr=False)(cls)
         jax.tree_util.register_dataclass(cls, list(data), [*static, *training])
+        other = LEAF_TYPES.get(cls.__name__)
+        named = lambda c: (c.__module__, c.__qualname__)
+        if other is not None and named(other.type) != named(cls):
+            raise ValueError(
+                f"there is a compressed array {cls.__name__} in {other.type.__module__}, and files "
+                "know it by that name: give this class another one"
+            )
         LEAF_TYPES[cls.__name__] = LeafType(cls, tuple(data), tuple(static), stored)
         return cls
 

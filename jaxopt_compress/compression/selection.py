@@ -1,5 +1,6 @@
 """Which parameters a compression takes, with the roles of their axes and their statistics."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,9 +57,14 @@ def chosen_parameters(
     return found
 
 
-def _of_factor(stat: Statistics, leaf: Any, name: str, layout: Layout, own: Layout) -> Statistics:
+def _of_factor(
+    stat: Statistics, leaf: Any, name: str, layout: Layout, own: Layout
+) -> Statistics | None:
     """The statistics of what meets a factor, from those of what meets the whole parameter."""
     inputs = leaf.factor_inputs(name, layout)
+    summed = math.prod(leaf.shape[d] for d in layout.contracting)
+    if inputs is not None and inputs.shape[-2] != summed:
+        return None  # Some of the axes of a factor are summed over, but not all.
     return stat.through(inputs, own.contracting)
 
 

@@ -155,6 +155,11 @@ def _read_structure(path: str | os.PathLike[str]) -> Decoded:
             f"{root} has version {version} of the format and this package reads up to {VERSION}: "
             "install a newer jaxopt-compress"
         )
+    if version < VERSION:
+        raise ValueError(
+            f"{root} has version {version} of the format, from before it was settled, and this "
+            f"package reads version {VERSION}: save it anew"
+        )
     try:
         return decode(document["tree"])
     except (KeyError, TypeError, ValueError, IndexError) as error:

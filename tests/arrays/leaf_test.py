@@ -37,6 +37,14 @@ class OuterArray(CompressedArray):
         return self.rows * self.columns
 
 
+def test_names_are_taken_once():
+    with pytest.raises(ValueError, match=r"there is a compressed array QuantizedArray in jaxopt_"):
+
+        @compressed_array(data=["codes"])
+        class QuantizedArray(CompressedArray):
+            codes: Any
+
+
 def outer():
     rows, columns = jnp.arange(8.0)[:, None], jnp.arange(1.0, 5.0)[None]
     return OuterArray(rows, columns, "mine", noise=0.5)
@@ -184,3 +192,20 @@ def test_statistics_reach_factors(turned):
     assert {p.layout for p in seen.values()} == (
         {Layout((-1,), (-2,), (-3,))} if turned else {Layout((-2,), (-1,), (-3,))}
     )
+
+
+def test_fisher_values_are_of_the_whole_parameter():
+    w = jc.compress({"w": normal(0, 8, 6)}, jc.low_rank(rank=2))["w"]
+    fn = lambda p, x: jnp.sum((x @ p["w"]) ** 2)
+    taken = (jc.measures.moments(), jc.measures.fisher())
+    stats = jc.calibrate(fn, {"w": w.materialize()}, [normal(1, 5, 8)], measures=taken)
+    assert stats["w"][0].has("fisher")
+    seen = {}
+
+    def init(parameter):
+        seen[parameter.path] = parameter.stats
+        return Decision(None)
+
+    compression_of(LeafMethod(lambda parameter: None, init), "w").init({"w": w}, stats=stats)
+    assert [s.has("fisher") for s in seen.values()] == [False, False]
+    assert [s.second_moment.shape for s in seen.values()] == [(8, 8), (2, 2)]

@@ -53,6 +53,7 @@ def edit(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda d: d.update(version=2), "version 2 .* from before it was settled"),
         (lambda d: d.update(version=99), "version 99 .* reads up to 3: install a newer"),
         (lambda d: d.update(format="other"), "is no checkpoint of jaxopt_compress.save"),
         (lambda d: d.update(tree={"set": []}), r"be damaged: unknown kind of leaf.*'set'"),

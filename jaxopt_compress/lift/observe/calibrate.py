@@ -245,16 +245,17 @@ def _of_gradients(
 def by_path(sums: dict[Key, Reducible], measures: Sequence[Measure]) -> dict[str, list[Statistics]]:
     """Statistics by path, each list in the order of ``sums``."""
     results = tuple((m.name, m.result) for m in measures)
+    given = {"of_gradients": tuple(m.name for m in measures if m.of_gradient is not None)}
     of_gradients = {k.path: _values(v) for k, v in sums.items() if k.kind == GRADIENT}
     named: dict[str, list[Statistics]] = {}
     for (path, contracting), ways in _ways(sums).items():
         for value in ways:
             rows = value.sums["counts"]["rows"]
             values = {**_values(value), **of_gradients.get(path, {})}
-            entry = Statistics(rows, values, contracting, results)
+            entry = Statistics(rows, values, contracting, results, **given)
             named.setdefault(path, []).append(entry)
     for path, values in of_gradients.items():
-        nothing = [Statistics(jnp.zeros((), jnp.int32), values, (), results)]
+        nothing = [Statistics(jnp.zeros((), jnp.int32), values, (), results, **given)]
         named.setdefault(path, nothing)
     return named
 

@@ -18,7 +18,7 @@ Result = Callable[[dict[str, Any], jax.Array], Any]
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["rows", "values", "held_out"],
-    meta_fields=["contracting", "results"],
+    meta_fields=["contracting", "results", "of_gradients"],
 )
 @dataclasses.dataclass(frozen=True)
 class Statistics:
@@ -35,6 +35,7 @@ class Statistics:
         contracting: The contracted axes, negative; static.
         results: ``(name, result)`` for each measure: what makes its finished value; static.
         held_out: Statistics of the same parameter on other data, or None.
+        of_gradients: The names of the measures of gradients, not of activations; static.
     """
 
     rows: Any
@@ -42,6 +43,7 @@ class Statistics:
     contracting: tuple[int, ...]
     results: tuple[tuple[str, Result | None], ...] = ()
     held_out: "Statistics | None" = None
+    of_gradients: tuple[str, ...] = ()
 
     def has(self, name: str) -> bool:
         """Whether the measure ``name`` was taken."""
@@ -77,11 +79,14 @@ class Statistics:
 
         Returns:
             Statistics with the moments that these have, and means without mean magnitudes. Ranges
-            and other measures do not follow, and are left out; with None all stay.
+            and other measures do not follow, and are left out; with None all stay but those of
+            gradients, which are of the whole parameter.
         """
         held = None if self.held_out is None else self.held_out.through(inputs, contracting)
         if inputs is None:
-            return dataclasses.replace(self, contracting=contracting, held_out=held)
+            kept = {k: v for k, v in self.values.items() if k not in self.of_gradients}
+            names = tuple(pair for pair in self.results if pair[0] in kept)
+            return Statistics(self.rows, kept, contracting, names, held)
         product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
         a = inputs.astype(jnp.float32)
         values: dict[str, dict[str, Any]] = {}
