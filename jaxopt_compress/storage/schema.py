@@ -143,7 +143,8 @@ def _encode_leaf(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) ->
     kind = LEAF_TYPES.get(name)
     if kind is None or kind.type is not type(x) or not kind.stored:
         raise TypeError(
-            f"cannot save {path!r}: checkpoints know {', '.join(_stored())}, not {name}"
+            f"cannot save {path!r}: checkpoints know {', '.join(_stored())}, not {name}; save what "
+            "compress returns, or materialize it"
         )
     widths = x.stored_widths(bits)
     write = lambda k: _encode(getattr(x, k), f"{path}/{k}", widths.get(k), arrays)
