@@ -54,6 +54,10 @@ class Compression(NamedTuple):
     forward: Callable[..., Any] | None = None
     penalty: Callable[[Any, Any], jax.Array] | None = None
 
+    def __repr__(self) -> str:
+        made = getattr(self.init, "__qualname__", type(self.init).__name__)
+        return f"<Compression by {made.removesuffix('.<locals>.init')}>"
+
     def view(self, params: Params, opt_state: Any) -> Params:
         """The parameters that the forward pass uses during training.
 

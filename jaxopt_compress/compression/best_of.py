@@ -148,6 +148,7 @@ def _held_out(path: str, given: Any, stats: Any) -> Statistics | None:
     if own is not None or not stats:
         raise NeedsStats(
             f"best_of has no held-out statistics of the activations that meet {path!r}: pass "
-            "best_of(..., stats=jaxopt_compress.calibrate(fn, params, held_out_batches))"
+            "best_of(..., stats=jaxopt_compress.calibrate(fn, params, held_out_batches)), or "
+            "held_out= to compress_in_order"
         )
     return None

@@ -24,7 +24,7 @@ class Report(dict[str, Any]):
     and ``relative_error`` (``||w - materialize(small)||_F / ||w||_F``). With statistics it has
     ``output_error``, ``sqrt(tr(D^T H D) / tr(W^T H W))``, and ``worst_output_error``, the largest
     of these over the entries of a stack. With the state of `best_of` it has ``choice``, the
-    position of the candidate that was chosen, from 1, and ``choices``, the errors of all. The total
+    position of the candidate that was chosen, from 0, and ``choices``, the errors of all. The total
     has ``size``, the number of entries, in the place of shape and dtype. Unknown values are None.
     `json.dumps` takes it as it is; `str` and rich print it as a table.
     """
@@ -121,14 +121,14 @@ def report(
     for best in _best_states(state):
         for row in rows:
             if row["path"] in best.chosen:
-                row["choice"] = best.chosen[row["path"]] + 1
+                row["choice"] = best.chosen[row["path"]]
                 row["choices"] = [_finite(x) for x in best.errors[row["path"]].tolist()]
     return summarize(rows)
 
 
 def _add_output_error(row: dict[str, Any], w: Any, small: Any, stats: Any) -> None:
     own = next(iter((stats or {}).get(row["path"], ())), None)
-    if own is None:
+    if own is None or not own.has("moments"):
         return
     found = _output_error(w, small, own)
     row["output_error"] = _finite(float(found.whole))

@@ -1,6 +1,5 @@
 """The decisions of one run: in memory, and in a folder from which a later run goes on."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.arrays import SparseArray
-from jaxopt_compress.arrays.base import is_key, stored_bytes
+from jaxopt_compress.arrays.base import stored_bytes
 from jaxopt_compress.lift import Statistics
 from jaxopt_compress.lift.lockstep.values import Index
 from jaxopt_compress.storage import load, save
@@ -25,21 +24,19 @@ class Decided:
 
     Args:
         folder: Where decisions are kept, or None.
-        leaves: Path -> the parameters of the run.
-        chosen: Path -> how it is decided, of those to decide.
-        batches: The batches of the run.
+        fingerprint: What the run depends on, or None without a folder.
+        chosen: The paths of the parameters to decide.
         progress: Whether each decision is printed.
 
     Raises:
-        ValueError: The folder belongs to a run with other parameters, batches or another recipe.
+        ValueError: The folder belongs to another run.
     """
 
     def __init__(
         self,
         folder: str | os.PathLike[str] | None,
-        leaves: Mapping[str, Any],
-        chosen: Mapping[str, str],
-        batches: Sequence[Any],
+        fingerprint: str | None,
+        chosen: Sequence[str],
         progress: bool,
     ) -> None:
         self._found: dict[str, dict[Index, Any]] = {path: {} for path in chosen}
@@ -49,13 +46,13 @@ class Decided:
             return
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        mark, own = self._folder / "run.json", _fingerprint(leaves, chosen, batches)
+        mark, own = self._folder / "run.json", fingerprint
         if not mark.exists():
             _write(mark, json.dumps({"fingerprint": own}))
         elif json.loads(mark.read_text())["fingerprint"] != own:
             raise ValueError(
-                f"{folder} holds the decisions of a run with other parameters, batches or another "
-                "recipe: pass the same ones, or another folder"
+                f"{folder} holds the decisions of a run with another function or recipe, or other "
+                "parameters or batches: pass the same ones, or another folder"
             )
 
     def once(
@@ -152,22 +149,6 @@ def _alike(entries: Sequence[Any]) -> bool:
     first = jax.tree.structure(entries[0])
     same = all(jax.tree.structure(x) == first for x in entries)
     return same and all(kind(x) == kind(entries[0]) for x in entries)
-
-
-def _fingerprint(
-    leaves: Mapping[str, Any], chosen: Mapping[str, str], batches: Sequence[Any]
-) -> str:
-    """A hash of the values of parameters and batches, and of how leaves are decided."""
-    digest = hashlib.sha256(repr(sorted(chosen.items())).encode())
-    for name, x in [*leaves.items(), *(("", x) for x in jax.tree.leaves(batches))]:
-        for field in jax.tree.leaves(x):
-            if not hasattr(field, "shape"):
-                digest.update(repr(field).encode())
-                continue
-            array = np.asarray(jax.random.key_data(field) if is_key(field) else field)
-            digest.update(f"{name} {array.shape} {array.dtype}".encode())
-            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def _keep(place: Path, name: Mapping[str, Any], leaf: Any) -> None:

@@ -1,7 +1,6 @@
 """Compressing layer after layer, each calibrated behind the compressed ones before it."""
 
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from jaxopt_compress.lift.lockstep import march
 from jaxopt_compress.lift.lockstep.values import Each, Index
 from jaxopt_compress.lift.observe.calibrate import abstract_statistics
 from jaxopt_compress.post_training.decided import Decided, stack_entries
+from jaxopt_compress.post_training.fingerprint import fingerprint
 from jaxopt_compress.tree import AssumedLayout, Part, map_named, named_leaves
 from jaxopt_compress.tree.paths import is_float
 
@@ -49,7 +49,8 @@ def compress_in_order(
 
     A parameter that is used several times, such as a tied embedding, is compressed where it is
     first summed over. One that is only looked up is compressed before its first use, without
-    statistics; one that is never used, at the end. Other control flow (`jax.lax.while_loop`,
+    statistics; one that a pattern names but the function never uses, at the end (without a pattern
+    only parameters with a use are chosen). Other control flow (`jax.lax.while_loop`,
     `cond`, `shard_map`, and scans that use one parameter in every iteration, such as recurrent
     networks) is calibrated as a whole, with a `WholeWarning` that names the parameters.
 
@@ -66,8 +67,8 @@ def compress_in_order(
             them.
         measures: What is measured.
         resume: A folder. What has been decided is kept in it, and a later call with the same
-            arguments goes on from there, to the same result bit for bit. Other parameters, batches
-            and recipes are refused, but for what `best_of` and ranks by energy decide by values.
+            arguments goes on from there, to the same result bit for bit. Another function, recipe,
+            other parameters or batches are refused.
         offload: Whether activations wait on the host.
         progress: Whether a line per parameter is printed to the standard error stream.
 
@@ -90,12 +91,14 @@ def compress_in_order(
     """
     compression = as_compression(recipe)
     leaves = dict(named_leaves(params))
-    own, more = _as_tuples(batches), _as_tuples(held_out or ())
+    own, more = _as_tuples(batches, "batches"), _as_tuples(held_out or (), "held_out")
     _check_batches([*own, *more])
     found = dict(uses_of(fn, materialize(params), *own[0]) if uses is None else uses)
     expected = abstract_statistics(fn, materialize(params), own[0], measures)
     chosen = _chosen(compression, leaves, found, expected)
-    decided = Decided(resume, leaves, chosen, [*own, *more], progress)
+    closed, operands = _staged(fn, params, chosen, [*own, *more])
+    told = None if resume is None else fingerprint(recipe, str(closed), leaves, own, more, found)
+    decided = Decided(resume, told, chosen, progress)
 
     def compressed(path: str, w: Any, stats: list[Statistics]) -> Any:
         part = Part({path: w})
@@ -110,7 +113,7 @@ def compress_in_order(
 
     sums = lambda path: any(u.contracting and u.op != "gather" for u in found.get(path, ()))
     summed = set(filter(sums, chosen))
-    _walk(fn, params, chosen, summed, decide, (own, more), measures, offload)
+    march(closed, operands, summed, decide, (len(own), len(more)), measures, offload)
     small = {path: stack_entries(decided.of(path), leaves[path].shape) for path in chosen}
     for path in chosen:
         if small[path] is None:
@@ -120,54 +123,57 @@ def compress_in_order(
     return map_named(lambda path, leaf: small.get(path, leaf), params)
 
 
-def _walk(
+def _staged(
     fn: Callable[..., Any],
     params: Any,
-    chosen: Mapping[str, str],
-    summed: set[str],
-    decide: Callable[..., Any],
-    batches: tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]],
-    measures: Any,
-    offload: bool,
-) -> None:
-    """Stages the function and marches through it."""
-    own, more = batches
+    chosen: Sequence[str],
+    batches: Sequence[tuple[Any, ...]],
+) -> tuple[Any, list[Any]]:
+    """The function as a jaxpr, and its operands for `march`."""
     keyed = named_leaves(params)
     treedef = jax.tree.structure(params, is_leaf=is_compressed)
-    flat = [jax.tree.leaves(batch) for batch in (*own, *more)]
-    batch_def = jax.tree.structure(own[0])
-    every = [leaf for _, leaf in keyed] + flat[0]
-    at = [i for i, x in enumerate(every) if hasattr(x, "shape") or is_compressed(x)]
+    flat = [jax.tree.leaves(batch) for batch in batches]
+    batch_def = jax.tree.structure(batches[0])
+    every, n = [leaf for _, leaf in keyed] + flat[0], len(keyed)
+
+    def varies(i: int) -> bool:
+        """Whether it is an operand; numbers that all batches share stay static, as given."""
+        if hasattr(every[i], "shape"):
+            return True
+        return i >= n and any(x[i - n] != flat[0][i - n] for x in flat)
+
+    at = [i for i in range(len(every)) if varies(i)]
 
     def staged(*values: Any) -> Any:
         full = list(every)
         for i, value in zip(at, values, strict=True):
             full[i] = value
-        n = len(keyed)
         batch = jax.tree.unflatten(batch_def, full[n:])
         return fn(jax.tree.unflatten(treedef, full[:n]), *batch)
 
-    closed = jax.make_jaxpr(staged)(*(materialize(every[i]) for i in at))
-
     def operand(i: int) -> Any:
-        if i >= len(keyed):
-            return Each([x[i - len(keyed)] for x in flat])
+        if i >= n:
+            return Each([x[i - n] for x in flat])
         path, leaf = keyed[i]
         dense = materialize(leaf)
         return (path, jnp.asarray(dense)) if path in chosen else dense
 
-    counts = (len(own), len(more))
-    march(closed, [operand(i) for i in at], summed, decide, counts, measures, offload)
+    closed = jax.make_jaxpr(staged)(*(materialize(every[i]) for i in at))
+    return closed, [operand(i) for i in at]
 
 
-def _as_tuples(batches: Iterable[Any]) -> list[tuple[Any, ...]]:
+def _as_tuples(batches: Iterable[Any], name: str) -> list[tuple[Any, ...]]:
+    if hasattr(batches, "shape"):
+        raise TypeError(f"{name} is one array; it is an iterable of batches, such as [x]")
     return [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
 
 
 def _check_batches(batches: Sequence[tuple[Any, ...]]) -> None:
     if not batches:
         raise ValueError("compress_in_order needs at least one batch, and batches is empty")
-    kind = lambda batch: jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), batch)
+    number = lambda x: hasattr(x, "shape") or isinstance(x, bool | int | float | complex)
+    of = lambda x: (jnp.shape(x), jnp.result_type(x)) if number(x) else x
+    kind = lambda batch: jax.tree.map(of, batch)
     first = kind(batches[0])
     for i, batch in enumerate(batches):
         if kind(batch) != first:
@@ -182,13 +188,8 @@ def _chosen(
     leaves: Mapping[str, Any],
     uses: Mapping[str, Sequence[Use]],
     stats: Mapping[str, list[Statistics]],
-) -> dict[str, str]:
-    """The parameters that a compression takes, each of them checked by shapes alone.
-
-    Returns:
-        Path -> the text of how it is decided, which tells recipes apart as far as shapes and
-        constants do.
-    """
+) -> list[str]:
+    """The parameters that a compression takes, each of them checked by shapes alone."""
     shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in leaves.items() if is_float(x)}
     # What the whole tree is asked for is refused for the whole tree.
     try:
@@ -196,7 +197,7 @@ def _chosen(
         jax.eval_shape(every, shapes, dict(stats))
     except (NeedsValues, jax.errors.JAXTypeError):
         pass
-    chosen: dict[str, str] = {}
+    chosen = []
     for path, w in shapes.items():
         given = {path: stats[path]} if path in stats else {}
         own = {path: list(uses.get(path, ()))}
@@ -204,9 +205,9 @@ def _chosen(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AssumedLayout)
             try:
-                jaxpr, state = jax.make_jaxpr(init, return_shape=True)(Part({path: w}), given)
+                state = jax.eval_shape(init, Part({path: w}), given)
             except (NeedsValues, jax.errors.JAXTypeError):
-                chosen[path] = "decided by values"
+                chosen.append(path)
                 continue
         if not describes_itself(state):
             raise TypeError(
@@ -214,6 +215,12 @@ def _chosen(
                 f"which parameters they take; this one's state is a {type(state).__name__}"
             )
         if any(s.leaves for s in method_states(state)):
-            text = f"{jaxpr} {jax.tree.structure(state)}"
-            chosen[path] = re.sub(r"0x[0-9a-f]+", "", text)
+            chosen.append(path)
+    done = [path for path in chosen if is_compressed(leaves[path])]
+    if done:
+        raise TypeError(
+            f"{done[0]!r} of shape {tuple(leaves[done[0]].shape)} is a "
+            f"{type(leaves[done[0]]).__name__} already: compress_in_order takes dense parameters; "
+            "materialize it, leave it out by where=, or compress it further with compress"
+        )
     return chosen

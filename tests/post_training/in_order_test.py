@@ -15,6 +15,7 @@ import pytest
 import jaxopt_compress as jc
 from jaxopt_compress.compression import Decision, LeafMethod, LeafState, NeedsStats, compression_of
 from jaxopt_compress.lift.lockstep import WholeWarning
+from jaxopt_compress.post_training.fingerprint import fingerprint
 from tests.method_contract import assert_same_bits
 from tests.models import CASES as MODELS
 
@@ -262,10 +263,86 @@ def test_a_run_goes_on_where_it_was_interrupted(name, recipe, tmp_path, monkeypa
     assert len(list((tmp_path / "run").glob("0*"))) == 5
     fn, params = CASES[name]
     other = jc.quantize("int3", group_size=2)
-    half = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.4))
-    for given in ((RECIPES[recipe], BATCHES[:2]), (other, BATCHES), (half, BATCHES)):
-        with pytest.raises(ValueError, match="other parameters, batches or another recipe"):
-            jc.compress_in_order(fn, params, *given, resume=tmp_path / "run", progress=False)
+    more = jax.tree.map(lambda w: w + 1, params)
+    twice = lambda p, x: 2 * fn(p, x)
+    for given in (
+        (fn, params, RECIPES[recipe], BATCHES[:2]),
+        (fn, params, other, BATCHES),
+        (fn, more, RECIPES[recipe], BATCHES),
+        (twice, params, RECIPES[recipe], BATCHES),
+    ):
+        with pytest.raises(ValueError, match="another function or recipe, or other parameters"):
+            jc.compress_in_order(*given, resume=tmp_path / "run", progress=False)
+
+
+def test_recipes_are_told_apart_by_all_their_arguments():
+    """Also by what scores close over, and by candidates and ranks that are chosen by values."""
+    constant = jc.schedules.constant(0.5)
+
+    def scored(seed):
+        default = normal(seed, D, D)
+        return jc.prune(lambda p, *, a=default: jnp.abs(a), constant)
+
+    def closed(seed):
+        a = normal(seed, D, D)
+        return jc.prune(lambda p: jnp.abs(a), constant)
+
+    recipes = [
+        jc.quantize("int4"),
+        jc.quantize("int4", bounds=jc.bounds.mse()),
+        jc.quantize("int4", bounds=jc.bounds.percentile(99.0)),
+        jc.quantize("int4", bounds=jc.bounds.percentile(99.9)),
+        {"*": jc.quantize("int4")},
+        jc.low_rank(energy=0.5),
+        jc.low_rank(energy=0.99),
+        jc.best_of(jc.quantize("int4"), jc.low_rank(rank=1)),
+        jc.best_of(jc.quantize("int8"), jc.low_rank(rank=2)),
+        scored(1),
+        scored(2),
+        closed(1),
+        closed(2),
+        jc.prune(jc.scores.magnitude(), constant),
+        jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.4)),
+    ]
+    marks = [fingerprint(r) for r in recipes]
+    assert len(set(marks)) == len(recipes)
+    again = [closed(1), jc.low_rank(energy=0.5), jc.quantize("int4", bounds=jc.bounds.mse())]
+    assert [fingerprint(r) for r in again] == [marks[11], marks[5], marks[1]]
+
+
+def test_numbers_in_batches_are_those_of_each_batch():
+    fn = lambda p, x, m: (x * m) @ p["w"]
+    params = {"w": normal(0, D, D)}
+    c = jc.quantize("int8", activations=jc.activations("int8", "calibrated"))
+    batches = [(BATCHES[0], 1.0), (BATCHES[0], 100.0)]
+    small = jc.compress_in_order(fn, params, c, batches, progress=False)
+    assert_same_bits(small, jc.compress(params, c, stats=jc.calibrate(fn, params, batches)))
+    static = lambda p, x, flag: x @ p["w"] if flag == "on" else x
+    small = jc.compress_in_order(
+        static, params, GROUPS, [(x, "on") for x in BATCHES], progress=False
+    )
+    assert isinstance(small["w"], jc.QuantizedArray)
+    with pytest.raises(ValueError, match="batch 1 has the shapes"):
+        jc.compress_in_order(static, params, GROUPS, [(BATCHES[0], "on"), (BATCHES[0], "off")])
+    with pytest.raises(TypeError, match=r"batches is one array; .* such as \[x\]"):
+        jc.compress_in_order(lambda p, x: x @ p["w"], params, GROUPS, BATCHES[0])
+
+
+def test_compressed_leaves_are_not_compressed_again_in_silence():
+    fn, params = CASES["layers"]
+    small = jc.compress(params, jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)))
+    with pytest.raises(TypeError, match=r"'out' of shape \(8, 8\) is a SparseArray already"):
+        jc.compress_in_order(fn, small, {"out": jc.quantize("int4")}, BATCHES)
+    some = {**params, "out": small["out"]}
+    done = jc.compress_in_order(fn, some, {"w/*": GROUPS}, BATCHES, progress=False)
+    assert isinstance(done["out"], jc.SparseArray)
+
+
+def test_an_empty_stack():
+    fn = lambda p, x: jax.lax.scan(lambda c, w: (c @ w, None), x, p["s"])[0] @ p["w"]
+    params = {"s": jnp.zeros((0, D, D)), "w": normal(0, D, D)}
+    small = jc.compress_in_order(fn, params, {"w": GROUPS}, BATCHES, progress=False)
+    assert_same_bits(small["w"], jc.compress(params, {"w": GROUPS})["w"])
 
 
 def test_values_may_wait_on_the_host():

@@ -91,6 +91,8 @@ def calibrate(
         (Array([2., 0.], dtype=float32), Array([3., 2.], dtype=float32), Array(3, dtype=int32))
     """
     measures = checked(measures)
+    if hasattr(batches, "shape"):
+        raise TypeError("batches is one array; it is an iterable of batches, such as [x]")
     chosen = frozenset(select(params, where))
 
     @jax.jit

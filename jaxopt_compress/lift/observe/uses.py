@@ -99,11 +99,12 @@ def _use(tape: Tape, meeting: Meeting) -> Use:
     known = [n for n in lengths if n is not None]
     runs = math.prod(known) if len(known) == len(lengths) else None
     share = math.prod(meeting.shape[d] for d in stack)
-    entries = math.prod(meeting.shape) / share
+    # A stack may be empty.
+    entries = math.prod(meeting.shape) / max(share, 1)
     flops = None if runs is None else 0
     if runs is not None and meeting.op != "gather":
         flops = round(2 * min(entries, meeting.size) * meeting.rows * runs)
-    count = None if runs is None else runs / share
+    count = None if runs is None else runs / max(share, 1)
     roles = (contracting, output, stack, batch, gathered)
     return Use(meeting.op, *roles, flops, count, meeting.source)
 
