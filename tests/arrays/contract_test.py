@@ -64,21 +64,15 @@ def mesh_of(kind):
 
 
 @pytest.mark.fast(
-    "int8-single",
     "int8_inputs-stacked",
     "int4_grouped_asymmetric-stacked",
     "int2-single",
-    "uint3-stacked",
     "nf4-single",
-    "float8_tiles-stacked",
     "nvfp4-stacked",
     "int5_ragged-single",
     "rows-stacked",
-    "2:4-single",
     "2:4_ragged-stacked",
-    "low_rank-stacked",
     "low_rank_qkv-single",
-    "int8_rows-single",
     "quantized_factors-stacked",
 )
 @pytest.mark.parametrize("stack", [(), (STACK,)], ids=["single", "stacked"])
@@ -98,14 +92,9 @@ def test_value_and_metadata(case, stack):
 @pytest.mark.fast(
     "int8-stacked",
     "int4_grouped_asymmetric-single",
-    "int2-stacked",
     "uint3-single",
-    "nf4-stacked",
-    "mxfp4-single",
     "nvfp4-single",
-    "int5_ragged-stacked",
     "rows-single",
-    "2:4-stacked",
     "low_rank-single",
     "int8_2:4_asymmetric-stacked",
     "quantized_factors-single",
@@ -134,17 +123,12 @@ def test_same_bits_in_every_program(case, stack):
 
 @pytest.mark.fast(
     "int8",
-    "int8_inputs",
     "int4_grouped_asymmetric",
     "int2",
-    "nf4",
-    "float8_tiles",
     "nvfp4",
-    "int5_ragged",
     "rows",
     "2:4_ragged",
     "low_rank_qkv",
-    "int8_rows",
     "quantized_factors",
 )
 @each_leaf
@@ -236,15 +220,11 @@ def test_refused_shards(case):
 
 @pytest.mark.fast(
     "int8",
-    "int8_inputs",
     "int4_grouped_asymmetric",
-    "int2",
-    "nf4",
     "nvfp4",
     "rows",
     "2:4_ragged",
     "low_rank",
-    "int8_rows",
     "quantized_factors",
 )
 @each_leaf

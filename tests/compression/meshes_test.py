@@ -35,14 +35,9 @@ STORED = [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else []) fo
 
 
 @pytest.mark.fast(
-    "prune, quantize-P('model', None)",
     "2:4-P(None, 'model')",
     "low rank, quantize-P('model', None)",
-    "percentile-P(None, 'model')",
-    "entropy-P('model', None)",
     "groups-P('model', None)",
-    "learned groups-P(None, 'model')",
-    "mxfp4-P('model', None)",
     "words-P(None, 'model')",
 )
 @pytest.mark.parametrize("spec", [P("model", None), COLUMNS], ids=str)
@@ -72,13 +67,7 @@ RENEWED = [
 ]
 
 
-@pytest.mark.fast(
-    "prune, quantize-P(None, 'model')",
-    "2:4-P('model', None)",
-    "entropy-P(None, 'model')",
-    "groups-P('model', None)",
-    "words-P('model', None)",
-)
+@pytest.mark.fast("prune, quantize-P(None, 'model')", "groups-P('model', None)")
 @pytest.mark.parametrize("spec", [P("model", None), COLUMNS], ids=str)
 @pytest.mark.parametrize("name", RENEWED)
 def test_updates_under_jit(name, spec):

@@ -92,15 +92,7 @@ def assert_close(y, x, weight):
     assert np.all(np.abs(np.asarray(y, np.float64) - x @ weight) <= bound)
 
 
-@pytest.mark.fast(
-    "nf4-tpu",
-    "mxfp6-tpu",
-    "int3-tpu",
-    "nf4-gpu",
-    "int4-gpu, without tables",
-    "nvfp4-gpu",
-    "mxfp8-gpu",
-)
+@pytest.mark.fast("nf4-tpu", "int3-tpu", "mxfp8-gpu", "int4-gpu, without tables")
 @every_kernel
 @pytest.mark.parametrize("name", FORMATS)
 def test_equals_reference(kernel, name):
@@ -109,9 +101,7 @@ def test_equals_reference(kernel, name):
     assert_close(decoded_first(x, codes, scale, **keywords), x, weight)
 
 
-@pytest.mark.fast(
-    "last columns and many blocks of K-tpu", "last rows, which find columns decoded-gpu"
-)
+@pytest.mark.fast("last rows, which find columns decoded-gpu")
 @every_kernel
 @pytest.mark.parametrize(
     "rows, depth, columns",
@@ -163,7 +153,7 @@ def test_layers_are_read_where_they_lie(kernel, name):
         np.testing.assert_array_equal(got, product(many, *of(i)[1:]))
 
 
-@pytest.mark.fast("nf4-tpu", "mxfp6-gpu", "int3-tpu", "int4-gpu, without tables")
+@pytest.mark.fast("nf4-tpu", "int3-gpu")
 @every_kernel
 @pytest.mark.parametrize("name", FORMATS)
 def test_transposed(kernel, name):

@@ -110,6 +110,7 @@ def test_the_lifted_function_keeps_its_name_and_signature():
     assert inspect.signature(lifted) == inspect.signature(dense_layer)
 
 
+@pytest.mark.slow
 def test_eager_calls_work_for_every_kind():
     for kind in KINDS:
         small = small_params("concatenate_inputs", kind)

@@ -58,6 +58,26 @@ def _policy(name):
     return "densify" if BY_NAME[name].expanded else "error"
 
 
+# int8 in a function of each kind, and each form where most becomes of it.
+FAST = """
+linen_attention-int8 linen_tied_embedding-int8 linen_gru-int8 linen_batch_norm-int8
+linen_scanned_transformer-int8 nnx_attention-int8 equinox_conv_attention-int8 haiku_lstm-int8
+matvec-int8 einsum_heads_out-int8 einsum_experts-int8 einsum_two_weights-int8 take-int8
+gather-int8 transpose-int8 reshape_heads_in-int8 split-int8 concatenate_inputs-int8
+scaled_by_parameter-int8 cast-int8 conv_grouped-int8 conv_transpose-int8
+conv_channels_first_batch_last-int8 ragged_dot-int8 scan_nested-int8 scan_carry-int8
+while_loop-int8 fori_loop_index-int8 switch-int8 static_index-int8 dynamic_index-int8
+vmap_models-int8 custom_vjp_of_weight-int8 custom_jvp_of_activation-int8 checkpoint_policy-int8
+checkpoint_name_of_weight-int8 shard_map_tensor_parallel-int8 einsum_heads_in-int4_groups
+scan_stack-int4_groups take_columns-int4_asymmetric conv_grouped-int4_asymmetric split-int2_planar
+concatenate_inputs-int2_planar einsum_experts-sparse take-sparse scan_stack-two_of_four
+conv_one_dimensional-two_of_four reshape_heads_out-low_rank concatenate_inputs-low_rank
+transpose-pruned_int8 fori_loop_index-pruned_int8 einsum_experts-low_rank_int8
+scan_stack-low_rank_int8
+"""
+
+
+@pytest.mark.fast(*FAST.split())
 @pytest.mark.parametrize(("name", "kind"), PAIRS, ids=lambda x: x)
 def test_equals_materialized_and_traces_once(name, kind):
     fn, _, args, _ = made(name)

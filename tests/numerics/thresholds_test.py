@@ -72,6 +72,7 @@ def test_keeps_what_a_stable_sort_keeps(data):
     np.testing.assert_array_equal(largest_mask(x, keep), oracle(x, keep))
 
 
+@pytest.mark.slow
 @LAWS
 @given(st.data())
 def test_a_hint_changes_nothing_and_the_threshold_separates(data):
@@ -87,6 +88,7 @@ def test_a_hint_changes_nothing_and_the_threshold_separates(data):
     np.testing.assert_array_equal(largest_mask(x, keep, hint=threshold), mask)
 
 
+@pytest.mark.slow
 @LAWS
 @given(st.data())
 def test_a_stack_is_its_elements(data):

@@ -93,6 +93,7 @@ def in_order(name, recipe, **given):
         return jc.compress_in_order(fn, params, recipe, BATCHES, progress=False, **given)
 
 
+@pytest.mark.fast("layers-int3", "indexed-pruned", "scanned-pruned", "experts-int3")
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", CASES)
 def test_methods_without_data_give_what_they_give_at_once(name, recipe):
@@ -197,6 +198,7 @@ class Net(nn.Module):
         return embed.attend(nn.LayerNorm()(x))
 
 
+@pytest.mark.fast("True")
 @pytest.mark.parametrize("scan", [True, False])
 def test_a_transformer_of_linen(scan, capsys):
     net = Net(scan)
@@ -239,6 +241,7 @@ def test_held_out_statistics_choose():
         jc.compress_in_order(fn, params, best, BATCHES, progress=False)
 
 
+@pytest.mark.fast("int3-layers", "pruned-scanned")
 @pytest.mark.parametrize("name", ["layers", "scanned"])
 @pytest.mark.parametrize("recipe", ["int3", "pruned"])
 def test_a_run_goes_on_where_it_was_interrupted(name, recipe, tmp_path, monkeypatch):

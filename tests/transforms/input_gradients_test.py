@@ -65,13 +65,7 @@ OTHERS = ("backward", "calibrated", "learned weights")
 KINDS = [pytest.param(name, marks=pytest.mark.slow if name in OTHERS else []) for name in METHODS]
 
 
-@pytest.mark.fast(
-    "int8-MultiSteps",
-    "backward-ema",
-    "calibrated-apply_if_finite",
-    "weights alone-MultiSteps",
-    "learned weights-decay",
-)
+@pytest.mark.fast("int8-MultiSteps", "backward-ema", "learned weights-decay")
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("name", KINDS)
 def test_wrappers(name, wrapper):

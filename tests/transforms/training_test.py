@@ -95,7 +95,7 @@ def assert_stored(c, params, opt_state):
     assert_same(small, jax.jit(c.view)(params, opt_state))
 
 
-@pytest.mark.fast("2:4 int8-adamw", "2:4 int8-lion", "low rank-adam", "low rank-adafactor")
+@pytest.mark.fast("2:4 int8-lion", "low rank-adafactor")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("method", ["2:4 int8", "low rank"])
 def test_optimizers(name, method):
@@ -142,9 +142,7 @@ def test_integer_leaves_stay():
 @pytest.mark.fast(
     "2:4 int8-masked",
     "2:4 int8-apply_if_finite",
-    "2:4 int8-reduce_on_plateau",
     "low rank int8-MultiSteps",
-    "low rank int8-chain",
     "low rank int8-multi_transform",
 )
 @pytest.mark.parametrize("name", WRAPPERS)
