@@ -247,17 +247,17 @@ def _of_gradients(
 def by_path(sums: dict[Key, Reducible], measures: Sequence[Measure]) -> dict[str, list[Statistics]]:
     """Statistics by path, each list in the order of ``sums``."""
     results = tuple((m.name, m.result) for m in measures)
-    given = {"of_gradients": tuple(m.name for m in measures if m.of_gradient is not None)}
+    names = tuple(m.name for m in measures if m.of_gradient is not None)
     of_gradients = {k.path: _values(v) for k, v in sums.items() if k.kind == GRADIENT}
     named: dict[str, list[Statistics]] = {}
     for (path, contracting), ways in _ways(sums).items():
         for value in ways:
             rows = value.sums["counts"]["rows"]
             values = {**_values(value), **of_gradients.get(path, {})}
-            entry = Statistics(rows, values, contracting, results, **given)
+            entry = Statistics(rows, values, contracting, results, of_gradients=names)
             named.setdefault(path, []).append(entry)
     for path, values in of_gradients.items():
-        nothing = [Statistics(jnp.zeros((), jnp.int32), values, (), results, **given)]
+        nothing = [Statistics(jnp.zeros((), jnp.int32), values, (), results, of_gradients=names)]
         named.setdefault(path, nothing)
     return named
 
