@@ -14,7 +14,7 @@ from jaxopt_compress.tree.layout import warn_assumed
 def chosen_parameters(
     params: Any, where: Where, uses: Any, stats: Any
 ) -> dict[str, tuple[Any, Layout, Any]]:
-    """Path -> value, layout and `Statistics` (or None) of what ``where`` chooses.
+    """Path -> value, layout and `Statistics` (or None) of the leaves that ``where`` chooses.
 
     Raises:
         TypeError: ``uses`` or ``stats`` is something else, or a chosen leaf is no floating array.
@@ -60,7 +60,7 @@ def chosen_parameters(
 def _of_factor(
     stat: Statistics, leaf: Any, name: str, layout: Layout, own: Layout
 ) -> Statistics | None:
-    """The statistics of what meets a factor, from those of what meets the whole parameter."""
+    """The statistics of a factor's inputs, from those of the whole parameter's inputs."""
     inputs = leaf.factor_inputs(name, layout)
     summed = math.prod(leaf.shape[d] for d in layout.contracting)
     if inputs is not None and inputs.shape[-2] != summed:

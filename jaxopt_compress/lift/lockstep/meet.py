@@ -1,4 +1,4 @@
-"""What an equation does with parameters, and statistics of what meets them there."""
+"""Which parameters an equation sums over, and statistics of the activations that meet them."""
 
 import dataclasses
 import functools
