@@ -27,7 +27,8 @@ from jaxopt_compress.numerics.steps import STEP_DTYPES, step_value
 
 
 @compressed_array(
-    data=["codes", "scale", "zero"], static=["dtype", "format", "axis", "group", "block", "tile"]
+    data=["codes", "scale", "zero"],
+    static=["dtype", "format", "axis", "group_size", "block", "tile"],
 )
 class QuantizedArray(CompressedArray):
     """``(level(codes) - zero) * scale``.
@@ -43,8 +44,8 @@ class QuantizedArray(CompressedArray):
         dtype: The floating dtype of the dense array.
         format: The name of the number format, one of those that `quantize` lists.
         axis: The negative axis along which codes are grouped and packed; None for a scalar.
-        group: Consecutive entries along ``axis`` that share a step, or None; the last group may be
-            shorter.
+        group_size: Consecutive entries along ``axis`` that share a scale, or None; the last group
+            may be shorter.
         block: Entries along ``axis`` per block of packed words, or None if codes are not packed.
         tile: ``(negative axis, entries)`` of a second axis that is cut into groups, or None.
     """
@@ -55,7 +56,7 @@ class QuantizedArray(CompressedArray):
     dtype: np.dtype
     format: str
     axis: int | None
-    group: int | None = None
+    group_size: int | None = None
     block: int | None = None
     tile: tuple[int, int] | None = None
 
@@ -94,17 +95,17 @@ class QuantizedArray(CompressedArray):
             zero = "" if self.zero is None else f" and zero points {tuple(self.zero.shape)}"
             raise ValueError(
                 f"a QuantizedArray of shape {tuple(shape)} does not fit scales {scale}{zero} with "
-                f"group={self.group} and block={self.block} along axis {self.axis}: only leading "
-                "axes can be mapped over or scanned (in_axes=0), and only whole groups can be cut "
-                "off"
+                f"group_size={self.group_size} and block={self.block} along axis {self.axis}: only "
+                "leading axes can be mapped over or scanned (in_axes=0), and only whole groups can "
+                "be cut off"
             )
         return tuple(shape)
 
     def describe(self) -> str:
         """The format, groups of its own, and zero points."""
-        own = self.tile is None and self.group == self.fmt.group
-        cuts = [self.group, *(self.tile or ())[1:]]
-        group = "" if own or self.group is None else f" g{'x'.join(map(str, cuts))}"
+        own = self.tile is None and self.group_size == self.fmt.group
+        cuts = [self.group_size, *(self.tile or ())[1:]]
+        group = "" if own or self.group_size is None else f" g{'x'.join(map(str, cuts))}"
         asymmetric = self.zero is not None and self.fmt.grid.signed
         grid = f"{self.format}{group}{' asymmetric' if asymmetric else ''}"
         sparse = isinstance(self.codes, SparseArray)
@@ -118,7 +119,7 @@ class QuantizedArray(CompressedArray):
     @property
     def cuts(self) -> Cuts:
         """The axes that are cut into groups."""
-        return cuts_of(self.axis, self.group, self.tile)
+        return cuts_of(self.axis, self.group_size, self.tile)
 
     @property
     def checked_axis(self) -> int:

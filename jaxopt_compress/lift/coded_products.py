@@ -51,10 +51,10 @@ def integer_weight(w: Any, fmt: Format) -> QuantizedArray | None:
 
 def steps_leave(w: QuantizedArray, how: Product) -> bool:
     """Whether sums of codes can be scaled afterwards: whole ones, or those of each group."""
-    if w.group is None:
+    if w.group_size is None:
         return all(w.scale.shape[d] == 1 for d in how.contract[1])
     axis = w.ndim + w.checked_axis
-    return axis in how.contract[1] and w.shape[axis] % w.group == 0
+    return axis in how.contract[1] and w.shape[axis] % w.group_size == 0
 
 
 def contract_integers(
@@ -67,7 +67,7 @@ def contract_integers(
     def multiply(rows: jax.Array, matrix: Any, scale: jax.Array, zero: Any) -> jax.Array:
         # What zero points take away again would be rounded with what is left.
         short = sums if zero is None else None
-        plain = functools.partial(integer_dot, group=w.group, sums=short)
+        plain = functools.partial(integer_dot, group=w.group_size, sums=short)
         codes, forms = matrix(w.codes), {}
         if how.pallas:
             held = stored_matrices(w.codes, w.scale, matrix, *lie_of_matrices(w, how))
@@ -82,7 +82,7 @@ def contract_integers(
 
 def are_float8(w: Any, inputs: Format) -> bool:
     """Whether weight and activations are both held in 8-bit floats, in a product of one group."""
-    if not isinstance(w, QuantizedArray) or w.group is not None or is_compressed(w.codes):
+    if not isinstance(w, QuantizedArray) or w.group_size is not None or is_compressed(w.codes):
         return False
     return all(fmt.dtype.name.startswith("float8") for fmt in (w.fmt, inputs))
 

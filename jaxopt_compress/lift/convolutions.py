@@ -31,7 +31,7 @@ def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
     spec = call.params["dimension_numbers"]
     out_axis = spec.rhs_spec[0]
     wide = promoted(call.out.dtype, jnp.float32)
-    per_channel = isinstance(w, QuantizedArray) and w.group is None
+    per_channel = isinstance(w, QuantizedArray) and w.group_size is None
     if not per_channel or any(w.scale.shape[d] > 1 for d in spec.rhs_spec[1:]):
         return bind_conv(call, x, dense_operand(w, x.dtype), call.out.dtype)
     if w.bits > 8:

@@ -130,7 +130,7 @@ def through_product(
 
 def meets_integers(w: QuantizedArray | None, how: Product, fmt: Format) -> bool:
     """Whether both derivatives of a product with this weight can be integer products."""
-    if w is None or w.zero is not None or w.group is not None:
+    if w is None or w.zero is not None or w.group_size is not None:
         return False
     whole = isinstance(fmt.grid, Integers) and fmt.grid.high <= 127
     return whole and all(w.scale.shape[d] == 1 for d in how.contract[1])

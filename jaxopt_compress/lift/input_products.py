@@ -151,7 +151,7 @@ def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
             if (
                 weight is None
                 or weight.zero is not None
-                or weight.group is not None
+                or weight.group_size is not None
                 or any(weight.scale.shape[d] > 1 for d in spec.rhs_spec[1:])
             ):
                 dense = dense_operand(w.weight, x.dtype)

@@ -231,13 +231,17 @@ def _modules() -> dict[str, Any]:
 
 def _streams_on_tpus(w: QuantizedArray, held: Stored, rows: int) -> bool:
     """Whether XLA for TPUs fuses what decodes the weight into a product, at little cost."""
-    if held.transposed and w.group is None and w.block is None:
+    if held.transposed and w.group_size is None and w.block is None:
         return True
     if isinstance(w.fmt.grid, Integers):
         if w.block is not None:
             return in_planes(w) and not held.transposed
-        return w.group is None or rows == 1 or (rows not in SEVERAL and w.group >= LARGE_GROUP)
-    return w.group is None and converts(w)
+        return (
+            w.group_size is None
+            or rows == 1
+            or (rows not in SEVERAL and w.group_size >= LARGE_GROUP)
+        )
+    return w.group_size is None and converts(w)
 
 
 def _streams_on_gpus(w: QuantizedArray, held: Stored) -> bool:
@@ -248,6 +252,6 @@ def _streams_on_gpus(w: QuantizedArray, held: Stored) -> bool:
     """
     return (
         not held.stacked
-        and w.group is None
+        and w.group_size is None
         and w.codes.dtype.name in ("int8", "float8_e4m3fn", "float8_e5m2")
     )

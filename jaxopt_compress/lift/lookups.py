@@ -21,7 +21,7 @@ def _gather(call: Call, at: int, values: Sequence[Any]) -> Any:
     w, indices = values
     sizes, looked_up = call.params["slice_sizes"], call.params["dimension_numbers"].start_index_map
     w = plain_steps(w)
-    bound = w.group is not None or w.block is not None
+    bound = w.group_size is not None or w.block is not None
     whole = all(sizes[d] == w.shape[d] for d in range(w.ndim) if d not in looked_up)
     along = bound and w.ndim + w.checked_axis in looked_up
     if not whole or along or isinstance(w.codes, SparseArray):

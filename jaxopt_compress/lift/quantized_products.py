@@ -57,11 +57,11 @@ def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Any:
     summed, batch, otherwise = how.contract[1], how.batch[1], None
     free = tuple(d for d in range(w.ndim) if d not in summed and d not in batch)
     whole = lambda axes: all(w.scale.shape[d] == 1 for d in axes)
-    if w.group is None and not whole(summed):
+    if w.group_size is None and not whole(summed):
         if w.zero is None and whole(free):
             return _scaling_activation(w, x, how)
         return dot(x, dense_operand(w, x.dtype), how)
-    if w.group is None and w.block is None:
+    if w.group_size is None and w.block is None:
         # As matrices, if it lies as one: `scaled_dot` has the better forms.
         if (*batch, *summed, *free) != tuple(range(w.ndim)):
             if not how.pallas or not lie_of_matrices(w, how)[0]:
@@ -69,8 +69,8 @@ def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Any:
             otherwise = functools.partial(_scaling_result, w, x, how)
     elif w.ndim + w.checked_axis not in summed:
         return dot(x, dense_operand(w, x.dtype), how)
-    if w.group is not None and w.shape[w.checked_axis] % w.group:
-        return contract(_whole_and_rest(w, w.group), x, how)
+    if w.group_size is not None and w.shape[w.checked_axis] % w.group_size:
+        return contract(_whole_and_rest(w, w.group_size), x, how)
     stored = given.scale if given.tile is None else w.scale
     return as_matrices(x, w, how, functools.partial(_multiply, w, stored, how, otherwise))
 
@@ -120,8 +120,8 @@ def _multiply(
         zero: The zero points likewise, or None.
     """
     sums = short_sums(how.dtype)
-    given = {"group": w.group, "precision": how.precision, "sums": sums}
-    if sums is not None and w.group is None and zero is None and stored.dtype == sums:
+    given = {"group": w.group_size, "precision": how.precision, "sums": sums}
+    if sums is not None and w.group_size is None and zero is None and stored.dtype == sums:
         scale = weight(stored)  # TPUs take steps of this type into the product.
     if in_planes(w):
         codes = weight(w.codes)
@@ -174,7 +174,7 @@ def _whole_and_rest(w: QuantizedArray, group: int) -> Joined:
     whole = length - length % group
     cuts = [c for c in (Cut(0, whole), Cut(whole, length - whole)) if c.size]
     return Joined(
-        tuple(cut(w, {w.ndim + axis: c}).replace(group=min(group, c.size)) for c in cuts), axis
+        tuple(cut(w, {w.ndim + axis: c}).replace(group_size=min(group, c.size)) for c in cuts), axis
     )
 
 
@@ -196,7 +196,7 @@ def as_matrices(x: jax.Array, w: QuantizedArray, how: Product, multiply: Any) ->
     rows = as_rows(x, x_summed, x_batch)
     lead = rows.shape[: len(batch)]
     middle = [n for d, n in enumerate(x.shape) if d not in x_summed and d not in x_batch]
-    grouped = w.group is not None
+    grouped = w.group_size is not None
 
     def matrix(field: jax.Array, transposed: bool = False) -> jax.Array:
         # A field that is whole along some axes of a run has to be whole along all of them.

@@ -70,6 +70,6 @@ def quantize_array(
         # Steps of few bits are relative to one of the same row: a row can be written alone.
         stack=tuple(d for d in range(-x.ndim, 0) if d not in axes),
         axis=along,
-        group=group,
+        group_size=group,
     )
     return measured(state, x, rule).compress(x, None, "")

@@ -21,12 +21,7 @@ from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.compression.leaf_states import GRID
 from jaxopt_compress.numerics.codes import decode
 from jaxopt_compress.numerics.formats import format_of
-from jaxopt_compress.quantization.activations import (
-    Activations,
-    Backward,
-    as_activations,
-    as_backward,
-)
+from jaxopt_compress.quantization.activations import Activations, Backward
 from jaxopt_compress.quantization.activations import activations as fixed
 from jaxopt_compress.quantization.products import with_products
 from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method
@@ -159,7 +154,6 @@ def dorefa(
                 f"activations={activations!r}; they lie in [0, 1]: take an unsigned format"
             )
         rounded = fixed(activations, "fixed", high=1.0)
-    rounded = as_activations(rounded)
 
     def init(parameter: Parameter) -> Decision:
         decision = base.init(parameter)
@@ -174,7 +168,7 @@ def dorefa(
         return Decision(_decided(decision.state.grid, dense(parameter.value)))
 
     method = LeafMethod(base.check, init, update)
-    return compression_of(with_products(method, rounded, as_backward(backward, rounded)), where)
+    return compression_of(with_products(method, rounded, backward), where)
 
 
 def _decided(grid: QuantizedState, w: jax.Array) -> DorefaState:

@@ -24,12 +24,7 @@ from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.groups import by_groups, spread_to
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.learned import least_step, scaled_gradient, slopes, within_reach
-from jaxopt_compress.quantization.activations import (
-    Activations,
-    Backward,
-    as_activations,
-    as_backward,
-)
+from jaxopt_compress.quantization.activations import Activations, Backward
 from jaxopt_compress.quantization.products import with_products
 from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method
 from jaxopt_compress.quantization.state import QuantizedState, dense
@@ -165,9 +160,8 @@ def lsq(
         state, learned = decision
         return Decision(state, {"step": within_reach(learned["step"], state.least)})
 
-    rounded = as_activations(activations)
     method = LeafMethod(base.check, init, update)
-    return compression_of(with_products(method, rounded, as_backward(backward, rounded)), where)
+    return compression_of(with_products(method, activations, backward), where)
 
 
 def first_step(grid: QuantizedState, w: jax.Array) -> jax.Array:

@@ -16,7 +16,13 @@ from jaxopt_compress.compression.leaf_states import PRODUCTS
 from jaxopt_compress.numerics.learned import REACH, least_step, scaled_gradient, within_reach
 from jaxopt_compress.numerics.rounding import seal
 from jaxopt_compress.numerics.steps import step_of, symmetric_step
-from jaxopt_compress.quantization.activations import Activations, Backward
+from jaxopt_compress.quantization.activations import (
+    Activations,
+    Backward,
+    as_activations,
+    as_backward,
+)
+from jaxopt_compress.quantization.checks import check_begin
 from jaxopt_compress.quantization.state import per_stack
 
 
@@ -120,15 +126,25 @@ def _part(learned: Any, name: str) -> Any:
 
 
 def with_products(
-    weights: LeafMethod, activations: Activations | None, backward: Backward
+    weights: LeafMethod,
+    activations: Activations | str | None,
+    backward: Backward | str | None,
+    begin: int = 0,
 ) -> LeafMethod:
     """A method for weights, and with it what their products do.
 
     Args:
         weights: A method whose leaf states have ``fake_quantized``, and store `QuantizedArray`.
-        activations: How activations are rounded, or None.
-        backward: What the backward pass does.
+        activations: How activations are rounded, as methods take it; or None.
+        backward: What the backward pass does, likewise.
+        begin: When the method of the weights begins, which has to be at once if products do more.
+
+    Raises:
+        ValueError: ``activations`` or ``backward`` contradict each other, or ``begin``.
     """
+    activations = as_activations(activations)
+    backward = as_backward(backward, activations)
+    check_begin(begin, activations, backward)
     if activations is None and backward == Backward():
         return weights
 

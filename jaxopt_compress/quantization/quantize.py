@@ -23,14 +23,8 @@ from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.packing import layout as words_layout
 from jaxopt_compress.numerics.steps import STEP_DTYPES
-from jaxopt_compress.quantization.activations import (
-    Activations,
-    Backward,
-    as_activations,
-    as_backward,
-)
+from jaxopt_compress.quantization.activations import Activations, Backward
 from jaxopt_compress.quantization.checks import (
-    check_begin,
     check_group,
     check_per,
     check_times,
@@ -159,10 +153,7 @@ def quantize(
         begin=begin,
         freeze=freeze,
     )
-    rounded = as_activations(activations)
-    passed = as_backward(backward, rounded)
-    check_begin(begin, rounded, passed)
-    return compression_of(with_products(weights, rounded, passed), where)
+    return compression_of(with_products(weights, activations, backward, begin), where)
 
 
 def quantize_method(
@@ -225,7 +216,7 @@ def quantize_method(
             reduce=reduce,
             stack=layout.stack,
             axis=axis,
-            group=along,
+            group_size=along,
             block=block,
             tile=tile,
             clips=rule.clips(fmt) or (freeze is not None and not fmt.absmean),

@@ -38,7 +38,7 @@ from jaxopt_compress.tree.meshes import reduced_on_auto_axes
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["scale", "zero", "seen", "key", "active"],
-    meta_fields=["format", "reduce", "stack", "axis", "group", "block", "tile", "clips"],
+    meta_fields=["format", "reduce", "stack", "axis", "group_size", "block", "tile", "clips"],
 )
 @dataclasses.dataclass(frozen=True)
 class QuantizedState(LeafState):
@@ -54,7 +54,7 @@ class QuantizedState(LeafState):
         reduce: Negative axes that share a step.
         stack: Negative axes whose entries are parameters of their own.
         axis: The negative axis along which codes are grouped and packed, or None for a scalar.
-        group: Entries per group, or None.
+        group_size: Entries per group, or None.
         block: Entries per block of packed words, or None.
         tile: ``(negative axis, entries)`` of groups along a second axis, or None.
         clips: Whether entries beyond the range get no gradient.
@@ -64,7 +64,7 @@ class QuantizedState(LeafState):
     reduce: tuple[int, ...]
     stack: tuple[int, ...]
     axis: int | None
-    group: int | None = None
+    group_size: int | None = None
     block: int | None = None
     tile: tuple[int, int] | None = None
     clips: bool = True
@@ -98,7 +98,7 @@ class QuantizedState(LeafState):
     @property
     def cuts(self) -> Cuts:
         """The axes that are cut into groups."""
-        return cuts_of(self.axis, self.group, self.tile)
+        return cuts_of(self.axis, self.group_size, self.tile)
 
     def apply(self, w: Any, learned: Any) -> jax.Array:
         """``w`` rounded to the grid, or ``w`` itself before quantization begins."""
@@ -145,7 +145,7 @@ class QuantizedState(LeafState):
             np.dtype(dtype),
             self.format.name,
             self.axis,
-            self.group,
+            self.group_size,
             None,
             self.tile,
         )

@@ -52,7 +52,7 @@ def test_what_is_not_finite_shows_in_all_that_shares_its_step(name, value):
     run = lambda x: jc.quantize_array(x, name, symmetric=not name.startswith("uint"))
     for got in (run(x), jax.jit(run)(x)):
         nans = np.isnan(got.materialize())
-        group = 64 if got.group is None else got.group
+        group = 64 if got.group_size is None else got.group_size
         assert nans[1, 5 // group * group :][:group].all()
         assert not nans[[0, 2, 3]].any()
 

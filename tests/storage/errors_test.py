@@ -63,7 +63,7 @@ def edit(path, change):
         ),
         (lambda d: d["tree"]["dict"][0][1]["static"].update(dtype="f7"), "unknown dtype 'f7'"),
         (
-            lambda d: d["tree"]["dict"][0][1]["static"].update(group=3),
+            lambda d: d["tree"]["dict"][0][1]["static"].update(group_size=3),
             "be damaged: .* does not fit",
         ),
         (lambda d: d["tree"]["dict"][0][1]["static"].update(new=3), "be damaged: .* has no new"),

@@ -65,9 +65,9 @@ def _cut(q: QuantizedArray, cuts: Mapping[int, Cut]) -> QuantizedArray:
     q, axis = _plain(q), _front(q)
     q = entrywise(q) if axis in cuts else q
     own = lambda x: {d: c for d, c in cuts.items() if x.shape[d] == q.shape[d]}
-    if q.group is None or axis is None or axis not in cuts:
+    if q.group_size is None or axis is None or axis not in cuts:
         return _map_fields(q, lambda x: base.cut(x, own(x)))
-    groups = _whole_groups(cuts[axis], q.group, q.shape[axis])
+    groups = _whole_groups(cuts[axis], q.group_size, q.shape[axis])
     counted = lambda x: base.cut(x, {**own(x), axis: groups})
     zero = None if q.zero is None else counted(q.zero)
     return q.replace(codes=base.cut(q.codes, cuts), scale=counted(q.scale), zero=zero)
@@ -96,14 +96,14 @@ def _reshaped(q: QuantizedArray, new: tuple[int, ...]) -> QuantizedArray:
 def _regrouped(q: QuantizedArray, new: tuple[int, ...]) -> QuantizedArray:
     """Merges and splits axes; groups and words go on along the last part of their own."""
     how = Regrouping.of(q.shape, new, _front(q))
-    if q.group is not None or q.block is not None:
-        length, unit = q.shape[q.checked_axis], math.lcm(q.group or 1, q.block or 1)
+    if q.group_size is not None or q.block is not None:
+        length, unit = q.shape[q.checked_axis], math.lcm(q.group_size or 1, q.block or 1)
         now = None if how.place is None else new[how.place]
         # A short last group stays the last one only while its axis is as it was.
         if now is None or (now != length and (length % unit or now % unit)):
             raise NoView
     codes = q.codes.reshape(how.shape(q.codes.shape, q.block is not None))
-    steps = lambda x: x.reshape(how.shape(x.shape, q.group is not None))
+    steps = lambda x: x.reshape(how.shape(x.shape, q.group_size is not None))
     axis = None if how.place is None else how.place - len(new)
     zero = None if q.zero is None else steps(q.zero)
     return q.replace(codes=codes, scale=steps(q.scale), zero=zero, axis=axis)
@@ -114,7 +114,7 @@ def _flipped(q: QuantizedArray, axes: Sequence[int]) -> QuantizedArray:
     q, axis = _plain(q), _front(q)
     if axis in axes:
         q = entrywise(q)
-        if q.group is not None:
+        if q.group_size is not None:
             raise NoView
     return _map_fields(q, lambda x: lax.rev(x, [d for d in axes if x.shape[d] > 1]))
 
@@ -133,7 +133,7 @@ def _cast(q: QuantizedArray, dtype: Any) -> QuantizedArray:
 def _stacked(q: QuantizedArray, length: int) -> QuantizedArray:
     """Copies scales; an axis that groups or words run along cannot become a stack."""
     q = _plain(q)
-    if q.ndim < 3 or (_front(q) == 0 and (q.group is not None or q.block is not None)):
+    if q.ndim < 3 or (_front(q) == 0 and (q.group_size is not None or q.block is not None)):
         raise NoView
     axis = -1 if _front(q) == 0 else q.axis
     return _map_fields(q, lambda x: base.stacked(x, length), axis=axis)
