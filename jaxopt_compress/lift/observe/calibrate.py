@@ -179,19 +179,28 @@ def measured_at(measures: Sequence[Measure], tape: Tape, meeting: Meeting) -> No
         x = x[0]
     key = Key(meeting.path, _way(meeting, x.shape[:-2]), bool(meeting.sliced))
     tape.place(key)
-    tape.add(key, _measured(measures, x.astype(jnp.float32), inside))
+    found = _measured(measures, x.astype(jnp.float32), inside)
+    if meeting.entry is not None:
+        sizes = tuple(meeting.shape[d] for d in meeting.looked_up)
+        found = found.at_entry(meeting.entry(), sizes, _before(meeting, meeting.looked_up))
+    tape.add(key, found)
 
 
 def _way(meeting: Meeting, lead: tuple[int, ...]) -> _Way:
     parts = tuple((a.start, a.size or -1, bool(a.names)) for a in meeting.sliced)
     way = _Way(meeting.roles.contracting, lead, parts)
     axes = sorted(meeting.taken)
-    before = [n for a in meeting.sliced for n in a.names] + list(meeting.shared)
-    places = {sum(n < axis for n in before) for axis, _ in axes}
+    places = {_before(meeting, [axis]) for axis, _ in axes}
     if len(places) != 1:
         return way  # None is taken; or others lie between them, and all entries count as one.
     taken = tuple((index, meeting.shape[axis]) for axis, index in axes)
     return way._replace(at=places.pop(), taken=taken)
+
+
+def _before(meeting: Meeting, axes: Sequence[int]) -> int:
+    """How many leading axes of what is measured come before some axes of the parameter."""
+    lead = [n for a in meeting.sliced for n in a.names] + list(meeting.shared)
+    return sum(n < min(axes) for n in lead)
 
 
 def _measured(measures: Sequence[Measure], x: Any, inside: Any) -> Reducible:

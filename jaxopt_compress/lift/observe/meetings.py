@@ -1,16 +1,18 @@
 """Where a parameter meets an activation: what observers are told, and the rules that tell them."""
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.activations import patches_of, rows_of, rows_of_groups
 from jaxopt_compress.lift.interpreter import Call, Ref, leaf_rule
-from jaxopt_compress.lift.observe.probe import Axes, Axis, Member, Probe
+from jaxopt_compress.lift.observe.entries import by_entry, chosen_axes, one_entry
+from jaxopt_compress.lift.observe.probe import Axes, Axis, Member, Probe, looked_up
 
 Rows = tuple[jax.Array, jax.Array | None]
 
@@ -23,7 +25,7 @@ class Roles(NamedTuple):
         output: Axes that appear in the result.
         batch: Axes that the activation shares.
         gathered: Axes that are looked up.
-        stack: Axes that loops or indices have stripped.
+        stack: Axes that loops or indices have stripped, or that data choose entries of.
     """
 
     contracting: tuple[int, ...]
@@ -43,13 +45,17 @@ class Meeting(NamedTuple):
         roles: What its axes do.
         sliced: What the axes that scans have stripped hold of it.
         taken: ``(axis, index)`` of its own axes of which this is one known entry.
+        looked_up: Its own axes of which data choose entries.
         shared: Its own axes that are the leading ones of `vectors`, as far as they are its own.
         rows: How many rows of the activation each entry meets.
         size: How many entries of the operand that holds the parameter meet them.
         vectors: ``vectors()``: the activation as ``[*lead, rows, k]``, where ``k`` are the
             contracted axes in the order of the parameter's own, and booleans ``[*lead, rows]``,
             which rows count, or None for all. None where nothing is summed over, or where it is
-            not known which axes are.
+            not known which axes are. Among ``lead`` are the axes that are looked up, unless
+            ``entry`` says which entry it is.
+        entry: ``entry()``: the one entry of the axes that are looked up, int32, where it is one for
+            all of the activation; else None.
         activation: ``activation()``: as the function has it. None for a lookup.
         result: ``result()``: the result of the operation; of a joined weight, the member's part.
         source: The line of the function.
@@ -62,10 +68,12 @@ class Meeting(NamedTuple):
     roles: Roles
     sliced: Axes
     taken: tuple[tuple[int, int], ...]
+    looked_up: tuple[int, ...]
     shared: tuple[int, ...]
     rows: float
     size: int
     vectors: Callable[[], Rows | None]
+    entry: Callable[[], jax.Array] | None
     activation: Callable[[], jax.Array] | None
     result: Callable[[], jax.Array]
     source: str
@@ -106,10 +114,12 @@ def _announce(call: Call, operation: _Operation, result: Any) -> None:
             roles=_roles(operation, member),
             sliced=w.stripped(member),
             taken=member.taken,
+            looked_up=member.looked_up,
             shared=tuple(n for d in operation.batch for n in w.axes_of(member)[d].names[:1]),
             rows=operation.rows,
             size=math.prod(w.shape),
             vectors=lambda member=member, lead=lead: _vectors(operation, member, lead),
+            entry=_entry(operation, member),
             activation=activation,
             result=lambda member=member: _part(operation, member, result),
             source=call.replay.source_line(call.eqn),
@@ -124,6 +134,7 @@ def _roles(operation: _Operation, member: Member) -> Roles:
     free = [d for d in range(len(axes)) if d not in taken]
     by_role = (operation.contracting, free, operation.batch, operation.gathered)
     named = [tuple(sorted({n for d in role for n in axes[d].names})) for role in by_role]
+    named[0] = tuple(sorted({*named[0], *member.summed}))
     known = {n for role in named for n in role}
     stack = tuple(d for d in range(-len(member.shape), 0) if d not in known)
     contracting, output, batch, gathered = named
@@ -154,6 +165,12 @@ def _vectors(operation: _Operation, member: Member, lead: int) -> Rows | None:
     if operation.op != "conv_general_dilated":
         ranks = sorted(range(len(order)), key=lambda i: order[i])
         x = x.transpose(*range(lead + 1), *(lead + 1 + i for i in ranks))
+        for n in sorted(member.summed):
+            # Each entry of an axis that was summed over before meets the same activation.
+            at = lead + 1 + sum(min(names) < n for names in order)
+            repeats = [*x.shape[:at], member.shape[n], *x.shape[at:]]
+            x = jnp.broadcast_to(jnp.expand_dims(x, at), repeats)
+            order.append((n,))
     whole = math.prod(member.shape[d] for d in {n for names in order for n in names})
     entries = math.prod(x.shape[lead + 1 :])
     if entries != whole:
@@ -170,13 +187,45 @@ def _vectors(operation: _Operation, member: Member, lead: int) -> Rows | None:
         if cut.size is not None and operation.op == "dot_general":
             x = _own_part(x, i, cut)
             inside = None if inside is None else _own_part(inside, i, cut)
-    return x, inside
+    if not member.looked_up:
+        # Along an axis that is new to the weight all rows meet the same one.
+        new = [i for i, d in enumerate(operation.batch) if axes[d] == Axis()]
+        return _as_rows(x, new) if new and operation.op == "dot_general" else x, inside
+    if _entry(operation, member) is not None:
+        return x, inside
+    if operation.op != "dot_general" or operation.w.entries is None:
+        return None
+    return by_entry(x, operation.w, member, operation.contracting, operation.batch)
+
+
+def _entry(operation: _Operation, member: Member) -> Callable[[], jax.Array] | None:
+    """The entry that was looked up, if it is one."""
+    w = operation.w
+    if not member.looked_up or w.entries is None or chosen_axes(w, member, operation.contracting):
+        return None
+    return lambda: one_entry(w)
+
+
+def _as_rows(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """Leading axes of ``[*lead, rows, k]`` as more rows."""
+    lead = [i for i in range(x.ndim - 2) if i not in axes]
+    shape = [x.shape[i] for i in lead]
+    return x.transpose(*lead, *axes, x.ndim - 2, x.ndim - 1).reshape(*shape, -1, x.shape[-1])
 
 
 def _own_part(x: jax.Array, axis: int, cut: Axis) -> jax.Array:
     """The part of an axis that belongs to a member; without the axis if that is new to it."""
     part = lax.slice_in_dim(x, cut.start, cut.start + (cut.size or 0), axis=axis)
     return part if cut.names else part.squeeze(axis)
+
+
+def _is_activation(x: Ref, other: Any) -> bool:
+    """Whether what is made of parameters is the activation that a weight meets.
+
+    So is an embedding that was looked up, or added to an activation.
+    """
+    plain = lambda probe: not any(m.mixed or m.looked_up for m in probe.members)
+    return isinstance(other, Ref) and plain(other.array) and not plain(x.array)
 
 
 def _value(x: Any) -> Any:
@@ -192,7 +241,7 @@ def _dot_general(call: Call, at: int) -> Any:
     contract, batch = call.params["dimension_numbers"]
     result = _bind(call)
     for side, x in enumerate(call.operands):
-        if isinstance(x, Ref):
+        if isinstance(x, Ref) and not _is_activation(x, call.operands[1 - side]):
             other = _value(call.operands[1 - side])
             summed, shared = tuple(contract[1 - side]), tuple(batch[1 - side])
             free = (n for d, n in enumerate(other.shape) if d not in summed + shared)
@@ -212,7 +261,7 @@ def _dot_general(call: Call, at: int) -> Any:
 @leaf_rule("ragged_dot_general ragged_dot", Probe)
 def _ragged_dot(call: Call, at: int) -> Any:
     result = _bind(call)
-    if at == 1:
+    if isinstance(call.operands[1], Ref):
         w, x = call.operands[1].array, _value(call.operands[0])
         # rhs is [group, k, n]: each row of x meets the matrix of its group.
         rows = math.prod(x.shape[:-1]) / max(w.shape[0], 1)
@@ -227,7 +276,7 @@ def _ragged_dot(call: Call, at: int) -> Any:
 @leaf_rule("conv_general_dilated", Probe)
 def _conv(call: Call, at: int) -> Any:
     result = _bind(call)
-    if at == 1:
+    if isinstance(call.operands[1], Ref):
         w, x = call.operands[1].array, _value(call.operands[0])
         spec = call.params["dimension_numbers"]
         summed = tuple(sorted(spec.rhs_spec[1:]))
@@ -241,15 +290,39 @@ def _conv(call: Call, at: int) -> Any:
 
 @leaf_rule("gather", Probe)
 def _gather(call: Call, at: int) -> Any:
-    """A lookup; or, of a single index, a view that drops the axes looked up."""
+    """A lookup. What it finds is followed on to products: whole matrices, such as experts."""
     result = _bind(call)
     if at != 0:
         return result
     spec, w = call.params["dimension_numbers"], call.operands[0].array
-    indices = _value(call.operands[1])
-    looked_up = tuple(spec.start_index_map)
-    if indices.ndim == 1 and set(looked_up) == set(spec.collapsed_slice_dims):
-        return w.relabel(result, lambda axes: [a for d, a in enumerate(axes) if d not in looked_up])
-    rows = math.prod(indices.shape[:-1])
-    _announce(call, _Operation("gather", w, (), (), looked_up, rows, None, None, {}), result)
-    return result
+    indices, sizes = _value(call.operands[1]), call.params["slice_sizes"]
+    # An axis of which all is taken is not looked up, although there is an index for it.
+    found = [d for d in spec.start_index_map if sizes[d] < w.shape[d]]
+    shared = tuple(spec.operand_batching_dims)
+    many = indices.size > indices.shape[-1]
+    if many:
+        rows = math.prod(n for d, n in enumerate(indices.shape[:-1]))
+        gathered = _Operation("gather", w, (), shared, tuple(found), rows, None, None, {})
+        _announce(call, gathered, result)
+    gone = (*spec.collapsed_slice_dims, *shared)
+    kept = [d for d in range(len(w.shape)) if d not in gone]
+    matrix = sum(sizes[d] > 1 and d not in found for d in kept) >= 2
+    if (many and not matrix) or any(sizes[d] > 1 for d in found):
+        return result
+    positions = [d for d in range(result.ndim) if d not in spec.offset_dims]
+
+    def axes_of(axes: Axes) -> list[Axis]:
+        new = [Axis()] * result.ndim
+        for d, at in zip(kept, spec.offset_dims, strict=True):
+            new[at] = axes[d]
+        for d, i in zip(shared, spec.start_indices_batching_dims, strict=True):
+            new[positions[i]] = axes[d]
+        return new
+
+    named = [spec.offset_dims[kept.index(d)] for d in kept if d in found]
+    numbers = []
+    for d in found:
+        index = indices[..., spec.start_index_map.index(d)]
+        index = jnp.clip(index, 0, w.shape[d] - 1)
+        numbers.append(lax.broadcast_in_dim(index, result.shape, positions))
+    return looked_up(w, result, axes_of, found, named, numbers)

@@ -7,6 +7,7 @@ returns it as one more result, and absorbs it outside.
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -180,6 +181,27 @@ class Reducible:
     def merge(self, other: "Reducible") -> "Reducible":
         """Both together."""
         return self._map(jnp.add, jnp.minimum, jnp.maximum, other)
+
+    def at_entry(self, number: jax.Array, sizes: tuple[int, ...], axis: int) -> "Reducible":
+        """What was seen by one entry of a stack of ``sizes``, beside others that saw nothing.
+
+        Args:
+            number: Which entry, int32, row-major.
+            sizes: The shape of the stack.
+            axis: Where its axes go.
+        """
+
+        def put(nothing: float) -> Callable:
+            def one(x: jax.Array) -> jax.Array:
+                shape = (*x.shape[:axis], *sizes, *x.shape[axis:])
+                here = jnp.arange(math.prod(sizes)).reshape(sizes) == number
+                here = here.reshape((1,) * axis + sizes + (1,) * (x.ndim - axis))
+                x = x.reshape(*x.shape[:axis], *[1] * len(sizes), *x.shape[axis:])
+                return jnp.broadcast_to(jnp.where(here, x, jnp.asarray(nothing, x.dtype)), shape)
+
+            return one
+
+        return self._map(put(0), put(jnp.inf), put(-jnp.inf))
 
     def reduce_leading(self) -> "Reducible":
         """All entries of the leading axis together."""

@@ -101,10 +101,13 @@ def _use(tape: Tape, meeting: Meeting) -> Use:
     share = math.prod(meeting.shape[d] for d in stack)
     # A stack may be empty.
     entries = math.prod(meeting.shape) / max(share, 1)
+    # Each entry that was looked up is one more operand.
+    own = meeting.size if meeting.looked_up else min(entries, meeting.size)
     flops = None if runs is None else 0
     if runs is not None and meeting.op != "gather":
-        flops = round(2 * min(entries, meeting.size) * meeting.rows * runs)
-    count = None if runs is None else runs / max(share, 1)
+        flops = round(2 * own * meeting.rows * runs)
+    looked_up = meeting.size / max(entries, 1) if meeting.looked_up else 1
+    count = None if runs is None else runs * looked_up / max(share, 1)
     roles = (contracting, output, stack, batch, gathered)
     return Use(meeting.op, *roles, flops, count, meeting.source)
 

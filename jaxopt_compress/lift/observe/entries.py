@@ -1,0 +1,67 @@
+"""Rows of an activation by the entries of a parameter that they meet, where data choose those."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.lift.observe.probe import Member, Probe
+
+
+def chosen_axes(w: Probe, member: Member, contracting: Sequence[int]) -> list[int]:
+    """The axes of a probe along which there are different entries of what was looked up."""
+    axes = w.axes_of(member)
+    return [d for d in range(len(axes)) if d not in contracting and not axes[d].names]
+
+
+def one_entry(w: Probe) -> jax.Array:
+    """The number of the entry where all of a probe is from one."""
+    return w.entries[(0,) * w.entries.ndim]
+
+
+def by_entry(
+    x: jax.Array,
+    w: Probe,
+    member: Member,
+    contracting: Sequence[int],
+    batch: Sequence[int],
+) -> tuple[jax.Array, jax.Array]:
+    """Sorts the rows of an activation by the entries that they meet.
+
+    Args:
+        x: ``[*batch, rows, k]``.
+        w: What holds the parameter.
+        member: The parameter, which was looked up along at least one axis.
+        contracting: The axes of ``w`` that are summed over.
+        batch: The axes of ``w`` that ``x`` shares.
+
+    Returns:
+        ``[*shared, *entries, rows', k]`` with the axes in the order of the parameter's own, and
+        booleans ``[*shared, *entries, rows']``: which rows met which entry.
+    """
+    axes = w.axes_of(member)
+    chosen = chosen_axes(w, member, contracting)
+    shared = [i for i, d in enumerate(batch) if d not in chosen]
+    mixed = [i for i, d in enumerate(batch) if d in chosen]
+    rest = [d for d in chosen if d not in batch]
+    kept = [batch[i] for i in shared] + [batch[i] for i in mixed] + rest
+    gone = tuple(d for d in range(len(axes)) if d not in kept)
+    numbers = w.entries[tuple(0 if d in gone else slice(None) for d in range(len(axes)))]
+    left = [d for d in range(len(axes)) if d not in gone]
+    numbers = numbers.transpose([left.index(d) for d in kept])
+
+    rows, k = x.shape[-2:]
+    lead = [x.shape[i] for i in shared]
+    x = x.transpose(*shared, *mixed, len(batch), len(batch) + 1).reshape(*lead, -1, k)
+    numbers = numbers.reshape(*lead, x.shape[-2] // max(rows, 1), -1)
+    sizes = [member.shape[d] for d in member.looked_up]
+    entry = jnp.arange(math.prod(sizes), dtype=jnp.int32)[:, None]
+    meets = (numbers[..., None, :, :] == entry[..., None]).any(-1)
+    meets = jnp.repeat(meets, rows, axis=-1, total_repeat_length=x.shape[-2])
+    first = min(member.looked_up)
+    at = sum(axes[batch[i]].names[0] < first for i in shared)
+    x = jnp.broadcast_to(x[..., None, :, :], (*lead, *meets.shape[-2:], k))
+    x, meets = jnp.moveaxis(x, len(lead), at), jnp.moveaxis(meets, len(lead), at)
+    split = lambda a: a.reshape(*a.shape[:at], *sizes, *a.shape[at + 1 :])
+    return split(x), split(meets)
