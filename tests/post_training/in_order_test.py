@@ -66,12 +66,24 @@ def transposed(params, x):
     return (hidden + params["out"][:, jnp.arange(6)].T) @ params["out"]
 
 
+def chosen(params, x):
+    """Each row by an expert of its choice, by all forms of a lookup."""
+    ids = jnp.argmax(x[:, :4], -1)
+    x = jnp.einsum("bd,bdf->bf", x, params["w"][ids].transpose(0, 2, 1).mT)
+    x = jax.vmap(lambda x, i: jnp.tanh(x @ params["v"][i]))(x, ids)
+    return x @ params["u"][ids[0]] @ params["out"]
+
+
 STACK = normal(0, 4, D, D) * SCALES[:, None, None]
 CASES = {
     "layers": (layers, {"w": list(STACK), "out": normal(1, D, D)}),
     "indexed": (indexed, {"w": STACK, "out": normal(1, D, D)}),
     "scanned": (scanned, {"w": STACK, "out": normal(1, D, D)}),
     "experts": (experts, {"w": STACK, "out": normal(1, D, D)}),
+    "chosen": (
+        chosen,
+        {"w": STACK, "v": STACK + 0.5, "u": STACK.mT - 0.5, "out": normal(1, D, D)},
+    ),
     "transposed": (transposed, {"w": list(STACK), "out": normal(1, D, D)}),
 }
 GROUPS = jc.quantize("int3", group_size=4)
@@ -93,7 +105,7 @@ def in_order(name, recipe, **given):
         return jc.compress_in_order(fn, params, recipe, BATCHES, progress=False, **given)
 
 
-@pytest.mark.fast("layers-int3", "indexed-pruned", "scanned-pruned", "experts-int3")
+@pytest.mark.fast("layers-int3", "indexed-pruned", "scanned-pruned", "experts-int3", "chosen-int3")
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", CASES)
 def test_methods_without_data_give_what_they_give_at_once(name, recipe):
@@ -171,6 +183,23 @@ def test_each_layer_is_calibrated_behind_the_compressed_ones(name):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * float(jnp.abs(b).max()))
     last = jc.calibrate(fn, {**rounded, "out": params["out"]}, BATCHES, where="out")["out"][0]
     np.testing.assert_allclose(seen["out"][0].second_moment, last.second_moment, rtol=1e-4)
+
+
+@pytest.mark.parametrize("path", ["w", "v", "u", "out"])
+def test_entries_that_data_choose_are_calibrated_apart(path):
+    """As above: with the parameters before it compressed, `calibrate` finds the same."""
+    fn, params = CASES["chosen"]
+    seen = {}
+    jc.compress_in_order(fn, params, recording(seen), BATCHES, progress=False)
+    before = ["w", "v", "u", "out"]
+    before = before[: before.index(path)]
+    now = {k: jnp.round(v) if k in before else v for k, v in params.items()}
+    (want,) = jc.calibrate(fn, now, BATCHES, where=path)[path]
+    (got,) = seen[path]
+    assert got.rows.shape == params[path].shape[:-2]
+    for what in ("second_moment", "mean_magnitude", "low", "high", "rows"):
+        a, b = (getattr(s, what) for s in (got, want))
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * float(jnp.abs(b).max()))
 
 
 class Block(nn.Module):

@@ -15,7 +15,15 @@ from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import CONTROL_RULES
 from jaxopt_compress.lift.lockstep.meet import Gauge, look
 from jaxopt_compress.lift.lockstep.pieces import Pieces
-from jaxopt_compress.lift.lockstep.values import Each, Index, Weight, derived, present, stacked
+from jaxopt_compress.lift.lockstep.values import (
+    Each,
+    Index,
+    Weight,
+    computed,
+    derived,
+    present,
+    stacked,
+)
 from jaxopt_compress.lift.observe.measures import Measure
 from jaxopt_compress.lift.observe.probe import Axis, Member
 from jaxopt_compress.lift.observe.statistics import Statistics
@@ -34,6 +42,9 @@ _ENTERED = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
+
+# Of which batches choose entries of a parameter.
+_LOOKUPS = ("gather", "dynamic_slice")
 
 
 class WholeWarning(UserWarning):
@@ -87,7 +98,7 @@ class _March:
         self.store[path] = value
         shape = tuple(value.shape)
         axes = tuple(Axis((d,)) for d in range(-len(shape), 0))
-        now = lambda: self.store[path]
+        now = lambda batch: self.store[path]
         return Weight(now, {path: ()}, (Member(path, shape, axes),), len(shape))
 
     def run(self, closed: Any, args: Sequence[Any]) -> list[Any]:
@@ -113,7 +124,11 @@ class _March:
             self._flush(waiting, env, last, i, origin)
             waiting = []
             operands = [read(v) for v in eqn.invars]
-            if name in _ENTERED:
+            if name in _LOOKUPS and (members := look(eqn, operands)[1])[0]:
+                # Products meet what was found; it is found anew once the parameter is decided.
+                self._meet(eqn, operands, origin)
+                env.update(zip(eqn.outvars, derived(eqn, operands, members), strict=True))
+            elif name in _ENTERED:
                 inner = eqn.params.get(_ENTERED[name], eqn.params.get("jaxpr"))
                 env.update(zip(eqn.outvars, self.run(inner, operands), strict=True))
             elif name == "scan" and (steps := self._steps(eqn, operands)) is not None:
@@ -140,7 +155,7 @@ class _March:
             outputs = read_later(run, last, now)
             fn, read = self.pieces.of(run, outputs, origin)
             values = [env[v] for v in read]
-            fixed = [x.now() if isinstance(x, Weight) else x for x in values]
+            fixed = [computed(x, self.count) for x in values]
             if any(isinstance(x, Each) for x in fixed):
                 each = [self._kept(fn(*(present(x, b) for x in fixed))) for b in range(self.count)]
                 env.update({v: Each([e[i] for e in each]) for i, v in enumerate(outputs)})
@@ -222,7 +237,7 @@ class _March:
         order = range(len(steps))
         for t in reversed(order) if eqn.params["reverse"] else order:
             results = self.run(eqn.params["jaxpr"], [*consts, *carry, *steps[t]])
-            results = [x.now() if isinstance(x, Weight) else x for x in results]
+            results = [computed(x, self.count) for x in results]
             carry, ys = results[:n], [*ys, results[n:]]
         if eqn.params["reverse"]:
             ys = ys[::-1]

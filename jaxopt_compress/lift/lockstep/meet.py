@@ -8,9 +8,15 @@ from typing import Any
 import jax
 
 from jaxopt_compress.lift import _compat
-from jaxopt_compress.lift.interpreter import Call, JaxprEqn, Ref, Replay, replay_equation
+from jaxopt_compress.lift.interpreter import JaxprEqn, Ref
 from jaxopt_compress.lift.lockstep.pieces import Pieces, signature
-from jaxopt_compress.lift.lockstep.values import Weight, present
+from jaxopt_compress.lift.lockstep.values import (
+    Weight,
+    computed,
+    entries_of,
+    present,
+    replayed_on,
+)
 from jaxopt_compress.lift.observe.calibrate import Seen, by_path, measured_at
 from jaxopt_compress.lift.observe.measures import Measure
 from jaxopt_compress.lift.observe.meetings import Meeting
@@ -30,29 +36,21 @@ def look(eqn: JaxprEqn, operands: Sequence[Any]) -> tuple[set[str], list[tuple[M
         if meeting.vectors() is not None:
             met.add(meeting.path)
 
-    def run(values: Sequence[Any]) -> None:
-        results = _replayed(eqn, operands, values, Tape(observe))
+    def run(values: Sequence[Any], entries: Sequence[Any]) -> None:
+        results = replayed_on(eqn, operands, values, entries, Tape(observe))
         members[:] = [x.array.members if _is_probe(x) else () for x in results]
 
-    jax.eval_shape(
-        run, [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in map(_compat.type_of, eqn.invars)]
-    )
+    types = list(map(_compat.type_of, eqn.invars))
+    numbers = [
+        jax.ShapeDtypeStruct(t.shape, "int32") if isinstance(x, Weight) and x.entries else None
+        for x, t in zip(operands, types, strict=True)
+    ]
+    jax.eval_shape(run, [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in types], numbers)
     return met, members
 
 
 def _is_probe(x: Any) -> bool:
     return isinstance(x, Ref) and isinstance(x.array, Probe)
-
-
-def _replayed(
-    eqn: JaxprEqn, operands: Sequence[Any], values: Sequence[Any], tape: Tape
-) -> list[Any]:
-    """Runs an equation on values, with probes in the place of parameters."""
-    probed = [
-        Ref(Probe(v, x.members), "") if isinstance(x, Weight) and x.members else v
-        for x, v in zip(operands, values, strict=True)
-    ]
-    return replay_equation(Call(eqn, Replay("densify", tape=tape), probed))
 
 
 @dataclasses.dataclass
@@ -92,9 +90,9 @@ class Gauge:
         number = {path: f"{i:04d}" for i, path in enumerate(paths)}
         plain = [_numbered(x, number) for x in operands]
 
-        def measure(values: Sequence[Any]) -> Seen:
+        def measure(values: Sequence[Any], entries: Sequence[Any]) -> Seen:
             tape = Tape(functools.partial(measured_at, self.measures))
-            _replayed(eqn, plain, values, tape)
+            replayed_on(eqn, plain, values, entries, tape)
             return Seen(dict(tape.values), tuple(sorted(tape.values, key=tape.place)))
 
         jaxpr, _ = part([eqn], [], origin)
@@ -102,9 +100,9 @@ class Gauge:
         run = self.pieces.shared((signature(jaxpr), members), lambda: measure)
         sums: dict[Key, Reducible] | None = None
         order: dict[Key, None] = {}
-        fixed = [x.now() if isinstance(x, Weight) else x for x in operands]
+        fixed = [computed(x, max(batches) + 1) for x in operands]
         for b in batches:
-            seen = run([present(x, b) for x in fixed])
+            seen = run([present(x, b) for x in fixed], [entries_of(x, b) for x in operands])
             sums = seen.values if sums is None else _add(sums, seen.values)
             order.update(dict.fromkeys(seen.order))
         named = by_path({key: (sums or {})[key] for key in order}, self.measures)

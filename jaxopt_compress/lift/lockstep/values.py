@@ -7,8 +7,9 @@ from typing import Any
 import jax
 
 from jaxopt_compress.lift import _compat
-from jaxopt_compress.lift.interpreter import JaxprEqn
-from jaxopt_compress.lift.observe.probe import Axis, Member
+from jaxopt_compress.lift.interpreter import Call, JaxprEqn, Ref, Replay, replay_equation
+from jaxopt_compress.lift.observe.probe import Axis, Member, Probe
+from jaxopt_compress.lift.observe.tape import Tape
 
 Index = tuple[int, ...]
 
@@ -22,26 +23,35 @@ class Each:
 
 @dataclasses.dataclass(eq=False)
 class Weight:
-    """A value that is made from parameters alone, and changes when they are decided.
+    """A value that is made from parameters, and changes when they are decided.
 
     Attributes:
-        now: Computes it from the present parameters.
+        now: ``now(batch)`` computes it from the present parameters.
         bases: Path -> the entry of the stack that it is made from; ``()`` for a whole parameter.
         members: What its axes hold of each parameter, or () where that is not known.
         ndim: Its rank.
+        entries: ``entries(batch)``: as of a `Probe`, where batches choose entries of a parameter;
+            else None, and the value is the same for all batches.
     """
 
-    now: Callable[[], Any]
+    now: Callable[[int], Any]
     bases: Mapping[str, Index]
     members: tuple[Member, ...]
     ndim: int
+    entries: Callable[[int], Any] | None = None
 
     def layer(self, t: int) -> "Weight | None":
         """The entry ``t`` of the leading axis, if that is the leading stack axis of each member."""
         if not self.members or any(not self._stacked(m) for m in self.members):
             return None
         bases = {path: (*index, t) for path, index in self.bases.items()}
-        return Weight(lambda: self.now()[t], bases, self.members, self.ndim - 1)
+        entries = self.entries
+        cut = None if entries is None else lambda b: entries(b)[t]
+        return Weight(lambda b: self.now(b)[t], bases, self.members, self.ndim - 1, cut)
+
+    def computed(self, count: int) -> Any:
+        """The present value; one for each batch if they differ."""
+        return self.now(0) if self.entries is None else Each([self.now(b) for b in range(count)])
 
     def _stacked(self, member: Member) -> bool:
         axis = member.axes[len(member.axes) - self.ndim]
@@ -53,22 +63,72 @@ def present(x: Any, batch: int) -> Any:
     """The value for one batch."""
     if isinstance(x, Each):
         return x.values[batch]
-    return x.now() if isinstance(x, Weight) else x
+    return x.now(batch) if isinstance(x, Weight) else x
+
+
+def computed(x: Any, count: int) -> Any:
+    """A value, computed now if it is a `Weight`."""
+    return x.computed(count) if isinstance(x, Weight) else x
 
 
 def derived(
     eqn: JaxprEqn, operands: Sequence[Any], members: Sequence[tuple[Member, ...]]
 ) -> list[Weight]:
-    """The results of an equation of parameters and constants alone."""
-    bases = {k: v for x in operands if isinstance(x, Weight) for k, v in x.bases.items()}
+    """The results of an equation of parameters and constants alone, or of a lookup in parameters.
 
-    def now(i: int) -> Callable[[], Any]:
-        return lambda: _compat.bind(eqn, [present(x, 0) for x in operands])[i]
+    Args:
+        eqn: The equation.
+        operands: Its operands.
+        members: For each result, what it holds of parameters.
+    """
+    bases = {k: v for x in operands if isinstance(x, Weight) for k, v in x.bases.items()}
+    depends = any(isinstance(x, Each) or (isinstance(x, Weight) and x.entries) for x in operands)
+
+    def now(i: int) -> Callable[[int], Any]:
+        return lambda b: _compat.bind(eqn, [present(x, b) for x in operands])[i]
+
+    def entries(i: int) -> Callable[[int], Any]:
+        return lambda b: (
+            replayed(eqn, operands, b, Tape(lambda tape, meeting: None))[i].array.entries
+        )
 
     return [
-        Weight(now(i), _indexed(bases, own), own, len(getattr(v.aval, "shape", ())))
+        Weight(
+            now(i),
+            _indexed(bases, own),
+            own,
+            len(getattr(v.aval, "shape", ())),
+            entries(i) if depends else None,
+        )
         for i, (v, own) in enumerate(zip(eqn.outvars, members, strict=True))
     ]
+
+
+def replayed(eqn: JaxprEqn, operands: Sequence[Any], batch: int, tape: Tape) -> list[Any]:
+    """Runs an equation on the values of one batch, with probes in the place of parameters."""
+    values = [present(x, batch) for x in operands]
+    numbers = [entries_of(x, batch) for x in operands]
+    return replayed_on(eqn, operands, values, numbers, tape)
+
+
+def entries_of(x: Any, batch: int) -> Any:
+    """Which entries of a parameter a value has, if batches choose them."""
+    return x.entries(batch) if isinstance(x, Weight) and x.entries is not None else None
+
+
+def replayed_on(
+    eqn: JaxprEqn,
+    operands: Sequence[Any],
+    values: Sequence[Any],
+    entries: Sequence[Any],
+    tape: Tape,
+) -> list[Any]:
+    """As `replayed`, on values and entries that may be traced."""
+    probed = [
+        Ref(Probe(v, x.members, e), "") if isinstance(x, Weight) and x.members else v
+        for x, v, e in zip(operands, values, entries, strict=True)
+    ]
+    return replay_equation(Call(eqn, Replay("densify", tape=tape), probed))
 
 
 def _indexed(bases: Mapping[str, Index], members: Sequence[Member]) -> dict[str, Index]:

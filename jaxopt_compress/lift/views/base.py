@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -65,6 +66,13 @@ def flipped(x: Any, axes: Sequence[int]) -> Any:
 def scaled(x: Any, factor: Any) -> Any:
     """The product with one floating number."""
     return (x * factor).astype(x.dtype)
+
+
+@functools.singledispatch
+def rescaled(x: Any, factors: jax.Array) -> Any:
+    """The product with an array of the same rank, of size 1 along some axes."""
+    del x, factors
+    raise NoView
 
 
 @functools.singledispatch

@@ -4,7 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxopt_compress.arrays import QuantizedArray, SparseArray, is_compressed
@@ -122,6 +124,21 @@ def _flipped(q: QuantizedArray, axes: Sequence[int]) -> QuantizedArray:
 @base.scaled.register
 def _scaled(q: QuantizedArray, factor: Any) -> QuantizedArray:
     return q.replace(scale=q.steps() * jnp.asarray(factor, jnp.float32))
+
+
+@base.rescaled.register
+def _rescaled(q: QuantizedArray, factors: jax.Array) -> QuantizedArray:
+    """Factors of scales, as long as there are no more of these than a channel or group has."""
+    scale = q.steps()
+    whole = np.broadcast_shapes(factors.shape, q.shape) == q.shape
+    cut = {q.ndim + d if d < 0 else d for d, _ in q.cuts}
+    if not whole or any(factors.shape[d] > 1 for d in cut):
+        raise NoView
+    sizes = np.broadcast_shapes(scale.shape, factors.shape)
+    if math.prod(sizes) > max(scale.size, factors.size):
+        raise NoView
+    zero = None if q.zero is None else jnp.broadcast_to(q.zero, sizes)
+    return q.replace(scale=scale * factors.astype(jnp.float32), zero=zero)
 
 
 @base.cast.register

@@ -15,10 +15,12 @@ from jaxopt_compress.arrays import (
     QuantizedArray,
     SparseArray,
 )
+from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import Call, Layer, Ref, Turned, leaf_rule
 from jaxopt_compress.lift.views import base, low_rank, quantized, sparse, wrapped
 from jaxopt_compress.lift.views.base import Cut, NoView
 from jaxopt_compress.lift.views.joined import Joined
+from jaxopt_compress.lift.views.mapped import Mapped
 
 STORED = (QuantizedArray, SparseArray, LowRankArray, Joined, InputQuantizedArray)
 
@@ -177,19 +179,38 @@ def _negative(call: Call, array: Any) -> Any:
 
 @leaf_rule("mul", *STORED)
 def _multiply(call: Call, at: int) -> Any:
-    """One number is a factor of the scale, of the values or of one of the factors."""
-    other = call.operands[1 - at]
-    if isinstance(other, Ref) or getattr(other, "ndim", 0):
+    """Numbers are factors of the scale, of the values or of one of the factors."""
+    first, other = call.operands[at], call.operands[1 - at]
+    if isinstance(other, Ref):
+        return Mapped(first.array, call.eqn) if first.array is other.array else NotImplemented
+    try:
+        return _times(first.array, other)
+    except NoView:
         return NotImplemented
-    return base.scaled(call.operands[at].array, other)
 
 
 @_view("div")
 def _divide(call: Call, array: Any) -> Any:
     other = call.operands[1]
-    if isinstance(other, Ref) or getattr(other, "ndim", 0):
+    if isinstance(other, Ref):
         return NotImplemented
-    return base.scaled(array, 1 / jnp.asarray(other, jnp.float32))
+    return _times(array, 1 / jnp.asarray(other, jnp.float32))
+
+
+def _times(array: Any, factor: Any) -> Any:
+    return (
+        base.rescaled(array, factor) if getattr(factor, "ndim", 0) else base.scaled(array, factor)
+    )
+
+
+@leaf_rule("integer_pow square abs", *STORED)
+def _function(call: Call, at: int) -> Any:
+    return Mapped(call.operands[at].array, call.eqn)
+
+
+@leaf_rule("reduce_sum reduce_max reduce_min", *STORED, Mapped)
+def _reduce(call: Call, at: int) -> Any:
+    return _compat.bind(call.eqn, [call.operands[at].array.materialize()])[0]
 
 
 @leaf_rule("concatenate", *STORED)

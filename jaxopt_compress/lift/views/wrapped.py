@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import FakeQuantizedArray, InputQuantizedArray
@@ -45,6 +46,11 @@ def _flipped(w: InputQuantizedArray, axes: Sequence[int]) -> InputQuantizedArray
 @base.scaled.register
 def _scaled(w: InputQuantizedArray, factor: Any) -> InputQuantizedArray:
     return w.replace(weight=base.scaled(w.weight, factor))
+
+
+@base.rescaled.register
+def _rescaled(w: InputQuantizedArray, factors: jax.Array) -> InputQuantizedArray:
+    return w.replace(weight=base.rescaled(w.weight, factors))
 
 
 @base.cast.register
