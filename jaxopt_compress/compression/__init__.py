@@ -13,6 +13,7 @@ from jaxopt_compress.compression.method import (
     Parameter,
     compression_of,
     each,
+    spelled,
 )
 from jaxopt_compress.compression.states import ChainState, CompressionState, TrainingState
 
@@ -34,4 +35,5 @@ __all__ = [
     "compress",
     "compression_of",
     "each",
+    "spelled",
 ]

@@ -96,7 +96,12 @@ def inner_states(state: Any, compressions: Sequence[Compression]) -> tuple[Any, 
     """
     states = getattr(state, "states", ())
     if len(states) != len(compressions):
-        text = f"this is not the state of this compression, which has {len(compressions)} parts"
+        held = [s.asked.method for s in method_states(state) if s.asked.method]
+        text = (
+            f"the recipe has {len(compressions)} parts, and the state holds "
+            f"{', '.join(held) or type(state).__name__}: compress with what was trained, and "
+            "compress its result further, without state"
+        )
         if training_states(state):
             text = OF_AN_OPTIMIZER
         elif not method_states(state):

@@ -131,7 +131,13 @@ def _restricted(state: Any, paths: set[str]) -> Any:
     if isinstance(state, ChainState):
         return ChainState(tuple(_restricted(inner, paths) for inner in state.states))
     own = lambda x: {k: v for k, v in x.items() if factor_owner(k, paths) in paths}
-    return CompressionState(state.count, own(state.learned), own(state.leaves), own(state.layouts))
+    return CompressionState(
+        state.count,
+        own(state.learned),
+        own(state.leaves),
+        own(state.layouts),
+        dataclasses.replace(state.asked, left=None),
+    )
 
 
 def _held_out(path: str, given: Any, stats: Any) -> Statistics | None:

@@ -1,11 +1,12 @@
 """What was decided for each parameter, and carrying it out over a tree."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxopt_compress.arrays import InputQuantizedArray, MaskedArray, is_compressed, map_factors
 from jaxopt_compress.compression.checks import check_finite
@@ -18,6 +19,7 @@ from jaxopt_compress.compression.states import (
 )
 from jaxopt_compress.tree import map_named, named_leaves
 from jaxopt_compress.tree.meshes import on_auto_axes
+from jaxopt_compress.tree.paths import is_float
 
 # Properties of a parameter that one element of a chain establishes and later ones have to keep.
 ZEROS = "zeros"  # entries under a mask stay 0.0
@@ -106,12 +108,39 @@ def compress_leaves(params: Any, state: Any) -> Any:
         return params
     for path, w in parameters_of(params, state).items():
         check_finite(path, w)
+    _check_all_known(params, state)
 
     def run(path: str, w: Any, leaf: LeafState) -> Any:
         stored = lambda w, leaf, learned: leaf.compress(w, learned, path)
         return on_auto_axes(stored, w, leaf, state.learned.get(path))
 
     return map_states(run, params, state)
+
+
+def matrices(params: Any) -> frozenset[str]:
+    """The paths of floating leaves of rank 2 and more."""
+    return frozenset(p for p, w in named_leaves(params) if is_float(w) and len(w.shape) >= 2)
+
+
+def left_alone(params: Any, chosen: Iterable[str]) -> frozenset[str] | None:
+    """The matrices that a compression does not choose; None if optax hides some from it."""
+    hidden = lambda x: isinstance(x, optax.MaskedNode)
+    if any(map(hidden, jax.tree.leaves(params, is_leaf=hidden))):
+        return None
+    found = matrices(params)
+    return found - {factor_owner(path, found) for path in chosen}
+
+
+def _check_all_known(params: Any, state: Any) -> None:
+    """Refuses parameters that were not there when the state was made."""
+    if not isinstance(state, CompressionState) or state.asked.left is None:
+        return
+    new = (left_alone(params, state.leaves) or frozenset()) - state.asked.left
+    if new:
+        raise ValueError(
+            f"the state was made without {', '.join(sorted(new)[:8])}, which would stay as they "
+            "are: init it from the parameters that are compressed"
+        )
 
 
 def parameters_of(params: Any, state: CompressionState) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from jaxopt_compress.compression.leaf_states import (
     as_jax,
     compress_leaves,
     forward_leaves,
+    left_alone,
     parameters_of,
 )
 from jaxopt_compress.compression.selection import chosen_parameters
-from jaxopt_compress.compression.states import CompressionState
+from jaxopt_compress.compression.states import Asked, CompressionState
 from jaxopt_compress.tree import Layout, Where, named_leaves
 from jaxopt_compress.tree.meshes import on_auto_axes
 
@@ -160,13 +161,20 @@ def each(method: LeafMethod) -> Method:
     return Method(check, init, update and updated, penalty and summed)
 
 
-def compression_of(method: Method | LeafMethod, where: Where) -> Compression:
+def compression_of(
+    method: Method | LeafMethod, where: Where, *, stack: int = 0, asked: str = ""
+) -> Compression:
     """The compression of the parameters that ``where`` chooses, as ``method`` decides.
 
     Args:
         method: A `Method`, which decides over all of them together, or a `LeafMethod`.
         where: Which parameters; by default the floating ones of rank 2 and more, and where uses are
             given only those with a use.
+        stack: How many leading axes of each are a stack of parameters of their own, such as the
+            members of an ensemble, whatever uses say of them.
+        asked: The call that makes the compression, by `spelled`: ``update``, ``apply``,
+            ``compress`` and ``forward`` refuse the state of another one. By default they do not
+            look.
 
     Returns:
         A `Compression`; it trains, chains and joins recipes as any other.
@@ -200,21 +208,31 @@ def compression_of(method: Method | LeafMethod, where: Where) -> Compression:
     method = each(method) if isinstance(method, LeafMethod) else method
 
     def init(params: Any, *, uses: Any = None, stats: Any = None) -> CompressionState:
-        found = chosen_parameters(params, where, uses, stats)
+        found = chosen_parameters(params, where, uses, stats, stack)
         parameters = {path: _parameter(path, *fields) for path, fields in found.items()}
         method.check(parameters)
         for path, parameter in parameters.items():
             check_finite(path, parameter.value)
         count = jnp.zeros((), jnp.int32)
         layouts = {path: p.layout for path, p in parameters.items()}
-        return _state(count, method.init(parameters), layouts)
+        left = left_alone(params, parameters)
+        return _state(count, method.init(parameters), layouts, Asked(asked, left))
 
     def update(state: CompressionState, params: Any, *, grads: Any = None) -> CompressionState:
-        count = state.count + 1
+        _check_asked(asked, state)
+        # Saturates, as optax's counters do: a wrapped one would start all schedules anew.
+        count = jnp.where(state.count < jnp.iinfo(jnp.int32).max, state.count + 1, state.count)
         if method.update is None:
             return state._replace(count=count)
         decisions = method.update(_decisions(state), count, current(state, params, grads))
-        return _state(count, decisions, state.layouts)
+        return _state(count, decisions, state.layouts, state.asked)
+
+    def checked(run: Callable[..., Any]) -> Callable[..., Any]:
+        def same(params: Any, state: Any, **given: Any) -> Any:
+            _check_asked(asked, state)
+            return run(params, state, **given)
+
+        return same
 
     def current(state: CompressionState, params: Any, grads: Any = None) -> Parameters:
         slopes = _by_path(grads)
@@ -228,7 +246,33 @@ def compression_of(method: Method | LeafMethod, where: Where) -> Compression:
         return method.penalty(_decisions(state), current(state, params))
 
     term = method.penalty and penalty
-    return Compression(init, update, apply_leaves, compress_leaves, forward_leaves, term)
+    apply, compress, forward = map(checked, (apply_leaves, compress_leaves, forward_leaves))
+    return Compression(init, update, apply, compress, forward, term)
+
+
+def spelled(name: str, *args: Any, **kwargs: Any) -> str:
+    """A call as it is written, with the arguments that are literals, and not None.
+
+    Example:
+        >>> spelled("quantize", "int4", group_size=32, bounds=None)
+        "quantize('int4', group_size=32)"
+    """
+    simple = lambda x: isinstance(x, bool | int | float | str | list | tuple)
+    words = [repr(x) for x in args if simple(x)]
+    words += [f"{k}={x!r}" for k, x in kwargs.items() if simple(x)]
+    return f"{name}({', '.join(words)})"
+
+
+def _check_asked(asked: str, state: Any) -> None:
+    """Refuses the state of another compression, before it is followed in silence."""
+    if not isinstance(state, CompressionState) or not asked or not state.asked.method:
+        return
+    if state.asked.method != asked:
+        paths = ", ".join(sorted(state.leaves)[:3])
+        raise ValueError(
+            f"the recipe asks for {asked}, and the state holds {state.asked.method} of {paths}: "
+            "compress with what was trained, and compress its result further, without state"
+        )
 
 
 def _parameter(path: str, value: Any, layout: Layout, stats: Any = None) -> Parameter:
@@ -236,10 +280,12 @@ def _parameter(path: str, value: Any, layout: Layout, stats: Any = None) -> Para
     return Parameter(path, value, layout, stats, keep)
 
 
-def _state(count: jax.Array, decisions: Decisions, layouts: dict[str, Any]) -> CompressionState:
+def _state(
+    count: jax.Array, decisions: Decisions, layouts: dict[str, Any], asked: Asked
+) -> CompressionState:
     learned = {k: d.learned for k, d in decisions.items() if d.learned is not None}
     leaves: dict[str, LeafState] = {k: d.state for k, d in decisions.items()}
-    return CompressionState(count, learned, leaves, layouts)
+    return CompressionState(count, learned, leaves, layouts, asked)
 
 
 def _decisions(state: CompressionState) -> Decisions:

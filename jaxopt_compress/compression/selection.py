@@ -12,9 +12,16 @@ from jaxopt_compress.tree.layout import warn_assumed
 
 
 def chosen_parameters(
-    params: Any, where: Where, uses: Any, stats: Any
+    params: Any, where: Where, uses: Any, stats: Any, stack: int = 0
 ) -> dict[str, tuple[Any, Layout, Any]]:
     """Path -> value, layout and `Statistics` (or None) of the leaves that ``where`` chooses.
+
+    Args:
+        params: A pytree.
+        where: Which leaves.
+        uses: What `uses` found, or None.
+        stats: What `calibrate` found, or None.
+        stack: How many leading axes of each are stack axes, whatever uses say.
 
     Raises:
         TypeError: ``uses`` or ``stats`` is something else, or a chosen leaf is no floating array.
@@ -43,6 +50,7 @@ def chosen_parameters(
         if layout is None:
             layout = assume_layout(leaf.shape)
             assumed += [path] if len(leaf.shape) > 2 else []
+        layout = _stacked(path, tuple(leaf.shape), layout, stack)
         stat = statistics_for(stats, path, layout)
         factors = leaf.factors() if is_compressed(leaf) else {}
         if not factors:
@@ -55,6 +63,26 @@ def chosen_parameters(
             found[f"{path}/{name}"] = (factor, own, seen)
     warn_assumed(assumed, where)
     return found
+
+
+def _stacked(path: str, shape: tuple[int, ...], layout: Layout, count: int) -> Layout:
+    """A layout with leading axes as stack axes.
+
+    Raises:
+        ValueError: There are fewer axes, or the function sums over one of them.
+    """
+    if not count:
+        return layout
+    axes = tuple(range(-len(shape), -len(shape) + count))
+    summed = sorted(set(axes) & set(layout.contracting))
+    if not 0 < count < len(shape) or summed:
+        why = f"the function sums over axes {summed}" if summed else f"it has {len(shape)} axes"
+        raise ValueError(
+            f"stack={count} of {path!r} of shape {shape}: {why}; stack= says how many leading axes "
+            "are parameters of their own, such as the members of an ensemble"
+        )
+    output = tuple(d for d in layout.output if d not in axes)
+    return Layout(layout.contracting, output, tuple(sorted({*layout.stack, *axes})))
 
 
 def _of_factor(

@@ -1,8 +1,25 @@
 """The states of compressions and of training, and finding them inside of others."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a compression was asked for; static, so that another one does not take its state.
+
+    Attributes:
+        method: The call that made the compression, with what decides the stored form, such as
+            ``quantize('int4', group_size=32)``; empty if it is not known.
+        left: The paths of the matrices that it left alone; None if some may have been hidden from
+            it, as optax's masks do.
+    """
+
+    method: str = ""
+    left: frozenset[str] | None = None
 
 
 class CompressionState(NamedTuple):
@@ -13,12 +30,14 @@ class CompressionState(NamedTuple):
         learned: Path -> floating arrays that gradients train, such as factors.
         leaves: Path -> `LeafState`, everything else that was decided.
         layouts: Path -> `Layout`, the roles of the parameter's axes; static.
+        asked: What was asked for; static.
     """
 
     count: jax.Array
     learned: dict[str, Any]
     leaves: dict[str, Any]
     layouts: dict[str, Any]
+    asked: Asked = Asked()
 
 
 class ChainState(NamedTuple):

@@ -191,9 +191,14 @@ def _custom_jvp(call: Call) -> list[Any]:
 def _custom_vjp(call: Call) -> list[Any]:
     """Runs the function on compressed values; differentiates its own rule on dense ones."""
     run, by_own_rule = _with_own_rule(call, call.params["call_jaxpr"])
+    # Arrays that the function closes over come first, and have no derivatives.
+    fixed = call.params["num_consts"]
     fn = jax.custom_vjp(run)
-    forward = lambda *values: jax.vjp(by_own_rule, *values)
-    fn.defvjp(forward, lambda pull, cotangents: pull(cotangents))
+
+    def forward(*values):
+        return jax.vjp(lambda *rest: by_own_rule(*values[:fixed], *rest), *values[fixed:])
+
+    fn.defvjp(forward, lambda pull, cotangents: ((None,) * fixed) + pull(cotangents))
     return _observed(call, fn)
 
 

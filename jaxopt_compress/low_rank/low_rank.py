@@ -19,6 +19,7 @@ from jaxopt_compress.compression import (
     NeedsValues,
     Parameter,
     compression_of,
+    spelled,
 )
 from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.compression.leaf_states import GRID, RANK, ZEROS
@@ -78,7 +79,11 @@ _ELSEWHERE = {
 
 @answers(_ELSEWHERE)
 def low_rank(
-    rank: int | None = None, energy: float | None = None, where: Where = None
+    rank: int | None = None,
+    energy: float | None = None,
+    where: Where = None,
+    *,
+    stack: int = 0,
 ) -> Compression:
     """Replaces parameters by the product of two factors, from a truncated SVD.
 
@@ -92,6 +97,8 @@ def low_rank(
             parameter in ``init``, which cannot run under jit.
         where: Which parameters; by default the floating ones of rank 2 and more, and where uses are
             given only those with a use.
+        stack: How many leading axes of each are a stack of parameters of their own, whatever uses
+            say of them, such as the members of an ensemble under `jax.vmap`.
 
     Returns:
         A `Compression` that stores `LowRankArray`.
@@ -153,7 +160,8 @@ def low_rank(
         v = v.reshape(*w.shape[:stack], *(1,) * (len(left) - 1), r, *right)
         return Decision(FactoredState(np.dtype(w.dtype), len(right)), {"u": u, "v": v})
 
-    return compression_of(LeafMethod(check, init), where)
+    asked = spelled("low_rank", rank=rank, energy=energy, where=where, stack=stack or None)
+    return compression_of(LeafMethod(check, init), where, stack=stack, asked=asked)
 
 
 def _split(parameter: Parameter) -> tuple[int, int]:

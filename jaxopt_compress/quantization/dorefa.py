@@ -16,6 +16,7 @@ from jaxopt_compress.compression import (
     LeafState,
     Parameter,
     compression_of,
+    spelled,
 )
 from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.compression.leaf_states import GRID
@@ -23,7 +24,7 @@ from jaxopt_compress.numerics.codes import decode
 from jaxopt_compress.numerics.formats import format_of
 from jaxopt_compress.quantization.activations import Activations, Backward
 from jaxopt_compress.quantization.activations import activations as fixed
-from jaxopt_compress.quantization.products import with_products
+from jaxopt_compress.quantization.products import asked_of_products, with_products
 from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method
 from jaxopt_compress.quantization.state import QuantizedState, dense
 from jaxopt_compress.tree import Where
@@ -103,6 +104,7 @@ def dorefa(
     format: str,
     where: Where = None,
     *,
+    stack: int = 0,
     per: str = "tensor",
     activations: Activations | str | None = None,
     backward: Backward | str | None = None,
@@ -120,6 +122,7 @@ def dorefa(
     Args:
         format: ``"binary"``, ``"odd2"``, ``"odd3"`` or ``"odd4"``: 1 to 4 bits.
         where: As in `quantize`.
+        stack: As in `quantize`.
         per: ``"tensor"``: one maximum, or mean, for all of a parameter, and for each entry of a
             stack; or ``"channel"``.
         activations: As in `quantize`; a format's name alone, such as ``"uint4"``, clips them to
@@ -168,7 +171,15 @@ def dorefa(
         return Decision(_decided(decision.state.grid, dense(parameter.value)))
 
     method = LeafMethod(base.check, init, update)
-    return compression_of(with_products(method, rounded, backward), where)
+    asked = spelled(
+        "dorefa",
+        format,
+        where=where,
+        stack=stack or None,
+        per=per,
+        **asked_of_products(rounded, backward),
+    )
+    return compression_of(with_products(method, rounded, backward), where, stack=stack, asked=asked)
 
 
 def _decided(grid: QuantizedState, w: jax.Array) -> DorefaState:

@@ -17,6 +17,7 @@ from jaxopt_compress.compression import (
     LeafState,
     Parameter,
     compression_of,
+    spelled,
 )
 from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.compression.leaf_states import GRID
@@ -25,7 +26,7 @@ from jaxopt_compress.numerics.groups import by_groups, spread_to
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.learned import least_step, scaled_gradient, slopes, within_reach
 from jaxopt_compress.quantization.activations import Activations, Backward
-from jaxopt_compress.quantization.products import with_products
+from jaxopt_compress.quantization.products import asked_of_products, with_products
 from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method
 from jaxopt_compress.quantization.state import QuantizedState, dense
 from jaxopt_compress.quantization.straight_through import fake_quantize
@@ -97,6 +98,7 @@ def lsq(
     group_size: int | tuple[int, int] | None = None,
     where: Where = None,
     *,
+    stack: int = 0,
     per: str = "channel",
     pad: bool = False,
     activations: Activations | str | None = None,
@@ -120,6 +122,7 @@ def lsq(
             parameters without negative entries.
         group_size: As in `quantize`.
         where: As in `quantize`.
+        stack: As in `quantize`.
         per: As in `quantize`.
         pad: As in `quantize`.
         activations: As in `quantize`.
@@ -161,7 +164,18 @@ def lsq(
         return Decision(state, {"step": within_reach(learned["step"], state.least)})
 
     method = LeafMethod(base.check, init, update)
-    return compression_of(with_products(method, activations, backward), where)
+    asked = spelled(
+        "lsq",
+        format,
+        group_size=group_size,
+        where=where,
+        stack=stack or None,
+        per=None if per == "channel" else per,
+        **asked_of_products(activations, backward),
+    )
+    return compression_of(
+        with_products(method, activations, backward), where, stack=stack, asked=asked
+    )
 
 
 def first_step(grid: QuantizedState, w: jax.Array) -> jax.Array:

@@ -183,6 +183,15 @@ def with_products(
     return LeafMethod(check, init, update, squares if clipped else weights.penalty)
 
 
+def asked_of_products(
+    activations: Activations | str | None, backward: Backward | str | None
+) -> dict[str, Any]:
+    """``activations`` and ``backward`` as `spelled` writes them, however they were given."""
+    rounded = as_activations(activations)
+    passed = as_backward(backward, rounded)
+    return {"activations": rounded, "backward": None if passed == Backward() else passed}
+
+
 def _limits(start: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Not the values themselves: an array that is in a state twice cannot be donated."""
     limits = {k: least_step(x) for k, x in start.items() if k != "offset"}

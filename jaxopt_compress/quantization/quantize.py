@@ -16,6 +16,7 @@ from jaxopt_compress.compression import (
     LeafMethod,
     Parameter,
     compression_of,
+    spelled,
 )
 from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.numerics.bounds import ABSMEAN, Bounds, absmax
@@ -30,7 +31,7 @@ from jaxopt_compress.quantization.checks import (
     check_times,
     check_types,
 )
-from jaxopt_compress.quantization.products import with_products
+from jaxopt_compress.quantization.products import asked_of_products, with_products
 from jaxopt_compress.quantization.state import QuantizedState, Rule, dense, measured
 from jaxopt_compress.tree import Layout, Where
 
@@ -64,6 +65,7 @@ def quantize(
     symmetric: bool = True,
     where: Where = None,
     *,
+    stack: int = 0,
     per: str = "channel",
     bounds: Bounds | None = None,
     scale_dtype: str | None = None,
@@ -100,6 +102,8 @@ def quantize(
         symmetric: Whether the grid is centred on 0.
         where: Which parameters; by default the floating ones of rank 2 and more, and where uses are
             given only those with a use.
+        stack: How many leading axes of each are a stack of parameters of their own, whatever uses
+            say of them, such as the members of an ensemble under `jax.vmap`.
         per: ``"channel"``; or, without groups, ``"tensor"``: one scale for all of a parameter, and
             for each entry of a stack.
         bounds: Which range the grid covers: one of `jaxopt_compress.bounds`.
@@ -153,7 +157,19 @@ def quantize(
         begin=begin,
         freeze=freeze,
     )
-    return compression_of(with_products(weights, activations, backward, begin), where)
+    asked = spelled(
+        "quantize",
+        format,
+        group_size=group_size,
+        symmetric=None if symmetric else False,
+        where=where,
+        stack=stack or None,
+        per=None if per == "channel" else per,
+        scale_dtype=scale_dtype,
+        **asked_of_products(activations, backward),
+    )
+    method = with_products(weights, activations, backward, begin)
+    return compression_of(method, where, stack=stack, asked=asked)
 
 
 def quantize_method(

@@ -25,6 +25,7 @@ from jaxopt_compress.compression import (
     LeafState,
     Parameter,
     compression_of,
+    spelled,
 )
 from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.compression.leaf_states import GRID, N_M, RANK, ZEROS
@@ -112,6 +113,8 @@ def prune(
     schedule: Schedule,
     pattern: str | None = None,
     where: Where = None,
+    *,
+    stack: int = 0,
 ) -> Compression:
     """Sets the entries with the lowest scores to zero, per parameter, and stores only the others.
 
@@ -132,6 +135,8 @@ def prune(
             has to end at ``1 - n / m``.
         where: Which parameters; by default the floating ones of rank 2 and more, and where uses are
             given only those with a use.
+        stack: How many leading axes of each are a stack of parameters of their own, whatever uses
+            say of them, such as the members of an ensemble under `jax.vmap`.
 
     Returns:
         A `Compression` that stores `SparseArray`.
@@ -210,7 +215,8 @@ def prune(
         due = schedule.due(count)
         return Decision(lax.while_loop(lambda carry: carry[0], once, (due, decision.state))[1])
 
-    return compression_of(LeafMethod(check, init, update), where)
+    asked = spelled("prune", pattern=pattern, where=where, stack=stack or None)
+    return compression_of(LeafMethod(check, init, update), where, stack=stack, asked=asked)
 
 
 _PRUNABLE = (QuantizedArray, MaskedArray)

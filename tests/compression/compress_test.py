@@ -69,7 +69,7 @@ def test_state_decides_what_is_stored():
     np.testing.assert_array_equal(
         jc.materialize(small)["mlp"][1]["kernel"], view["mlp"][1]["kernel"]
     )
-    with pytest.raises(ValueError, match=r"asks for quantize of 'mlp/0/kernel'.*holds prune"):
+    with pytest.raises(ValueError, match=r"asks for quantize\('int4'\), and the state holds prune"):
         jc.compress(moved, {"mlp/0/kernel": INT4}, state=opt_state)
     state = c.init(PARAMS)
     small = jc.compress(moved, c, state=state)
@@ -140,5 +140,81 @@ def test_states_of_split_factors():
         state = jc.compressed_training(optax.sgd(0.1), c).init(params)
         small = jc.compress(params, c, state=state)
     assert isinstance(small["w"].u, jc.QuantizedArray)
-    with pytest.raises(ValueError, match="asks for low_rank of 'w'"):
+    with pytest.raises(ValueError, match=r"has 2 parts, and the state holds quantize\('int8'\)"):
         jc.compress(params, c, state=INT8.init(params))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        jc.quantize("int2"),
+        jc.quantize("int8", group_size=4),
+        jc.quantize("int8", symmetric=False),
+        jc.quantize("int8", activations="int8"),
+        jc.quantize("int8", where="nothing"),
+        jc.low_rank(rank=2),
+        jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)),
+    ],
+)
+def test_the_state_of_other_settings_is_refused(other):
+    params = {"a": jnp.linspace(-1, 1, 64).reshape(8, 8)}
+    state = jc.compressed_training(optax.sgd(0.1), INT8).init(params)
+    for call in (
+        lambda: jc.compress(params, other, state=state),
+        lambda: other.view(params, state),
+        lambda: other.update(state.compression, params),
+    ):
+        with pytest.raises(ValueError, match=r"asks for .*state holds quantize\('int8'\) of a"):
+            call()
+
+
+def test_a_parameter_that_the_state_was_made_without_is_refused():
+    params = {"a": jnp.ones((8, 8)), "b": jnp.ones(8)}
+    state = jc.compressed_training(optax.sgd(0.1), INT8).init(params)
+    jc.compress({**params, "c": jnp.ones(8)}, INT8, state=state)
+    with pytest.raises(ValueError, match="made without c/kernel, which would stay"):
+        jc.compress({**params, "c": {"kernel": jnp.ones((8, 8))}}, INT8, state=state)
+
+
+def test_the_same_call_written_otherwise_is_the_same():
+    params = {"a": jnp.ones((8, 8))}
+    c = jc.quantize("int8", None, True, activations=jc.activations("int8"))
+    state = c.init(params)
+    again = jc.quantize("int8", activations="int8", freeze=3)
+    assert jax.tree.leaves(again.apply(params, state))[0].shape == (8, 8)
+
+
+@pytest.mark.parametrize("name", ["int8_tensor", "prune", "n:m", "low_rank", "lsq"])
+def test_members_of_an_ensemble_are_compressed_apart(name):
+    """`stack=1`: of very different sizes, each member is as it would be alone."""
+    sizes = jnp.array([1.0, 1e-3, 1e2])[:, None, None]
+    members = {"w": jax.random.normal(jax.random.key(0), (3, 16, 8)) * sizes}
+    model = lambda p, x: x @ p["w"]
+    x = jax.random.normal(jax.random.key(1), (4, 16))
+    uses = jc.uses(jax.vmap(model, (0, None)), members, x)
+    make = {
+        "int8_tensor": lambda **o: jc.quantize("int8", per="tensor", **o),
+        "prune": lambda **o: jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), **o),
+        "n:m": lambda **o: jc.prune(
+            jc.scores.magnitude(), jc.schedules.constant(0.5), pattern="2:4", **o
+        ),
+        "low_rank": lambda **o: jc.low_rank(rank=2, **o),
+        "lsq": lambda **o: jc.lsq("int4", per="tensor", **o),
+    }[name]
+    small = jc.compress(members, make(stack=1), uses=uses)
+    for i in range(3):
+        alone = jax.tree.map(lambda w, i=i: w[i], members)
+        want = jc.materialize(jc.compress(alone, make(), uses=jc.uses(model, alone, x)))
+        np.testing.assert_array_equal(jc.materialize(small)["w"][i], want["w"])
+    got = jax.vmap(jc.lift(model), (0, None))(small, x)
+    dense = jax.vmap(model, (0, None))(jc.materialize(small), x)
+    np.testing.assert_allclose(got, dense, rtol=1e-5, atol=1e-5 * float(jnp.abs(dense).max()))
+
+
+def test_stack_of_an_axis_that_is_summed_over_is_refused():
+    params = {"w": jnp.ones((16, 8))}
+    uses = jc.uses(lambda p, x: x @ p["w"], params, jnp.ones((2, 16)))
+    with pytest.raises(ValueError, match=r"stack=1 of 'w' of shape \(16, 8\).*sums over axes"):
+        jc.compress(params, jc.quantize("int8", stack=1), uses=uses)
+    with pytest.raises(ValueError, match=r"stack=2 of 'w'.*it has 2 axes"):
+        jc.compress(params, jc.quantize("int8", stack=2))
