@@ -5,6 +5,7 @@ from jaxopt_compress.arrays import (
     LowRankArray,
     QuantizedArray,
     SparseArray,
+    map_dense,
     materialize,
 )
 from jaxopt_compress.compression import Compression, best_of, chain, compress
@@ -32,7 +33,7 @@ from jaxopt_compress.quantization import (
 )
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
 from jaxopt_compress.sparsity import prune, schedules, scores
-from jaxopt_compress.storage import load, save
+from jaxopt_compress.storage import load, register_flax_serialization, save
 from jaxopt_compress.transforms import compressed_training, weight_gradients
 from jaxopt_compress.tree import AssumedLayout, combine, nbytes, partition, resident_bytes, shard
 
@@ -64,6 +65,7 @@ __all__ = [
     "load",
     "low_rank",
     "lsq",
+    "map_dense",
     "materialize",
     "measures",
     "nbytes",
@@ -72,6 +74,7 @@ __all__ = [
     "prune",
     "quantize",
     "quantize_array",
+    "register_flax_serialization",
     "report",
     "resident_bytes",
     "save",

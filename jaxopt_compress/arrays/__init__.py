@@ -5,6 +5,7 @@ from jaxopt_compress.arrays.base import (
     compressed_array,
     describe,
     is_compressed,
+    map_dense,
     map_factors,
     materialize,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "compressed_array",
     "describe",
     "is_compressed",
+    "map_dense",
     "map_factors",
     "materialize",
 ]

@@ -85,6 +85,14 @@ def compressed_array(
     return decorate
 
 
+# What to do instead of arithmetic on a compressed tree.
+INSTEAD = (
+    "something was computed with the codes as if they were parameters: use "
+    "jaxopt_compress.map_dense(fn, tree) in the place of jax.tree.map, or map over the floats of "
+    "jaxopt_compress.partition(tree)"
+)
+
+
 class CompressedArray:
     """A dense array in another form: a frozen pytree dataclass, made by `compressed_array`.
 
@@ -118,6 +126,13 @@ class CompressedArray:
     def materialize(self) -> jax.Array:
         """The dense array, of ``shape`` and ``dtype``, the same bits in every program."""
         raise NotImplementedError
+
+    def check_dtypes(self) -> None:
+        """Refuses fields whose dtype is not that of the form, such as codes times a float.
+
+        Raises:
+            TypeError: Says what the field holds and how to compute with the tree.
+        """
 
     def kept(self) -> jax.Array | None:
         """Booleans of the dense shape, false where an entry is pruned; None if none is."""
@@ -274,6 +289,30 @@ def materialize(tree: Any) -> Any:
         return x.materialize() if is_compressed(x) else x
 
     return jax.tree.map(dense, tree, is_leaf=is_compressed)
+
+
+def map_dense(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """Maps a function over the leaves of trees, compressed arrays as dense ones.
+
+    ``jax.tree.map`` reaches the fields of compressed arrays, for which arithmetic has no meaning:
+    the sum of two codes is not the code of a sum, and where both are of one dtype nothing can tell.
+
+    Args:
+        fn: A function of as many arrays as there are trees.
+        tree: A pytree.
+        *rest: Trees of the same structure, up to which leaves are compressed.
+
+    Returns:
+        The tree of results. They are dense.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxopt_compress as jc
+        >>> params = {"w": jnp.ones((4, 2))}
+        >>> small = jc.compress(params, jc.quantize("int8"))
+        >>> jc.map_dense(jnp.subtract, params, small)["w"].shape
+        (4, 2)
+    """
+    return jax.tree.map(fn, *map(materialize, (tree, *rest)))
 
 
 def bits_of(dtype: Any) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxopt_compress.arrays.base import (
+    INSTEAD,
     CompressedArray,
     compressed_array,
     is_compressed,
@@ -131,20 +132,25 @@ class QuantizedArray(CompressedArray):
             )
         return self.axis
 
+    def check_dtypes(self) -> None:
+        """Codes have the dtype of the format, and scales one that scales may have."""
+        held = np.uint8 if self.block is not None else self.fmt.dtype
+        if self.codes.dtype != held or self.scale.dtype.name not in STEP_DTYPES:
+            raise TypeError(
+                f"a QuantizedArray of shape {tuple(self.codes.shape)} has {self.codes.dtype} codes "
+                f"and {self.scale.dtype} scales, not {np.dtype(held)} and one of "
+                f"{', '.join(STEP_DTYPES)}: {INSTEAD}"
+            )
+        if isinstance(self.codes, CompressedArray):
+            self.codes.check_dtypes()
+
     def unpacked(self) -> jax.Array:
         """The codes of the dense shape, one per entry.
 
         Raises:
             TypeError: Something has been done to codes or steps as if they were parameters.
         """
-        held = np.uint8 if self.block is not None else self.fmt.dtype
-        if self.codes.dtype != held or self.scale.dtype.name not in STEP_DTYPES:
-            raise TypeError(
-                f"a QuantizedArray of shape {tuple(self.codes.shape)} has {self.codes.dtype} codes "
-                f"and {self.scale.dtype} scales, not {np.dtype(held)} and one of "
-                f"{', '.join(STEP_DTYPES)}: map over the floats of "
-                "jaxopt_compress.partition(tree) instead of the whole tree"
-            )
+        self.check_dtypes()
         if isinstance(self.codes, SparseArray):
             return self.codes.materialize()
         if self.block is None:

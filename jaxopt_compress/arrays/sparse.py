@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxopt_compress.arrays.base import CompressedArray, compressed_array, is_traced, pad_spec
+from jaxopt_compress.arrays.base import (
+    INSTEAD,
+    CompressedArray,
+    compressed_array,
+    is_traced,
+    pad_spec,
+)
 from jaxopt_compress.numerics import sparse
 from jaxopt_compress.numerics.packing import pack_mask, unpack_mask
 
@@ -96,6 +102,7 @@ class SparseArray(CompressedArray):
     def mask(self) -> jax.Array:
         """Booleans of the dense shape: which entries are kept."""
         shape = self.shape
+        self.check_dtypes()
         if self.pattern is not None:
             return unpack_mask(self.words, self._axis, self.length)
         return self._row_mask().reshape(shape)
@@ -103,6 +110,7 @@ class SparseArray(CompressedArray):
     def materialize(self) -> jax.Array:
         """The values under the mask, zeros elsewhere; exact for every dtype."""
         shape = self.shape
+        self.check_dtypes()
         if self.pattern is None:
             values = sparse.flatten_core(self.values, self._ones(self.values))
             return sparse.expand(values, self._row_mask()).reshape(shape)
@@ -111,6 +119,14 @@ class SparseArray(CompressedArray):
         mask = fill_up(self.mask(), axis, m)
         dense = sparse.expand_nm(self.values, mask, n, m, axis)
         return jax.lax.slice_in_dim(dense, 0, shape[axis], axis=dense.ndim + axis)
+
+    def check_dtypes(self) -> None:
+        """Words of the mask are uint8."""
+        if self.words.dtype != np.uint8:
+            raise TypeError(
+                f"a SparseArray of shape {self.shape} has a mask in {self.words.dtype}, not uint8: "
+                f"{INSTEAD}"
+            )
 
     def _row_mask(self) -> jax.Array:
         words = sparse.flatten_core(self.words, self._ones(self.words))

@@ -23,6 +23,7 @@ from jaxopt_compress.compression import (
     Decision,
     LeafMethod,
     LeafState,
+    NeedsStats,
     Parameter,
     compression_of,
     spelled,
@@ -179,11 +180,20 @@ def prune(
 
     def init(parameter: Parameter) -> Decision:
         ndim, layout = len(parameter.value.shape), parameter.layout
-        # Arrays of its own, which a step may donate.
-        kept = jax.tree.map(jnp.copy, by.keep(parameter))
-        made = jax.eval_shape(
-            lambda value: by.score(parameter._replace(value=value), kept), parameter.value
-        )
+        try:
+            # Arrays of its own, which a step may donate.
+            kept = jax.tree.map(jnp.copy, by.keep(parameter))
+            made = jax.eval_shape(
+                lambda value: by.score(parameter._replace(value=value), kept), parameter.value
+            )
+        except AttributeError as error:
+            if parameter.stats is not None or "NoneType" not in str(error):
+                raise
+            raise NeedsStats(
+                f"the score of {parameter.describe()} reads its stats, and there are none: pass "
+                "stats=jaxopt_compress.calibrate(fn, params, batches); in training, a Score keeps "
+                "what it needs of them"
+            ) from error
         if made.shape != tuple(parameter.value.shape):
             raise ValueError(
                 f"the score has shape {made.shape} for {parameter.describe()}; it has to "

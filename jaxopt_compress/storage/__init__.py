@@ -1,6 +1,14 @@
 """On-disk forms."""
 
 from jaxopt_compress.storage.checkpoint import load, load_shapes, save
+from jaxopt_compress.storage.flax_states import register_flax_serialization
 from jaxopt_compress.storage.readers import Source, open_checkpoint
 
-__all__ = ["Source", "load", "load_shapes", "open_checkpoint", "save"]
+__all__ = [
+    "Source",
+    "load",
+    "load_shapes",
+    "open_checkpoint",
+    "register_flax_serialization",
+    "save",
+]

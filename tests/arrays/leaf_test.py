@@ -209,3 +209,17 @@ def test_fisher_values_are_of_the_whole_parameter():
     compression_of(LeafMethod(lambda parameter: None, init), "w").init({"w": w}, stats=stats)
     assert [s.has("fisher") for s in seen.values()] == [False, False]
     assert [s.second_moment.shape for s in seen.values()] == [(8, 8), (2, 2)]
+
+
+@pytest.mark.parametrize("name", ["int8", "int3", "float8_e4m3fn", "sparse", "2:4"])
+def test_codes_that_were_computed_with_are_refused(name):
+    params = {"w": jax.random.normal(jax.random.key(0), (8, 4))}
+    half, pattern = jc.schedules.constant(0.5), name if ":" in name else None
+    prune = jc.prune(jc.scores.magnitude(), half, pattern=pattern)
+    small = jc.compress(params, prune if name in ("sparse", "2:4") else jc.quantize(name))
+    wrong = jax.tree.map(lambda x: 1.0 * x.astype("float32"), small)
+    for use in (jc.materialize, lambda p: jc.lift(lambda p, x: x @ p["w"])(p, jnp.ones((2, 8)))):
+        with pytest.raises(TypeError, match=r"of shape .*map_dense\(fn, tree\)"):
+            use(wrong)
+    doubled = jc.map_dense(lambda x: 2 * x, small)
+    np.testing.assert_array_equal(doubled["w"], 2 * small["w"].materialize())

@@ -161,5 +161,5 @@ def test_factors_may_be_pruned():
 
 def test_the_state_of_another_chain_is_refused():
     c = jc.chain(PRUNE, QUANTIZE)
-    with pytest.raises(ValueError, match=r"recipe has 2 parts, and the state holds quantize\('int8'\)"):
+    with pytest.raises(ValueError, match=r"has 2 parts, and the state holds quantize\('int8'\)"):
         c.apply({"w": W}, QUANTIZE.init({"w": W}))
