@@ -21,6 +21,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxopt_compress.kernels import cpu_dots
 from jaxopt_compress.kernels.forms import (
@@ -102,6 +103,7 @@ def integer_dot(x_codes, codes, scale=None, x_scale=None, *, group=None, sums=No
     if scale is None:
         default: Any = widened
         forms["tpu"] = as_stored
+        forms["cpu"] = laid_out
     else:
         groups, rows = scale.shape[-2], row_count(x_codes)
         spread = groups * rows <= _MAX_BLOCK_DIAGONAL_ROWS
@@ -180,6 +182,16 @@ def widened(x_codes, codes):
         # int4, and for which it writes out int32 in a batch.
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, 1), (0, 0)])
     return as_stored(x, codes.astype(kind))[..., :rows, :]
+
+
+def laid_out(x_codes, codes):
+    """As `widened`, with the codes as they are written: `[K, N]`.
+
+    XLA for CPU reads a transposed weight of integers entry by entry. To turn it first takes far
+    less than the product; where nothing is turned, nothing is copied.
+    """
+    rows_first = Layout(tuple(range(codes.ndim)))
+    return widened(x_codes, with_layout_constraint(codes, rows_first))
 
 
 def per_group(x_codes, codes, scale, x_scale=None, form=widened):
