@@ -30,6 +30,8 @@ VARIANTS = {
         {"weight_qtype": "int8", "act_qtype": "int8"},
     ),
 }
+# Weights that lie as [out, in], as those of PyTorch and Equinox do.
+TRANSPOSED = "w8a8 [out, in]"
 COLUMNS = {
     "ms": "ms",
     "ratio": "over float32",
@@ -46,6 +48,15 @@ def compressed(params, compression, x):
     uses = jc.uses(models.mlp, params, x)
     small = jc.compress(params, compression, uses=uses)
     return compile_call(jc.lift(models.mlp, on_fallback="error"), small, x)
+
+
+def transposed(params, compression, x):
+    """As `compressed`, of the same weights in the other order."""
+    turned = lambda tree: jax.tree.map(lambda w: w.T, tree)
+    fn = lambda params, x: models.mlp(turned(params), x)
+    other = turned(params)
+    small = jc.compress(other, compression, uses=jc.uses(fn, other, x))
+    return compile_call(jc.lift(fn, on_fallback="error"), small, x)
 
 
 def by_qwix(params, rule, x):
@@ -73,13 +84,14 @@ def measure(width, batch, rounds, calls, with_qwix, seed):
     x = jax.random.normal(jax.random.key(seed + 1), (batch, width))
     plain = lambda: compile_call(models.mlp, params, x)
     ours = {name: compressed(params, c, x) for name, (c, _) in VARIANTS.items()}
+    ours[TRANSPOSED] = transposed(params, VARIANTS["w8a8"][0], x)
     theirs = {name: by_qwix(params, r, x) for name, (_, r) in VARIANTS.items() if with_qwix}
     runs = {"float32": plain(), "float32 again": plain()} | ours
     runs |= {f"{name}, Qwix": run for name, run in theirs.items()}
     repeated = {name: lambda run=run: [run() for _ in range(calls)] for name, run in runs.items()}
     samples = timing.interleave(repeated, rounds, warmup=3, seed=seed)
     table = {}
-    for name in ("float32", "float32 again", *VARIANTS):
+    for name in ("float32", "float32 again", *ours):
         milliseconds = [1e3 * t / calls for t in samples[name].wall]
         row = {"ms": timing.median(milliseconds)} | over(samples, name, "float32", "ratio")
         if name in theirs:
