@@ -31,7 +31,7 @@ VARIANTS = {
     ),
 }
 # Weights that lie as [out, in], as those of PyTorch and Equinox do.
-TRANSPOSED = "w8a8 [out, in]"
+TRANSPOSED = "w8a8 (out, in)"
 COLUMNS = {
     "ms": "ms",
     "ratio": "over float32",
