@@ -34,13 +34,22 @@ from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
 from jaxopt_compress.sparsity import prune, schedules, scores
 from jaxopt_compress.storage import load, save
 from jaxopt_compress.transforms import compressed_training, weight_gradients
-from jaxopt_compress.tree import AssumedLayout, combine, nbytes, partition, resident_bytes, shard
+from jaxopt_compress.tree import (
+    AssumedLayout,
+    Glob,
+    combine,
+    nbytes,
+    partition,
+    resident_bytes,
+    shard,
+)
 
 __all__ = [
     "AssumedLayout",
     "Compression",
     "FallbackError",
     "FallbackWarning",
+    "Glob",
     "InputQuantizedArray",
     "LowRankArray",
     "QuantizedArray",

@@ -101,6 +101,7 @@ def report(
         The `Report`; at no time is more than one leaf materialized.
 
     Raises:
+        TypeError: The first tree has compressed leaves and the second one has none.
         ValueError: The two trees have different leaves, or a leaf has another shape.
 
     Example:
@@ -111,6 +112,11 @@ def report(
         ('int8', 16)
     """
     before, after = ({k: x for k, x in named_leaves(t) if _is_array(x)} for t in (params, small))
+    if any(map(is_compressed, before.values())) and not any(map(is_compressed, after.values())):
+        raise TypeError(
+            "report(params, small) takes the parameters first, and then what they were compressed "
+            "to; here only the first tree has compressed leaves"
+        )
     unmatched = sorted(before.keys() ^ after.keys())
     if unmatched:
         where = "params" if unmatched[0] in before else "small"

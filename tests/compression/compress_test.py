@@ -36,8 +36,8 @@ def test_what_no_pattern_matches_stays():
     ("recipe", "error", "message"),
     [
         ({"**/kernle": INT8}, ValueError, r"recipe='\*\*/kernle' matches no leaf.*mlp/0/kernel"),
-        ({}, TypeError, "a recipe is a Compression or a mapping"),
-        ({"embed": "int8"}, TypeError, "a recipe is a Compression or a mapping"),
+        ({}, TypeError, "a mapping of globs to Compressions; this is empty"),
+        ({"embed": "int8"}, TypeError, "this one maps 'embed' to 'int8'"),
         ({"embed": jc.low_rank(rank=9)}, ValueError, r"rank=9 .* limit 4 of 'embed' .*\(8, 4\)"),
     ],
 )
