@@ -19,7 +19,7 @@ from jaxopt_compress.lift import (
 )
 from jaxopt_compress.low_rank import low_rank
 from jaxopt_compress.numerics import bounds
-from jaxopt_compress.planning import report
+from jaxopt_compress.planning import read_recipe, report
 from jaxopt_compress.post_training import compress_in_order
 from jaxopt_compress.quantization import (
     activations,
@@ -32,7 +32,7 @@ from jaxopt_compress.quantization import (
 )
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
 from jaxopt_compress.sparsity import prune, schedules, scores
-from jaxopt_compress.storage import load, save
+from jaxopt_compress.storage import load, load_safetensors, save
 from jaxopt_compress.transforms import compressed_training, weight_gradients
 from jaxopt_compress.tree import (
     AssumedLayout,
@@ -71,6 +71,7 @@ __all__ = [
     "fold_norms",
     "lift",
     "load",
+    "load_safetensors",
     "low_rank",
     "lsq",
     "materialize",
@@ -81,6 +82,7 @@ __all__ = [
     "prune",
     "quantize",
     "quantize_array",
+    "read_recipe",
     "report",
     "resident_bytes",
     "save",

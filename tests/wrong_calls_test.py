@@ -62,6 +62,6 @@ def test_attributes_of_arrays_are_not_those_of_compressed_ones():
     for name in ("T", "sum", "reshape", "at"):
         with pytest.raises(AttributeError, match=f"no attribute '{name}': a {NO_ARRAY}"):
             getattr(LEAF, name)
-    with pytest.raises(AttributeError, match="'QuantizedArray' object has no attribute 'cods'$"):
+    with pytest.raises(AttributeError, match=r"'QuantizedArray' object has no attribute 'cods'$"):
         LEAF.cods  # noqa: B018
     assert not hasattr(LEAF, "T") and not hasattr(LEAF.replace(codes=None), "shape")

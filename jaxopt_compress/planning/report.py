@@ -63,14 +63,16 @@ class Report(dict[str, Any]):
         titles = [_COLUMNS[c][0] for c in columns]
         rows = [[text(row, c) for c in columns] for row in self["leaves"]]
         total = ["total" if c == "path" else text(self["total"], c) for c in columns]
-        return titles, rows, total, [c not in ("path", "shape", "method") for c in columns]
+        return titles, rows, total, [c not in _LEFT for c in columns]
 
 
 _COLUMNS = {
     "path": ("leaf", str),
     "shape": ("shape", lambda v: "x".join(map(str, v)) or "scalar"),
     "method": ("method", str),
+    "layout": ("layout", str),
     "bits_per_weight": ("bits/weight", "{:.3g}".format),
+    "dense_bytes": ("dense bytes", "{:,}".format),
     "stored_bytes": ("bytes", "{:,}".format),
     "ratio": ("ratio", "{:.2f}".format),
     "sparsity": ("sparsity", "{:.1%}".format),
@@ -79,6 +81,7 @@ _COLUMNS = {
     "worst_output_error": ("worst of stack", "{:.2e}".format),
     "choice": ("choice", str),
 }
+_LEFT = ("path", "shape", "method", "layout")
 
 
 def report(

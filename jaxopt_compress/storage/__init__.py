@@ -1,6 +1,6 @@
 """On-disk forms."""
 
 from jaxopt_compress.storage.checkpoint import load, load_shapes, save
-from jaxopt_compress.storage.readers import Source, open_checkpoint
+from jaxopt_compress.storage.readers import Source, load_safetensors, open_checkpoint
 
-__all__ = ["Source", "load", "load_shapes", "open_checkpoint", "save"]
+__all__ = ["Source", "load", "load_safetensors", "load_shapes", "open_checkpoint", "save"]

@@ -156,7 +156,7 @@ def test_leaves_that_are_no_floats(leaf):
     tree = {"w": jnp.ones((2, 2)), "step": leaf}
     assert select(tree) == select(tree, "*") == ["w"]
     with pytest.raises(
-        TypeError, match="where='step' matches 'step' of shape .* and dtype .*: only floating"
+        TypeError, match=r"where='step' matches 'step' of shape .* and dtype .*: only floating"
     ):
         select(tree, "step")
 
