@@ -139,8 +139,8 @@ def load_words(path, count=None, seed=0):
 
     Args:
         path: The dictionary.
-        count: How many to choose at random; by default all. Compare variants on the same words:
-            samples of 3000 scatter around the error of all with a standard deviation of 0.36 points.
+        count: How many to choose at random; by default all. Compare variants on the same words: the
+            errors of samples of 3000 scatter with a standard deviation of 0.36 points.
         seed: Of the choice.
 
     Returns:

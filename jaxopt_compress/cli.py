@@ -21,7 +21,14 @@ from jaxopt_compress.planning import Report, Rule, assign, leaf_report, read_rul
 from jaxopt_compress.planning.outputs import check_output
 from jaxopt_compress.planning.report import summarize
 from jaxopt_compress.storage import Source, open_checkpoint, save
-from jaxopt_compress.tree import AssumedLayout, Part, assume_layout, map_named, named_leaves
+from jaxopt_compress.tree import (
+    AssumedLayout,
+    Part,
+    assume_layout,
+    map_named,
+    named_leaves,
+    warn_of_vectors,
+)
 
 app = tyro.extras.SubcommandApp()
 _Json = Annotated[bool, tyro.conf.arg(name="json")]
@@ -61,6 +68,12 @@ def compress(
     leaves = dict(named_leaves(source.tree))
     chosen = assign(rules, leaves)
     _check(chosen, leaves, output_first)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for rule in rules:
+            warn_of_vectors(leaves, rule.where)
+    for warning in caught:
+        _note(str(warning.message))
     small, rows = _compress_leaves(source, list(leaves), chosen, output_first, keep=not dry_run)
     if not dry_run:
         save(out, map_named(lambda path, _: small[path], source.tree), overwrite=overwrite)

@@ -29,6 +29,7 @@ from jaxopt_compress.tree import (
     map_named,
     may_miss,
     named_leaves,
+    warn_of_vectors,
 )
 
 Globs = str | Glob | tuple[str | Glob, ...]
@@ -170,6 +171,7 @@ def as_compression(recipe: Compression | Recipe) -> Compression:
         check_given(params, uses, stats)
         for globs in rules:
             fits(params, globs, owner="recipe")
+            warn_of_vectors(params, globs)
         parts = subtrees(params)
         for globs, part in zip(rules, parts, strict=True):
             if not part and not part.may_miss:

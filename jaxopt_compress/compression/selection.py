@@ -16,6 +16,7 @@ from jaxopt_compress.tree import (
     fits,
     may_miss,
     named_leaves,
+    warn_of_vectors,
 )
 from jaxopt_compress.tree.layout import warn_assumed
 
@@ -31,6 +32,7 @@ def chosen_parameters(
     """
     check_given(params, uses, stats)
     fit = fits(params, where)
+    warn_of_vectors(params, where)
     chosen = set(fit)
     if uses is not None:
         # Where uses are known, biases of rank 2 and other leaves without one are no weights.

@@ -15,6 +15,7 @@ from jaxopt_compress.tree.paths import (
     named_leaves,
     path_of,
     select,
+    warn_of_vectors,
 )
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "resident_bytes",
     "select",
     "shard",
+    "warn_of_vectors",
 ]

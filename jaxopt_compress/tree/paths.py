@@ -3,6 +3,7 @@
 import collections
 import enum
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
@@ -185,6 +186,24 @@ def is_float(leaf: Any) -> bool:
     """Whether a leaf is a floating array or stands for one; floats of one byte are codes."""
     floating = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
     return floating and jnp.dtype(leaf.dtype).itemsize > 1
+
+
+def warn_of_vectors(tree: Any, where: Where) -> None:
+    """Warns of a glob that names matrices, and vectors of the same name, such as a norm's."""
+    if not isinstance(where, str):
+        each = where if isinstance(where, Sequence) else ()
+        for one in each:
+            warn_of_vectors(tree, one)
+        return
+    ranks = {k: len(getattr(x, "shape", ())) for k, x in named_leaves(tree) if fit_of(where, k, x)}
+    vectors = [path for path, rank in ranks.items() if rank < 2]
+    if vectors and len(vectors) < len(ranks):
+        warnings.warn(
+            f"where={where!r} names {', '.join(vectors[:4])}{', ...' * (len(vectors) > 4)} of rank "
+            "below 2 too, and takes them; min_ndim=2 leaves them out, as in "
+            f"jaxopt_compress.Glob({where!r}, min_ndim=2)",
+            stacklevel=4,
+        )
 
 
 def _check_where(where: Any, owner: str) -> None:

@@ -1,6 +1,7 @@
 """Paths, and choosing leaves by them."""
 
 import re
+import warnings
 
 import equinox as eqx
 import jax
@@ -183,6 +184,32 @@ def test_what_is_no_choice(where, message):
     assert len(str(caught.value)) < 250 and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("recipe", [False, True])
+def test_a_glob_that_names_matrices_and_vectors_warns(recipe):
+    tree = {"dense": {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}, "norm": {"w": jnp.ones(4)}}
+
+    def compress(where):
+        c = jc.quantize("int8")
+        jc.compress(tree, {where: c} if recipe else jc.quantize("int8", where=where))
+
+    with pytest.warns(
+        UserWarning, match=r"where='\*\*/w' names norm/w of rank below 2 too.*min_ndim"
+    ):
+        compress("**/w")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for where in (
+            "**",
+            "**/b",
+            "norm/w",
+            "dense/w",
+            jc.Glob("**/w", min_ndim=1),
+            ("**/b", "*/b"),
+        ):
+            compress(where)
+
+
+@pytest.mark.filterwarnings("ignore:where=")
 def test_a_glob_takes_weights_or_what_it_names():
     """The one rule, in `where` of a method, in recipes, and where uses are known."""
     ones = {"weight": jnp.ones((4, 4)), "bias": jnp.ones(4), "table": jnp.ones((2, 4))}
