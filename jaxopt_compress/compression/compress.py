@@ -1,13 +1,13 @@
 """From parameters to their stored form, by one compression or a recipe of several."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxopt_compress.compression.asked import check_asked
 from jaxopt_compress.compression.base import Compression, inner_states
 from jaxopt_compress.compression.checks import check_init
 from jaxopt_compress.compression.leaf_states import compress_leaves, dense_like
@@ -16,10 +16,8 @@ from jaxopt_compress.compression.states import (
     ChainState,
     compression_states,
     describes_itself,
-    method_states,
 )
 from jaxopt_compress.tree import (
-    AssumedLayout,
     Fit,
     Glob,
     Part,
@@ -84,49 +82,13 @@ def compress(
     if state is None:
         return compression.compress(params, compression.init(params, uses=uses, stats=stats))
     states = compression_states(state)
-    _check_asked(compression, params, uses, stats, states)
+    check_asked(compression, params, uses, stats, states)
     if len(states) == 1:
         return compression.compress(params, states[0])
     for each in states:
         run = compress_leaves if describes_itself(each) else compression.compress
         params = run(params, each)
     return params
-
-
-def _check_asked(
-    compression: Compression, params: Any, uses: Any, stats: Any, states: list[Any]
-) -> None:
-    """Refuses to store less than the recipe asks for: the states decide what is stored.
-
-    Raises:
-        ValueError: A parameter's state lacks a method that the recipe has; names both.
-    """
-    if len(states) > 1:
-        return  # Of several compressions in one optimizer, each has parameters of its own.
-    kinds = jax.eval_shape(lambda p: p, params)
-    kinds = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), kinds)  # On no mesh.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AssumedLayout)  # The states know the axes.
-        try:
-            asked = jax.eval_shape(lambda p: compression.init(p, uses=uses, stats=stats), kinds)
-        except (ValueError, TypeError):
-            return  # It takes more than shapes to ask, such as the uses that training had.
-    trained, wanted = _methods(states), _methods([asked])
-    for path in trained.keys() & wanted.keys():
-        if wanted[path] - trained[path]:
-            raise ValueError(
-                f"the recipe asks for {', '.join(sorted(wanted[path]))} of {path!r}, and the state "
-                f"holds {', '.join(sorted(trained[path]))}: compress with what was trained, and "
-                "compress its result further, without state"
-            )
-
-
-def _methods(states: list[Any]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
-    for state in method_states(states):
-        for path, leaf in state.leaves.items():
-            found.setdefault(path, set()).add(leaf.kind)
-    return found
 
 
 def as_compression(recipe: Compression | Recipe) -> Compression:

@@ -6,6 +6,7 @@ from jaxopt_compress.tree.mismatches import kind_of
 from jaxopt_compress.tree.partition import combine, nbytes, partition, resident_bytes, shard
 from jaxopt_compress.tree.paths import (
     Fit,
+    NoLeaf,
     Part,
     Where,
     fit_of,
@@ -23,6 +24,7 @@ __all__ = [
     "Fit",
     "Glob",
     "Layout",
+    "NoLeaf",
     "Part",
     "Where",
     "assume_layout",

@@ -98,6 +98,10 @@ def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return treedef.unflatten([fn(path, leaf, *others) for (path, leaf), *others in rows])
 
 
+class NoLeaf(ValueError):
+    """A choice that takes no leaf."""
+
+
 class Fit(enum.IntEnum):
     """How a leaf fits a choice: not, as one of the weights, or because it is meant itself."""
 
@@ -116,7 +120,8 @@ def select(tree: Any, where: Where = None, owner: str = "where") -> list[str]:
         owner: What the error calls the choice.
 
     Raises:
-        ValueError: Nothing is chosen, or nothing by one of a sequence; names the nearest paths.
+        NoLeaf: Nothing is chosen, or nothing by one of a sequence; names the nearest paths.
+        ValueError: Two leaves have the same path.
         TypeError: ``where`` is something else; or a leaf that it names is no floating array.
 
     Example:
@@ -148,7 +153,7 @@ def fits(tree: Any, where: Where = None, owner: str = "where") -> dict[str, Fit]
         found = [(path, fit_of(where, path, leaf), leaf) for path, leaf in leaves]
     chosen = {path: fit for path, fit, _ in found if fit}
     if not chosen and not may_miss(tree):
-        raise ValueError(f"{owner}={where!r} {no_match(_globs(where), leaves)}")
+        raise NoLeaf(f"{owner}={where!r} {no_match(_globs(where), leaves)}")
     for path, fit, leaf in found:
         if fit and not is_float(leaf):
             dtype = getattr(leaf, "dtype", type(leaf).__name__)

@@ -78,6 +78,33 @@ def test_state_decides_what_is_stored():
     )
 
 
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (INT4, "the recipe's quantize of 'embed' differs in format"),
+        (jc.quantize("int8", group_size=4), "differs in reduce, group, scale from"),
+        (jc.quantize("int8", symmetric=False), "differs in zero"),
+        (jc.quantize("int8", per="tensor"), "differs in reduce"),
+        (jc.quantize("int8", activations="int8"), "differs in its kind"),
+        (jc.lsq("int8"), "differs in its kind"),
+        (jc.quantize("int8", where="nothing"), "where='nothing' matches no leaf"),
+        ({"**/kernl": INT8}, "matches no leaf; the nearest paths"),
+        (jc.chain(jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)), INT8), "for prune"),
+    ],
+)
+def test_a_state_of_other_settings_is_refused(recipe, message):
+    params = {"embed": W}
+    state = jc.compressed_training(optax.sgd(0.1), INT8).init(params)
+    with pytest.raises(ValueError, match=message):
+        jc.compress(params, recipe, state=state)
+
+
+def test_a_state_of_other_shapes_is_refused():
+    state = INT8.init({"w": W})
+    with pytest.raises(ValueError, match=r"of 'w' differs in scale"):
+        jc.compress({"w": jnp.ones((8, 16))}, INT8, state=state)
+
+
 def test_uses_of_another_tree_are_refused():
     found = jc.uses(lambda p, x: x @ p["params"]["w"], {"params": {"w": W}}, W.T)
     with pytest.raises(ValueError, match="uses name params/w, and the parameters are w"):
