@@ -153,7 +153,7 @@ def load_words(path, count=None, seed=0):
     if count is not None:
         picked = np.random.default_rng(seed).choice(len(chosen), count, replace=False)
         chosen = [chosen[i] for i in picked]
-    ids = np.zeros((count, max(map(len, chosen)) + 1), np.int32)
+    ids = np.zeros((len(chosen), max(map(len, chosen)) + 1), np.int32)
     for row, word in zip(ids, chosen, strict=True):
         row[: len(word) + 1] = [*map(GRAPHEMES.index, word), WORD_END]
     return jnp.asarray(ids), [[*map(PHONEMES.index, spoken[word])] for word in chosen]
