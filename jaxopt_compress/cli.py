@@ -18,9 +18,8 @@ from jaxopt_compress.compression import NeedsStats, NeedsValues, as_compression
 from jaxopt_compress.compression import compress as compress_tree
 from jaxopt_compress.lift.observe.uses import Use
 from jaxopt_compress.planning import Report, Rule, assign, leaf_report, read_rules
-from jaxopt_compress.planning.outputs import check_output
 from jaxopt_compress.planning.report import summarize
-from jaxopt_compress.storage import Source, open_checkpoint, save
+from jaxopt_compress.storage import Source, load_shapes, open_checkpoint, save
 from jaxopt_compress.tree import (
     AssumedLayout,
     Part,
@@ -35,6 +34,10 @@ _Json = Annotated[bool, tyro.conf.arg(name="json")]
 _Checkpoint = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="CKPT")]
 _Recipe = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
 _Out = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+
+
+# What a checkpoint of `save` consists of.
+_ENTRIES = {"_CHECKPOINT_METADATA", "arrays", "commit_success.txt", "structure"}
 
 
 @app.command
@@ -63,7 +66,7 @@ def compress(
     """
     rules = read_rules(recipe)
     source = open_checkpoint(ckpt)
-    check_output(out, ckpt, overwrite)
+    _check_output(out, ckpt, overwrite)
     output_first = source.output_first if layout is None else layout == "out,in"
     leaves = dict(named_leaves(source.tree))
     chosen = assign(rules, leaves)
@@ -87,7 +90,7 @@ def compress(
         )
     if dry_run:
         before, after = (found["total"][k] for k in ("dense_bytes", "stored_bytes"))
-        _note(f"{before:,} bytes would become {after:,}; nothing was written")
+        _note(f"{after:,} bytes in the place of {before:,} dense ones; nothing was written")
 
 
 @app.command
@@ -117,6 +120,29 @@ def demo(out: pathlib.Path = pathlib.Path("jaxopt-compress-demo"), seed: int = 0
     from jaxopt_compress.demo import run
 
     run(out, seed)
+
+
+def _check_output(out: pathlib.Path, ckpt: pathlib.Path, overwrite: bool) -> None:
+    """Refuses to write where something would be lost."""
+    target, read = out.expanduser().resolve(), ckpt.expanduser().resolve()
+    if target == read or target in read.parents or read in target.parents:
+        raise FileExistsError(
+            f"{out} is, holds or lies in what is read, {ckpt}: choose another path"
+        )
+    if not target.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(f"{out} exists: choose another path, or pass --overwrite")
+    names = {entry.name for entry in target.iterdir()} if target.is_dir() else {"a file"}
+    if other := sorted(names - _ENTRIES):
+        raise FileExistsError(
+            f"{out} is not replaced, since it is no checkpoint of this command alone; there is "
+            f"{', '.join(other[:4])}: choose another path"
+        )
+    try:
+        load_shapes(target)
+    except (OSError, ValueError) as error:
+        raise FileExistsError(f"{out} is not replaced: {error}") from error
 
 
 def _check(chosen: dict[str, Rule], leaves: dict[str, Any], output_first: bool) -> None:

@@ -185,7 +185,7 @@ def test_a_dry_run_reports_and_writes_nothing(recipe, tmp_path, capsys):
     main([str(a) for a in (*args[:3], tmp_path / "dry", "--dry-run")])
     done = capsys.readouterr()
     before, after = jc.nbytes(params()), jc.nbytes(small)
-    assert f"{before:,} bytes would become {after:,}; nothing was written" in done.err
+    assert f"{after:,} bytes in the place of {before:,} dense ones; nothing was" in done.err
     assert "dense bytes" in done.out
 
 

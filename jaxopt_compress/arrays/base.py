@@ -236,8 +236,8 @@ class CompressedArray:
     def _refusal(self) -> str:
         return (
             f"a {type(self).__name__} of shape {self.shape} is not an array: pass it as an "
-            "argument of a lifted function (jaxopt_compress.lift), or make it one by "
-            "jaxopt_compress.materialize"
+            "argument of a lifted function (jaxopt_compress.lift), or materialize it "
+            "(jaxopt_compress.materialize)"
         )
 
 
