@@ -17,10 +17,12 @@ PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 demo: $(VENV)/.installed
 	$(BIN)/jaxopt-compress demo
 
+# Tests, and the examples of docstrings and of what users read.
 # Tests that share something exclusive (such as the TPU compiler) name an xdist_group.
 test: $(VENV)/.installed
 	$(PYTEST) -n 2 --dist loadgroup -m "not slow" --doctest-modules --doctest-glob=README.md \
-	  tests jaxopt_compress README.md $(PYTEST_ARGS)
+	  --doctest-glob=docs/libraries.md --doctest-glob=docs/recipes.md \
+	  tests jaxopt_compress README.md docs $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed
 	$(PYTEST) -n 2 --dist loadgroup -m slow tests $(PYTEST_ARGS)

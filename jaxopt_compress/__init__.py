@@ -20,7 +20,7 @@ from jaxopt_compress.lift import (
 )
 from jaxopt_compress.low_rank import low_rank
 from jaxopt_compress.numerics import bounds
-from jaxopt_compress.planning import report
+from jaxopt_compress.planning import read_recipe, report
 from jaxopt_compress.post_training import compress_in_order
 from jaxopt_compress.quantization import (
     activations,
@@ -33,15 +33,24 @@ from jaxopt_compress.quantization import (
 )
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
 from jaxopt_compress.sparsity import prune, schedules, scores
-from jaxopt_compress.storage import load, register_flax_serialization, save
+from jaxopt_compress.storage import load, load_safetensors, register_flax_serialization, save
 from jaxopt_compress.transforms import compressed_training, weight_gradients
-from jaxopt_compress.tree import AssumedLayout, combine, nbytes, partition, resident_bytes, shard
+from jaxopt_compress.tree import (
+    AssumedLayout,
+    Glob,
+    combine,
+    nbytes,
+    partition,
+    resident_bytes,
+    shard,
+)
 
 __all__ = [
     "AssumedLayout",
     "Compression",
     "FallbackError",
     "FallbackWarning",
+    "Glob",
     "InputQuantizedArray",
     "LowRankArray",
     "QuantizedArray",
@@ -63,6 +72,7 @@ __all__ = [
     "fold_norms",
     "lift",
     "load",
+    "load_safetensors",
     "low_rank",
     "lsq",
     "map_dense",
@@ -74,6 +84,7 @@ __all__ = [
     "prune",
     "quantize",
     "quantize_array",
+    "read_recipe",
     "register_flax_serialization",
     "report",
     "resident_bytes",

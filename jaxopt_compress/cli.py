@@ -1,9 +1,11 @@
 """The commands of ``jaxopt-compress``; `jaxopt_compress.__main__` runs them."""
 
+import contextlib
 import json
 import pathlib
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import jax
@@ -12,12 +14,20 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
+from jaxopt_compress.compression import NeedsStats, NeedsValues, as_compression
 from jaxopt_compress.compression import compress as compress_tree
 from jaxopt_compress.lift.observe.uses import Use
 from jaxopt_compress.planning import Report, Rule, assign, leaf_report, read_rules
 from jaxopt_compress.planning.report import summarize
-from jaxopt_compress.storage import Source, open_checkpoint, save
-from jaxopt_compress.tree import AssumedLayout, assume_layout, map_named, named_leaves
+from jaxopt_compress.storage import Source, load_shapes, open_checkpoint, save
+from jaxopt_compress.tree import (
+    AssumedLayout,
+    Part,
+    assume_layout,
+    map_named,
+    named_leaves,
+    warn_of_vectors,
+)
 
 app = tyro.extras.SubcommandApp()
 _Json = Annotated[bool, tyro.conf.arg(name="json")]
@@ -26,39 +36,61 @@ _Recipe = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="R
 _Out = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 
 
+# What a checkpoint of `save` consists of.
+_ENTRIES = {"_CHECKPOINT_METADATA", "arrays", "commit_success.txt", "structure"}
+
+
 @app.command
 def compress(
     ckpt: _Checkpoint,
     recipe: _Recipe,
     out: _Out,
     /,
-    layout: Literal["auto", "flax", "torch"] = "auto",
+    layout: Literal["in,out", "out,in"] | None = None,
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False,
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False,
     as_json: tyro.conf.FlagCreatePairsOff[_Json] = False,
 ) -> None:
     """Compress the weights of a checkpoint, leaf by leaf.
 
     Args:
-        ckpt: An orbax checkpoint, or a file or folder of safetensors.
+        ckpt: An orbax checkpoint; or safetensors: a file, a folder of files or an index.json.
         recipe: A TOML file with a list of [[rule]] tables, such as: where = "**/kernel",
             quantize = {format = "int8"}.
         out: The new checkpoint, for jaxopt_compress.load.
-        layout: Whether kernels have their output axis last (flax) or first (torch); by default what
-            the checkpoint says.
-        overwrite: Replace OUT.
+        layout: How kernels of rank 2 lie, and others accordingly: in,out as Flax writes them, or
+            out,in as PyTorch does; by default what the checkpoint says, else in,out.
+        dry_run: Compress and report, but write nothing.
+        overwrite: Replace OUT, if it is a checkpoint of this command.
         as_json: Print the report as JSON.
     """
     rules = read_rules(recipe)
     source = open_checkpoint(ckpt)
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists: choose another path, or pass --overwrite")
-    torch = source.output_first if layout == "auto" else layout == "torch"
+    _check_output(out, ckpt, overwrite)
+    output_first = source.output_first if layout is None else layout == "out,in"
     leaves = dict(named_leaves(source.tree))
     chosen = assign(rules, leaves)
-    _check(chosen, leaves, torch)
-    small, rows = _compress_leaves(source, list(leaves), chosen, torch)
-    save(out, map_named(lambda path, _: small[path], source.tree), overwrite=overwrite)
-    _show(summarize(rows), as_json)
+    _check(chosen, leaves, output_first)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for rule in rules:
+            warn_of_vectors(leaves, rule.where)
+    for warning in caught:
+        _note(str(warning.message))
+    small, rows = _compress_leaves(source, list(leaves), chosen, output_first, keep=not dry_run)
+    if not dry_run:
+        save(out, map_named(lambda path, _: small[path], source.tree), overwrite=overwrite)
+    found = summarize(rows)
+    _show(found, as_json)
+    if any("layout" in row for row in rows) and layout is None:
+        _note(
+            f"kernels of rank 2 are taken for {_name_of(output_first)}, as "
+            f"{'PyTorch writes them' if output_first else 'Flax writes them'}; pass --layout "
+            f"{'in,out' if output_first else 'out,in'} if they are the other way round"
+        )
+    if dry_run:
+        before, after = (found["total"][k] for k in ("dense_bytes", "stored_bytes"))
+        _note(f"{after:,} bytes in the place of {before:,} dense ones; nothing was written")
 
 
 @app.command
@@ -70,7 +102,7 @@ def inspect(
     """Show what a checkpoint holds, without reading its arrays.
 
     Args:
-        ckpt: An orbax checkpoint, or a file or folder of safetensors.
+        ckpt: An orbax checkpoint; or safetensors: a file, a folder of files or an index.json.
         as_json: Print JSON.
     """
     leaves = named_leaves(open_checkpoint(ckpt).tree)
@@ -90,55 +122,101 @@ def demo(out: pathlib.Path = pathlib.Path("jaxopt-compress-demo"), seed: int = 0
     run(out, seed)
 
 
-def _check(chosen: dict[str, Rule], leaves: dict[str, Any], torch: bool) -> None:
+def _check_output(out: pathlib.Path, ckpt: pathlib.Path, overwrite: bool) -> None:
+    """Refuses to write where something would be lost."""
+    target, read = out.expanduser().resolve(), ckpt.expanduser().resolve()
+    if target == read or target in read.parents or read in target.parents:
+        raise FileExistsError(
+            f"{out} is, holds or lies in what is read, {ckpt}: choose another path"
+        )
+    if not target.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(f"{out} exists: choose another path, or pass --overwrite")
+    names = {entry.name for entry in target.iterdir()} if target.is_dir() else {"a file"}
+    if other := sorted(names - _ENTRIES):
+        raise FileExistsError(
+            f"{out} is not replaced, since it is no checkpoint of this command alone; there is "
+            f"{', '.join(other[:4])}: choose another path"
+        )
+    try:
+        load_shapes(target)
+    except (OSError, ValueError) as error:
+        raise FileExistsError(f"{out} is not replaced: {error}") from error
+
+
+def _check(chosen: dict[str, Rule], leaves: dict[str, Any], output_first: bool) -> None:
     """Raises what `init` would, from shapes alone and before anything is read."""
     seen: set[Any] = set()
     for path, rule in chosen.items():
+        if rule.begin:
+            raise ValueError(
+                f"{rule.name} begins at update {rule.begin}, and a checkpoint is compressed before "
+                "the first update: leave begin out here, or train with it in Python"
+            )
         leaf = leaves[path]
-        key = (id(rule.compression), tuple(leaf.shape), leaf.dtype, type(leaf))
-        if rule.needs_values or key in seen:
+        key = (rule.name, tuple(leaf.shape), leaf.dtype, type(leaf))
+        if key in seen:
             continue
         seen.add(key)
-        init = lambda w, path=path, rule=rule: rule.compression.init(
-            {path: w}, uses=_uses(path, w, torch)
-        )
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _in_rule(rule):
             warnings.simplefilter("ignore", AssumedLayout)
-            jax.eval_shape(init, leaf)
+            init = as_compression({rule.where: rule.compression}).init
+            uses = _uses(path, leaf, output_first)
+            with contextlib.suppress(NeedsValues):
+                jax.eval_shape(lambda w: init(Part({path: w}), uses=uses), leaf)  # noqa: B023
+
+
+@contextlib.contextmanager
+def _in_rule(rule: Rule) -> Iterator[None]:
+    """Names the rule in what its compression raises."""
+    try:
+        yield
+    except NeedsStats as error:
+        raise ValueError(
+            f"{rule.name}: the command runs no model, so that it has no activations to calibrate "
+            "with; in Python: compress(params, read_recipe(path), stats=calibrate(fn, params, "
+            "batches)), each of jaxopt_compress"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{rule.name}: {error}") from error
 
 
 def _compress_leaves(
-    source: Source, paths: list[str], chosen: dict[str, Rule], torch: bool
+    source: Source, paths: list[str], chosen: dict[str, Rule], output_first: bool, keep: bool
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The compressed leaves by path, and the rows of their report; one dense leaf at a time."""
-    small: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
     rows, assumed = [], []
     console = Console(stderr=True)
     for path in track(paths, "compressing", console=console, transient=True):
-        w = source.read(path)
-        small[path] = w
-        if path in chosen:
-            with warnings.catch_warnings(record=True) as caught:
+        w = small = source.read(path)
+        rule = chosen.get(path)
+        if rule is not None:
+            with warnings.catch_warnings(record=True) as caught, _in_rule(rule):
                 warnings.simplefilter("always")
-                uses = _uses(path, w, torch)
-                tree = {path: jax.tree.map(jnp.asarray, w)}
-                small[path] = compress_tree(tree, chosen[path].compression, uses=uses)[path]
+                tree = Part({path: jax.tree.map(jnp.asarray, w)})
+                uses = _uses(path, w, output_first)
+                small = compress_tree(tree, {rule.where: rule.compression}, uses=uses)[path]
             if any(issubclass(c.category, AssumedLayout) for c in caught):
                 assumed.append(path)
+        if keep:
+            kept[path] = small
         if hasattr(w, "shape"):
-            rows.append(leaf_report(path, w, small[path]))
+            rows.append(leaf_report(path, w, small))
+            if rule is not None and len(w.shape) == 2:
+                rows[-1]["layout"] = _name_of(output_first)
     if assumed:
-        print(
-            f"note: assumed the axes of {', '.join(assumed[:4])}{', ...' * (len(assumed) > 4)} "
-            "(last axis: output; rank 4: convolution; other leading axes: stacked layers)",
-            file=sys.stderr,
+        _note(
+            f"assumed the axes of {', '.join(assumed[:4])}{', ...' * (len(assumed) > 4)} "
+            "(last axis: output; rank 4: convolution; other leading axes: stacked layers)"
         )
-    return small, rows
+    return kept, rows
 
 
-def _uses(path: str, w: Any, torch: bool) -> dict[str, list[Use]] | None:
+def _uses(path: str, w: Any, output_first: bool) -> dict[str, list[Use]] | None:
     """What stands for the uses of a kernel whose output axis comes first."""
-    if not torch or len(w.shape) < 2:
+    if not output_first or len(w.shape) < 2:
         return None
     # The axes of a Flax kernel of that rank, but the output axis before the contracting ones.
     layout = assume_layout(tuple(w.shape))
@@ -155,6 +233,14 @@ def _uses(path: str, w: Any, torch: bool) -> dict[str, list[Use]] | None:
         source="",
     )
     return {path: [use]}
+
+
+def _name_of(output_first: bool) -> str:
+    return "[out, in]" if output_first else "[in, out]"
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 def _show(found: Report, as_json: bool) -> None:

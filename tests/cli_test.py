@@ -1,4 +1,6 @@
+import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -119,7 +121,7 @@ def test_safetensors_of_pytorch_have_their_output_axis_first(split, recipe, tmp_
         "kernel"
     ]
     np.testing.assert_array_equal(found["kernel"].codes, transposed.codes.T)
-    run(capsys, "compress", source, recipe, tmp_path / "out", "--overwrite", "--layout", "flax")
+    run(capsys, "compress", source, recipe, tmp_path / "out", "--overwrite", "--layout", "in,out")
     assert jc.load(tmp_path / "out")["model"]["0"]["kernel"].scale.shape == (1, 16)
 
 
@@ -148,6 +150,114 @@ def test_recipes_that_do_not_fit_are_refused_before_anything_is_read(
     error = run(capsys, "compress", tmp_path / "ckpt", recipe, tmp_path / "out", code=2)
     assert error.startswith("error: ") and message in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('quantize = {format="int8", begin=10}', "begins at update 10, and a checkpoint is"),
+        ('progressive = {5={format="int8"}}', "begins at update 5"),
+        (
+            'quantize = {format="int8", activations={format="int8", step="calibrated"}}',
+            "the command runs no model.*stats=calibrate",
+        ),
+        ('quantize = {format="int4", symmetric="no"}', "symmetric='no': it is true or false"),
+        ('lsq = {format="int4", group_size=7}', "group_size=7 does not divide axis -2 of 'embed'"),
+    ],
+)
+def test_what_the_command_cannot_do_names_the_rule(text, message, recipe, tmp_path, capsys):
+    jc.save(tmp_path / "ckpt", params())
+    recipe.write_text(f"[[rule]]\nwhere = 'embed'\n{text}")
+    error = run(capsys, "compress", tmp_path / "ckpt", recipe, tmp_path / "out", code=2)
+    assert re.search(rf"recipe.toml, rule 1 \(where='embed'\).*{message}", error)
+    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_reports_and_writes_nothing(recipe, tmp_path, capsys):
+    jc.save(tmp_path / "ckpt", params())
+    args = ("compress", tmp_path / "ckpt", recipe, tmp_path / "out", "--json")
+    found = json.loads(run(capsys, *args, "--dry-run"))
+    assert not (tmp_path / "out").exists()
+    assert found == json.loads(run(capsys, *args))
+    small = jc.load(tmp_path / "out")
+    assert found["total"]["stored_bytes"] == jc.nbytes(small)
+    assert found["total"]["dense_bytes"] == jc.nbytes(params())
+    main([str(a) for a in (*args[:3], tmp_path / "dry", "--dry-run")])
+    done = capsys.readouterr()
+    before, after = jc.nbytes(params()), jc.nbytes(small)
+    assert f"{after:,} bytes in the place of {before:,} dense ones; nothing was" in done.err
+    assert "dense bytes" in done.out
+
+
+def test_the_layout_that_is_assumed_is_shown(recipe, tmp_path, capsys):
+    w = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    recipe.write_text('[[rule]]\nquantize = {format = "int8"}')
+    for kind, metadata in {"flax": None, "torch": {"format": "pt"}}.items():
+        save_file({"fc.weight": w}, tmp_path / f"{kind}.safetensors", metadata=metadata)
+    shown = {"flax": "[in, out]", "torch": "[out, in]"}
+    for kind, given, want in (
+        ("flax", (), "[in, out]"),
+        ("torch", (), "[out, in]"),
+        ("flax", ("--layout", "out,in"), "[out, in]"),
+        ("torch", ("--layout", "in,out"), "[in, out]"),
+    ):
+        out = tmp_path / f"{kind}{len(given)}"
+        source = tmp_path / f"{kind}.safetensors"
+        assert main(["compress", str(source), str(recipe), str(out), *given]) == 0
+        done = capsys.readouterr()
+        assert want in done.out
+        assert (f"taken for {shown[kind]}" in done.err) == (not given)
+        scale = jc.load(out)["fc"]["weight"].scale.shape
+        assert scale == ((16, 1) if want == "[out, in]" else (1, 8))
+    with pytest.raises(SystemExit) as stopped:
+        main(["compress", str(source), str(recipe), str(out), "--layout", "torch"])
+    assert stopped.value.code == 2 and "in,out" in capsys.readouterr().err
+
+
+def test_only_checkpoints_of_the_command_are_replaced(recipe, tmp_path, capsys):
+    source = tmp_path / "in" / "m.safetensors"
+    source.parent.mkdir()
+    save_file({"kernel": np.ones((16, 8), np.float32)}, source)
+    recipe.write_text('[[rule]]\nquantize = {format = "int8"}')
+    (tmp_path / "data" / "structure").mkdir(parents=True)
+    (tmp_path / "data" / "structure" / "1abc.pdb").write_text("keep")
+    (tmp_path / "file").write_text("keep")
+    jc.save(tmp_path / "ckpt", {"kernel": jnp.ones((16, 8))})
+
+    def refused(out, ckpt=source):
+        before = sorted(tmp_path.rglob("*"))
+        error = run(capsys, "compress", ckpt, recipe, out, "--overwrite", code=2)
+        assert sorted(tmp_path.rglob("*")) == before and error.count("\n") == 1
+        return error
+
+    assert "there is a file" in refused(tmp_path / "file")
+    assert "is not replaced" in refused(tmp_path / "data")
+    assert "is, holds or lies in what is read" in refused(source)
+    assert "is, holds or lies in what is read" in refused(source.parent)
+    assert "is, holds or lies in what is read" in refused(tmp_path / "ckpt", tmp_path / "ckpt")
+    run(capsys, "compress", source, recipe, tmp_path / "out")
+    run(capsys, "compress", source, recipe, tmp_path / "out", "--overwrite")
+    (tmp_path / "out" / "notes.txt").write_text("keep")
+    assert "there is notes.txt" in refused(tmp_path / "out")
+
+
+def test_ctrl_c_leaves_one_line(recipe, tmp_path, capsys, monkeypatch):
+    jc.save(tmp_path / "ckpt", params())
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxopt_compress.cli.leaf_report", interrupt)
+    args = ("compress", tmp_path / "ckpt", recipe, tmp_path / "out")
+    assert main([str(a) for a in args]) == 130
+    assert capsys.readouterr().err.strip().endswith("interrupted")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert main(["--version"]) == 0
+    version = importlib.metadata.version("jaxopt-compress")
+    assert capsys.readouterr().out == f"jaxopt-compress {version}\n"
 
 
 def test_paths_that_cannot_be_read_are_named(recipe, tmp_path, capsys):

@@ -232,17 +232,43 @@ class CompressedArray:
         """A copy with some fields replaced."""
         return dataclasses.replace(self, **fields)  # pyright: ignore
 
+    # NumPy's operators leave these to the methods below.
+    __array_ufunc__ = None
+
     def __array__(self, *_: Any, **__: Any):
         raise TypeError(self._refusal())
 
     def __jax_array__(self):
         raise TypeError(self._refusal())
 
+    def __getattr__(self, name: str) -> Any:
+        # Only asked for what is not there, or for properties that fail.
+        text = f"{type(self).__name__!r} object has no attribute {name!r}"
+        if hasattr(jax.Array, name) and not hasattr(type(self), name):
+            text += f": {self._refusal()}"
+        raise AttributeError(text)
+
     def _refusal(self) -> str:
         return (
             f"a {type(self).__name__} of shape {self.shape} is not an array: pass it as an "
-            "argument of a lifted function (jaxopt_compress.lift), or materialize it"
+            "argument of a lifted function (jaxopt_compress.lift), or materialize it "
+            "(jaxopt_compress.materialize)"
         )
+
+
+_OPERATORS = "add sub mul truediv floordiv mod pow matmul divmod and or xor lshift rshift".split()
+
+
+def _refuse(self: CompressedArray, *_: Any) -> Any:
+    raise TypeError(self._refusal())
+
+
+for _name in (
+    *_OPERATORS,
+    *(f"r{name}" for name in _OPERATORS),
+    *"getitem neg pos abs invert lt le gt ge float int".split(),
+):
+    setattr(CompressedArray, f"__{_name}__", _refuse)
 
 
 def is_compressed(x: Any) -> bool:

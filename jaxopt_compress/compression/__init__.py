@@ -4,7 +4,7 @@ from jaxopt_compress.compression.base import Compression
 from jaxopt_compress.compression.best_of import best_of
 from jaxopt_compress.compression.chain import chain
 from jaxopt_compress.compression.checks import NeedsStats, NeedsValues
-from jaxopt_compress.compression.compress import as_compression, compress
+from jaxopt_compress.compression.compress import Globs, Recipe, as_compression, compress
 from jaxopt_compress.compression.leaf_states import LeafState
 from jaxopt_compress.compression.method import (
     Decision,
@@ -22,12 +22,14 @@ __all__ = [
     "Compression",
     "CompressionState",
     "Decision",
+    "Globs",
     "LeafMethod",
     "LeafState",
     "Method",
     "NeedsStats",
     "NeedsValues",
     "Parameter",
+    "Recipe",
     "TrainingState",
     "as_compression",
     "best_of",

@@ -112,7 +112,7 @@ def best_of(
         parts = tuple(_restricted(s, set(own)) for s, own in zip(states, paths, strict=True))
         return BestState(parts, {k: jnp.asarray(x, jnp.float32) for k, x in errors.items()}, paths)
 
-    def parts_of(params: Any, state: BestState) -> list[dict[str, Any]]:
+    def parts_of(params: Any, state: BestState) -> list[Part]:
         values = dict(named_leaves(params))
         return [Part({path: values[path] for path in own}) for own in state.paths]
 

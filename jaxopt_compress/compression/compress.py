@@ -10,15 +10,27 @@ import jax.numpy as jnp
 from jaxopt_compress.compression.base import Compression, inner_states
 from jaxopt_compress.compression.checks import check_init
 from jaxopt_compress.compression.leaf_states import compress_leaves, dense_like
+from jaxopt_compress.compression.selection import check_given
 from jaxopt_compress.compression.states import (
     ChainState,
     compression_states,
     describes_itself,
 )
-from jaxopt_compress.tree import Part, map_named, named_leaves
-from jaxopt_compress.tree.paths import glob_matches, select
+from jaxopt_compress.tree import (
+    Fit,
+    Glob,
+    Part,
+    fit_of,
+    fits,
+    kind_of,
+    map_named,
+    may_miss,
+    named_leaves,
+    warn_of_vectors,
+)
 
-Recipe = Mapping[str, Compression]
+Globs = str | Glob | tuple[str | Glob, ...]
+Recipe = Mapping[Globs, Compression]
 
 
 def compress(
@@ -34,8 +46,9 @@ def compress(
 
     Args:
         params: A pytree of arrays; compressed arrays in it may be compressed further.
-        recipe: A `Compression`, or a mapping from globs to compressions: each parameter goes to the
-            first glob that matches its path, and parameters that none matches stay as they are.
+        recipe: A `Compression`, or a mapping from globs (strings, `Glob`, or tuples of them) to
+            compressions: each parameter goes to the first glob that takes it, and parameters that
+            none takes stay as they are.
         uses: What `uses` found, so that channels and groups follow the function; otherwise the axes
             are assumed, with a warning where that is a guess.
         stats: What `calibrate` found, for methods that need data.
@@ -47,6 +60,7 @@ def compress(
         The tree with compressed arrays as leaves.
 
     Raises:
+        TypeError: An argument is something else, such as the parameters in the place of the recipe.
         ValueError: A pattern that matches nothing, or a setting that cannot work for a leaf; names
             the leaf, before anything is computed.
 
@@ -58,6 +72,11 @@ def compress(
         >>> type(small["embed"]).__name__, type(small["mlp"]["kernel"]).__name__
         ('QuantizedArray', 'LowRankArray')
     """
+    if isinstance(params, Compression) or _holds_compressions(params):
+        raise TypeError(
+            "compress(params, compression) takes the parameters first; its first argument here is "
+            f"{kind_of(params)}{' of Compressions' * isinstance(params, Mapping)}"
+        )
     compression = as_compression(recipe)
     if state is None:
         return compression.compress(params, compression.init(params, uses=uses, stats=stats))
@@ -74,41 +93,50 @@ def as_compression(recipe: Compression | Recipe) -> Compression:
     """A recipe as one compression, whose state holds that of each of its rules.
 
     Raises:
-        TypeError: It is neither a compression nor a mapping of globs to compressions.
+        TypeError: It is neither a compression nor a mapping of globs to compressions; says what it
+            is.
     """
     if isinstance(recipe, Compression):
         return recipe
-    good = isinstance(recipe, Mapping) and all(
-        isinstance(k, str) and isinstance(v, Compression) for k, v in recipe.items()
-    )
-    if not good or not recipe:
+    if not isinstance(recipe, Mapping) or not recipe:
         raise TypeError(
-            f"a recipe is a Compression or a mapping of globs to Compressions, not {recipe!r}"
+            "a recipe is a Compression, such as quantize('int8'), or a mapping of globs to "
+            f"Compressions; this is {'empty' if isinstance(recipe, Mapping) else kind_of(recipe)}"
         )
+    for globs, each in recipe.items():
+        if not _is_globs(globs) or not isinstance(each, Compression):
+            raise TypeError(
+                "a recipe maps globs, such as '**/kernel', to Compressions, such as "
+                f"quantize('int8'); this one maps {kind_of(globs)} to {kind_of(each)}"
+            )
     rules = dict(recipe)
 
-    def subtrees(params: Any) -> list[dict[str, Any]]:
-        leaves = dict(named_leaves(params))
-        taken: set[str] = set()
-        parts = []
-        for glob in rules:
-            chosen = [path for path in leaves if glob_matches(glob, path) and path not in taken]
-            taken.update(chosen)
-            kind = Part if isinstance(params, Part) else dict
-            parts.append(kind({path: leaves[path] for path in chosen}))
-        return parts
+    def subtrees(params: Any) -> list[Part]:
+        parts: list[dict[str, Any]] = [{} for _ in rules]
+        named: list[set[str]] = [set() for _ in rules]
+        for path, leaf in named_leaves(params):
+            for globs, part, names in zip(rules, parts, named, strict=True):
+                if fit := fit_of(globs, path, leaf):
+                    part[path] = leaf
+                    names.update([path] * (fit is Fit.NAMED))
+                    break
+        missing = may_miss(params)
+        return [Part(p, missing, names) for p, names in zip(parts, named, strict=True)]
 
     def init(params: Any, *, uses: Any = None, stats: Any = None) -> ChainState:
         check_init(decide, params, uses, stats)
         return decide(params, uses=uses, stats=stats)
 
     def decide(params: Any, *, uses: Any, stats: Any) -> ChainState:
+        check_given(params, uses, stats)
+        for globs in rules:
+            fits(params, globs, owner="recipe")
+            warn_of_vectors(params, globs)
         parts = subtrees(params)
-        for glob, part in zip(rules, parts, strict=True):
-            if not part and not isinstance(params, Part):
-                select(params, glob, owner="recipe")
+        for globs, part in zip(rules, parts, strict=True):
+            if not part and not part.may_miss:
                 raise ValueError(
-                    f"recipe={glob!r} gets no leaf, since earlier patterns match all of its; put "
+                    f"recipe={globs!r} gets no leaf, since earlier patterns match all of its; put "
                     "the narrower pattern first"
                 )
         pairs = zip(rules.values(), parts, strict=True)
@@ -117,10 +145,19 @@ def as_compression(recipe: Compression | Recipe) -> Compression:
     return in_parts(tuple(rules.values()), init, lambda params, state: subtrees(params))
 
 
+def _holds_compressions(params: Any) -> bool:
+    return isinstance(params, Mapping) and any(isinstance(x, Compression) for x in params.values())
+
+
+def _is_globs(key: Any) -> bool:
+    each = key if isinstance(key, tuple) else (key,)
+    return bool(each) and all(isinstance(glob, (str, Glob)) for glob in each)
+
+
 def in_parts(
     compressions: Sequence[Compression],
     init: Callable[..., Any],
-    parts_of: Callable[[Any, Any], list[dict[str, Any]]],
+    parts_of: Callable[[Any, Any], list[Part]],
 ) -> Compression:
     """The compression that gives each of several ones parameters of its own.
 
@@ -130,7 +167,7 @@ def in_parts(
         parts_of: ``parts_of(params, state)``: path -> parameter, for each compression.
     """
 
-    def each(params: Any, state: Any) -> list[tuple[Compression, dict[str, Any], Any]]:
+    def each(params: Any, state: Any) -> list[tuple[Compression, Part, Any]]:
         states = inner_states(state, compressions)
         return list(zip(compressions, parts_of(params, state), states, strict=True))
 
@@ -140,7 +177,7 @@ def in_parts(
 
     def update(state: Any, params: Any, *, grads: Any = None) -> Any:
         slopes = dict(named_leaves(grads))
-        own = lambda part: {path: slopes[path] for path in part if path in slopes}
+        own = lambda part: part.of({path: slopes[path] for path in part if path in slopes})
         new = [c.update(s, part, grads=own(part)) for c, part, s in each(params, state)]
         return replace_states(state, tuple(new))
 

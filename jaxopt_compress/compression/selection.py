@@ -7,7 +7,17 @@ from typing import Any
 from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.compression.leaf_states import as_jax
 from jaxopt_compress.lift import Statistics, Use, layout_of, statistics_for
-from jaxopt_compress.tree import Layout, Part, Where, assume_layout, named_leaves, select
+from jaxopt_compress.tree import (
+    Fit,
+    Layout,
+    Part,
+    Where,
+    assume_layout,
+    fits,
+    may_miss,
+    named_leaves,
+    warn_of_vectors,
+)
 from jaxopt_compress.tree.layout import warn_assumed
 
 
@@ -27,19 +37,15 @@ def chosen_parameters(
         TypeError: ``uses`` or ``stats`` is something else, or a chosen leaf is no floating array.
         ValueError: Nothing is chosen; or ``uses`` are those of another tree.
     """
-    _check_maps(uses, stats)
-    chosen = set(select(params, where))
-    part = isinstance(params, Part)
-    if uses is not None and not part and not any(path in uses for path, _ in named_leaves(params)):
-        raise ValueError(
-            f"uses name {', '.join(sorted(uses)[:8])}, and the parameters are "
-            f"{', '.join(sorted(chosen)[:8])}: call uses(fn, params, *args) with the same tree"
-        )
-    if where is None and uses is not None:
+    check_given(params, uses, stats)
+    fit = fits(params, where)
+    warn_of_vectors(params, where)
+    chosen = set(fit)
+    if uses is not None:
         # Where uses are known, biases of rank 2 and other leaves without one are no weights.
-        chosen = {path for path in chosen if uses.get(path)}
-        if not chosen and not part:
-            raise ValueError(f"uses name no product, convolution or lookup of {select(params)}")
+        chosen = {path for path in fit if fit[path] is Fit.NAMED or uses.get(path)}
+        if not chosen and not may_miss(params):
+            raise ValueError(f"uses name no product, convolution or lookup of {sorted(fit)[:8]}")
     found: dict[str, tuple[Any, Layout, Any]] = {}
     assumed = []
     for path, leaf in named_leaves(params):
@@ -96,8 +102,13 @@ def _of_factor(
     return stat.through(inputs, own.contracting)
 
 
-def _check_maps(uses: Any, stats: Any) -> None:
-    """Refuses what neither `uses` nor `calibrate` returned, such as one in the other's place."""
+def check_given(params: Any, uses: Any, stats: Any) -> None:
+    """Refuses what neither `uses` nor `calibrate` returned, and uses of another tree.
+
+    Raises:
+        TypeError: Something else, such as one in the other's place.
+        ValueError: Uses of another tree.
+    """
     for name, given, kind in (("uses", uses, Use), ("stats", stats, Statistics)):
         if given is None:
             continue
@@ -105,3 +116,11 @@ def _check_maps(uses: Any, stats: Any) -> None:
         if not all(isinstance(x, list) and all(isinstance(e, kind) for e in x) for x in lists):
             maker = {"uses": "uses(fn, params, *args)", "stats": "calibrate(fn, params, batches)"}
             raise TypeError(f"{name}= takes what jaxopt_compress.{maker[name]} returned")
+    if uses is None or isinstance(params, Part):
+        return  # A part of a tree may hold nothing that has uses.
+    paths = [path for path, _ in named_leaves(params)]
+    if not any(path in uses for path in paths):
+        raise ValueError(
+            f"uses name {', '.join(sorted(uses)[:8])}, and the parameters are "
+            f"{', '.join(sorted(paths)[:8])}: call uses(fn, params, *args) with the same tree"
+        )

@@ -10,7 +10,7 @@ from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import OnFallback, Ref, Replay, replay_jaxpr
 from jaxopt_compress.lift.views.joined import Joined
-from jaxopt_compress.tree.paths import path_of
+from jaxopt_compress.tree import kind_of, path_of
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
@@ -49,6 +49,7 @@ def lift(fn: Fn, on_fallback: OnFallback = "warn", pallas: bool = False) -> Fn:
     Raises:
         FallbackError: In a call, with ``on_fallback="error"``; names the primitive, the argument
             and the line of ``fn``.
+        TypeError: ``fn`` is no function, or ``on_fallback`` no string, such as the parameters.
         ValueError: ``on_fallback`` is none of the three.
 
     Example:
@@ -59,6 +60,11 @@ def lift(fn: Fn, on_fallback: OnFallback = "warn", pallas: bool = False) -> Fn:
         >>> jax.jit(jc.lift(model))(small, jnp.ones((2, 4))).shape
         (2, 3)
     """
+    if not callable(fn) or not isinstance(on_fallback, str):
+        raise TypeError(
+            "lift(fn) takes a function and returns one, which is called on the compressed "
+            f"parameters: lift(fn)(small, ...); this is lift({kind_of(fn)}, {kind_of(on_fallback)})"
+        )
     if on_fallback not in POLICIES:
         raise ValueError(f"on_fallback={on_fallback!r}; it is one of {', '.join(POLICIES)}")
 

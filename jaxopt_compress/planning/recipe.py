@@ -1,53 +1,59 @@
 """Recipes as TOML: an ordered list of rules, each a place and what to do there."""
 
-import difflib
-import inspect
 import os
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxopt_compress.compression import Compression, chain
-from jaxopt_compress.compression.compress import Recipe
+from jaxopt_compress.compression import Compression, Globs, Recipe, chain
 from jaxopt_compress.low_rank import low_rank
-from jaxopt_compress.quantization import quantize
+from jaxopt_compress.planning.arguments import call, check_keys
+from jaxopt_compress.quantization import dorefa, lsq, progressive, quantize
 from jaxopt_compress.sparsity import prune, schedules, scores
-from jaxopt_compress.tree import Where, select
+from jaxopt_compress.tree import Glob, select
 
 
 class Rule(NamedTuple):
     """One rule of a recipe.
 
     Attributes:
-        where: A glob, or None for the floating leaves of rank 2 and more.
-        compression: What to do with the leaves that no earlier rule took.
-        needs_values: Whether its ``init`` cannot be checked by shapes alone.
+        where: The globs of the leaves that it takes of those that no earlier rule took.
+        compression: What to do with them.
+        name: How errors name it, such as ``"recipe.toml, rule 2 (where='**/kernel')"``.
+        begin: The update from which on all of its methods act.
     """
 
-    where: str | None
+    where: Globs
     compression: Compression
-    needs_values: bool = False
+    name: str
+    begin: int = 0
 
 
-def _prune(sparsity: float, pattern: str | None = None, where: Where = None) -> Compression:
-    return prune(scores.magnitude(), schedules.constant(sparsity), pattern, where)
+def _prune(sparsity: float, pattern: str | None = None) -> Compression:
+    return prune(scores.magnitude(), schedules.constant(sparsity), pattern)
 
 
-_METHODS: dict[str, Callable[..., Compression]] = {
-    "low_rank": low_rank,
-    "prune": _prune,
-    "quantize": quantize,
+_METHODS = {
+    "dorefa": (dorefa, '{format = "odd2"}'),
+    "low_rank": (low_rank, "{rank = 8}"),
+    "lsq": (lsq, '{format = "int4"}'),
+    "progressive": (progressive, '{0 = {format = "int8"}, 1000 = {format = "int4"}}'),
+    "prune": (_prune, "{sparsity = 0.5}"),
+    "quantize": (quantize, '{format = "int8"}'),
 }
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """Reads a recipe for `compress` from a TOML file.
 
-    The file is a list of ``[[rule]]`` tables; a leaf goes to the first whose ``where`` matches.
-    The other keys of a rule are methods, chained in the order written, with the arguments of the
-    functions of the same name: ``quantize`` (``format``, ``group``, ``symmetric``), ``prune``
-    (``sparsity``, ``pattern``; by magnitude) and ``low_rank`` (``rank`` or ``energy``). Without
-    ``where`` a rule takes the floating leaves of rank 2 and more.
+    The file is a list of ``[[rule]]`` tables. ``where`` is a glob or a list of globs, by default
+    ``"**"``, and ``min_ndim`` the least rank, both as in `Glob`; a leaf goes to the first rule that
+    takes it. The other keys of a rule are methods, chained in the order written, with the arguments
+    of the functions of the same name: `quantize`, `lsq`, `dorefa`, `low_rank`, ``prune``
+    (``sparsity``, ``pattern``; by magnitude) and ``progressive`` (update -> arguments of
+    `quantize`). Arguments that are calls in Python are their names, or tables of names and
+    arguments: ``bounds = "mse"``, ``bounds = {percentile = {percent = 99.9}}``,
+    ``activations = {format = "uint4", step = "learned"}``. A random ``key`` is its seed.
 
     Args:
         path: The file.
@@ -56,23 +62,24 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         A mapping from globs to compressions, in order.
 
     Raises:
-        ValueError: What cannot be read; names the rule, and the nearest key that there is.
+        ValueError: What cannot be read; names the rule, its globs, the method and the key, and what
+            there is.
 
     Example:
         >>> import pathlib, tempfile
         >>> text = '''
         ... [[rule]]
-        ... where = "**/kernel"
+        ... where = ["**/kernel", "head/[01]/weight"]
         ... prune = {sparsity = 0.5, pattern = "2:4"}
-        ... quantize = {format = "int8"}
+        ... quantize = {format = "int8", bounds = "mse"}
         ... '''
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "recipe.toml")
         ...     _ = path.write_text(text)
         ...     list(read_recipe(path))
-        ['**/kernel']
+        [('**/kernel', 'head/[01]/weight')]
     """
-    return {rule.where or "**": rule.compression for rule in read_rules(path)}
+    return {rule.where: rule.compression for rule in read_rules(path)}
 
 
 def read_rules(path: str | os.PathLike[str]) -> list[Rule]:
@@ -83,20 +90,20 @@ def read_rules(path: str | os.PathLike[str]) -> list[Rule]:
             document = tomllib.load(file)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{name} is not TOML: {error}") from error
-    _check_keys(document, ["rule"], name)
+    check_keys(document, ["rule"], name)
     tables = document.get("rule")
     good = isinstance(tables, list) and all(isinstance(t, dict) for t in tables)
     if not tables or not good:
         raise ValueError(f"{name} has no [[rule]] table; a recipe is a list of them")
     rules = [_read_rule(table, f"{name}, rule {i}") for i, table in enumerate(tables, 1)]
-    seen: set[str] = set()
-    for i, rule in enumerate(rules, 1):
-        if (rule.where or "**") in seen:
+    seen: set[Globs] = set()
+    for rule in rules:
+        if rule.where in seen:
             raise ValueError(
-                f"{name}, rule {i}: an earlier rule has the same where={rule.where or '**'!r}; "
-                "write what is to be chained into one rule"
+                f"{rule.name}: an earlier rule has the same where; write what is to be chained "
+                "into one rule"
             )
-        seen.add(rule.where or "**")
+        seen.add(rule.where)
     return rules
 
 
@@ -113,59 +120,62 @@ def assign(rules: Sequence[Rule], leaves: Mapping[str, Any]) -> dict[str, Rule]:
     """
     taken: dict[str, Rule] = {}
     for rule in rules:
-        chosen = select(dict(leaves), rule.where)
+        chosen = select(dict(leaves), rule.where, f"{rule.name}: where")
         free = [path for path in chosen if path not in taken]
         if not free:
             raise ValueError(
-                f"where={rule.where or '**'!r} gets no leaf, since earlier rules take all of its; "
-                "put the narrower rule first"
+                f"{rule.name} gets no leaf, since earlier rules take all of its; put the narrower "
+                "rule first"
             )
         taken.update(dict.fromkeys(free, rule))
     return taken
 
 
 def _read_rule(table: Mapping[str, Any], name: str) -> Rule:
-    _check_keys(table, ["where", *_METHODS], name)
-    where = table.get("where")
-    if where is not None and not isinstance(where, str):
-        raise ValueError(f"{name}: where={where!r}; it is one glob, such as '**/kernel'")
-    # The rule has chosen already: a leaf that its glob matches is compressed, whatever its rank.
-    inner = None if where is None else "**"
-    steps = [_step(key, value, inner, name) for key, value in table.items() if key != "where"]
-    if not steps:
+    given = table.get("where", "**")
+    name = f"{name} (where={given!r})"
+    check_keys(table, ["where", "min_ndim", *_METHODS], name)
+    where = _read_globs(given, table.get("min_ndim"), name)
+    methods = {key: value for key, value in table.items() if key in _METHODS}
+    if not methods:
         raise ValueError(f"{name} does nothing: it needs one of {', '.join(_METHODS)}")
-    needs_values = "energy" in table.get("low_rank", {})
-    return Rule(where, steps[0] if len(steps) == 1 else chain(*steps), needs_values)
+    steps = [_read_step(key, value, f"{name}, {key}") for key, value in methods.items()]
+    begin = max(_begin(key, value) for key, value in methods.items())
+    return Rule(where, steps[0] if len(steps) == 1 else chain(*steps), name, begin)
 
 
-def _step(method: str, arguments: Any, where: Where, name: str) -> Compression:
-    name = f"{name}, {method}"
-    if not isinstance(arguments, dict):
-        raise ValueError(f"{name} = {arguments!r}: write a table, such as {_EXAMPLES[method]}")
-    parameters = dict(inspect.signature(_METHODS[method]).parameters)
-    del parameters["where"]
-    _check_keys(arguments, list(parameters), name)
-    missing = [k for k, p in parameters.items() if p.default is p.empty and k not in arguments]
-    if missing:
-        raise ValueError(f"{name} needs {', '.join(missing)}, such as {_EXAMPLES[method]}")
+def _read_globs(given: Any, min_ndim: Any, name: str) -> Globs:
+    several = isinstance(given, list)
+    globs = given if several else [given]
+    if not globs or not all(isinstance(glob, str) for glob in globs):
+        raise ValueError(f"{name}: it is a glob, such as '**/kernel', or a list of them")
     try:
-        return _METHODS[method](**arguments, where=where)
+        checked = [Glob(glob, min_ndim) for glob in globs]
     except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from error
+    parts = globs if min_ndim is None else checked
+    return tuple(parts) if several else parts[0]
+
+
+def _read_step(method: str, arguments: Any, name: str) -> Compression:
+    function, example = _METHODS[method]
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{name} = {arguments!r}: write a table, such as {example}")
+    if function is not progressive:
+        return call(function, arguments, name, example)
+    stages = {}
+    for update, own in arguments.items():
+        if not update.isdecimal() or not isinstance(own, dict):
+            raise ValueError(f"{name}: it maps updates to tables, such as {example}")
+        stages[int(update)] = call(quantize, own, f"{name}, {update}", _METHODS["quantize"][1])
+    try:
+        return progressive(stages)
+    except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
 
-_EXAMPLES = {
-    "low_rank": "{rank = 8}",
-    "prune": "{sparsity = 0.5}",
-    "quantize": '{format = "int8"}',
-}
-
-
-def _check_keys(table: Mapping[str, Any], known: list[str], name: str) -> None:
-    for key in table:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise ValueError(
-                f"{name}: unknown key {key!r}; did you mean {near[0]!r}? "
-                f"There are {', '.join(known)}"
-            )
+def _begin(method: str, arguments: Mapping[str, Any]) -> int:
+    """The update from which on a method acts."""
+    if method == "progressive":
+        return min(map(int, arguments))
+    return arguments.get("begin", 0)

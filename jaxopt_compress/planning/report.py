@@ -63,14 +63,16 @@ class Report(dict[str, Any]):
         titles = [_COLUMNS[c][0] for c in columns]
         rows = [[text(row, c) for c in columns] for row in self["leaves"]]
         total = ["total" if c == "path" else text(self["total"], c) for c in columns]
-        return titles, rows, total, [c not in ("path", "shape", "method") for c in columns]
+        return titles, rows, total, [c not in _LEFT for c in columns]
 
 
 _COLUMNS = {
     "path": ("leaf", str),
     "shape": ("shape", lambda v: "x".join(map(str, v)) or "scalar"),
     "method": ("method", str),
+    "layout": ("layout", str),
     "bits_per_weight": ("bits/weight", "{:.3g}".format),
+    "dense_bytes": ("dense bytes", "{:,}".format),
     "stored_bytes": ("bytes", "{:,}".format),
     "ratio": ("ratio", "{:.2f}".format),
     "sparsity": ("sparsity", "{:.1%}".format),
@@ -79,6 +81,7 @@ _COLUMNS = {
     "worst_output_error": ("worst of stack", "{:.2e}".format),
     "choice": ("choice", str),
 }
+_LEFT = ("path", "shape", "method", "layout")
 
 
 def report(
@@ -101,6 +104,7 @@ def report(
         The `Report`; at no time is more than one leaf materialized.
 
     Raises:
+        TypeError: The first tree has compressed leaves and the second one has none.
         ValueError: The two trees have different leaves, or a leaf has another shape.
 
     Example:
@@ -111,6 +115,11 @@ def report(
         ('int8', 16)
     """
     before, after = ({k: x for k, x in named_leaves(t) if _is_array(x)} for t in (params, small))
+    if any(map(is_compressed, before.values())) and not any(map(is_compressed, after.values())):
+        raise TypeError(
+            "report(params, small) takes the parameters first, and then what they were compressed "
+            "to; here only the first tree has compressed leaves"
+        )
     unmatched = sorted(before.keys() ^ after.keys())
     if unmatched:
         where = "params" if unmatched[0] in before else "small"

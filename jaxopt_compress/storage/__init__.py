@@ -2,11 +2,12 @@
 
 from jaxopt_compress.storage.checkpoint import load, load_shapes, save
 from jaxopt_compress.storage.flax_states import register_flax_serialization
-from jaxopt_compress.storage.readers import Source, open_checkpoint
+from jaxopt_compress.storage.readers import Source, load_safetensors, open_checkpoint
 
 __all__ = [
     "Source",
     "load",
+    "load_safetensors",
     "load_shapes",
     "open_checkpoint",
     "register_flax_serialization",

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import os
 import pathlib
 import warnings
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.extras import require
@@ -36,8 +38,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Source:
     """Opens a checkpoint of `save`, any orbax checkpoint, or safetensors.
 
     Args:
-        path: A directory; for safetensors also a file. Of an orbax checkpoint manager, the
-            directory of one step.
+        path: A directory; for safetensors also a file, or the ``.index.json`` of several. Of an
+            orbax checkpoint manager, the directory of one step.
 
     Raises:
         FileNotFoundError: There is nothing at ``path``.
@@ -49,10 +51,52 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Source:
         raise FileNotFoundError(f"there is no checkpoint at {root}")
     if is_checkpoint(root):
         return _open_own(root)
-    files = sorted(root.glob("*.safetensors")) if root.is_dir() else [root]
-    if files and files[0].suffix == ".safetensors":
+    if files := _safetensors_files(root):
         return _open_safetensors(files)
     return _open_orbax(root)
+
+
+def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads tensors from safetensors, as nested dicts.
+
+    Dots in names divide them: ``"model.0.weight"`` becomes ``"model/0/weight"``, the path that the
+    command knows it by. Linear layers of PyTorch keep their weights as ``[out, in]``, unlike Flax.
+
+    Args:
+        path: A file, a folder of files, or the ``.index.json`` that says which files there are; one
+            in the folder is followed.
+
+    Returns:
+        Dicts of JAX arrays on the default device. What JAX would narrow, such as int64 without
+        ``jax_enable_x64``, stays an array of NumPy.
+
+    Raises:
+        FileNotFoundError: There is nothing at ``path``, or a file of the index is missing.
+        ModuleNotFoundError: The package safetensors is not installed.
+        ValueError: It is no safetensors, or two tensors become one path; names both.
+
+    Example:
+        >>> import numpy as np, tempfile, jaxopt_compress as jc
+        >>> from safetensors.numpy import save_file
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file({"fc.weight": np.ones((4, 2), np.float32)}, f"{folder}/m.safetensors")
+        ...     params = jc.load_safetensors(folder)
+        >>> params["fc"]["weight"].shape
+        (4, 2)
+    """
+    root = pathlib.Path(path).expanduser().resolve()
+    if not root.exists():
+        raise FileNotFoundError(f"there is no checkpoint at {root}")
+    files = _safetensors_files(root)
+    if not files:
+        raise ValueError(f"{root} is no file or folder of safetensors")
+    source = _open_safetensors(files)
+
+    def read(path: str, shape: Any) -> Any:
+        x = source.read(path)
+        return jnp.asarray(x) if jax.dtypes.canonicalize_dtype(x.dtype) == x.dtype else x
+
+    return map_named(read, source.tree)
 
 
 def _open_own(root: pathlib.Path) -> Source:
@@ -113,6 +157,30 @@ def _abstract(path: str, x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(x.shape or ()), x.dtype)
 
 
+def _safetensors_files(root: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a checkpoint of safetensors; none if it is none."""
+    indices = sorted(root.glob("*.safetensors.index.json")) if root.is_dir() else []
+    if len(indices) > 1:
+        names = ", ".join(index.name for index in indices)
+        raise ValueError(f"{root} holds several checkpoints, {names}: give the path of one")
+    if indices or root.name.endswith(".index.json"):
+        return _files_of_index(indices[0] if indices else root)
+    files = sorted(root.glob("*.safetensors")) if root.is_dir() else [root]
+    return [file for file in files if file.suffix == ".safetensors"]
+
+
+def _files_of_index(index: pathlib.Path) -> list[pathlib.Path]:
+    try:
+        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        files = sorted(index.parent / name for name in names)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{index} is no index of safetensors: it has no weight_map") from error
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        raise FileNotFoundError(f"{index} names {', '.join(missing)}, which is not beside it")
+    return files
+
+
 def _open_safetensors(files: list[pathlib.Path]) -> Source:
     safetensors = require("safetensors", extra="examples")
 
@@ -124,7 +192,7 @@ def _open_safetensors(files: list[pathlib.Path]) -> Source:
         except (safetensors.SafetensorError, OSError) as error:
             raise ValueError(f"{file} cannot be read: {error}") from error
 
-    where: dict[str, tuple[pathlib.Path, str]] = {}
+    where: dict[str, tuple[pathlib.Path, str]] = {}  # Path -> the file and the name in it.
     shapes: dict[str, Any] = {}
     output_first = False
     for file in files:
@@ -132,6 +200,12 @@ def _open_safetensors(files: list[pathlib.Path]) -> Source:
             output_first |= (tensors.metadata() or {}).get("format") == "pt"
             for key in tensors.keys():
                 path = key.replace(".", "/")
+                if path in where:
+                    first, other = where[path]
+                    raise ValueError(
+                        f"{other!r} in {first.name} and {key!r} in {file.name} are two tensors of "
+                        f"the path {path!r}: rename one, or leave one of the files out"
+                    )
                 where[path] = file, key
                 part = tensors.get_slice(key)
                 shapes[path] = jax.ShapeDtypeStruct(part.get_shape(), _dtype(part.get_dtype(), key))

@@ -14,7 +14,9 @@ def partition(tree: Any) -> tuple[Any, Any]:
     """Splits a tree into its floating arrays and everything else.
 
     Inside compressed arrays, scales and factors are floats, codes and masks are not. Optimizers and
-    `jax.grad` take the first half, so that codes cannot be added to or scaled by accident.
+    `jax.grad` take the first half, so that codes cannot be added to or scaled by accident; given
+    the whole tree they raise errors of their own, such as "grad requires real- or complex-valued
+    inputs (...) but got int8".
 
     Returns:
         ``(floats, rest)``: the structure of ``tree``, with None where the other half has the leaf.
@@ -25,6 +27,10 @@ def partition(tree: Any) -> tuple[Any, Any]:
         >>> floats, rest = jc.partition(small)
         >>> floats["w"].codes is None, rest["w"].scale is None
         (True, True)
+        >>> loss = jc.lift(lambda params, x: jnp.sum(x @ params["w"]))
+        >>> at_floats = lambda floats: loss(jc.combine(floats, rest), jnp.ones((3, 4)))
+        >>> jax.grad(at_floats)(floats)["w"].scale.shape
+        (1, 2)
     """
     floats = jax.tree.map(lambda x: x if is_float(x) else None, tree)
     rest = jax.tree.map(lambda x: None if is_float(x) else x, tree)

@@ -311,12 +311,21 @@ def test_round_trips(case, there_and_back):
 def test_is_no_array(case):
     leaf, _, _ = made(case)
     message = "is not an array: pass it as an argument of a lifted function .* or materialize it"
-    for use in (np.asarray, jnp.asarray, lambda x: jnp.add(x, 1.0), lambda x: jnp.ones(3) + x):
+    for use in (
+        np.asarray,
+        jnp.asarray,
+        jnp.sum,
+        lambda x: jnp.add(x, 1.0),
+        lambda x: jnp.ones(3) + x,
+        lambda x: np.ones(3) @ x,
+        lambda x: x + 1.0,
+        lambda x: 2 * x,
+        lambda x: x[0],
+    ):
         with pytest.raises(TypeError, match=message):
             use(leaf)
-    for use in (lambda x: x + 1.0, lambda x: 2 * x, jnp.sum):
-        with pytest.raises(TypeError):
-            use(leaf)
+    with pytest.raises(AttributeError, match=message):
+        leaf.T  # noqa: B018
 
 
 def test_names_are_unique():

@@ -36,8 +36,8 @@ def test_what_no_pattern_matches_stays():
     ("recipe", "error", "message"),
     [
         ({"**/kernle": INT8}, ValueError, r"recipe='\*\*/kernle' matches no leaf.*mlp/0/kernel"),
-        ({}, TypeError, "a recipe is a Compression or a mapping"),
-        ({"embed": "int8"}, TypeError, "a recipe is a Compression or a mapping"),
+        ({}, TypeError, "a mapping of globs to Compressions; this is empty"),
+        ({"embed": "int8"}, TypeError, "this one maps 'embed' to 'int8'"),
         ({"embed": jc.low_rank(rank=9)}, ValueError, r"rank=9 .* limit 4 of 'embed' .*\(8, 4\)"),
     ],
 )
@@ -216,5 +216,5 @@ def test_stack_of_an_axis_that_is_summed_over_is_refused():
     uses = jc.uses(lambda p, x: x @ p["w"], params, jnp.ones((2, 16)))
     with pytest.raises(ValueError, match=r"stack=1 of 'w' of shape \(16, 8\).*sums over axes"):
         jc.compress(params, jc.quantize("int8", stack=1), uses=uses)
-    with pytest.raises(ValueError, match=r"stack=2 of 'w'.*it has 2 axes"):
+    with pytest.raises(ValueError, match="stack=2 of 'w'"):
         jc.compress(params, jc.quantize("int8", stack=2))

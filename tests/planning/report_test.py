@@ -8,7 +8,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxopt_compress as jc
-from jaxopt_compress.planning import assign, read_recipe, read_rules
 from jaxopt_compress.planning.report import _measure
 from tests.array_contract import LEAVES
 
@@ -122,54 +121,3 @@ def test_no_leaf_is_compiled_twice():
     before = _measure._cache_size()
     jc.report({"a": dense, "b": dense + 1}, {"a": leaf, "b": leaf})
     assert _measure._cache_size() == before
-
-
-RECIPE = """
-[[rule]]
-where = "**/kernel"
-prune = {sparsity = 0.5, pattern = "2:4"}
-quantize = {format = "int8"}
-
-[[rule]]
-low_rank = {rank = 2}
-"""
-
-
-def test_a_recipe_is_read_in_order(tmp_path):
-    (tmp_path / "r.toml").write_text(RECIPE)
-    params = {"a": {"kernel": weights(8, 4)}, "table": weights(6, 4), "bias": weights(4)}
-    small = jc.compress(params, read_recipe(tmp_path / "r.toml"))
-    methods = {path: row["method"] for path, row in rows(jc.report(params, small)).items()}
-    assert methods == {"a/kernel": "sparse 2:4 + int8", "table": "low rank 2", "bias": "dense"}
-    rules = read_rules(tmp_path / "r.toml")
-    leaves = {"a/kernel": params["a"]["kernel"], "table": params["table"], "bias": params["bias"]}
-    assert assign(rules, leaves) == {"a/kernel": rules[0], "table": rules[1]}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("rule = 3", r"no \[\[rule\]\] table"),
-        ("", r"no \[\[rule\]\] table"),
-        ("[[rules]]", "unknown key 'rules'; did you mean 'rule'"),
-        ("[[rule]", "is not TOML"),
-        ("[[rule]]\nwhere = '*'", "rule 1 does nothing: it needs one of low_rank, prune, quantize"),
-        ("[[rule]]\nwere = '*'", "rule 1: unknown key 'were'; did you mean 'where'"),
-        ("[[rule]]\nwhere = 3", "rule 1: where=3; it is one glob"),
-        ("[[rule]]\nquantize = 'int8'", r"rule 1, quantize = 'int8': write a table, such as"),
-        ("[[rule]]\nquantize = {}", "rule 1, quantize needs format"),
-        ("[[rule]]\nquantize = {format='int9'}", "rule 1, quantize: unknown number format 'int9'"),
-        ("[[rule]]\nquantize = {formt='int8'}", "unknown key 'formt'; did you mean 'format'"),
-        ("[[rule]]\nquantize = {where='*'}", "quantize: unknown key 'where'"),
-        ("[[rule]]\nprune = {sparsity=2}", "rule 1, prune: sparsity=2 is not a sparsity"),
-        ("[[rule]]\nprune = {sparsity='a'}", "rule 1, prune: "),
-        (
-            "[[rule]]\nlow_rank={rank=1}\n[[rule]]\nwhere='**'\nlow_rank={rank=2}",
-            r"rule 2: an earlier rule has the same where='\*\*'",
-        ),
-    ],
-)
-def test_recipes_that_cannot_be_read_say_why(text, message, tmp_path):
-    (tmp_path / "r.toml").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_recipe(tmp_path / "r.toml")

@@ -439,7 +439,9 @@ def test_errors_come_before_anything_is_computed():
 def test_methods_that_need_data_name_what_meets_none():
     params = {"w": normal(0, D, D), "unused": normal(1, D, D)}
     with pytest.raises(NeedsStats, match="no statistics for unused"):
-        jc.compress_in_order(lambda p, x: x @ p["w"], params, recording({}, "*"), BATCHES)
+        jc.compress_in_order(
+            lambda p, x: x @ p["w"], params, recording({}, ["w", "unused"]), BATCHES
+        )
 
 
 # One of each kind of walk; the others are like one of them.

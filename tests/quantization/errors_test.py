@@ -123,7 +123,7 @@ def init(params, *args, **kwargs):
             r"'w' of shape \(6, 3\) holds 1 entries that are infinite, NaN or beyond",
         ),
         (
-            init({"ids": jnp.arange(4)}, "int4", where="i*"),
+            init({"ids": jnp.arange(4)}, "int4", where="ids"),
             TypeError,
             r"'ids' of shape \(4,\) and dtype int32: only floating leaves.*exclude",
         ),

@@ -140,12 +140,12 @@ def test_patterns_follow_the_function():
             "'2:4' prunes 0.5 .* ends at 0.75",
         ),
         (
-            lambda: magnitude(jc.schedules.constant(0.5), where="*").init({"s": jnp.float32(1)}),
+            lambda: magnitude(jc.schedules.constant(0.5), where="s").init({"s": jnp.float32(1)}),
             ValueError,
             r"'s' of shape \(\) is a scalar.*exclude it",
         ),
         (
-            lambda: magnitude(jc.schedules.constant(0.5), "2:4", where="*").init(
+            lambda: magnitude(jc.schedules.constant(0.5), "2:4", where="b").init(
                 {"b": jnp.ones(8)}
             ),
             ValueError,

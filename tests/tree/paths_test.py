@@ -1,5 +1,8 @@
 """Paths, and choosing leaves by them."""
 
+import re
+import warnings
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,9 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import jaxopt_compress as jc
 from jaxopt_compress.arrays import QuantizedArray
 from jaxopt_compress.tree import map_named, named_leaves, select
-from jaxopt_compress.tree.paths import glob_matches, paths_of
+from jaxopt_compress.tree.paths import paths_of
 
 
 def compressed(shape=(4, 2)):
@@ -82,24 +86,6 @@ def test_paths_that_collide_are_refused():
 
 
 @pytest.mark.parametrize(
-    "pattern, yes, no",
-    [
-        ("**/kernel", ["kernel", "a/kernel", "a/b/kernel"], ["kernels", "a/xkernel", "kernel/a"]),
-        ("*/kernel", ["a/kernel"], ["kernel", "a/b/kernel"]),
-        ("a/**", ["a", "a/b", "a/b/c"], ["ab", "b/a"]),
-        ("a/**/c", ["a/c", "a/b/c", "a/b/b/c"], ["ac", "a/bc"]),
-        ("**", ["a", "a/b"], []),
-        ("a?/b*", ["ax/b", "ax/bcd"], ["a/b", "ax/b/c", "axy/b"]),
-        ("w[0].+(x)", ["w[0].+(x)"], ["w0", "w[0]xx"]),
-        ("a**/b", ["ac/b", "a/b"], ["ab", "b"]),
-    ],
-)
-def test_globs(pattern, yes, no):
-    assert all(glob_matches(pattern, path) for path in yes)
-    assert not any(glob_matches(pattern, path) for path in no)
-
-
-@pytest.mark.parametrize(
     "where, paths",
     [
         (
@@ -114,6 +100,9 @@ def test_globs(pattern, yes, no):
         ("layers/*/kernel", []),
         ("layers/1/*/kernel", ["layers/1/1/kernel"]),
         ("**/bias", ["layers/0/mlp/bias", "layers/1/0/mlp/bias"]),
+        ("layers/0/**", ["layers/0/mlp/kernel"]),
+        ("layers/[!1]/mlp/*", ["layers/0/mlp/kernel"]),
+        (jc.Glob("layers/0/**", min_ndim=1), ["layers/0/mlp/bias", "layers/0/mlp/kernel"]),
         (lambda path, leaf: leaf.shape == (8, 4), ["embed/embedding"]),
         (["embed/**", ("**/0/mlp/bias",)], ["embed/embedding", *["layers/0/mlp/bias"]]),
     ],
@@ -133,6 +122,18 @@ def test_select(where, paths):
     "tree, where, message",
     [
         (params(), "layers/0/mlp/kernal", "nearest paths are layers/0/mlp/kernel"),
+        (params(), "*kernel", r"did you mean '\*\*/\*kernel'"),
+        (params(), "kernel", r"did you mean '\*\*/kernel'"),
+        (params(), "embed", r"did you mean 'embed/\*\*'"),
+        (params(), "layers.0.mlp.kernel", "did you mean 'layers/0/mlp/kernel'"),
+        (params(), "mlp.kernel", r"did you mean '\*\*/mlp/kernel'"),
+        (params(), "layers/{0,1}/mlp/kernel", "braces have no meaning .*: write a list of globs"),
+        ({"w[0]": jnp.ones((2, 2))}, "w[0]", r"did you mean 'w\[\[\]0\]'"),
+        (
+            {"norm": {"bias": jnp.ones(2)}},
+            "norm/*",
+            r"only norm/bias.* '\*\*/bias', or .*min_ndim=1",
+        ),
         (params(), ["embeds/*", "embeding"], "nearest paths are embed/embedding"),
         (params(), lambda path, leaf: False, "the paths are embed/embedding, layers/0/mlp/bias"),
         (params(), ["embed/*", "layers/0/mlp/kernal"], "where='layers/0/mlp/kernal' matches no"),
@@ -154,8 +155,89 @@ def test_the_owner_is_named():
 @pytest.mark.parametrize("leaf", [jnp.arange(3), np.arange(3), jax.random.key(0), "text", 3, 2.5])
 def test_leaves_that_are_no_floats(leaf):
     tree = {"w": jnp.ones((2, 2)), "step": leaf}
-    assert select(tree) == ["w"]
+    assert select(tree) == select(tree, "*") == ["w"]
     with pytest.raises(
-        TypeError, match=r"where='\*\*' matches 'step' of shape .* and dtype .*: only floating"
+        TypeError, match=r"where='step' matches 'step' of shape .* and dtype .*: only floating"
     ):
-        select(tree, "**")
+        select(tree, "step")
+
+
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        (re.compile(".*weight"), r"where=lambda path, leaf: re.search\('.\*weight', path\)"),
+        (True, "where=True: it is a glob .*; leave it out for all weights"),
+        ([True], "where=True: it is a glob"),
+        (
+            {"a": [True, False]},
+            "where= got a dict: it is a glob .* tree of booleans .*leaf.ndim > 1",
+        ),
+        ([{"a": True}], "where= got a dict"),
+        (jnp.ones((2, 3), bool), r"where= got an array bool\[2,3\]"),
+        (lambda path: True, r"does not take \(path, leaf\)"),
+        (b"**", "where= got a bytes"),
+    ],
+)
+def test_what_is_no_choice(where, message):
+    with pytest.raises(TypeError, match=message) as caught:
+        select(params(), where)
+    assert len(str(caught.value)) < 250 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", [False, True])
+def test_a_glob_that_names_matrices_and_vectors_warns(recipe):
+    tree = {"dense": {"w": jnp.ones((4, 4)), "b": jnp.ones(4)}, "norm": {"w": jnp.ones(4)}}
+
+    def compress(where):
+        c = jc.quantize("int8")
+        jc.compress(tree, {where: c} if recipe else jc.quantize("int8", where=where))
+
+    with pytest.warns(
+        UserWarning, match=r"where='\*\*/w' names norm/w of rank below 2 too.*min_ndim"
+    ):
+        compress("**/w")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for where in (
+            "**",
+            "**/b",
+            "norm/w",
+            "dense/w",
+            jc.Glob("**/w", min_ndim=1),
+            ("**/b", "*/b"),
+        ):
+            compress(where)
+
+
+@pytest.mark.filterwarnings("ignore:where=")
+def test_a_glob_takes_weights_or_what_it_names():
+    """The one rule, in `where` of a method, in recipes, and where uses are known."""
+    ones = {"weight": jnp.ones((4, 4)), "bias": jnp.ones(4), "table": jnp.ones((2, 4))}
+    tree = {"dense": ones, "norm": {"weight": jnp.ones(4)}, "step": jnp.int32(0)}
+
+    def model(params, x):
+        out = x @ params["dense"]["weight"] + params["dense"]["bias"] + params["dense"]["table"][0]
+        return out * params["norm"]["weight"]
+
+    def taken(recipe, **given):
+        small = jc.compress(tree, recipe, **given)
+        return [path for path, leaf in named_leaves(small) if isinstance(leaf, QuantizedArray)]
+
+    weights = ["dense/table", "dense/weight"]
+    c, uses = jc.quantize("int8"), jc.uses(model, tree, jnp.ones((2, 4)))
+    for globs, paths in {
+        "**": weights,
+        "dense/*": weights,
+        "dense/[!t]*": ["dense/weight"],
+        "**/weight": ["dense/weight", "norm/weight"],
+        "dense/bias": ["dense/bias"],
+        ("**/bias", "norm/weight"): ["dense/bias", "norm/weight"],
+        jc.Glob("**/weight", min_ndim=2): ["dense/weight"],
+        jc.Glob("dense/*", min_ndim=1): ["dense/bias", *weights],
+    }.items():
+        assert taken({globs: c}) == taken(jc.quantize("int8", where=globs)) == paths
+        where = taken(jc.quantize("int8", where=globs), uses=uses)
+        assert taken({globs: c}, uses=uses) == where
+    assert taken(c, uses=uses) == taken({"**": c}, uses=uses) == ["dense/weight"]
+    # What a wildcard does not take is left to the rules that follow.
+    assert taken({"dense/*": c, "**/bias": c}) == ["dense/bias", *weights]
