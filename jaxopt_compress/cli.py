@@ -16,14 +16,12 @@ from rich.progress import track
 
 from jaxopt_compress.compression import NeedsStats, NeedsValues, as_compression
 from jaxopt_compress.compression import compress as compress_tree
-from jaxopt_compress.lift.observe.uses import Use
+from jaxopt_compress.lift import uses_by_layout
 from jaxopt_compress.planning import Report, Rule, assign, leaf_report, read_rules
 from jaxopt_compress.planning.report import summarize
 from jaxopt_compress.storage import Source, load_shapes, open_checkpoint, save
 from jaxopt_compress.tree import (
-    AssumedLayout,
     Part,
-    assume_layout,
     map_named,
     named_leaves,
     warn_of_vectors,
@@ -159,10 +157,9 @@ def _check(chosen: dict[str, Rule], leaves: dict[str, Any], output_first: bool) 
         if key in seen:
             continue
         seen.add(key)
-        with warnings.catch_warnings(), _in_rule(rule):
-            warnings.simplefilter("ignore", AssumedLayout)
+        with _in_rule(rule):
             init = as_compression({rule.where: rule.compression}).init
-            uses = _uses(path, leaf, output_first)
+            uses = uses_by_layout({path: leaf}, _order(output_first)) or None
             with contextlib.suppress(NeedsValues):
                 jax.eval_shape(lambda w: init(Part({path: w}), uses=uses), leaf)  # noqa: B023
 
@@ -193,12 +190,11 @@ def _compress_leaves(
         w = small = source.read(path)
         rule = chosen.get(path)
         if rule is not None:
-            with warnings.catch_warnings(record=True) as caught, _in_rule(rule):
-                warnings.simplefilter("always")
+            with _in_rule(rule):
                 tree = Part({path: jax.tree.map(jnp.asarray, w)})
-                uses = _uses(path, w, output_first)
+                uses = uses_by_layout({path: w}, _order(output_first)) or None
                 small = compress_tree(tree, {rule.where: rule.compression}, uses=uses)[path]
-            if any(issubclass(c.category, AssumedLayout) for c in caught):
+            if len(w.shape) > 2:
                 assumed.append(path)
         if keep:
             kept[path] = small
@@ -209,30 +205,14 @@ def _compress_leaves(
     if assumed:
         _note(
             f"assumed the axes of {', '.join(assumed[:4])}{', ...' * (len(assumed) > 4)} "
-            "(last axis: output; rank 4: convolution; other leading axes: stacked layers)"
+            f"(kernels {_name_of(output_first)}; rank 4: convolution; other leading axes: stacked "
+            "layers)"
         )
     return kept, rows
 
 
-def _uses(path: str, w: Any, output_first: bool) -> dict[str, list[Use]] | None:
-    """What stands for the uses of a kernel whose output axis comes first."""
-    if not output_first or len(w.shape) < 2:
-        return None
-    # The axes of a Flax kernel of that rank, but the output axis before the contracting ones.
-    layout = assume_layout(tuple(w.shape))
-    depth = len(layout.contracting)
-    use = Use(
-        op="assumed",
-        contracting=tuple(range(-depth, 0)),
-        output=(-depth - 1,),
-        stack=layout.stack,
-        batch=(),
-        gathered=(),
-        flops=None,
-        count=None,
-        source="",
-    )
-    return {path: [use]}
+def _order(output_first: bool) -> str:
+    return "out,in" if output_first else "in,out"
 
 
 def _name_of(output_first: bool) -> str:

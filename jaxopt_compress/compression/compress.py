@@ -16,6 +16,7 @@ from jaxopt_compress.compression.states import (
     compression_states,
     describes_itself,
 )
+from jaxopt_compress.lift import uses_by_layout
 from jaxopt_compress.tree import (
     Fit,
     Glob,
@@ -39,6 +40,7 @@ def compress(
     uses: Any = None,
     stats: Any = None,
     state: Any = None,
+    layout: str | None = None,
 ) -> Any:
     """Compresses a tree of parameters.
 
@@ -50,11 +52,13 @@ def compress(
             compressions: each parameter goes to the first glob that takes it, and parameters that
             none takes stay as they are.
         uses: What `uses` found, so that channels and groups follow the function; otherwise the axes
-            are assumed, with a warning where that is a guess.
+            are assumed, with a warning.
         stats: What `calibrate` found, for methods that need data.
         state: The state of an optimizer made by `compressed_training`, or of the compression
             itself: what was decided in training is what is stored. By default everything is decided
             here, as at step 0 of a schedule.
+        layout: In the place of ``uses``, for a tree whose kernels all lie in one way: ``"in,out"``,
+            as Flax writes them, or ``"out,in"``, as PyTorch and Equinox do.
 
     Returns:
         The tree with compressed arrays as leaves.
@@ -78,6 +82,7 @@ def compress(
             f"{kind_of(params)}{' of Compressions' * isinstance(params, Mapping)}"
         )
     compression = as_compression(recipe)
+    uses = given_uses(params, uses, layout)
     if state is None:
         return compression.compress(params, compression.init(params, uses=uses, stats=stats))
     states = compression_states(state)
@@ -87,6 +92,19 @@ def compress(
         run = compress_leaves if describes_itself(each) else compression.compress
         params = run(params, each)
     return params
+
+
+def given_uses(params: Any, uses: Any, layout: str | None) -> Any:
+    """The uses that were given, or those that follow from a layout.
+
+    Raises:
+        ValueError: Both were given.
+    """
+    if layout is None:
+        return uses
+    if uses is not None:
+        raise ValueError(f"layout={layout!r} goes without uses=, which say how each kernel lies")
+    return uses_by_layout(params, layout)
 
 
 def as_compression(recipe: Compression | Recipe) -> Compression:

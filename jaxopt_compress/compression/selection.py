@@ -55,7 +55,7 @@ def chosen_parameters(
         layout = layout_of(uses[path]) if uses is not None and path in uses else None
         if layout is None:
             layout = assume_layout(leaf.shape)
-            assumed += [path] if len(leaf.shape) > 2 else []
+            assumed += [path] if len(leaf.shape) > 1 else []
         layout = _stacked(path, tuple(leaf.shape), layout, stack)
         stat = statistics_for(stats, path, layout)
         factors = leaf.factors() if is_compressed(leaf) else {}

@@ -14,7 +14,7 @@ from jaxopt_compress.lift.observe import measures
 from jaxopt_compress.lift.observe.calibrate import calibrate
 from jaxopt_compress.lift.observe.capture import capture
 from jaxopt_compress.lift.observe.statistics import Statistics, statistics_for
-from jaxopt_compress.lift.observe.uses import Use, layout_of, uses
+from jaxopt_compress.lift.observe.uses import Use, layout_of, uses, uses_by_layout
 
 __all__ = [
     "FallbackError",
@@ -28,6 +28,7 @@ __all__ = [
     "measures",
     "statistics_for",
     "uses",
+    "uses_by_layout",
 ]
 
 # Imported for the rules that they register.

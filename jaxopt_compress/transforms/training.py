@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxopt_compress.compression import Compression, TrainingState, as_compression
-from jaxopt_compress.compression.compress import Recipe
+from jaxopt_compress.compression.compress import Recipe, given_uses
 from jaxopt_compress.compression.states import learned_parts, method_states, replace_learned
 from jaxopt_compress.transforms.gradients import at_view, gradients_of_values
 from jaxopt_compress.tree import combine, map_named, named_leaves, partition
@@ -21,6 +21,7 @@ def compressed_training(
     uses: Any = None,
     stats: Any = None,
     penalty: float | optax.Schedule = 0.0,
+    layout: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer, so that it trains parameters through their compressed view.
 
@@ -42,6 +43,7 @@ def compressed_training(
         penalty: The weight of the compression's own ``penalty`` in the loss; or a schedule that
             gives it for the number of updates so far. The loss itself need not know of it: its
             gradient is added here.
+        layout: As in `jaxopt_compress.compress`, in the place of ``uses``.
 
     Returns:
         An optax transformation; extra arguments go to ``inner``. Its state holds arrays only.
@@ -73,7 +75,8 @@ def compressed_training(
         )
 
     def init_fn(params: Any) -> TrainingState:
-        state = compression.init(params, uses=uses, stats=stats)
+        found = given_uses(params, uses, layout)
+        state = compression.init(params, uses=found, stats=stats)
         if callable(penalty) and not method_states(state):
             raise ValueError(
                 "a schedule of the penalty follows the updates that a compression counts, and the "

@@ -7,25 +7,38 @@ from jaxopt_compress.tree.paths import Where
 
 
 class AssumedLayout(UserWarning):
-    """The axes of a parameter of rank 3 or more were assumed, since no uses were given."""
+    """The axes of a parameter were assumed, since neither uses nor a layout were given."""
 
 
-def assume_layout(shape: tuple[int, ...]) -> Layout:
-    """The layout of a Flax kernel: output last, contracting before it.
+LAYOUTS = ("in,out", "out,in")
 
-    Rank 4 is taken for a convolution ``(height, width, in, out)``; in rank 3 and above 4 the
-    leading axes are taken for stacks, which is never wrong in its results, only finer than need be.
+
+def assume_layout(shape: tuple[int, ...], layout: str = "in,out") -> Layout:
+    """The layout of a kernel: as Flax writes it, output last, or as PyTorch does, output first.
+
+    Rank 4 is taken for a convolution, such as ``(height, width, in, out)``; in rank 3 and above 4
+    the leading axes are taken for stacks, which is never wrong in its results, only finer than need
+    be.
+
+    Raises:
+        ValueError: ``layout`` is neither ``"in,out"`` nor ``"out,in"``.
 
     Example:
         >>> assume_layout((64, 32))
         Layout(contracting=(-2,), output=(-1,), stack=())
+        >>> assume_layout((64, 32), "out,in")
+        Layout(contracting=(-1,), output=(-2,), stack=())
     """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout!r}; there are {' and '.join(map(repr, LAYOUTS))}")
     ndim = len(shape)
     if ndim <= 1:
         return Layout((), tuple(range(-ndim, 0)))
     depth = {2: 1, 3: 1}.get(ndim, 3)
-    contracting = tuple(range(-1 - depth, -1))
-    return Layout(contracting, (-1,), tuple(range(-ndim, -1 - depth)))
+    stack = tuple(range(-ndim, -1 - depth))
+    if layout == "out,in":
+        return Layout(tuple(range(-depth, 0)), (-1 - depth,), stack)
+    return Layout(tuple(range(-1 - depth, -1)), (-1,), stack)
 
 
 def warn_assumed(paths: list[str], where: Where) -> None:
@@ -33,8 +46,9 @@ def warn_assumed(paths: list[str], where: Where) -> None:
     if paths:
         warnings.warn(
             f"assumed the axes of {', '.join(paths)} (last axis: output; rank 4: convolution; "
-            "other leading axes: stacked layers); pass uses=jaxopt_compress.uses(fn, params, *args)"
-            " to take them from the function",
+            "other leading axes: stacked layers), which decides on scales and groups: pass "
+            "uses=jaxopt_compress.uses(fn, params, *args) to take them from the function, or say "
+            "layout='in,out' or layout='out,in'",
             AssumedLayout,
             stacklevel=4,
         )

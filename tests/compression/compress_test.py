@@ -218,3 +218,27 @@ def test_stack_of_an_axis_that_is_summed_over_is_refused():
         jc.compress(params, jc.quantize("int8", stack=1), uses=uses)
     with pytest.raises(ValueError, match="stack=2 of 'w'"):
         jc.compress(params, jc.quantize("int8", stack=2))
+
+
+@pytest.mark.parametrize("layout", ["in,out", "out,in"])
+def test_a_layout_stands_for_uses(layout):
+    turned = layout == "out,in"
+    params = {"w": W.T if turned else W, "conv": jnp.ones((2, 3, 4, 5)), "b": jnp.ones(3)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small = jc.compress(params, INT8, layout=layout)
+        state = jc.compressed_training(optax.sgd(0.1), INT8, layout=layout).init(params)
+    plain = jc.compress({"w": W}, INT8)["w"]
+    np.testing.assert_array_equal(small["w"].scale, plain.scale.T if turned else plain.scale)
+    assert small["conv"].scale.shape == ((2, 1, 1, 1) if turned else (1, 1, 1, 5))
+    assert jax.tree.structure(jc.compress(params, INT8, state=state)) == jax.tree.structure(small)
+
+
+def test_an_assumed_layout_is_always_said():
+    with pytest.warns(jc.AssumedLayout, match=r"axes of w .*uses=.*layout='out,in'"):
+        jc.compress({"w": W}, INT8)
+    uses = jc.uses(lambda p, x: x @ p["w"], {"w": W}, W.T)
+    with pytest.raises(ValueError, match=r"layout='out,in' goes without uses="):
+        jc.compress({"w": W}, INT8, uses=uses, layout="out,in")
+    with pytest.raises(ValueError, match="layout='oi'; there are 'in,out' and 'out,in'"):
+        jc.compress({"w": W}, INT8, layout="oi")

@@ -9,7 +9,7 @@ import jax
 from jaxopt_compress.lift.observe.meetings import Meeting
 from jaxopt_compress.lift.observe.observed import observed_call
 from jaxopt_compress.lift.observe.tape import Tape
-from jaxopt_compress.tree import Layout
+from jaxopt_compress.tree import Layout, assume_layout
 from jaxopt_compress.tree.paths import is_float, named_leaves
 
 
@@ -72,6 +72,25 @@ def uses(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> dict
 
     _abstract_call(run, params, args, kwargs)
     return {path: _merge(list(each.values())) for path, each in found.items()}
+
+
+def uses_by_layout(params: Any, layout: str) -> dict[str, list[Use]]:
+    """What stands for the uses of kernels that all lie in one way.
+
+    Args:
+        params: A pytree.
+        layout: ``"in,out"``, as Flax writes kernels, or ``"out,in"``, as PyTorch and Equinox do.
+
+    Returns:
+        Path -> one use, for each floating leaf of rank 2 and more.
+    """
+    found = {}
+    for path, leaf in named_leaves(params):
+        if followed(leaf):
+            own = assume_layout(tuple(leaf.shape), layout)
+            use = Use("assumed", own.contracting, own.output, own.stack, (), (), None, None, "")
+            found[path] = [use]
+    return found
 
 
 def _abstract_call(run: Callable[..., Any], params: Any, args: tuple, kwargs: dict) -> None:
