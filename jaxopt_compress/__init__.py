@@ -8,7 +8,7 @@ from jaxopt_compress.arrays import (
     map_dense,
     materialize,
 )
-from jaxopt_compress.compression import Compression, best_of, chain, compress
+from jaxopt_compress.compression import Compression, LargerWarning, best_of, chain, compress
 from jaxopt_compress.lift import (
     FallbackError,
     FallbackWarning,
@@ -52,6 +52,7 @@ __all__ = [
     "FallbackWarning",
     "Glob",
     "InputQuantizedArray",
+    "LargerWarning",
     "LowRankArray",
     "QuantizedArray",
     "Rewrite",

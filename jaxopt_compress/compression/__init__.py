@@ -4,7 +4,13 @@ from jaxopt_compress.compression.base import Compression
 from jaxopt_compress.compression.best_of import best_of
 from jaxopt_compress.compression.chain import chain
 from jaxopt_compress.compression.checks import NeedsStats, NeedsValues
-from jaxopt_compress.compression.compress import Globs, Recipe, as_compression, compress
+from jaxopt_compress.compression.compress import (
+    Globs,
+    LargerWarning,
+    Recipe,
+    as_compression,
+    compress,
+)
 from jaxopt_compress.compression.leaf_states import LeafState
 from jaxopt_compress.compression.method import (
     Decision,
@@ -23,6 +29,7 @@ __all__ = [
     "CompressionState",
     "Decision",
     "Globs",
+    "LargerWarning",
     "LeafMethod",
     "LeafState",
     "Method",

@@ -1,12 +1,15 @@
 """From parameters to their stored form, by one compression or a recipe of several."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxopt_compress.arrays import is_compressed
+from jaxopt_compress.arrays.base import stored_bytes
 from jaxopt_compress.compression.base import Compression, inner_states
 from jaxopt_compress.compression.checks import check_init
 from jaxopt_compress.compression.leaf_states import compress_leaves, dense_like
@@ -29,6 +32,11 @@ from jaxopt_compress.tree import (
     named_leaves,
     warn_of_vectors,
 )
+
+
+class LargerWarning(UserWarning):
+    """A stored form takes more bytes than what it was made of."""
+
 
 Globs = str | Glob | tuple[str | Glob, ...]
 Recipe = Mapping[Globs, Compression]
@@ -84,14 +92,31 @@ def compress(
     compression = as_compression(recipe)
     uses = given_uses(params, uses, layout)
     if state is None:
-        return compression.compress(params, compression.init(params, uses=uses, stats=stats))
+        state = compression.init(params, uses=uses, stats=stats)
     states = compression_states(state)
-    if len(states) == 1:
-        return compression.compress(params, states[0])
+    small = params
     for each in states:
-        run = compress_leaves if describes_itself(each) else compression.compress
-        params = run(params, each)
-    return params
+        alone = len(states) == 1 or not describes_itself(each)
+        small = (compression.compress if alone else compress_leaves)(small, each)
+    _warn_of_larger(params, small)
+    return small
+
+
+def _warn_of_larger(params: Any, small: Any) -> None:
+    """Says which leaves take more bytes than they did."""
+    before = {path: stored_bytes(w) for path, w in named_leaves(params) if hasattr(w, "dtype")}
+    after = {path: stored_bytes(w) for path, w in named_leaves(small) if is_compressed(w)}
+    larger = [path for path, size in after.items() if size > before.get(path, size)]
+    if larger:
+        first = larger[0]
+        warnings.warn(
+            f"the stored form of {', '.join(larger[:8])} is larger than what it was made of "
+            f"({first}: {after[first]:,} bytes, {before[first]:,} before): a schedule that has not "
+            "begun stores all entries (was state= forgotten?), and a rank above break-even or few "
+            "entries per scale take more than they save; leave these out by where=",
+            LargerWarning,
+            stacklevel=3,
+        )
 
 
 def given_uses(params: Any, uses: Any, layout: str | None) -> Any:

@@ -74,7 +74,7 @@ _COLUMNS = {
     "bits_per_weight": ("bits/weight", "{:.3g}".format),
     "dense_bytes": ("dense bytes", "{:,}".format),
     "stored_bytes": ("bytes", "{:,}".format),
-    "ratio": ("ratio", "{:.2f}".format),
+    "ratio": ("ratio", lambda v: f"{v:.2f}{' (larger)' * (v < 1)}"),
     "sparsity": ("sparsity", "{:.1%}".format),
     "relative_error": ("rel. error", "{:.2e}".format),
     "output_error": ("output error", "{:.2e}".format),

@@ -242,3 +242,16 @@ def test_an_assumed_layout_is_always_said():
         jc.compress({"w": W}, INT8, uses=uses, layout="out,in")
     with pytest.raises(ValueError, match="layout='oi'; there are 'in,out' and 'out,in'"):
         jc.compress({"w": W}, INT8, layout="oi")
+
+
+def test_a_larger_stored_form_is_said():
+    params = {"w": jnp.ones((16, 16)), "v": jnp.ones((64, 64))}
+    later = jc.prune(jc.scores.magnitude(), jc.schedules.polynomial(0.9, begin=5, end=50))
+    with pytest.warns(jc.LargerWarning, match=r"of v, w is larger .*\(v: .*was state= forgotten"):
+        small = jc.compress(params, later)
+    assert "0.97 (larger)" in str(jc.report(params, small))
+    with pytest.warns(jc.LargerWarning, match="form of w is larger"):
+        jc.compress(params, jc.low_rank(rank=9, where="w"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", jc.LargerWarning)
+        jc.compress(params, jc.low_rank(rank=7, where="w"))
