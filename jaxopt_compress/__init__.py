@@ -32,12 +32,13 @@ from jaxopt_compress.quantization import (
 )
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
 from jaxopt_compress.sparsity import prune, schedules, scores
-from jaxopt_compress.storage import load, save
+from jaxopt_compress.storage import CheckpointError, load, save
 from jaxopt_compress.transforms import compressed_training, weight_gradients
 from jaxopt_compress.tree import AssumedLayout, combine, nbytes, partition, resident_bytes, shard
 
 __all__ = [
     "AssumedLayout",
+    "CheckpointError",
     "Compression",
     "FallbackError",
     "FallbackWarning",

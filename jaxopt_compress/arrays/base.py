@@ -187,6 +187,14 @@ class CompressedArray:
         """The method behind it in a few words, such as ``"int4 g32"``."""
         return type(self).__name__.removesuffix("Array").lower()
 
+    def check(self) -> None:
+        """Looks at the shapes and dtypes of the fields and at what is static, not at values.
+
+        Raises:
+            ValueError: They do not fit each other.
+        """
+        _ = self.shape
+
     def stored_widths(self, bits: int | None) -> dict[str, int | None]:
         """Bits per entry in files, of fields whose dtype has more.
 
@@ -316,6 +324,18 @@ def is_traced(x: Any) -> bool:
 def is_key(x: Any) -> TypeGuard[jax.Array]:
     """Whether a leaf is a random key with a type of its own."""
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def check_axis(axis: Any, rank: int, absent: bool = False) -> None:
+    """Raises ValueError unless ``axis`` is a negative axis, or None where it may be absent."""
+    if not (absent and axis is None) and not (type(axis) is int and -rank <= axis < 0):
+        raise ValueError(f"axis {axis!r} of an array of rank {rank}")
+
+
+def check_length(name: str, length: Any) -> None:
+    """Raises ValueError unless ``length`` is a whole number of entries."""
+    if type(length) is not int or length < 1:
+        raise ValueError(f"{name}={length!r}")
 
 
 def pad_spec(spec: PartitionSpec, ndim: int) -> tuple[Any, ...]:

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxopt_compress.arrays.base import CompressedArray, compressed_array, is_traced, pad_spec
+from jaxopt_compress.arrays.base import (
+    CompressedArray,
+    check_axis,
+    check_length,
+    compressed_array,
+    is_compressed,
+    is_traced,
+    pad_spec,
+)
 from jaxopt_compress.numerics import sparse
 from jaxopt_compress.numerics.packing import pack_mask, unpack_mask
 
@@ -84,6 +92,27 @@ class SparseArray(CompressedArray):
     def describe(self) -> str:
         """The pattern."""
         return "sparse" if self.pattern is None else "sparse {}:{}".format(*self.pattern)
+
+    def check(self) -> None:
+        """As in every compressed array."""
+        rank = len(self.words.shape)
+        if self.words.dtype != np.uint8 or is_compressed(self.values):
+            raise ValueError(f"a mask of {self.words.dtype} and values {self.values!r}")
+        if self.pattern is None:
+            if not 1 <= len(self.core) <= rank or not all(type(n) is int for n in self.core):
+                raise ValueError(f"the axes {self.core} of an array of rank {rank}")
+            if (self.axis, self.length) != (None, None):
+                raise ValueError(f"axis={self.axis} and length={self.length} without a pattern")
+        else:
+            n, m = self.pattern
+            check_axis(self.axis, rank)
+            check_length("n", n)
+            check_length("m", m)
+            if n >= m or self.core != ():
+                raise ValueError(f"the pattern {self.pattern} with core={self.core}")
+            if self.length is not None and type(self.length) is not int:
+                raise ValueError(f"length={self.length!r}")
+        _ = self.shape
 
     def stored_widths(self, bits: int | None) -> dict[str, int | None]:
         """Values may be codes of a `QuantizedArray`."""
