@@ -101,6 +101,8 @@ def read(folder: Any, wanted: Sequence[Wanted]) -> Iterator[Any]:
 
 def damaged(where: Any, why: Any) -> CheckpointError:
     """The error about a file or folder that is not what was saved."""
+    # After that orbax says by what settings it has tried to read.
+    why = str(why).split(" [tensorstore_spec=", 1)[0]
     return CheckpointError(f"the checkpoint {where} cannot be read and may be damaged: {why}")
 
 

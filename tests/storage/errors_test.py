@@ -78,7 +78,10 @@ CHANGES = [
     (lambda d: d.update(version=3), "version 3 .* from before it was settled"),
     (lambda d: d.update(version=99), "version 99 .* reads version 4: install a newer"),
     (lambda d: d.update(version=True), "damaged: version True"),
-    (lambda d: d.update(format="other"), "is no checkpoint of jaxopt_compress.save: another format"),
+    (
+        lambda d: d.update(format="other"),
+        "is no checkpoint of jaxopt_compress.save: another format",
+    ),
     (lambda d: d.update(more=1), "a document of"),
     (lambda d: d.update(data="../other"), "data in '../other'"),
     (lambda d: d.update(data=None), "data in None"),
