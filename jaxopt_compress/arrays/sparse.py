@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_compress.arrays.base import (
     CompressedArray,
@@ -205,16 +205,24 @@ def sparse_rows(dense: jax.Array, mask: jax.Array, core_ndim: int) -> SparseArra
     capacity = int(jnp.max(jnp.sum(kept, -1), initial=0))
     if rows.ndim == 1:
         # One row is the common case and needs no sort; int4 cannot be indexed by a mask directly.
-        at = np.flatnonzero(np.asarray(kept))
-        values = jnp.take(rows, jnp.asarray(at), axis=0)
+        at = np.flatnonzero(np.asarray(_everywhere(kept)))
+        values = _everywhere(jnp.take(rows, at, axis=0))
     else:
         values = sparse.gather_kept(rows, kept, capacity)
+    words = pack_mask(kept, -1) if rows.ndim > 1 else _everywhere(pack_mask(kept, -1))
     ones = (1,) * (core_ndim - 1)
 
     def lift(x):
         return x.reshape(*x.shape[:-1], *ones, x.shape[-1])
 
-    return SparseArray(lift(values), lift(pack_mask(kept, -1)), core=core)
+    return SparseArray(lift(values), lift(words), core=core)
+
+
+def _everywhere(x: jax.Array) -> jax.Array:
+    """The same array, as a copy on each device where no process holds all of it."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return x
+    return jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec()))  # pyright: ignore
 
 
 def sparse_nm(dense: jax.Array, mask: jax.Array, n: int, m: int, axis: int) -> SparseArray:
