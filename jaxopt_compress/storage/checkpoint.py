@@ -74,7 +74,6 @@ def save(path: str | os.PathLike[str], tree: Any, overwrite: bool = False) -> No
                 "tree": encoded.node,
             }
             replace_document(root, sealed(document))
-        wait_for_all("saved")
 
 
 @contextlib.contextmanager
@@ -91,6 +90,7 @@ def _claimed_by_all(root: Any, overwrite: bool) -> Iterator[str]:
         if not name:
             raise FileExistsError(f"{root} cannot be saved to; the first process says why")
         yield name
+    wait_for_all("saved")
 
 
 def load(path: str | os.PathLike[str], like: Any = None) -> Any:

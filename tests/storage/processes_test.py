@@ -3,16 +3,19 @@
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 SCRIPT = """
-import os, pathlib, sys
+import os, pathlib, sys, traceback
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 index, folder, address = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+# Without waiting for the other.
+sys.excepthook = lambda *error: (traceback.print_exception(*error), os._exit(1))
 jax.distributed.initialize(address, num_processes=2, process_id=index)
 import jaxopt_compress as jc
 
@@ -67,7 +70,6 @@ jc.save(path, {"raw": dense["raw"]}, overwrite=True)
 (data,) = pathlib.Path(path).glob("data-*")
 
 # Each process sees damage to what it reads.
-jax.experimental.multihost_utils.sync_global_devices("saved")
 own = np.asarray(dense["raw"].addressable_shards[0].data).tobytes()
 (file,) = (f for f in data.rglob("*") if f.is_file() and own in f.read_bytes())
 damaged = bytearray(file.read_bytes())
@@ -88,20 +90,16 @@ def test_two_processes_save_and_load_what_each_holds_a_part_of(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    command = [sys.executable, "-c", SCRIPT]
-    both = [
-        subprocess.Popen(
-            [*command, str(i), tmp_path, address],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        for process in both:
-            out, _ = process.communicate(timeout=240)
-            assert process.returncode == 0 and "done" in out, out
-    finally:
-        for process in both:
-            process.kill()
+    both = []
+    for i in range(2):
+        command = [sys.executable, "-c", SCRIPT, str(i), tmp_path, address]
+        with open(tmp_path / f"{i}.txt", "w") as out:
+            both.append(subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT))
+    end = time.monotonic() + 240
+    # If one fails, the other would wait for it.
+    while any(p.poll() is None for p in both) and not any(p.poll() for p in both):
+        assert time.monotonic() < end or any(p.kill() for p in both)
+        time.sleep(0.1)
+    for i, process in enumerate(both):
+        process.kill()
+        assert process.wait() == 0, (tmp_path / f"{i}.txt").read_text()
