@@ -37,19 +37,22 @@ def save(path: str | os.PathLike[str], tree: Any, overwrite: bool = False) -> No
     """Saves a tree with compressed arrays, so that `load` needs no template.
 
     Codes are packed to their true width, so that the files take `nbytes` of the tree and some KB. A
-    checkpoint appears under its name only when it is complete. Sharded arrays are packed shard by
-    shard and written by the processes that hold them.
+    process that is killed, or a disk that is full, leaves the old checkpoint or the new one, whole.
+    Sharded arrays are packed shard by shard and written by the processes that hold them. Several
+    threads and processes may save at once, also to one path.
 
     Args:
         path: A new directory, local or remote as orbax understands it.
         tree: Arrays of JAX or NumPy, compressed arrays, numbers, strings and None in dicts, lists
             and tuples, with string or integer keys. Other pytree nodes (named tuples,
             `flax.nnx.State`, dataclasses) are saved as dicts of their children.
-        overwrite: Whether an existing directory is removed first.
+        overwrite: Whether a checkpoint that is there is replaced.
 
     Raises:
-        FileExistsError: There is something at ``path``.
+        FileExistsError: There is a checkpoint at ``path``, or something else, which ``overwrite``
+            does not replace.
         TypeError: A leaf that has no form in a file; names its path.
+        ValueError: A compressed array whose fields do not fit each other; names its path.
 
     Example:
         >>> import tempfile, jax.numpy as jnp, jaxopt_compress as jc
@@ -109,8 +112,9 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
 
     Raises:
         FileNotFoundError: There is nothing at ``path``.
-        ValueError: It is no checkpoint of this package, is of a newer version, or is damaged; or
-            ``like`` does not fit.
+        CheckpointError: It is no checkpoint of this package, is of another version, or is damaged;
+            names the file and the leaf.
+        ValueError: ``like`` does not fit.
     """
     root = resolve(path)
     while True:

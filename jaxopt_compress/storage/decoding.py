@@ -1,5 +1,6 @@
 """Reading what `schema` writes: everything is checked, from the description alone."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
@@ -117,8 +118,10 @@ class _Reader:
             tuple(shape),
             _dtype(node["dtype"], path),
             kind,
-            **{k: node.get(k) for k in _OPTIONAL},
-            path=path,
+            node.get("bits"),
+            node.get("axis"),
+            node.get("impl"),
+            path,
         )
         _check_words(entry)
         _check_key(entry)
@@ -126,7 +129,7 @@ class _Reader:
         return entry if key is None else self._with_parts(entry)
 
     def _with_parts(self, entry: Entry) -> Entry:
-        key, path, found = entry.key, entry.path, None
+        key, path = entry.key, entry.path
         _require(isinstance(key, str) and key in self.checksums, path, f"array {key!r} is unknown")
         _require(key not in self.keys, path, f"array {key!r} is that of another leaf, too")
         self.keys.add(str(key))
@@ -135,7 +138,7 @@ class _Reader:
         parts = tuple(Part(tuple(a), tuple(n), sum_) for a, n, sum_ in found) if good else ()
         whole = good and are_whole(parts, entry.stored_shape)
         _require(whole, path, f"checksums {found!r} of an array {list(entry.stored_shape)}"[:200])
-        return Entry(**{**vars(entry), "parts": parts})
+        return dataclasses.replace(entry, parts=parts)
 
 
 def _check_words(entry: Entry) -> None:

@@ -1,11 +1,11 @@
 """The arrays of a checkpoint: packed, written and read by orbax, and checked."""
 
+import gc
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -95,8 +95,11 @@ def read(folder: Any, wanted: Sequence[Wanted]) -> Iterator[Any]:
                     verify(x, entry.parts)
                 except ValueError as error:
                     raise damaged(folder, f"{entry.path!r}: {error}") from error
-            yield _restored(entry, x, sharding)
+            # What is copied to a device holds its source until it is there.
+            yield jax.block_until_ready(_restored(entry, x, sharding))
             del x
+        # Orbax leaves cycles behind that hold what it has read.
+        gc.collect(1)
 
 
 def damaged(where: Any, why: Any) -> CheckpointError:
@@ -215,7 +218,8 @@ def placed(entry: Entry, x: Any, sharding: Any) -> Any:
     if entry.kind == "numpy" and sharding is None:
         return x
     if sharding is None:
-        x = jnp.asarray(x)
+        # Of an array of NumPy, jnp.asarray makes a copy that it copies to the device.
+        x = jax.device_put(x)
     elif not isinstance(x, jax.Array):
         host = x
         x = jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

@@ -98,7 +98,8 @@ def test_two_processes_save_and_load_what_each_holds_a_part_of(tmp_path):
     end = time.monotonic() + 240
     # If one fails, the other would wait for it.
     while any(p.poll() is None for p in both) and not any(p.poll() for p in both):
-        assert time.monotonic() < end or any(p.kill() for p in both)
+        if time.monotonic() > end:
+            break
         time.sleep(0.1)
     for i, process in enumerate(both):
         process.kill()
