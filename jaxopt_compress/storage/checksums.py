@@ -102,7 +102,7 @@ def box_of(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
 
 def crc32(x: np.ndarray) -> int:
     """The checksum of an array's bytes."""
-    return zlib.crc32(memoryview(np.ascontiguousarray(x).reshape(-1).view(np.uint8)))
+    return zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
 
 
 def _held(x: Any) -> Iterator[tuple[Box, np.ndarray]]:

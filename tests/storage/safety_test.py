@@ -53,7 +53,7 @@ for _ in range(kills):
 """
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_killed_save_leaves_the_old_or_the_new_checkpoint(kills, tmp_path):
     path = tmp_path / "ckpt"
     command = [sys.executable, "-c", KILLED, path, str(kills)]
@@ -133,7 +133,7 @@ def test_threads_save_and_load_at_once(tmp_path):
 
     def work(i):
         together.wait(timeout=60)
-        for _ in range(3):
+        for _ in range(2):
             jc.save(tmp_path / str(i), tree(i), overwrite=True)
             assert_equal(jc.load(tmp_path / str(i)), tree(i))
             jc.save(tmp_path / "shared", tree(i), overwrite=True)
@@ -173,6 +173,7 @@ for _ in range(20):
 """
 
 
+@pytest.mark.slow
 def test_processes_save_to_one_path_while_another_loads(tmp_path):
     path = tmp_path / "ckpt"
     jc.save(path, {"w": np.zeros((300, 300), np.float32), "i": 0})
@@ -235,7 +236,7 @@ def flipped(content, bit):
     return bytes(damaged)
 
 
-@pytest.mark.parametrize("flips", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flips", [50, pytest.param(1000, marks=pytest.mark.slow)])
 def test_each_flipped_bit_is_refused_or_carries_nothing(flips, whole):
     path, tree, files = whole
     rng = np.random.default_rng(flips)
