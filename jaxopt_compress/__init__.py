@@ -33,7 +33,13 @@ from jaxopt_compress.quantization import (
 )
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
 from jaxopt_compress.sparsity import prune, schedules, scores
-from jaxopt_compress.storage import load, load_safetensors, register_flax_serialization, save
+from jaxopt_compress.storage import (
+    CheckpointError,
+    load,
+    load_safetensors,
+    register_flax_serialization,
+    save,
+)
 from jaxopt_compress.transforms import compressed_training, weight_gradients
 from jaxopt_compress.tree import (
     AssumedLayout,
@@ -47,6 +53,7 @@ from jaxopt_compress.tree import (
 
 __all__ = [
     "AssumedLayout",
+    "CheckpointError",
     "Compression",
     "FallbackError",
     "FallbackWarning",

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Self, TypeGuard, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeGuard, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -202,6 +202,14 @@ class CompressedArray:
         """The method behind it in a few words, such as ``"int4 g32"``."""
         return type(self).__name__.removesuffix("Array").lower()
 
+    def check(self) -> None:
+        """Looks at the shapes and dtypes of the fields and at what is static, not at values.
+
+        Raises:
+            ValueError: They do not fit each other.
+        """
+        _ = self.shape
+
     def stored_widths(self, bits: int | None) -> dict[str, int | None]:
         """Bits per entry in files, of fields whose dtype has more.
 
@@ -241,12 +249,14 @@ class CompressedArray:
     def __jax_array__(self):
         raise TypeError(self._refusal())
 
-    def __getattr__(self, name: str) -> Any:
-        # Only asked for what is not there, or for properties that fail.
-        text = f"{type(self).__name__!r} object has no attribute {name!r}"
-        if hasattr(jax.Array, name) and not hasattr(type(self), name):
-            text += f": {self._refusal()}"
-        raise AttributeError(text)
+    if not TYPE_CHECKING:  # Type checkers are to find attributes that are not there.
+
+        def __getattr__(self, name: str) -> Any:
+            # Only asked for what is not there, or for properties that fail.
+            text = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if hasattr(jax.Array, name) and not hasattr(type(self), name):
+                text += f": {self._refusal()}"
+            raise AttributeError(text)
 
     def _refusal(self) -> str:
         return (
@@ -381,6 +391,18 @@ def is_traced(x: Any) -> bool:
 def is_key(x: Any) -> TypeGuard[jax.Array]:
     """Whether a leaf is a random key with a type of its own."""
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def check_axis(axis: Any, rank: int, absent: bool = False) -> None:
+    """Raises ValueError unless ``axis`` is a negative axis, or None where it may be absent."""
+    if not (absent and axis is None) and not (type(axis) is int and -rank <= axis < 0):
+        raise ValueError(f"axis {axis!r} of an array of rank {rank}")
+
+
+def check_length(name: str, length: Any) -> None:
+    """Raises ValueError unless ``length`` is a whole number of entries."""
+    if type(length) is not int or length < 1:
+        raise ValueError(f"{name}={length!r}")
 
 
 def pad_spec(spec: PartitionSpec, ndim: int) -> tuple[Any, ...]:

@@ -77,6 +77,28 @@ class InputQuantizedArray(CompressedArray):
             raise ValueError("activations that meet this weight are not rounded")
         return format_of(self.format)
 
+    def check(self) -> None:
+        """As in every compressed array."""
+        if self.format is not None and not isinstance(self.format, str):
+            raise ValueError(f"format {self.format!r}")
+        if self.format is not None:
+            _ = self.fmt
+        shape = self.shape
+        for x in (self.scale, self.offset):
+            if x is None:
+                continue
+            fits = len(x.shape) == len(shape)
+            fits = fits and all(n in (1, m) for n, m in zip(x.shape, shape, strict=True))
+            if not fits or x.dtype != np.float32:
+                raise ValueError(
+                    f"{x.dtype} steps or offsets {tuple(x.shape)} of activations that meet a "
+                    f"weight {shape}"
+                )
+        if self.offset is not None and (
+            self.scale is None or tuple(self.offset.shape) != tuple(self.scale.shape)
+        ):
+            raise ValueError("offsets of activations without steps of that shape")
+
     def describe(self) -> str:
         """The weight, and the format of the activations."""
         scale = "" if self.scale is None else " calibrated"

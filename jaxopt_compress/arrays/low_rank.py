@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from jaxopt_compress.arrays.base import (
     CompressedArray,
+    check_length,
     compressed_array,
     describe,
     materialize,
@@ -61,6 +62,14 @@ class LowRankArray(CompressedArray):
                 "not fit: only leading axes can be mapped over or scanned (in_axes=0)"
             )
         return (*u[:cut], *v[cut:])
+
+    def check(self) -> None:
+        """As in every compressed array."""
+        check_length("out_ndim", self.out_ndim)
+        for x in (self, self.u, self.v):
+            if not jnp.issubdtype(x.dtype, jnp.floating):
+                raise ValueError(f"{x.dtype} where it has to be floating")
+        _ = self.shape
 
     @property
     def rank(self) -> int:

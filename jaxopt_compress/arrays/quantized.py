@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec
 from jaxopt_compress.arrays.base import (
     INSTEAD,
     CompressedArray,
+    check_axis,
+    check_length,
     compressed_array,
     is_compressed,
     narrow_spec,
@@ -23,8 +25,8 @@ from jaxopt_compress.numerics.codes import decode, levels_of
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.groups import Cuts, cuts_of, spread_to
 from jaxopt_compress.numerics.integers import Integers
-from jaxopt_compress.numerics.packing import unpack
-from jaxopt_compress.numerics.steps import STEP_DTYPES, step_value
+from jaxopt_compress.numerics.packing import layout, unpack
+from jaxopt_compress.numerics.steps import STEP_DTYPES, step_value, zero_dtype
 
 
 @compressed_array(
@@ -111,6 +113,32 @@ class QuantizedArray(CompressedArray):
         grid = f"{self.format}{group}{' asymmetric' if asymmetric else ''}"
         sparse = isinstance(self.codes, SparseArray)
         return f"{self.codes.describe()} + {grid}" if sparse else grid
+
+    def check(self) -> None:
+        """As in every compressed array; codes and steps have the dtypes that formats know."""
+        if not isinstance(self.format, str) or not jnp.issubdtype(self.dtype, jnp.floating):
+            raise ValueError(f"format {self.format!r}, of {self.dtype}")
+        fmt, codes, rank = self.fmt, self.codes, len(self.codes.shape)
+        check_axis(self.axis, rank, absent=self.group_size is None and self.block is None)
+        for name, length in (("group_size", self.group_size), ("block", self.block)):
+            if length is not None:
+                check_length(name, length)
+        if self.tile is not None:
+            axis, length = self.tile
+            check_axis(axis, rank)
+            check_length("tile", length)
+        if self.block is not None and (fmt.bits > 7 or self.block % layout(fmt.bits).runs):
+            raise ValueError(f"{fmt.bits} bits in blocks of {self.block}")
+        held = fmt.dtype if self.block is None else np.dtype(np.uint8)
+        if codes.dtype != held or (is_compressed(codes) and self.block is not None):
+            raise ValueError(f"{codes.dtype} codes of {self.format}, which are {held}")
+        if self.scale.dtype.name not in STEP_DTYPES:
+            raise ValueError(f"{self.scale.dtype} steps, not one of {', '.join(STEP_DTYPES)}")
+        if self.zero is not None and self.zero.dtype != zero_dtype(fmt):
+            raise ValueError(f"{self.zero.dtype} zero points, which are {zero_dtype(fmt)}")
+        if self.zero is not None and not isinstance(fmt.grid, Integers):
+            raise ValueError(f"zero points of {self.format}")
+        _ = self.shape
 
     def stored_widths(self, bits: int | None) -> dict[str, int | None]:
         """Codes may fill bytes in memory; only the format knows their width."""

@@ -6,12 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_compress.arrays.base import (
     INSTEAD,
     CompressedArray,
+    check_axis,
+    check_length,
     compressed_array,
+    is_compressed,
     is_traced,
     pad_spec,
 )
@@ -90,6 +93,27 @@ class SparseArray(CompressedArray):
     def describe(self) -> str:
         """The pattern."""
         return "sparse" if self.pattern is None else "sparse {}:{}".format(*self.pattern)
+
+    def check(self) -> None:
+        """As in every compressed array."""
+        rank = len(self.words.shape)
+        if self.words.dtype != np.uint8 or is_compressed(self.values):
+            raise ValueError(f"a mask of {self.words.dtype} and values {self.values!r}")
+        if self.pattern is None:
+            if not 1 <= len(self.core) <= rank or not all(type(n) is int for n in self.core):
+                raise ValueError(f"the axes {self.core} of an array of rank {rank}")
+            if (self.axis, self.length) != (None, None):
+                raise ValueError(f"axis={self.axis} and length={self.length} without a pattern")
+        else:
+            n, m = self.pattern
+            check_axis(self.axis, rank)
+            check_length("n", n)
+            check_length("m", m)
+            if n >= m or self.core != ():
+                raise ValueError(f"the pattern {self.pattern} with core={self.core}")
+            if self.length is not None and type(self.length) is not int:
+                raise ValueError(f"length={self.length!r}")
+        _ = self.shape
 
     def stored_widths(self, bits: int | None) -> dict[str, int | None]:
         """Values may be codes of a `QuantizedArray`."""
@@ -192,16 +216,24 @@ def sparse_rows(dense: jax.Array, mask: jax.Array, core_ndim: int) -> SparseArra
     capacity = int(jnp.max(jnp.sum(kept, -1), initial=0))
     if rows.ndim == 1:
         # One row is the common case and needs no sort; int4 cannot be indexed by a mask directly.
-        at = np.flatnonzero(np.asarray(kept))
-        values = jnp.take(rows, jnp.asarray(at), axis=0)
+        at = np.flatnonzero(np.asarray(_everywhere(kept)))
+        values = _everywhere(jnp.take(rows, at, axis=0))
     else:
         values = sparse.gather_kept(rows, kept, capacity)
+    words = pack_mask(kept, -1) if rows.ndim > 1 else _everywhere(pack_mask(kept, -1))
     ones = (1,) * (core_ndim - 1)
 
     def lift(x):
         return x.reshape(*x.shape[:-1], *ones, x.shape[-1])
 
-    return SparseArray(lift(values), lift(pack_mask(kept, -1)), core=core)
+    return SparseArray(lift(values), lift(words), core=core)
+
+
+def _everywhere(x: jax.Array) -> jax.Array:
+    """The same array, as a copy on each device where no process holds all of it."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return x
+    return jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec()))  # pyright: ignore
 
 
 def sparse_nm(dense: jax.Array, mask: jax.Array, n: int, m: int, axis: int) -> SparseArray:

@@ -1,10 +1,10 @@
 """The structure of a checkpoint as JSON: containers, scalars, compressed arrays, array entries.
 
-`docs/checkpoint_format.md` describes what is written here.
+`docs/checkpoint_format.md` describes what is written here; `decoding` reads it.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxopt_compress.arrays import CompressedArray, is_compressed
+from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.arrays.base import LEAF_TYPES, bits_of, is_key
+from jaxopt_compress.storage.checksums import Part
 from jaxopt_compress.storage.words import is_native, words_axis, words_shape
 from jaxopt_compress.tree import path_of
 
 NAME = "jaxopt-compress"
-VERSION = 3
+VERSION = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Entry:
         bits: Bits per entry in the words that are stored; None if the file knows the dtype.
         axis: The negative axis along which words run; None if they hold the flattened array.
         impl: The implementation of a random key, else None.
+        path: The path of the leaf, for messages.
+        parts: The parts that it is stored in, with their checksums, once it is read.
     """
 
     key: str | None
@@ -42,6 +45,8 @@ class Entry:
     bits: int | None = None
     axis: int | None = None
     impl: str | None = None
+    path: str = ""
+    parts: tuple[Part, ...] = ()
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -79,10 +84,11 @@ class Decoded(NamedTuple):
 
 
 def encode(tree: Any) -> Encoded:
-    """Describes a tree; see `decode`.
+    """Describes a tree; see `decoding.decode`.
 
     Raises:
         TypeError: A leaf, a container's key or a field that has no form in a file; names its path.
+        ValueError: A compressed array whose fields do not fit each other; names its path.
     """
     arrays: dict[str, tuple[Entry, Any]] = {}
     return Encoded(_encode(tree, "", None, arrays), arrays)
@@ -103,7 +109,7 @@ def _encode(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) -> Any:
     if type(x) in (list, tuple):
         items = [_encode(v, below(i), None, arrays) for i, v in enumerate(x)]
         return {type(x).__name__: items}
-    for kind, (scalar, write, _) in _SCALARS.items():
+    for kind, (scalar, write, _) in SCALARS.items():
         if type(x) is scalar:
             return {kind: write(x)}
     return _encode_container(x, path, arrays)
@@ -143,9 +149,13 @@ def _encode_leaf(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) ->
     kind = LEAF_TYPES.get(name)
     if kind is None or kind.type is not type(x) or not kind.stored:
         raise TypeError(
-            f"cannot save {path!r}: checkpoints know {', '.join(_stored())}, not {name}; save what "
-            "compress returns, or materialize it"
+            f"cannot save {path!r}: checkpoints know {', '.join(stored_types())}, not {name}; save "
+            "what compress returns, or materialize it"
         )
+    try:
+        x.check()
+    except Exception as error:
+        raise ValueError(f"cannot save {path!r}, which could not be loaded: {error}") from error
     widths = x.stored_widths(bits)
     write = lambda k: _encode(getattr(x, k), f"{path}/{k}", widths.get(k), arrays)
     return {
@@ -155,7 +165,8 @@ def _encode_leaf(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) ->
     }
 
 
-def _stored() -> list[str]:
+def stored_types() -> list[str]:
+    """The names of compressed arrays that files hold."""
     return sorted(name for name, kind in LEAF_TYPES.items() if kind.stored)
 
 
@@ -163,12 +174,6 @@ def _encode_static(value: Any) -> Any:
     if isinstance(value, np.dtype):
         return value.name
     return list(value) if isinstance(value, tuple) else value
-
-
-def _decode_static(name: str, value: Any) -> Any:
-    if name == "dtype":
-        return _read_dtype(value)
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _encode_array(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) -> Any:
@@ -179,7 +184,7 @@ def _encode_array(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) -
         kind = "jax"
     if is_key(x):
         kind, impl, x = "key", str(jax.random.key_impl(x)), jax.random.key_data(x)
-    if not _is_known(x.dtype):
+    if not is_known(x.dtype):
         raise TypeError(f"cannot save {path!r}: there is no form for the dtype {x.dtype}")
     shape, axis = tuple(x.shape), None
     bits = bits or bits_of(x.dtype)
@@ -188,7 +193,7 @@ def _encode_array(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) -
     elif bits < 8:
         axis = words_axis(x.sharding.shard_shape(shape) if isinstance(x, jax.Array) else shape)
     key = str(len(arrays)) if x.size else None
-    entry = Entry(key, shape, np.dtype(x.dtype), kind, bits, axis, impl)
+    entry = Entry(key, shape, np.dtype(x.dtype), kind, bits, axis, impl, path)
     if key is not None:
         arrays[key] = (entry, x)
     node: dict[str, Any] = {"array": key, "shape": list(shape), "dtype": x.dtype.name, "kind": kind}
@@ -196,79 +201,14 @@ def _encode_array(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) -
     return node | {k: v for k, v in optional.items() if v is not None}
 
 
-def decode(node: Any) -> Decoded:
-    """Inverts `encode`, with an `Entry` for each array.
-
-    Raises:
-        ValueError: The description is not one of this version.
-    """
-    converted: list[str] = []
-
-    def visit(node: Any) -> Any:
-        if node is None:
-            return None
-        if not isinstance(node, Mapping):
-            raise ValueError(f"{node!r} describes nothing")
-        if "dict" in node:
-            converted.extend([node["was"]] if "was" in node else [])
-            return {key: visit(child) for key, child in node["dict"]}
-        for kind, container in (("list", list), ("tuple", tuple)):
-            if kind in node:
-                return container(map(visit, node[kind]))
-        if "array" in node:
-            return _decode_array(node)
-        if "leaf" in node:
-            return _decode_leaf(node, visit)
-        for kind, (_, _, read) in _SCALARS.items():
-            if kind in node:
-                return read(node[kind])
-        raise ValueError(f"unknown kind of leaf, described by {sorted(node)}")
-
-    return Decoded(visit(node), converted)
-
-
-def _decode_array(node: Mapping[str, Any]) -> Entry:
-    if node["kind"] not in ("jax", "numpy", "scalar", "key"):
-        raise ValueError(f"unknown kind of array {node['kind']!r}")
-    optional = {k: node[k] for k in ("bits", "axis", "impl") if k in node}
-    dtype = _read_dtype(node["dtype"])
-    return Entry(node["array"], tuple(node["shape"]), dtype, node["kind"], **optional)
-
-
-def _decode_leaf(node: Mapping[str, Any], visit: Callable[[Any], Any]) -> CompressedArray:
-    name = node["leaf"]
-    if name not in _stored():
-        raise ValueError(
-            f"unknown compressed array {name!r}; this version knows {', '.join(_stored())}"
-        )
-    kind, given = LEAF_TYPES[name], dict(node["static"])
-    unknown = {*node["fields"], *given} - {*kind.data, *kind.static}
-    if unknown:
-        raise ValueError(f"{name} has no {', '.join(sorted(unknown))}")
-    values = {k: _decode_static(k, v) for k, v in given.items()}
-    leaf = kind.type(**{k: visit(v) for k, v in node["fields"].items()}, **values)
-    # Computed from the fields, and refused if they do not fit each other.
-    _ = leaf.shape
-    return leaf
-
-
-def _is_known(dtype: np.dtype) -> bool:
+def is_known(dtype: np.dtype) -> bool:
+    """Whether there is a form for arrays of this dtype."""
     small = dtype.itemsize == 1 and jnp.issubdtype(dtype, jnp.number)
     return is_native(dtype) or small
 
 
-def _read_dtype(name: str) -> np.dtype:
-    try:
-        dtype = np.dtype(name)
-    except TypeError:
-        dtype = None
-    if dtype is None or not _is_known(dtype):
-        raise ValueError(f"unknown dtype {name!r}: this version of JAX does not have it")
-    return dtype
-
-
 # Python scalars: their type, how JSON holds them, and the way back. JSON has no infinities.
-_SCALARS: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
+SCALARS: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "bool": (bool, bool, bool),
     "int": (int, int, int),
     "float": (float, repr, float),

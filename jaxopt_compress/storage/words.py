@@ -1,10 +1,14 @@
 """Arrays of every dtype as what a file can hold: native numbers, or uint8 words of full bytes."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+# Codes that are packed at a time; each takes some ten bytes in between.
+_PIECE = 2**18
 _NATIVE = frozenset(
     {"bool", "bfloat16", "float16", "float32", "float64", "complex64", "complex128"}
     | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
@@ -55,14 +59,22 @@ def to_words(codes: np.ndarray, bits: int, axis: int | None) -> np.ndarray:
         >>> to_words(np.array([1, -1, 2], np.int8), 4, None)
         array([241,   2], dtype=uint8)
     """
-    low = _raw(codes)
     if bits == 8:
-        return low
-    shape = words_shape(codes.shape, bits, axis)
+        return _raw(codes)
+    words = np.empty(words_shape(codes.shape, bits, axis), np.uint8)
     if axis is None:
-        low = np.append(low.reshape(-1), np.zeros(-low.size % 8, np.uint8))
-    else:
-        low = np.moveaxis(low, axis, -1)
+        codes, axis = codes.reshape(-1), -1
+    for part, packed in _pieces(codes.shape, bits, axis):
+        words[packed] = _pack(_raw(codes[part]), bits, axis)
+    return words
+
+
+def _pack(low: np.ndarray, bits: int, axis: int) -> np.ndarray:
+    low = np.moveaxis(low, axis, -1)
+    missing = -low.shape[-1] % 8
+    if missing:
+        # Only of the last piece of a flat array.
+        low = np.append(low, np.zeros(missing, np.uint8))
     eights = low.reshape(*low.shape[:-1], low.shape[-1] // 8, 8)
     # Eight codes are a whole number of bytes: the lowest ones of a little-endian integer.
     stream = np.zeros(eights.shape[:-1], "<u8")
@@ -70,9 +82,8 @@ def to_words(codes: np.ndarray, bits: int, axis: int | None) -> np.ndarray:
         stream |= (eights[..., j] & np.uint8(2**bits - 1)).astype("<u8") << np.uint64(j * bits)
     words = stream[..., None].view(np.uint8)[..., :bits]
     words = words.reshape(*words.shape[:-2], words.shape[-2] * bits)
-    if axis is None:
-        return words[: shape[0]].copy()
-    return np.ascontiguousarray(np.moveaxis(words, -1, axis))
+    words = words[: words.shape[-1] - missing * bits // 8] if missing else words
+    return np.moveaxis(words, -1, axis)
 
 
 def from_words(
@@ -95,22 +106,44 @@ def from_words(
     dtype = np.dtype(dtype)
     if bits == 8:
         return _typed(words, 8, dtype)
-    if axis is None:
-        words = np.append(words, np.zeros(-words.size % bits, np.uint8))
-    else:
-        words = np.moveaxis(words, axis, -1)
+    codes = np.empty(shape if axis is not None else math.prod(shape), dtype)
+    along = -1 if axis is None else axis
+    for part, packed in _pieces(codes.shape, bits, along):
+        own = _unpack(words[packed], bits, along, codes[part].shape[along])
+        codes[part] = _typed(own, bits, dtype)
+    return codes.reshape(shape)
+
+
+def _unpack(words: np.ndarray, bits: int, axis: int, length: int) -> np.ndarray:
+    words = np.moveaxis(words, axis, -1)
+    if words.shape[-1] % bits:
+        # Only of the last piece of a flat array.
+        words = np.append(words, np.zeros(-words.shape[-1] % bits, np.uint8))
     streams = np.zeros((*words.shape[:-1], words.shape[-1] // bits, 8), np.uint8)
     streams[..., :bits] = words.reshape(*words.shape[:-1], words.shape[-1] // bits, bits)
     stream = streams.view("<u8")[..., 0]
     codes = np.empty(streams.shape, np.uint8)
     for j in range(8):
         codes[..., j] = (stream >> np.uint64(j * bits)).astype(np.uint8) & np.uint8(2**bits - 1)
-    codes = codes.reshape(*codes.shape[:-2], codes.shape[-2] * 8)
-    if axis is None:
-        codes = codes[: math.prod(shape)].reshape(shape)
-    else:
-        codes = np.ascontiguousarray(np.moveaxis(codes, -1, axis))
-    return _typed(codes, bits, dtype)
+    codes = codes.reshape(*codes.shape[:-2], codes.shape[-2] * 8)[..., :length]
+    return np.moveaxis(codes, -1, axis)
+
+
+def _pieces(shape: tuple[int, ...], bits: int, axis: int) -> Iterator[tuple[Any, Any]]:
+    """Slices of codes, and of their words: they are packed some at a time, to take little memory.
+
+    The longest axis is cut; along ``axis``, into whole words.
+    """
+    cut = max(range(-len(shape), 0), key=lambda d: (shape[d], d))
+    length = shape[cut]
+    step = max(8, _PIECE * length // max(math.prod(shape), 1) // 8 * 8)
+    along = lambda start, stop: tuple(
+        slice(start, stop) if d == cut else slice(None) for d in range(-len(shape), 0)
+    )
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        part = along(start, stop)
+        yield part, along(start * bits // 8, -(-stop * bits // 8)) if cut == axis else part
 
 
 def _raw(x: np.ndarray) -> np.ndarray:
