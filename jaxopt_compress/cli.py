@@ -19,7 +19,7 @@ from jaxopt_compress.compression import compress as compress_tree
 from jaxopt_compress.lift import uses_by_layout
 from jaxopt_compress.planning import Report, Rule, assign, leaf_report, read_rules
 from jaxopt_compress.planning.report import summarize
-from jaxopt_compress.storage import Source, load_shapes, open_checkpoint, save
+from jaxopt_compress.storage import Source, check_free, open_checkpoint, save
 from jaxopt_compress.tree import (
     Part,
     map_named,
@@ -32,10 +32,6 @@ _Json = Annotated[bool, tyro.conf.arg(name="json")]
 _Checkpoint = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="CKPT")]
 _Recipe = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
 _Out = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-
-
-# What a checkpoint of `save` consists of.
-_ENTRIES = {"_CHECKPOINT_METADATA", "arrays", "commit_success.txt", "structure"}
 
 
 @app.command
@@ -131,16 +127,7 @@ def _check_output(out: pathlib.Path, ckpt: pathlib.Path, overwrite: bool) -> Non
         return
     if not overwrite:
         raise FileExistsError(f"{out} exists: choose another path, or pass --overwrite")
-    names = {entry.name for entry in target.iterdir()} if target.is_dir() else {"a file"}
-    if other := sorted(names - _ENTRIES):
-        raise FileExistsError(
-            f"{out} is not replaced, since it is no checkpoint of this command alone; there is "
-            f"{', '.join(other[:4])}: choose another path"
-        )
-    try:
-        load_shapes(target)
-    except (OSError, ValueError) as error:
-        raise FileExistsError(f"{out} is not replaced: {error}") from error
+    check_free(target, overwrite=True)
 
 
 def _check(chosen: dict[str, Rule], leaves: dict[str, Any], output_first: bool) -> None:

@@ -2,12 +2,13 @@
 
 from jaxopt_compress.storage.checkpoint import load, load_shapes, save
 from jaxopt_compress.storage.flax_states import register_flax_serialization
-from jaxopt_compress.storage.folder import CheckpointError
+from jaxopt_compress.storage.folder import CheckpointError, check_free
 from jaxopt_compress.storage.readers import Source, load_safetensors, open_checkpoint
 
 __all__ = [
     "CheckpointError",
     "Source",
+    "check_free",
     "load",
     "load_safetensors",
     "load_shapes",

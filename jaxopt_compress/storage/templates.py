@@ -1,6 +1,7 @@
 """Matching what a checkpoint holds with the template that it is restored into."""
 
 import difflib
+import warnings
 from typing import Any
 
 import jax
@@ -9,6 +10,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.arrays.base import is_key
 from jaxopt_compress.tree import named_leaves
+
+
+class ReplicatedWarning(UserWarning):
+    """A compressed array lies whole on each device, although its template is split."""
 
 
 def match(stored: Any, like: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -22,7 +27,7 @@ def match(stored: Any, like: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         ``(leaves, shardings)``: path -> leaf, and path -> a sharding or None per entry of it.
 
     Raises:
-        ValueError: Paths, shapes or dtypes differ, or a compressed form cannot be split as asked.
+        ValueError: Paths, shapes or dtypes differ.
     """
     leaves, templates = _by_name(stored, "the checkpoint"), _by_name(like, "like")
     _check_names(leaves, templates)
@@ -74,9 +79,17 @@ def _shardings(name: str, stored: Any, template: Any) -> Any:
     sharding = getattr(template, "sharding", None)
     if not isinstance(sharding, NamedSharding) or not is_split(sharding):
         return none
-    try:
-        specs = stored.specs(sharding.spec)
-    except ValueError as error:
-        raise ValueError(f"cannot place {name!r} by {sharding.spec}: {error}") from error
     named = lambda spec: NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
-    return jax.tree.map(named, specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    is_spec = lambda x: isinstance(x, PartitionSpec)
+    try:
+        found = jax.tree.map(named, stored.specs(sharding.spec), is_leaf=is_spec)
+        jax.tree.map(lambda x, s: s.shard_shape(tuple(x.shape)), stored, found)
+        return found
+    except ValueError as error:
+        warnings.warn(
+            f"{name!r} lies whole on each device, since its form cannot be split as in like: "
+            f"{error}",
+            ReplicatedWarning,
+            stacklevel=4,
+        )
+        return jax.tree.map(lambda _: named(PartitionSpec()), stored)
