@@ -24,10 +24,10 @@ from jaxopt_compress.storage.folder import (
     unsealed,
 )
 from jaxopt_compress.storage.processes import from_first, is_first, wait_for_all
-from jaxopt_compress.storage.schema import NAME, VERSION, Decoded, Entry, encode
+from jaxopt_compress.storage.schema import NAME, VERSION, Decoded, Entry, Outside, encode
 from jaxopt_compress.storage.stored import damaged, read, write
 from jaxopt_compress.storage.templates import match
-from jaxopt_compress.tree import map_named
+from jaxopt_compress.tree import map_named, named_leaves
 
 # Orbax counts what it does by process, not by thread.
 _ONE_AT_A_TIME = threading.Lock()
@@ -133,6 +133,13 @@ def _load(root: Any, raw: bytes, like: Any) -> Any:
         stored, placed = match(decoded.tree, like)
         values = _read_arrays(root, data, stored, placed)
         return map_named(lambda name, _: values[name], like)
+    outside = [(k, x) for k, x in named_leaves(decoded.tree) if isinstance(x, Outside)]
+    if outside:
+        name, function = outside[0]
+        raise ValueError(
+            f"the checkpoint at {root} holds only the name of {name!r}, the function "
+            f"{function.name}: pass like= with a tree that has it, such as the module"
+        )
     shardings = jax.tree.map(lambda _: None, decoded.tree)
     tree = _read_arrays(root, data, decoded.tree, shardings)
     if decoded.converted:

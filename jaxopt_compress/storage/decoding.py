@@ -12,7 +12,7 @@ import numpy as np
 from jaxopt_compress.arrays import CompressedArray
 from jaxopt_compress.arrays.base import LEAF_TYPES, bits_of
 from jaxopt_compress.storage.checksums import Part, are_whole
-from jaxopt_compress.storage.schema import SCALARS, Decoded, Entry, is_known, stored_types
+from jaxopt_compress.storage.schema import SCALARS, Decoded, Entry, Outside, is_known, stored_types
 from jaxopt_compress.storage.words import is_native
 
 _OPTIONAL = ("bits", "axis", "impl")
@@ -62,6 +62,8 @@ class _Reader:
         if not more and kind in ("list", "tuple") and isinstance(value, list):
             items = [self.visit(child, _below(path, i)) for i, child in enumerate(value)]
             return items if kind == "list" else tuple(items)
+        if not more and kind == "outside" and isinstance(value, str):
+            return Outside(value)
         if not more and kind in SCALARS:
             return _scalar(kind, value, path)
         _refuse(path, f"unknown kind of leaf, described by {sorted(node)}")

@@ -59,6 +59,17 @@ class Entry:
         return self.dtype if self.bits is None else np.dtype(np.uint8)
 
 
+@dataclasses.dataclass(frozen=True)
+class Outside:
+    """A function, such as an activation of a module, of which a file holds the name alone.
+
+    Attributes:
+        name: Its name, for messages.
+    """
+
+    name: str
+
+
 class Encoded(NamedTuple):
     """A tree as JSON and the arrays that it names.
 
@@ -118,11 +129,14 @@ def _encode(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) -> Any:
 def _encode_container(x: Any, path: str, arrays: dict[str, Any]) -> Any:
     """Any other pytree node as a dict of its children."""
     children, _ = jax.tree_util.tree_flatten_with_path(x, is_leaf=lambda y: y is not x)
+    if callable(x) and any(not keys for keys, _ in children):
+        kind = type(x) if not hasattr(x, "__qualname__") else x
+        return {"outside": f"{kind.__module__}.{kind.__qualname__}"}
     if any(not keys for keys, _ in children):
         raise TypeError(
             f"cannot save {path or 'the tree'!r}, a {type(x).__name__}: a checkpoint holds "
-            "arrays, compressed arrays, numbers, strings and None; replace it by None, or save "
-            "only the arrays of a module (flax.nnx.state, equinox.filter)"
+            "arrays, compressed arrays, numbers, strings, None, and names of functions; replace it "
+            "by None, or save only the arrays of a module (flax.nnx.state, equinox.filter)"
         )
     attr = jax.tree_util.GetAttrKey("value")
     if len(children) == 1 and children[0][0] == (attr,):

@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.arrays.base import is_key
+from jaxopt_compress.storage.schema import Outside
 from jaxopt_compress.tree import named_leaves
 
 
@@ -25,12 +26,18 @@ def match(stored: Any, like: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Returns:
         ``(leaves, shardings)``: path -> leaf, and path -> a sharding or None per entry of it.
+        Functions are those of the template.
 
     Raises:
         ValueError: Paths, shapes or dtypes differ.
     """
     leaves, templates = _by_name(stored, "the checkpoint"), _by_name(like, "like")
     _check_names(leaves, templates)
+    for name, x in leaves.items():
+        if isinstance(x, Outside):
+            if not callable(templates[name]):
+                raise ValueError(f"{name!r} is the function {x.name} in the checkpoint")
+            leaves[name] = templates[name]
     return leaves, {name: _shardings(name, x, templates[name]) for name, x in leaves.items()}
 
 

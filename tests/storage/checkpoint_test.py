@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import equinox as eqx
@@ -275,3 +276,57 @@ def test_random_keys_come_back_by_a_template(tmp_path):
     other = {**tree, "many": jax.random.key(1)}
     with pytest.raises(ValueError, match=r"'many' is uint32\[3, 2\] in the checkpoint"):
         jc.load(tmp_path / "ckpt", like=other)
+
+
+@pytest.mark.parametrize(
+    "compression",
+    [
+        jc.quantize("int8"),
+        jc.quantize("int8", activations="int8"),
+        jc.quantize("int3"),
+        jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)),
+        jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), pattern="2:4"),
+        jc.low_rank(rank=1),
+    ],
+    ids=["int8", "w8a8", "int3", "sparse", "2:4", "low_rank"],
+)
+def test_a_whole_module_returns_with_its_functions(compression, tmp_path):
+    """Of functions the file holds the names; the module in `like` has them."""
+    module = eqx.nn.MLP(4, 4, 8, 2, key=jax.random.key(0))
+    small = jc.compress(module, compression, layout="out,in")
+    jc.save(tmp_path / "module", small)
+    back = jc.load(tmp_path / "module", like=module)
+    assert back.activation is module.activation
+    call = lambda m: jc.lift(lambda m, x: jax.vmap(m)(x))(m, jnp.ones((2, 4)))
+    np.testing.assert_array_equal(call(back), call(small))
+    arrays, static = eqx.partition(module, eqx.is_array)
+    again = eqx.combine(static, jc.compress(arrays, compression, layout="out,in"))
+    np.testing.assert_array_equal(call(again), call(small))
+    with pytest.raises(ValueError, match=r"only the name of 'activation'.*pass like="):
+        jc.load(tmp_path / "module")
+
+
+@pytest.mark.filterwarnings("ignore::jaxopt_compress.AssumedLayout")
+@pytest.mark.parametrize("name", ["int8", "int4 g8", "int3", "sparse", "2:4", "low rank", "nvfp4"])
+def test_leaves_return_onto_the_shardings_of_dense_parameters(name, tmp_path):
+    mesh = jax.make_mesh((8,), ("x",))
+    split = NamedSharding(mesh, P("x"))
+    params = {"w": jax.device_put(jax.random.normal(jax.random.key(0), (64, 16)), split)}
+    half, score = jc.schedules.constant(0.5), jc.scores.magnitude()
+    c = {
+        "int8": jc.quantize("int8"),
+        "int4 g8": jc.quantize("int4", group_size=8),
+        "int3": jc.quantize("int3"),
+        "sparse": jc.prune(score, half),
+        "2:4": jc.prune(score, half, pattern="2:4"),
+        "low rank": jc.low_rank(rank=2),
+        "nvfp4": jc.quantize("nvfp4"),
+    }[name]
+    small = jc.compress(params, c)
+    jc.save(tmp_path / "ckpt", small)
+    whole = name in ("int3", "sparse", "nvfp4")
+    expected = pytest.warns(UserWarning, match="'w' lies whole") if whole else nullcontext()
+    with expected:
+        back = jc.load(tmp_path / "ckpt", like=params)
+    np.testing.assert_array_equal(jc.materialize(back)["w"], jc.materialize(small)["w"])
+    assert any(not x.is_fully_replicated for x in jax.tree.leaves(back)) == (not whole)
