@@ -8,6 +8,7 @@ from jaxopt_compress.arrays import (
     materialize,
 )
 from jaxopt_compress.compression import Compression, best_of, chain, compress
+from jaxopt_compress.evaluation import compare, evaluate, metrics
 from jaxopt_compress.lift import (
     FallbackError,
     FallbackWarning,
@@ -54,11 +55,13 @@ __all__ = [
     "capture",
     "chain",
     "combine",
+    "compare",
     "compress",
     "compress_in_order",
     "compressed_training",
     "dorefa",
     "equalize",
+    "evaluate",
     "fold_norms",
     "lift",
     "load",
@@ -66,6 +69,7 @@ __all__ = [
     "lsq",
     "materialize",
     "measures",
+    "metrics",
     "nbytes",
     "partition",
     "progressive",
