@@ -18,7 +18,6 @@ ReLU, never negative, hence unsigned codes. Accuracy is that of the stored form:
 """
 
 import argparse
-import functools
 import json
 import sys
 import time
@@ -28,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from jax import lax
 from rich import box
 from rich.console import Console
@@ -37,55 +35,9 @@ from rich.table import Table
 
 import jaxopt_compress as jc
 from examples.data import fashion_mnist
+from examples.models import resnet
 
 BATCH = 128
-
-
-class Block(nn.Module):
-    """Two convolutions beside a shortcut (He et al., 2016)."""
-
-    width: int
-    strides: int
-
-    @nn.compact
-    def __call__(self, x, train):
-        norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.95)
-        conv = functools.partial(nn.Conv, use_bias=False)
-        y = nn.relu(norm()(conv(self.width, (3, 3), self.strides)(x)))
-        y = norm()(conv(self.width, (3, 3))(y))
-        if self.strides > 1 or x.shape[-1] != self.width:
-            x = norm()(conv(self.width, (1, 1), self.strides, name="shortcut")(x))
-        return nn.relu(x + y)
-
-
-class ResNet(nn.Module):
-    """Images, (n, 28, 28, 1) in [0, 1], to the logits of ten classes."""
-
-    blocks: tuple[tuple[int, int], ...] = ((32, 2), (64, 2), (64, 1))
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        x = nn.Conv(16, (3, 3), 2, use_bias=False, name="stem")(x)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.95)(x))
-        for width, strides in self.blocks:
-            x = Block(width, strides)(x, train)
-        return nn.Dense(10, name="head")(x.mean((1, 2)))
-
-
-MODEL = ResNet()
-
-
-def objective(params, batch_stats, images, labels):
-    """The mean cross-entropy of a batch, and the new running averages of the batch norms."""
-    variables = {"params": params, "batch_stats": batch_stats}
-    answer, new = MODEL.apply(variables, images, True, mutable=["batch_stats"])
-    losses = optax.softmax_cross_entropy_with_integer_labels(answer, labels)
-    return losses.mean(), new["batch_stats"]
-
-
-def logits(params, batch_stats, images):
-    """What the trained network answers, (n, 10)."""
-    return MODEL.apply({"params": params, "batch_stats": batch_stats}, images)
 
 
 def recipes():
@@ -126,10 +78,10 @@ def train(params, batch_stats, data, key, epochs, on_step, c=None, found=None):
     kernels = lambda params: jax.tree.map(lambda w: w.ndim > 1, params)
     decay = optax.add_decayed_weights(5e-4, kernels)
     tx = optax.chain(decay, optax.sgd(cycle(0.05), momentum=0.9, nesterov=True))
-    loss, view = objective, lambda params, opt_state: params
+    loss, view = resnet.objective, lambda params, opt_state: params
     if c is not None:
         tx = jc.compressed_training(tx, c, learned=optax.adam(cycle(3e-4)), **found)
-        loss, view = jc.lift(objective, on_fallback="error"), c.view
+        loss, view = jc.lift(resnet.objective, on_fallback="error"), c.view
 
     # Not a scan over the steps: XLA's convolutions on CPU are some twenty times slower in a loop.
     @jax.jit
@@ -154,24 +106,20 @@ def train(params, batch_stats, data, key, epochs, on_step, c=None, found=None):
     return *now, min(seconds)
 
 
-@jax.jit
-def hits(params, batch_stats, images, labels):
-    """How many images are classified right; an operation that needs a dense kernel is an error."""
-    answer = jc.lift(logits, on_fallback="error")(params, batch_stats, images / np.float32(255))
-    return jnp.sum(jnp.argmax(answer, -1) == labels)
-
-
 def accuracy(params, batch_stats, data, batch=1000):
     """In percent of all images, by parameters in their stored form."""
     parts = ([x[i : i + batch] for x in data] for i in range(0, len(data[1]), batch))
-    return 100 * int(sum(hits(params, batch_stats, *part) for part in parts)) / len(data[1])
+    batches = (((batch_stats, images / np.float32(255)), labels) for images, labels in parts)
+    # An operation that needs a dense kernel is an error.
+    found = jc.evaluate(resnet.logits, params, batches, ["accuracy"], on_fallback="error")
+    return 100 * found["accuracy"]
 
 
 def run(seed, wanted, epochs, data, progress):
     """Trains float32, and each wanted variant from there; yields a row of figures for each."""
     training, test = data
     init_key, float_key, key = jax.random.split(jax.random.key(seed), 3)
-    variables = MODEL.init(init_key, training[0][:1] / np.float32(255))
+    variables = resnet.MODEL.init(init_key, training[0][:1] / np.float32(255))
     params, batch_stats = variables["params"], variables["batch_stats"]
 
     def bar(name, count):
@@ -186,8 +134,8 @@ def run(seed, wanted, epochs, data, progress):
         (jc.measures.ranges(), jc.measures.means()),
     )
     found = {
-        "uses": jc.uses(logits, params, batch_stats, batches[0]),
-        "stats": jc.calibrate(logits, params, seen, measures=measures),
+        "uses": jc.uses(resnet.logits, params, batch_stats, batches[0]),
+        "stats": jc.calibrate(resnet.logits, params, seen, measures=measures),
     }
     for name in wanted:
         c, on_step = recipes()[name], bar(name, epochs[1])

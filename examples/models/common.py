@@ -35,6 +35,13 @@ def dense(params: Any, x: jax.Array) -> jax.Array:
     return x + params["bias"] if "bias" in params else x
 
 
+def attention(params: Any, x: jax.Array, heads: int, mask: jax.Array | None = None) -> jax.Array:
+    """Self-attention of (n, length, width); mask (n, 1, 1, length) says what may be seen."""
+    split = lambda name: dense(params[name], x).reshape(*x.shape[:2], heads, -1)
+    out = jax.nn.dot_product_attention(split("query"), split("key"), split("value"), mask=mask)
+    return dense(params["output"], out.reshape(x.shape))
+
+
 def layer_norm(params: Any, x: jax.Array, epsilon: float) -> jax.Array:
     """Layer normalization over the last axis (Ba et al., 2016)."""
     mean = x.mean(-1, keepdims=True)

@@ -15,7 +15,7 @@ from jax import lax
 
 from examples.data import mnist
 from examples.models.common import dense, show
-from examples.models.training import batches, scaled, train
+from examples.models.training import batches, cross_entropy, scaled, train
 
 WEIGHTS = "**/kernel"
 
@@ -72,12 +72,12 @@ def halved(x):
 MODELS = {"LeNet-300-100": (init_300_100, apply_300_100), "LeNet-5": (init_5, apply_5)}
 
 
-def main(epochs=6):
+def main(epochs=4):
     """Trains both and compares float32 and int8."""
     training, test = mnist()
     found = {}
     for name, (init, apply) in MODELS.items():
-        params = train(apply, init(jax.random.key(0)), *training, epochs)
+        params, _ = train(cross_entropy(apply), init(jax.random.key(0)), *training, epochs)
         title = f"{name}: the 10000 test images of MNIST"
         found[name] = show(title, apply, params, batches(*test), ["accuracy", "f1_macro"], WEIGHTS)
     return found

@@ -18,7 +18,7 @@ import numpy as np
 
 from examples import data
 from examples.fetching import fetch
-from examples.models.common import dense, layer_norm, run_layers, show
+from examples.models.common import attention, dense, layer_norm, run_layers, show
 from jaxopt_compress.extras import require
 
 HEADS, EPSILON = 12, 1e-12
@@ -39,19 +39,15 @@ def apply(params, ids):
 
 
 def block(params, x, inside):
-    """One layer of BERT, with norms behind the sums (Devlin et al., 2019)."""
-    attended = attention(params["attention"], x, inside)
+    """One layer of BERT, with norms behind the sums, that sees the tokens ``inside``.
+
+    References:
+        Devlin et al., 2019, BERT: Pre-training of Deep Bidirectional Transformers.
+    """
+    attended = attention(params["attention"], x, HEADS, inside[:, None, None, :])
     x = layer_norm(params["attention"]["norm"], x + attended, EPSILON)
     hidden = jax.nn.gelu(dense(params["mlp"]["up"], x), approximate=False)
     return layer_norm(params["mlp"]["norm"], x + dense(params["mlp"]["down"], hidden), EPSILON)
-
-
-def attention(params, x, inside):
-    """Attention from every token, (n, length, width), to those ``inside``, (n, length)."""
-    heads = lambda name: dense(params[name], x).reshape(*x.shape[:2], HEADS, -1)
-    mask = inside[:, None, None, :]
-    out = jax.nn.dot_product_attention(heads("query"), heads("key"), heads("value"), mask=mask)
-    return dense(params["output"], out.reshape(x.shape))
 
 
 def similarity(params, first, second):
