@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 import jaxopt_compress as jc
+from jaxopt_compress.tree import named_leaves
 
 
 def run_layers(block: Callable[[Any, jax.Array], jax.Array], layers: Any, x: jax.Array):
@@ -58,9 +59,9 @@ def int8(fn: Callable[..., Any], params: Any, inputs: tuple[Any, ...], where: An
     uses = jc.uses(fn, params, *inputs)
     compression = jc.quantize("int8", where=where)
     small = jc.compress(params, compression, uses=uses)
-    for row in jc.report(params, small)["leaves"]:
-        if row["method"] != "dense" and not uses[row["path"]]:
-            raise ValueError(f"{row['path']} meets no product or lookup in the function")
+    for path, leaf in named_leaves(small):
+        if isinstance(leaf, jc.QuantizedArray) and not uses[path]:
+            raise ValueError(f"{path} meets no product or lookup in the function")
     return small
 
 

@@ -29,11 +29,11 @@ STRIDES = [stride if i == 0 else 1 for count, stride in STAGES for i in range(co
 SIZE = 64
 
 
-def apply(params, images):
+def apply(params, images, strides=STRIDES):
     """Logits, (n, classes), of images, bytes (n, height, width, 3)."""
     x = (images.astype(jnp.float32) - 127) / 128
     x = jax.nn.relu6(conv(params["stem"], x, 2))
-    for layers, stride in zip(params["blocks"], STRIDES, strict=True):
+    for layers, stride in zip(params["blocks"], strides, strict=True):
         x = block(layers, x, stride)
     x = jax.nn.relu6(conv(params["top"], x)).mean((1, 2))
     return x @ params["head"]["kernel"] + params["head"]["bias"]
