@@ -27,6 +27,8 @@ EPSILON = 1e-3
 STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
 STRIDES = [stride if i == 0 else 1 for count, stride in STAGES for i in range(count)]
 SIZE = 64
+# Cross-validation on the 3000 images finds 0.3 and 1 alike, and less or more worse.
+PENALTY = 0.3
 
 
 def apply(params, images, strides=STRIDES):
@@ -99,22 +101,13 @@ def batches(images, labels, count, size=100):
 
 
 def probe(params, training):
-    """The parameters with another last layer, fitted to features by ridge regression.
-
-    The penalty is the one that answers most of the last sixth right when fitted to the others.
-    """
+    """The parameters with another last layer, fitted to features by ridge regression."""
     width = params["head"]["kernel"].shape[0]
     features = params | {"head": {"kernel": jnp.eye(width), "bias": jnp.zeros(width)}}
     run = jax.jit(apply)
     x = np.concatenate([run(features, images) for images, _ in training])
     y = np.concatenate([labels for _, labels in training])
-    cut = 5 * len(x) // 6
-
-    def score(penalty):
-        kernel, bias = ridge(x[:cut], y[:cut], penalty)
-        return np.mean(np.argmax(x[cut:] @ kernel + bias, axis=1) == y[cut:])
-
-    kernel, bias = ridge(x, y, max((0.03, 0.1, 0.3, 1.0), key=score))
+    kernel, bias = ridge(x, y, PENALTY)
     return params | {"head": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}}
 
 
@@ -134,7 +127,7 @@ def main():
     held_out = batches(*test, 1000)
     fitted = probe(params, batches(*training, 3000))
     title = "EfficientNet-Lite0: linear probe, 1000 test images of Fashion-MNIST"
-    found = show(title, apply, fitted, held_out, ["accuracy", "f1_macro"], WEIGHTS)
+    found = show(title, apply, fitted, held_out, ["accuracy", "f1_macro"], WEIGHTS, rounds=3)
     run = jax.jit(apply)
     answers = [(images, jnp.argmax(run(params, images), -1)) for images, _ in held_out]
     small = int8(apply, params, answers[0][:1], WEIGHTS)

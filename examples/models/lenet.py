@@ -72,7 +72,7 @@ def halved(x):
 MODELS = {"LeNet-300-100": (init_300_100, apply_300_100), "LeNet-5": (init_5, apply_5)}
 
 
-def main(epochs=4):
+def main(epochs=6):
     """Trains both and compares float32 and int8."""
     training, test = mnist()
     found = {}

@@ -64,7 +64,7 @@ def block(params, x):
     return x + dense(params["mlp"]["down"], jax.nn.gelu(hidden))
 
 
-def main(epochs=3):
+def main(epochs=4):
     """Trains it and compares float32 and int8."""
     training, test = fashion_mnist()
     params, _ = train(cross_entropy(apply), init(jax.random.key(0)), *training, epochs)

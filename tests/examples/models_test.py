@@ -209,7 +209,7 @@ def test_efficientnet_has_features_for_clothes():
     found = figures("efficientnet")
     # One image is 0.001.
     assert found["float32"]["accuracy"] == pytest.approx(0.861, abs=3e-3)
-    assert found["int8"]["agreement"] > 0.95 and found["imagenet_agreement"] > 0.9
+    assert found["int8"]["accuracy"] > 0.84 and found["int8"]["agreement"] > 0.93
 
 
 @pytest.mark.slow
