@@ -13,20 +13,13 @@ ReLU, never negative, hence unsigned codes. Accuracy is that of the stored form:
     w1        binary weights, sign(w) mean|w| per channel; float32 inputs, in the outer layers too
     w8a8g8    all layers: int8 weights and inputs, and cotangents rounded to int8 on the way back
 
-    python examples/fashion_mnist_qat.py --out results.json --resume   # three seeds, or the rest
-    python examples/fashion_mnist_qat.py --quick                       # a minute, to see it run
+    python -m examples.fashion_mnist_qat --out results.json --resume   # three seeds, or the rest
+    python -m examples.fashion_mnist_qat --quick                       # a minute, to see it run
 """
 
 import argparse
-import functools
-import gzip
-import hashlib
 import json
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -34,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from jax import lax
 from rich import box
 from rich.console import Console
@@ -42,64 +34,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 import jaxopt_compress as jc
+from examples.data import fashion_mnist
+from examples.models import resnet
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "jaxopt-compress")
-# Of the decompressed files: archives of the same data differ in how they were compressed.
-SHA256 = {
-    "train-images-idx3": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    "train-labels-idx1": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    "t10k-images-idx3": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "t10k-labels-idx1": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-}
-PACKAGE = "dataset-fashion-mnist"
 BATCH = 128
-
-
-class Block(nn.Module):
-    """Two convolutions beside a shortcut (He et al., 2016)."""
-
-    width: int
-    strides: int
-
-    @nn.compact
-    def __call__(self, x, train):
-        norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.95)
-        conv = functools.partial(nn.Conv, use_bias=False)
-        y = nn.relu(norm()(conv(self.width, (3, 3), self.strides)(x)))
-        y = norm()(conv(self.width, (3, 3))(y))
-        if self.strides > 1 or x.shape[-1] != self.width:
-            x = norm()(conv(self.width, (1, 1), self.strides, name="shortcut")(x))
-        return nn.relu(x + y)
-
-
-class ResNet(nn.Module):
-    """Images, (n, 28, 28, 1) in [0, 1], to the logits of ten classes."""
-
-    blocks: tuple[tuple[int, int], ...] = ((32, 2), (64, 2), (64, 1))
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        x = nn.Conv(16, (3, 3), 2, use_bias=False, name="stem")(x)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.95)(x))
-        for width, strides in self.blocks:
-            x = Block(width, strides)(x, train)
-        return nn.Dense(10, name="head")(x.mean((1, 2)))
-
-
-MODEL = ResNet()
-
-
-def objective(params, batch_stats, images, labels):
-    """The mean cross-entropy of a batch, and the new running averages of the batch norms."""
-    variables = {"params": params, "batch_stats": batch_stats}
-    answer, new = MODEL.apply(variables, images, True, mutable=["batch_stats"])
-    losses = optax.softmax_cross_entropy_with_integer_labels(answer, labels)
-    return losses.mean(), new["batch_stats"]
-
-
-def logits(params, batch_stats, images):
-    """What the trained network answers, (n, 10)."""
-    return MODEL.apply({"params": params, "batch_stats": batch_stats}, images)
 
 
 def recipes():
@@ -140,10 +78,10 @@ def train(params, batch_stats, data, key, epochs, on_step, c=None, found=None):
     kernels = lambda params: jax.tree.map(lambda w: w.ndim > 1, params)
     decay = optax.add_decayed_weights(5e-4, kernels)
     tx = optax.chain(decay, optax.sgd(cycle(0.05), momentum=0.9, nesterov=True))
-    loss, view = objective, lambda params, opt_state: params
+    loss, view = resnet.objective, lambda params, opt_state: params
     if c is not None:
         tx = jc.compressed_training(tx, c, learned=optax.adam(cycle(3e-4)), **found)
-        loss, view = jc.lift(objective, on_fallback="error"), c.view
+        loss, view = jc.lift(resnet.objective, on_fallback="error"), c.view
 
     # Not a scan over the steps: XLA's convolutions on CPU are some twenty times slower in a loop.
     @jax.jit
@@ -168,24 +106,20 @@ def train(params, batch_stats, data, key, epochs, on_step, c=None, found=None):
     return *now, min(seconds)
 
 
-@jax.jit
-def hits(params, batch_stats, images, labels):
-    """How many images are classified right; an operation that needs a dense kernel is an error."""
-    answer = jc.lift(logits, on_fallback="error")(params, batch_stats, images / np.float32(255))
-    return jnp.sum(jnp.argmax(answer, -1) == labels)
-
-
 def accuracy(params, batch_stats, data, batch=1000):
     """In percent of all images, by parameters in their stored form."""
     parts = ([x[i : i + batch] for x in data] for i in range(0, len(data[1]), batch))
-    return 100 * int(sum(hits(params, batch_stats, *part) for part in parts)) / len(data[1])
+    batches = (((batch_stats, images / np.float32(255)), labels) for images, labels in parts)
+    # An operation that needs a dense kernel is an error.
+    found = jc.evaluate(resnet.logits, params, batches, ["accuracy"], on_fallback="error")
+    return 100 * found["accuracy"]
 
 
 def run(seed, wanted, epochs, data, progress):
     """Trains float32, and each wanted variant from there; yields a row of figures for each."""
     training, test = data
     init_key, float_key, key = jax.random.split(jax.random.key(seed), 3)
-    variables = MODEL.init(init_key, training[0][:1] / np.float32(255))
+    variables = resnet.MODEL.init(init_key, training[0][:1] / np.float32(255))
     params, batch_stats = variables["params"], variables["batch_stats"]
 
     def bar(name, count):
@@ -200,8 +134,8 @@ def run(seed, wanted, epochs, data, progress):
         (jc.measures.ranges(), jc.measures.means()),
     )
     found = {
-        "uses": jc.uses(logits, params, batch_stats, batches[0]),
-        "stats": jc.calibrate(logits, params, seen, measures=measures),
+        "uses": jc.uses(resnet.logits, params, batch_stats, batches[0]),
+        "stats": jc.calibrate(resnet.logits, params, seen, measures=measures),
     }
     for name in wanted:
         c, on_step = recipes()[name], bar(name, epochs[1])
@@ -217,31 +151,9 @@ def run(seed, wanted, epochs, data, progress):
         yield row
 
 
-def fetch(folder, names):
-    """Puts files of Debian's package into `folder`; no script of the package is run."""
-    with tempfile.TemporaryDirectory() as scratch:
-        command = f"apt-get download {PACKAGE} && dpkg-deb -x {PACKAGE}*.deb ."
-        if subprocess.run(command, shell=True, cwd=scratch, capture_output=True).returncode:
-            where = "the Fashion-MNIST repository of Zalando Research, or Debian's package"
-            sys.exit(f"put {', '.join(names)} into {folder}; they are in {where} {PACKAGE}")
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            shutil.copy(next(Path(scratch).glob(f"usr/share/**/{name}")), folder)
-
-
-def load(folder):
+def load():
     """Images, bytes (n, 28, 28, 1), and labels, (n,), for training and for testing."""
-    arrays, files = [], [folder / f"{name}-ubyte.gz" for name in SHA256]
-    if not all(file.exists() for file in files):
-        fetch(folder, [file.name for file in files])
-    for file, digest in zip(files, SHA256.values(), strict=True):
-        content = gzip.decompress(file.read_bytes())
-        if (found := hashlib.sha256(content).hexdigest()) != digest:
-            sys.exit(f"{file} holds data of SHA-256 {found}, expected {digest}")
-        # Of the header byte 3 is the rank, and four bytes are for each length.
-        data = np.frombuffer(content, np.uint8, offset=4 + 4 * content[3])
-        arrays.append(jnp.asarray(data.reshape(-1, 28, 28, 1) if "images" in file.name else data))
-    return arrays[:2], arrays[2:]
+    return [[jnp.asarray(x[..., None]), jnp.asarray(y)] for x, y in fashion_mnist()]
 
 
 def show(rows):
@@ -265,7 +177,6 @@ def show(rows):
 def main():
     """Runs what is wanted and not there yet, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, default=CACHE / "fashion_mnist")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(recipes()), choices=list(recipes()))
     parser.add_argument("--epochs", type=int, nargs=2, default=[5, 2], help="float32, variants")
@@ -274,7 +185,7 @@ def main():
     parser.add_argument("--resume", action="store_true", help="skip what --out holds already")
     parser.add_argument("--json", action="store_true", help="print one JSON line, not a table")
     args = parser.parse_args()
-    data = load(args.data)
+    data = load()
     if args.quick:
         args.seeds, args.variants, args.epochs = [0], ["float32", "w4a4"], [1, 1]
         data = [[x[:n] for x in part] for part, n in zip(data, (6400, 1000), strict=True)]

@@ -92,14 +92,13 @@ def main():
     g = folded.function(fn)
 
     def accuracy(fn, params):
-        out = jax.jit(fn)(params, test_images)
-        return float((out.argmax(-1) == test_labels).mean())
+        return jc.evaluate(fn, params, [(test_images, test_labels)], ["accuracy"])["accuracy"]
 
     def row(params):
         found = {"float32": accuracy(g, params)}
         for name in ("int8", "int4"):
             small = jc.compress(params, jc.quantize(name, per="tensor"), uses=uses)
-            found[name] = accuracy(jc.lift(g), small)
+            found[name] = accuracy(g, small)
         return found
 
     uses = jc.uses(g, folded.params, test_images)

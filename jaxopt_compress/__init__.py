@@ -9,6 +9,7 @@ from jaxopt_compress.arrays import (
     materialize,
 )
 from jaxopt_compress.compression import Compression, LargerWarning, best_of, chain, compress
+from jaxopt_compress.evaluation import compare, evaluate, metrics
 from jaxopt_compress.lift import (
     FallbackError,
     FallbackWarning,
@@ -72,11 +73,13 @@ __all__ = [
     "capture",
     "chain",
     "combine",
+    "compare",
     "compress",
     "compress_in_order",
     "compressed_training",
     "dorefa",
     "equalize",
+    "evaluate",
     "fold_norms",
     "lift",
     "load",
@@ -86,6 +89,7 @@ __all__ = [
     "map_dense",
     "materialize",
     "measures",
+    "metrics",
     "nbytes",
     "partition",
     "progressive",

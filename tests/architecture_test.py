@@ -21,6 +21,7 @@ ROOMS = [
     {"storage"},
     {"post_training"},
     {"planning"},
+    {"evaluation"},
     {"demo"},
     {"cli"},
     {"__main__"},

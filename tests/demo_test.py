@@ -8,7 +8,7 @@ import pytest
 
 import jaxopt_compress as jc
 from jaxopt_compress.demo import Epochs, data, run
-from jaxopt_compress.demo.evaluation import macro_f1, same_bits
+from jaxopt_compress.demo.evaluation import same_bits
 from jaxopt_compress.demo.methods import METHODS
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -91,16 +91,6 @@ def test_the_split_is_stratified():
     assert test.images.shape == (500, 8, 8, 1) and float(jnp.max(test.images)) == 1.0
     counts = [np.bincount(part.labels) / len(part.labels) for part in (train, test)]
     np.testing.assert_allclose(*counts, atol=2e-3)
-
-
-def test_macro_f1_against_scikit_learn():
-    from sklearn.metrics import f1_score
-
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 10, 300)
-    predicted = np.where(rng.random(300) < 0.7, labels, rng.integers(0, 10, 300))
-    expected = f1_score(labels, predicted, average="macro")
-    assert macro_f1(predicted, labels) == pytest.approx(expected, rel=1e-12)
 
 
 def test_same_bits_tells_zeros_apart():

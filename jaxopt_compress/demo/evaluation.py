@@ -1,7 +1,6 @@
 """What is measured of a network: quality, size and speed."""
 
-import statistics
-import time
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,22 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.demo.data import CLASSES, Split
+from jaxopt_compress.demo.data import Split
+from jaxopt_compress.evaluation import evaluate
+from jaxopt_compress.evaluation.timing import interleave, median
 
 Logits = Callable[[Any, jax.Array], jax.Array]
-
-
-def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """The mean over classes of ``2 TP / (2 TP + FP + FN)``.
-
-    Example:
-        >>> macro_f1(np.arange(10), np.arange(10))
-        1.0
-    """
-    hits, found, there = (
-        np.bincount(x, minlength=CLASSES) for x in (labels[predicted == labels], predicted, labels)
-    )
-    return float(np.mean(2 * hits / np.maximum(found + there, 1)))
 
 
 def quality(logits: jax.Array, dense: jax.Array, data: Split) -> dict[str, float]:
@@ -36,13 +24,19 @@ def quality(logits: jax.Array, dense: jax.Array, data: Split) -> dict[str, float
         dense: Those of the dense network.
         data: The images and their labels.
     """
-    predicted, reference = (np.asarray(jnp.argmax(x, axis=-1)) for x in (logits, dense))
-    labels = np.asarray(data.labels)
+    found = evaluate(_as_they_are, None, [(logits, data.labels)], ["accuracy", "f1_macro"])
+    chosen = jnp.argmax(dense, axis=-1)
+    same = evaluate(_as_they_are, None, [(logits, chosen)], ["accuracy"])
     return {
-        "accuracy": float(np.mean(predicted == labels)),
-        "macro_f1": macro_f1(predicted, labels),
-        "agreement": float(np.mean(predicted == reference)),
+        "accuracy": found["accuracy"],
+        "macro_f1": found["f1_macro"],
+        "agreement": same["accuracy"],
     }
+
+
+def _as_they_are(params: None, logits: jax.Array) -> jax.Array:
+    del params
+    return logits
 
 
 def file_bytes(folder: Path) -> int:
@@ -54,13 +48,9 @@ def milliseconds(
     logits: Logits, trees: Mapping[str, Any], images: jax.Array, rounds: int = 21
 ) -> dict[str, float]:
     """Median time of a compiled call for each tree, in rounds that take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in trees}
-    for _ in range(rounds):
-        for name, tree in trees.items():
-            begin = time.perf_counter()
-            logits(tree, images).block_until_ready()
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+    calls = {name: functools.partial(logits, tree, images) for name, tree in trees.items()}
+    samples = interleave(calls, rounds)
+    return {name: 1e3 * median(each.wall).median for name, each in samples.items()}
 
 
 def same_bits(a: jax.Array, b: jax.Array) -> bool:

@@ -75,6 +75,8 @@ def lift(fn: Fn, on_fallback: OnFallback = "warn", pallas: bool = False) -> Fn:
             return fn(*args, **kwargs)
         return replay_call(fn, Replay(on_fallback, pallas), args, kwargs)
 
+    # What lifts functions for its caller leaves these as they are; jax.jit passes it on.
+    lifted.is_lifted = True  # pyright: ignore[reportAttributeAccessIssue]
     return lifted  # pyright: ignore[reportReturnType]
 
 

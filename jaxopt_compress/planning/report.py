@@ -11,8 +11,8 @@ from jaxopt_compress.arrays import describe, is_compressed, materialize
 from jaxopt_compress.arrays.base import stored_bytes
 from jaxopt_compress.compression.best_of import BestState
 from jaxopt_compress.compression.output_error import output_error
-from jaxopt_compress.extras import require
 from jaxopt_compress.lift import Statistics
+from jaxopt_compress.planning.tables import Table, as_rich, as_text
 from jaxopt_compress.tree import named_leaves
 
 
@@ -30,40 +30,19 @@ class Report(dict[str, Any]):
     """
 
     def __str__(self) -> str:
-        titles, rows, total, right = self._cells()
-        lines = [titles, *rows, total]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        rule = ["-" * width for width in widths]
-        return "\n".join(
-            "  ".join(
-                cell.rjust(width) if from_right else cell.ljust(width)
-                for cell, width, from_right in zip(line, widths, right, strict=True)
-            ).rstrip()
-            for line in (titles, rule, *rows, rule, total)
-        )
+        return as_text(self._table())
 
     def __rich__(self) -> Any:
-        Table = require("rich.table", extra="cli").Table
-        Text = require("rich.text", extra="cli").Text
-        titles, rows, total, right = self._cells()
-        table = Table(show_footer=True)
-        for title, footer, from_right in zip(titles, total, right, strict=True):
-            side = "right" if from_right else "left"
-            table.add_column(title, footer, justify=side, no_wrap=True)
-        for row in rows:
-            # Not markup: paths may hold brackets.
-            table.add_row(*map(Text, row))
-        return table
+        return as_rich(self._table())
 
-    def _cells(self) -> tuple[list[str], list[list[str]], list[str], list[bool]]:
-        """Titles, rows and the total as text, and which columns are aligned on the right."""
+    def _table(self) -> Table:
         known = [c for c in _COLUMNS if any(row.get(c) is not None for row in self["leaves"])]
         columns = known or ["path"]
         text = lambda row, c: "" if row.get(c) is None else _COLUMNS[c][1](row[c])
         titles = [_COLUMNS[c][0] for c in columns]
         rows = [[text(row, c) for c in columns] for row in self["leaves"]]
         total = ["total" if c == "path" else text(self["total"], c) for c in columns]
-        return titles, rows, total, [c not in _LEFT for c in columns]
+        return Table(titles, rows, total, [c not in _LEFT for c in columns])
 
 
 _COLUMNS = {

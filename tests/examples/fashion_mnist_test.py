@@ -1,27 +1,22 @@
 """The Fashion-MNIST example trains, stores and measures, on noise instead of its data."""
 
-import importlib.util
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxopt_compress as jc
-
-PATH = pathlib.Path(__file__).parents[2] / "examples" / "fashion_mnist_qat.py"
+from examples import fashion_mnist_qat
+from examples.models import resnet
 
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("fashion_mnist_qat", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    # The first and the last layer alone, which compile in seconds.
-    module.MODEL = module.ResNet(blocks=())
-    module.BATCH = 16
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        # The first and the last layer alone, which compile in seconds.
+        patch.setattr(resnet, "MODEL", resnet.ResNet(blocks=()))
+        patch.setattr(fashion_mnist_qat, "BATCH", 16)
+        yield fashion_mnist_qat
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +28,10 @@ def data():
 
 def test_trained_is_what_is_stored(example, data):
     images = data[0] / np.float32(255)
-    variables = jax.jit(example.MODEL.init)(jax.random.key(0), images)
+    variables = jax.jit(resnet.MODEL.init)(jax.random.key(0), images)
     params, averages = variables["params"], variables["batch_stats"]
     c, steps = example.recipes()["w8a8g8"], []
-    found = {"uses": jc.uses(example.logits, params, averages, images)}
+    found = {"uses": jc.uses(resnet.logits, params, averages, images)}
     count = lambda: steps.append(1)
     trained = example.train(params, averages, data, jax.random.key(1), 1, count, c, found)
     params, averages, opt_state, _ = trained
@@ -44,7 +39,7 @@ def test_trained_is_what_is_stored(example, data):
 
     small = jc.compress(params, c, state=opt_state)
     assert small["stem"]["kernel"].weight.codes.dtype == jnp.int8
-    logits = jax.jit(jc.lift(example.logits))(c.view(params, opt_state), averages, images)
+    logits = jax.jit(jc.lift(resnet.logits))(c.view(params, opt_state), averages, images)
     right = 100 * np.mean(np.argmax(logits, -1) == np.asarray(data[1]))
     assert example.accuracy(small, averages, data) == right
 

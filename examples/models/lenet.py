@@ -1,0 +1,87 @@
+"""LeNet-300-100 and LeNet-5, the networks of the pruning papers, on MNIST.
+
+Trains both, and prints their accuracy on the 10000 test images with float32 and int8 weights.
+
+    python -m examples.models.lenet
+
+References:
+    LeCun et al., 1998, Gradient-Based Learning Applied to Document Recognition.
+    Han et al., 2015, Learning both Weights and Connections for Efficient Neural Networks.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from examples.data import mnist
+from examples.models.common import dense, show
+from examples.models.training import batches, cross_entropy, scaled, train
+
+WEIGHTS = "**/kernel"
+
+
+def init_300_100(key):
+    """Parameters of layers of 300, 100 and 10, 266,610 in all."""
+    widths = (784, 300, 100, 10)
+    keys = jax.random.split(key, 3)
+    names = ("dense1", "dense2", "head")
+    return {
+        name: {"kernel": scaled(k, a, b), "bias": jnp.zeros(b)}
+        for name, k, a, b in zip(names, keys, widths, widths[1:], strict=False)
+    }
+
+
+def apply_300_100(params, images):
+    """Logits, (n, 10), of images, bytes (n, 28, 28)."""
+    x = images.reshape(len(images), -1) / jnp.float32(255)
+    x = jax.nn.relu(dense(params["dense1"], x))
+    x = jax.nn.relu(dense(params["dense2"], x))
+    return dense(params["head"], x)
+
+
+def init_5(key):
+    """Parameters of convolutions of 20 and 50 and layers of 500 and 10, 431,080 in all."""
+    shapes = {"conv1": (5, 5, 1, 20), "conv2": (5, 5, 20, 50), "dense1": (800, 500)}
+    shapes["head"] = (500, 10)
+    keys = jax.random.split(key, len(shapes))
+    return {
+        name: {"kernel": scaled(k, *shape), "bias": jnp.zeros(shape[-1])}
+        for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+    }
+
+
+def apply_5(params, images):
+    """Logits, (n, 10), of images, bytes (n, 28, 28); the form of Caffe and of the papers."""
+    x = images[..., None] / jnp.float32(255)
+    for name in ("conv1", "conv2"):
+        dims = ("NHWC", "HWIO", "NHWC")
+        x = lax.conv_general_dilated(
+            x, params[name]["kernel"], (1, 1), "VALID", dimension_numbers=dims
+        )
+        x = halved(x + params[name]["bias"])
+    x = jax.nn.relu(dense(params["dense1"], x.reshape(len(x), -1)))
+    return dense(params["head"], x)
+
+
+def halved(x):
+    """The largest of each two by two pixels."""
+    n, height, width, channels = x.shape
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
+
+
+MODELS = {"LeNet-300-100": (init_300_100, apply_300_100), "LeNet-5": (init_5, apply_5)}
+
+
+def main(epochs=6):
+    """Trains both and compares float32 and int8."""
+    training, test = mnist()
+    found = {}
+    for name, (init, apply) in MODELS.items():
+        params, _ = train(cross_entropy(apply), init(jax.random.key(0)), *training, epochs)
+        title = f"{name}: the 10000 test images of MNIST"
+        found[name] = show(title, apply, params, batches(*test), ["accuracy", "f1_macro"], WEIGHTS)
+    return found
+
+
+if __name__ == "__main__":
+    main()
