@@ -177,10 +177,13 @@ def _compress_leaves(
         w = small = source.read(path)
         rule = chosen.get(path)
         if rule is not None:
-            with _in_rule(rule):
+            with warnings.catch_warnings(record=True) as caught, _in_rule(rule):
+                warnings.simplefilter("always")
                 tree = Part({path: jax.tree.map(jnp.asarray, w)})
                 uses = uses_by_layout({path: w}, _order(output_first)) or None
                 small = compress_tree(tree, {rule.where: rule.compression}, uses=uses)[path]
+            for warning in caught:
+                _note(str(warning.message))
             if len(w.shape) > 2:
                 assumed.append(path)
         if keep:

@@ -230,15 +230,17 @@ def test_only_checkpoints_of_the_command_are_replaced(recipe, tmp_path, capsys):
         assert sorted(tmp_path.rglob("*")) == before and error.count("\n") == 1
         return error
 
-    assert "there is a file" in refused(tmp_path / "file")
-    assert "is not replaced" in refused(tmp_path / "data")
+    assert "is a file" in refused(tmp_path / "file")
+    assert "is no checkpoint of this package" in refused(tmp_path / "data")
     assert "is, holds or lies in what is read" in refused(source)
     assert "is, holds or lies in what is read" in refused(source.parent)
     assert "is, holds or lies in what is read" in refused(tmp_path / "ckpt", tmp_path / "ckpt")
     run(capsys, "compress", source, recipe, tmp_path / "out")
     run(capsys, "compress", source, recipe, tmp_path / "out", "--overwrite")
+    # What is not of the checkpoint stays.
     (tmp_path / "out" / "notes.txt").write_text("keep")
-    assert "there is notes.txt" in refused(tmp_path / "out")
+    run(capsys, "compress", source, recipe, tmp_path / "out", "--overwrite")
+    assert (tmp_path / "out" / "notes.txt").read_text() == "keep"
 
 
 def test_ctrl_c_leaves_one_line(recipe, tmp_path, capsys, monkeypatch):
