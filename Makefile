@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
-.PHONY: demo test test-slow test-slow-part test-newest lint bench clean
+.PHONY: demo test test-ci test-slow test-slow-part test-newest lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -20,12 +20,16 @@ demo: $(VENV)/.installed
 # Tests, and the examples of docstrings and of what users read.
 # Tests that share something exclusive (such as the TPU compiler) name an xdist_group.
 test: $(VENV)/.installed
-	$(PYTEST) -n 2 --dist loadgroup -m "not slow" --doctest-modules --doctest-glob=README.md \
+	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not ci" --doctest-modules --doctest-glob=README.md \
 	  --doctest-glob=docs/libraries.md --doctest-glob=docs/recipes.md \
 	  tests jaxopt_compress README.md docs $(PYTEST_ARGS)
 
+# Kernels step by step, and other suites whose faults the first line shows in most cases, too.
+test-ci: $(VENV)/.installed
+	$(PYTEST) -n 2 --dist loadgroup -m "ci and not slow" tests $(PYTEST_ARGS)
+
 test-slow: $(VENV)/.installed
-	$(PYTEST) -n 2 --dist loadgroup -m slow tests $(PYTEST_ARGS)
+	$(PYTEST) -n 2 --dist loadgroup -m "slow or ci" tests $(PYTEST_ARGS)
 
 # The part of the slow tests that continuous integration runs: the contract of compressions, what is
 # calibrated, and what trains, in their full products.

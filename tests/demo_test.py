@@ -11,6 +11,8 @@ from jaxopt_compress.demo import Epochs, data, run
 from jaxopt_compress.demo.evaluation import same_bits
 from jaxopt_compress.demo.methods import METHODS
 
+pytestmark = pytest.mark.ci
+
 PNG = b"\x89PNG\r\n\x1a\n"
 PLOTS = ("sparsity.png", "accuracy.png", "layer_error.png")
 ROW = {

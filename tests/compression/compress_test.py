@@ -184,6 +184,7 @@ def test_the_same_call_written_otherwise_is_the_same():
     assert jax.tree.leaves(again.apply(params, state))[0].shape == (8, 8)
 
 
+@pytest.mark.fast("int8_tensor", "low_rank")
 @pytest.mark.parametrize("name", ["int8_tensor", "prune", "n:m", "low_rank", "lsq"])
 def test_members_of_an_ensemble_are_compressed_apart(name):
     """`stack=1`: of very different sizes, each member is as it would be alone."""

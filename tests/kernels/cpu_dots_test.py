@@ -12,6 +12,8 @@ from jaxopt_compress.kernels import cpu_dots, planar_dot, scaled_dot
 from jaxopt_compress.kernels.dots import dequantized, scaled_after
 from jaxopt_compress.numerics.packing import pack
 
+pytestmark = pytest.mark.ci
+
 K, GROUP = 64, 16
 ROUNDOFF = 2.0**-24
 KINDS = ["int8", "int4", "uint4", "int2", "float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz"]

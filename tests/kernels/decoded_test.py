@@ -17,6 +17,8 @@ from jaxopt_compress.numerics.codebooks import NF4
 from jaxopt_compress.numerics.minifloats import Minifloat
 from jaxopt_compress.numerics.packing import pack
 
+pytestmark = pytest.mark.ci
+
 KERNELS = {
     "tpu": tpu_dots.decoded_dot,
     "gpu": gpu_dots.decoded_dot,

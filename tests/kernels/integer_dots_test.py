@@ -19,6 +19,8 @@ from jaxopt_compress.kernels.integer_dots import (
 from jaxopt_compress.kernels.stored import columns_per_byte, packed_columns
 from jaxopt_compress.kernels.transposed_dots import transposed_dot
 
+pytestmark = pytest.mark.ci
+
 K, N, GROUP = 64, 24, 16
 DTYPES = ["int8", "uint8", "int4", "uint4"]
 

@@ -12,6 +12,8 @@ import pytest
 
 from jaxopt_compress.kernels import gpu_dots, integer_dots, tpu_dots
 
+pytestmark = pytest.mark.ci
+
 KERNELS = {"tpu": tpu_dots.integer_dot, "gpu": gpu_dots.integer_dot}
 every_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 

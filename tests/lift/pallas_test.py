@@ -13,6 +13,8 @@ from jaxopt_compress.lift import coded_products, kernel_products
 from tests.lift.platforms import KERNEL_CALLS, lowered_for
 from tests.quantization.cases import normal
 
+pytestmark = pytest.mark.ci
+
 # Where XLA would write the dense weight: tables, small floats, words of codes, zero points.
 FORMS = {
     "nf4": jc.quantize("nf4", group_size=128),

@@ -12,6 +12,8 @@ from tests.lift.pallas_test import CASES, IN_STACKS, ON_GPUS, check_gradients, r
 from tests.lift.platforms import KERNEL_CALLS, lowered_for
 from tests.quantization.cases import normal
 
+pytestmark = pytest.mark.ci
+
 linear = lambda params, x: x @ params["w"].T
 
 

@@ -9,6 +9,8 @@ import jaxopt_compress as jc
 from tests.quantization import cases
 from tests.quantization.cases import assert_same_bits, normal
 
+pytestmark = pytest.mark.ci
+
 
 @pytest.mark.parametrize("name", ["int8", "nf4", "mxfp4"])
 def test_quantize_array(name):

@@ -18,7 +18,7 @@ from jaxopt_compress.numerics.integers import Integers
 from tests.quantization import cases
 from tests.quantization.cases import each_format
 
-pytestmark = pytest.mark.xdist_group("quantization_gradients")
+pytestmark = [pytest.mark.ci, pytest.mark.xdist_group("quantization_gradients")]
 SIZE = 32
 TRAINED = ("int8", "float6_e2m3fn", "nf4", "mxfp4")
 

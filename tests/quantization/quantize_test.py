@@ -53,7 +53,7 @@ def test_channels_follow_the_function(name):
 
 def test_assumed_axes_are_named():
     params = {"heads": jnp.ones((4, 2, 3)), "w": W}
-    with pytest.warns(jc.AssumedLayout, match="assumed the axes of heads "):
+    with pytest.warns(jc.AssumedLayout, match="assumed the axes of heads, w "):
         jc.quantize("int8").init(params)
 
 

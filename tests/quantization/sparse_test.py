@@ -14,7 +14,7 @@ from tests.lift.compressed import assert_close
 from tests.quantization import cases
 from tests.quantization.cases import assert_same_bits
 
-pytestmark = pytest.mark.xdist_group("quantization_sparse")
+pytestmark = [pytest.mark.ci, pytest.mark.xdist_group("quantization_sparse")]
 HALF = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5))
 WITHOUT = [name for name, fmt in FORMATS.items() if not fmt.has_zero]
 # With a zero point, or in a table, code 0 is another value than 0.

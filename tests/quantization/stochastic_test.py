@@ -15,7 +15,7 @@ from jaxopt_compress.numerics.steps import step_value
 from tests.quantization import cases
 from tests.quantization.cases import assert_same_bits
 
-pytestmark = pytest.mark.xdist_group("quantization_stochastic")
+pytestmark = [pytest.mark.ci, pytest.mark.xdist_group("quantization_stochastic")]
 NAMES = ("int8", "uint4", "ternary", "float6_e2m3fn", "pot4", "nf4")
 DRAWS = 256
 each = pytest.mark.parametrize("name", NAMES)

@@ -8,6 +8,8 @@ import pytest
 
 import jaxopt_compress as jc
 
+pytestmark = pytest.mark.ci
+
 
 def spread(tree, decades=4.0, seed=0):
     """Normal values whose channels, along the last axis, differ by up to ``decades``."""

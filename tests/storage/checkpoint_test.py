@@ -278,6 +278,7 @@ def test_random_keys_come_back_by_a_template(tmp_path):
         jc.load(tmp_path / "ckpt", like=other)
 
 
+@pytest.mark.fast("w8a8", "sparse")
 @pytest.mark.parametrize(
     "compression",
     [
@@ -306,6 +307,7 @@ def test_a_whole_module_returns_with_its_functions(compression, tmp_path):
         jc.load(tmp_path / "module")
 
 
+@pytest.mark.fast("int4 g8", "int3")
 @pytest.mark.filterwarnings("ignore::jaxopt_compress.AssumedLayout")
 @pytest.mark.parametrize("name", ["int8", "int4 g8", "int3", "sparse", "2:4", "low rank", "nvfp4"])
 def test_leaves_return_onto_the_shardings_of_dense_parameters(name, tmp_path):

@@ -10,6 +10,8 @@ import pytest
 import jaxopt_compress as jc
 from tests.quantization.cases import normal
 
+pytestmark = pytest.mark.ci
+
 PARAMS = {"w": jnp.asarray(normal(32, 16)), "bias": jnp.zeros(16)}
 X = jnp.asarray(normal(8, 32, seed=1))
 LOSS = jc.lift(lambda p, x: jnp.mean((x @ p["w"] + p["bias"] - 1) ** 2))
