@@ -112,7 +112,8 @@ def compress_leaves(params: Any, state: Any) -> Any:
 
     def run(path: str, w: Any, leaf: LeafState) -> Any:
         stored = lambda w, leaf, learned: leaf.compress(w, learned, path)
-        return on_auto_axes(stored, w, leaf, state.learned.get(path))
+        # One after the other: what JAX is asked for ahead takes memory for all at once.
+        return jax.block_until_ready(on_auto_axes(stored, w, leaf, state.learned.get(path)))
 
     return map_states(run, params, state)
 

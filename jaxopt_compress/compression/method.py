@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import is_compressed, map_factors
+from jaxopt_compress.arrays.base import is_traced
 from jaxopt_compress.compression.base import Compression
 from jaxopt_compress.compression.checks import check_finite
 from jaxopt_compress.compression.leaf_states import (
@@ -145,7 +146,9 @@ def each(method: LeafMethod) -> Method:
             method.check(parameter)
 
     def init(parameters: Parameters) -> Decisions:
-        return {path: on_auto_axes(method.init, p) for path, p in parameters.items()}
+        # One after the other, so that what is needed on the way is there for one at a time.
+        ready = lambda x: x if any(map(is_traced, jax.tree.leaves(x))) else jax.block_until_ready(x)
+        return {path: ready(on_auto_axes(method.init, p)) for path, p in parameters.items()}
 
     update, penalty = method.update, method.penalty
 

@@ -152,8 +152,7 @@ class QuantizedState(LeafState):
 
     def _stored(self, w: Any) -> QuantizedArray:
         full = dense(w)
-        levels, _ = round_to_grid(full, *self._grid(full), self.format, self._noise(full))
-        codes = encode(levels, self.format)
+        codes = _codes(full, self.scale, self.zero, self.key, self.cuts, self.format)
         if isinstance(w, SparseArray):
             return self._form(w.with_entries(codes), full.dtype)
         small = self._form(codes, full.dtype)
@@ -163,12 +162,30 @@ class QuantizedState(LeafState):
         return small.replace(codes=words, block=self.block)
 
     def _grid(self, w: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """Float32 steps and zero points that broadcast against ``w``."""
-        wide = lambda x: None if x is None else spread_to(x, self.cuts, w.shape)
-        return spread_to(steps_of(self.scale), self.cuts, w.shape), wide(self.zero)
+        return _spread(self.scale, self.zero, self.cuts, w.shape)
 
     def _noise(self, w: jax.Array) -> jax.Array | None:
-        return None if self.key is None else jax.random.uniform(self.key, w.shape)
+        return _noise(self.key, w.shape)
+
+
+def _spread(
+    scale: Any, zero: Any, cuts: Cuts, shape: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array | None]:
+    """Float32 steps and zero points that broadcast against a parameter."""
+    wide = lambda x: None if x is None else spread_to(x, cuts, shape)
+    return spread_to(steps_of(scale), cuts, shape), wide(zero)
+
+
+def _noise(key: Any, shape: tuple[int, ...]) -> jax.Array | None:
+    return None if key is None else jax.random.uniform(key, shape)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _codes(w: Any, scale: Any, zero: Any, key: Any, cuts: Cuts, fmt: Format) -> jax.Array:
+    """The codes of a parameter; compiled as one, so that no float array is made on the way."""
+    noise = _noise(key, w.shape)
+    levels, _ = round_to_grid(w, *_spread(scale, zero, cuts, w.shape), fmt, noise)
+    return encode(levels, fmt)
 
 
 class Rule(NamedTuple):
