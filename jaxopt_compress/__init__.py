@@ -3,6 +3,7 @@
 from jaxopt_compress.arrays import (
     InputQuantizedArray,
     LowRankArray,
+    PermutedArray,
     QuantizedArray,
     SparseArray,
     map_dense,
@@ -62,6 +63,7 @@ __all__ = [
     "InputQuantizedArray",
     "LargerWarning",
     "LowRankArray",
+    "PermutedArray",
     "QuantizedArray",
     "Rewrite",
     "SparseArray",

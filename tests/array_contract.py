@@ -11,7 +11,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from jaxopt_compress.arrays import InputQuantizedArray, LowRankArray, QuantizedArray
+from jaxopt_compress.arrays import (
+    InputQuantizedArray,
+    LowRankArray,
+    PermutedArray,
+    QuantizedArray,
+)
 from jaxopt_compress.arrays.sparse import sparse_nm, sparse_rows
 from jaxopt_compress.numerics.codebooks import NF4
 from jaxopt_compress.numerics.formats import format_of
@@ -219,6 +224,18 @@ def low_rank(left, right, rank, *, dtype="float32", factor="float32"):
     return build
 
 
+def permuted(left, right, rank):
+    """Two factors whose left axis lies between the right ones: ``[right, left, right]``."""
+    plain = low_rank(left, right, rank)
+
+    def build(rng, stack):
+        leaf, formula = plain(rng, stack)
+        moved = lambda w: jnp.swapaxes(w, -3, -2)
+        return Example(PermutedArray(leaf, (-2, -3, -1)), lambda u, v: moved(formula(u, v)))
+
+    return build
+
+
 def multiply(u, v, stack, left, right):
     """The product of two factors as one einsum of matrices."""
     u = u.reshape(*stack, -1, u.shape[-1]).astype(jnp.float32)
@@ -325,6 +342,7 @@ LEAVES = [
     Leaf("2:4_ragged", sparse(Groups((30, N), 2, 4, -2)), 512 + 32, 544, (-1,), (-2,)),
     Leaf("low_rank", low_rank((K,), (N,), 3), 768 + 96, 864, BOTH, exact=False),
     Leaf("low_rank_qkv", low_rank((16,), (8, 4), 3), 192 + 384, 576, (-3, -2), exact=False),
+    Leaf("low_rank_permuted", permuted((16,), (8, 4), 3), 192 + 384, 576, (-2, -3), exact=False),
     Leaf(
         "low_rank_out",
         low_rank((8, 4), (16,), 3, dtype=HALF, factor=HALF),

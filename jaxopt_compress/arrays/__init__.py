@@ -13,6 +13,7 @@ from jaxopt_compress.arrays.fake_quantized import FakeQuantizedArray
 from jaxopt_compress.arrays.input_quantized import InputQuantizedArray
 from jaxopt_compress.arrays.low_rank import LowRankArray
 from jaxopt_compress.arrays.masked import MaskedArray
+from jaxopt_compress.arrays.permuted import PermutedArray
 from jaxopt_compress.arrays.quantized import QuantizedArray
 from jaxopt_compress.arrays.sparse import SparseArray
 
@@ -22,6 +23,7 @@ __all__ = [
     "InputQuantizedArray",
     "LowRankArray",
     "MaskedArray",
+    "PermutedArray",
     "QuantizedArray",
     "SparseArray",
     "compressed_array",

@@ -9,7 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.arrays import InputQuantizedArray, LowRankArray, QuantizedArray
+from jaxopt_compress.arrays import (
+    InputQuantizedArray,
+    LowRankArray,
+    PermutedArray,
+    QuantizedArray,
+)
 from jaxopt_compress.lift import quantized_products
 from jaxopt_compress.lift.interpreter import Call, Turned
 from jaxopt_compress.lift.products import (
@@ -57,6 +62,24 @@ def _contract_low_rank(w: LowRankArray, x: jax.Array, how: Product) -> Any:
         return NotImplemented
     kept = [d for d in range(stack, ndim) if d not in summed]
     return y.reshape(*lead, *free_x, *(w.shape[d] for d in kept))
+
+
+@contract.register
+def _contract_permuted(w: PermutedArray, x: jax.Array, how: Product) -> Any:
+    """The product with the array as it lies; then its axes in order."""
+    lies = lambda axes: tuple(w.order[d] for d in axes)
+    own = how._replace(
+        contract=(how.contract[0], lies(how.contract[1])),
+        batch=(how.batch[0], lies(how.batch[1])),
+        place=None,
+    )
+    y = contract(w.array, x, own)
+    if y is NotImplemented:
+        return y
+    free = lies(d for d in range(w.ndim) if d not in (*how.contract[1], *how.batch[1]))
+    first = y.ndim - len(free)
+    # They come in the order in which they lie.
+    return jnp.transpose(y, (*range(first), *(first + sorted(free).index(d) for d in free)))
 
 
 @contract.register

@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.arrays import LowRankArray, MaskedArray, is_compressed
+from jaxopt_compress.arrays import LowRankArray, MaskedArray, PermutedArray, is_compressed
 from jaxopt_compress.arrays.base import is_traced
 from jaxopt_compress.compression import (
     Compression,
@@ -28,7 +28,7 @@ from jaxopt_compress.tree import Where
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=[], meta_fields=["dtype", "out_ndim"]
+    jax.tree_util.register_dataclass, data_fields=[], meta_fields=["dtype", "out_ndim", "axes"]
 )
 @dataclasses.dataclass(frozen=True)
 class FactoredState(LeafState):
@@ -37,10 +37,13 @@ class FactoredState(LeafState):
     Attributes:
         dtype: Its dtype.
         out_ndim: How many trailing axes the second factor has.
+        axes: The order of axes in which the factors have them, as of `PermutedArray`; None for the
+            parameter's own.
     """
 
     dtype: np.dtype
     out_ndim: int
+    axes: tuple[int, ...] | None = None
     kind = "low_rank"
     establishes = frozenset({RANK})
     replaces = True
@@ -56,12 +59,13 @@ class FactoredState(LeafState):
             "quantize(...))",
         }.get(name)
 
-    def apply(self, w: Any, learned: Any) -> LowRankArray:
+    def apply(self, w: Any, learned: Any) -> LowRankArray | PermutedArray:
         """The product of the factors, still apart; ``w`` itself is not used."""
         del w
-        return LowRankArray(learned["u"], learned["v"], self.dtype, self.out_ndim)
+        product = LowRankArray(learned["u"], learned["v"], self.dtype, self.out_ndim)
+        return product if self.axes is None else PermutedArray(product, self.axes)
 
-    def compress(self, w: Any, learned: Any, path: str) -> LowRankArray:
+    def compress(self, w: Any, learned: Any, path: str) -> LowRankArray | PermutedArray:
         """The factors."""
         del path
         return self.apply(w, learned)
@@ -88,7 +92,8 @@ def low_rank(
     """Replaces parameters by the product of two factors, from a truncated SVD.
 
     A parameter is read as a matrix from the axes that the function contracts to the others (or the
-    other way round); leading stack axes are matrices of their own with a common rank. In training
+    other way round), in whatever order they lie; leading stack axes are matrices of their own with
+    a common rank. In training
     the factors are what learns: gradients go to them, and the dense parameter stays as it was.
 
     Args:
@@ -101,11 +106,12 @@ def low_rank(
             say of them, such as the members of an ensemble under `jax.vmap`.
 
     Returns:
-        A `Compression` that stores `LowRankArray`.
+        A `Compression` that stores `LowRankArray`, in a `PermutedArray` where contracted axes lie
+        between others.
 
     Raises:
         ValueError: Not exactly one of ``rank`` and ``energy`` given, or out of range; in ``init``:
-            a rank above the limit, or axes that do not lie side by side.
+            a rank above the limit, nothing that is summed over, or stack axes behind others.
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
@@ -132,16 +138,16 @@ def low_rank(
                 f"{parameter.describe()} is a {type(parameter.value).__name__} and cannot be "
                 "factorized; materialize it first"
             )
-        stack, cut = _split(parameter)
+        sides = _sides(parameter)
         shape = parameter.value.shape
+        rows, columns = (math.prod(shape[d] for d in axes) for axes in (sides.left, sides.right))
         if not math.prod(shape):
             raise ValueError(f"{parameter.describe()} is empty and has no factors; exclude it")
-        limit = min(math.prod(shape[stack:cut]), math.prod(shape[cut:]))
+        limit = min(rows, columns)
         if rank is not None and rank > limit:
             raise ValueError(
                 f"rank={rank} is above the limit {limit} of {parameter.describe()}, read as a "
-                f"matrix of {math.prod(shape[stack:cut])} by {math.prod(shape[cut:])}; use a rank "
-                f"of at most {limit}"
+                f"matrix of {rows} by {columns}; use a rank of at most {limit}"
             )
         if energy is not None and is_traced(parameter.dense()):
             raise NeedsValues(
@@ -150,36 +156,53 @@ def low_rank(
             )
 
     def init(parameter: Parameter) -> Decision:
-        w = parameter.dense()
-        stack, cut = _split(parameter)
-        left, right = w.shape[stack:cut], w.shape[cut:]
+        w, sides = parameter.dense(), _sides(parameter)
+        stack = w.ndim - len(sides.left) - len(sides.right)
+        left, right = ([w.shape[d] for d in axes] for axes in (sides.left, sides.right))
+        if sides.permuted:
+            w = jnp.transpose(w, (*range(-w.ndim, stack - w.ndim), *sides.left, *sides.right))
         matrices = w.reshape(*w.shape[:stack], math.prod(left), math.prod(right))
         r = rank if energy is None else int(jnp.max(rank_for_energy(matrices, energy)))
         u, v = balanced_factors(matrices, r)  # pyright: ignore[reportArgumentType]
         u = u.reshape(*w.shape[:stack], *left, *(1,) * (len(right) - 1), r)
         v = v.reshape(*w.shape[:stack], *(1,) * (len(left) - 1), r, *right)
-        return Decision(FactoredState(np.dtype(w.dtype), len(right)), {"u": u, "v": v})
+        axes = (*sides.left, *sides.right) if sides.permuted else None
+        return Decision(FactoredState(np.dtype(w.dtype), len(right), axes), {"u": u, "v": v})
 
     asked = spelled("low_rank", rank=rank, energy=energy, where=where, stack=stack or None)
     return compression_of(LeafMethod(check, init), where, stack=stack, asked=asked)
 
 
-def _split(parameter: Parameter) -> tuple[int, int]:
-    """Where the stack ends, and where the left axes end.
+class _Sides(NamedTuple):
+    """The axes of a parameter that make up the two sides of a matrix, as negative numbers.
+
+    Attributes:
+        left: Axes of the first factor.
+        right: Axes of the second one.
+        permuted: Whether they do not lie in this order behind the stack.
+    """
+
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    permuted: bool
+
+
+def _sides(parameter: Parameter) -> _Sides:
+    """How a parameter is read as a matrix.
 
     Raises:
-        ValueError: The contracted axes do not lie side by side at either end.
+        ValueError: Nothing is contracted, or nothing else is left; or stack axes do not lead.
     """
     ndim, layout = len(parameter.value.shape), parameter.layout
-    stack = len(layout.stack)
-    left, right = sorted(layout.contracting), sorted(layout.output)
-    if left and right and left[0] > right[0]:
-        left, right = right, left
-    whole = [*sorted(layout.stack), *left, *right] == list(range(-ndim, 0))
-    if not (left and right and whole):
+    left, right = tuple(sorted(layout.contracting)), tuple(sorted(layout.output))
+    stack = tuple(sorted(layout.stack))
+    leads = stack == tuple(range(-ndim, len(stack) - ndim))
+    if not (left and right and leads and sorted((*stack, *left, *right)) == list(range(-ndim, 0))):
         raise ValueError(
             f"{parameter.describe()} cannot be read as a matrix: its contracted axes are "
             f"{layout.contracting}, its output axes {layout.output} and its stack axes "
-            f"{layout.stack}; exclude it"
+            f"{layout.stack}, which have to lead; exclude it"
         )
-    return stack, ndim - len(right)
+    if left[0] > right[0] and left[0] > right[-1]:
+        left, right = right, left
+    return _Sides(left, right, (*stack, *left, *right) != tuple(range(-ndim, 0)))

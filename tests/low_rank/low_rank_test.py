@@ -134,3 +134,22 @@ def test_factors_follow_the_function():
 def test_errors_name_path_shape_and_what_works(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("stack", [(), (5,)])
+def test_contracted_axes_may_lie_between_others(stack):
+    """``[heads, d, head_dim]``: one rank for all heads, as of the matrix with ``d`` in front."""
+    w = jax.random.normal(jax.random.key(0), (*stack, 3, 6, 4))
+    x = jax.random.normal(jax.random.key(1), (*stack, 2, 6))
+    fn = lambda p, x: jnp.einsum("...bd,...hdk->...bhk", x, p["w"])
+    uses = jc.uses(fn, {"w": w}, x)
+    small = jc.compress({"w": w}, jc.low_rank(rank=2), uses=uses)
+    u, s, v = np.linalg.svd(
+        np.moveaxis(np.asarray(w), -2, -3).reshape(*stack, 6, 12), full_matrices=False
+    )
+    best = np.einsum("...kr,...r,...rn->...kn", u[..., :2], s[..., :2], v[..., :2, :])
+    best = np.moveaxis(best.reshape(*stack, 6, 3, 4), -3, -2)
+    np.testing.assert_allclose(jc.materialize(small)["w"], best, atol=2e-5)
+    got = jax.jit(jc.lift(fn, on_fallback="error"))(small, x)
+    np.testing.assert_allclose(got, fn(jc.materialize(small), x), rtol=1e-4, atol=1e-5)
+    assert small["w"].nbytes == 4 * 2 * (6 + 12) * (5 if stack else 1)
