@@ -2,7 +2,6 @@
 
 from jaxopt_compress.arrays.base import (
     CompressedArray,
-    compressed_array,
     describe,
     is_compressed,
     map_dense,
@@ -11,6 +10,7 @@ from jaxopt_compress.arrays.base import (
 )
 from jaxopt_compress.arrays.fake_quantized import FakeQuantizedArray
 from jaxopt_compress.arrays.input_quantized import InputQuantizedArray
+from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.arrays.low_rank import LowRankArray
 from jaxopt_compress.arrays.masked import MaskedArray
 from jaxopt_compress.arrays.permuted import PermutedArray

@@ -2,88 +2,17 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeGuard, TypeVar, dataclass_transform
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
+from jaxopt_compress.arrays.fields import bits_of, is_traced, narrow_spec, pad_spec
 from jaxopt_compress.arrays.layout import Layout
-
-
-class LeafType(NamedTuple):
-    """A kind of compressed array, as `compressed_array` made it.
-
-    Attributes:
-        type: The class.
-        data: The names of its fields that are arrays.
-        static: The names of the other fields that files hold.
-        stored: Whether files hold such arrays.
-    """
-
-    type: type["CompressedArray"]
-    data: tuple[str, ...]
-    static: tuple[str, ...]
-    stored: bool
-
-
-# By the name that files call them.
-LEAF_TYPES: dict[str, LeafType] = {}
-
-Leaf = TypeVar("Leaf", bound="CompressedArray")
-
-
-@dataclass_transform(frozen_default=True, eq_default=True)
-def compressed_array(
-    data: Sequence[str],
-    static: Sequence[str] = (),
-    training: Sequence[str] = (),
-    stored: bool = True,
-) -> Callable[[type[Leaf]], type[Leaf]]:
-    """Makes a subclass of `CompressedArray` a frozen dataclass, a pytree node, and a form of files.
-
-    Args:
-        data: The fields that are arrays, compressed arrays or None.
-        static: The fields that are static: hashable, and never dependent on values.
-        training: Static fields with defaults that only training needs. Files do not hold them.
-        stored: Whether `save` takes such arrays.
-
-    Raises:
-        ValueError: Another class has the name.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> @compressed_array(data=["values"])
-        ... class Halved(CompressedArray):
-        ...     values: Any
-        ...
-        ...     shape = property(lambda self: tuple(self.values.shape))
-        ...     dtype = property(lambda self: self.values.dtype)
-        ...
-        ...     def materialize(self):
-        ...         return self.values / 2
-        >>> Halved(jnp.ones((4, 2)))
-        Halved(halved, float32[4,2], 32 bits per weight, 32 bytes)
-    """
-
-    def decorate(cls: type[Leaf]) -> type[Leaf]:
-        cls = dataclasses.dataclass(frozen=True, repr=False)(cls)
-        jax.tree_util.register_dataclass(cls, list(data), [*static, *training])
-        other = LEAF_TYPES.get(cls.__name__)
-        named = lambda c: (c.__module__, c.__qualname__)
-        if other is not None and named(other.type) != named(cls):
-            raise ValueError(
-                f"there is a compressed array {cls.__name__} in {other.type.__module__}, and files "
-                "know it by that name: give this class another one"
-            )
-        LEAF_TYPES[cls.__name__] = LeafType(cls, tuple(data), tuple(static), stored)
-        return cls
-
-    return decorate
-
+from jaxopt_compress.arrays.leaf_types import LEAF_TYPES
 
 # What to do instead of arithmetic on a compressed tree.
 INSTEAD = (
@@ -231,6 +160,22 @@ class CompressedArray:
             inner = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields)
             return f"{type(self).__name__}({inner})"
 
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        # Treescope, which notebooks show trees by, calls it: that line, and its fields on request.
+        from treescope import rendering_parts
+
+        fields = dataclasses.fields(self)  # pyright: ignore
+        return rendering_parts.build_custom_foldable_tree_node(
+            label=rendering_parts.text(repr(self)),
+            contents=rendering_parts.fold_condition(
+                expanded=rendering_parts.indented_children(
+                    rendering_parts.build_field_children(self, path, subtree_renderer, fields)
+                )
+            ),
+            path=path,
+            expand_state=rendering_parts.ExpandState.COLLAPSED,
+        )
+
     def children(self) -> list[Any]:
         """The fields that are arrays, in order; absent ones left out."""
         values = jax.tree.leaves(self, is_leaf=lambda x: x is not self)
@@ -351,18 +296,6 @@ def map_dense(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return jax.tree.map(fn, *map(materialize, (tree, *rest)))
 
 
-def bits_of(dtype: Any) -> int:
-    """Bits per entry that a dtype really needs."""
-    dtype = jnp.dtype(dtype)
-    if dtype == np.dtype(bool):
-        return 1
-    if jnp.issubdtype(dtype, jnp.floating):
-        return jnp.finfo(dtype).bits
-    if jnp.issubdtype(dtype, jnp.integer):
-        return jnp.iinfo(dtype).bits
-    return 8 * dtype.itemsize
-
-
 def stored_bytes(x: Any) -> int:
     """Bytes of ``x`` in a file: sub-byte codes packed, each array filled up to a whole byte."""
     if isinstance(x, CompressedArray):
@@ -381,41 +314,3 @@ def memory_bytes(x: Any) -> int:
     platform = jax.default_backend() if traced else next(iter(x.devices())).platform
     packs = platform in ("tpu", "gpu", "cuda", "rocm")
     return stored_bytes(x) if packs else math.prod(x.shape) * x.dtype.itemsize
-
-
-def is_traced(x: Any) -> bool:
-    """Whether ``x`` has no values yet, being an argument of a function that is traced."""
-    return isinstance(x, Tracer)
-
-
-def is_key(x: Any) -> TypeGuard[jax.Array]:
-    """Whether a leaf is a random key with a type of its own."""
-    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def check_axis(axis: Any, rank: int, absent: bool = False) -> None:
-    """Raises ValueError unless ``axis`` is a negative axis, or None where it may be absent."""
-    if not (absent and axis is None) and not (type(axis) is int and -rank <= axis < 0):
-        raise ValueError(f"axis {axis!r} of an array of rank {rank}")
-
-
-def check_length(name: str, length: Any) -> None:
-    """Raises ValueError unless ``length`` is a whole number of entries."""
-    if type(length) is not int or length < 1:
-        raise ValueError(f"{name}={length!r}")
-
-
-def pad_spec(spec: PartitionSpec, ndim: int) -> tuple[Any, ...]:
-    """The entries of ``spec``, filled up with None to ``ndim``.
-
-    Raises:
-        ValueError: ``spec`` has more entries than the array has axes.
-    """
-    if len(spec) > ndim:
-        raise ValueError(f"{spec} has {len(spec)} entries for an array of rank {ndim}")
-    return (*spec, *(None,) * (ndim - len(spec)))
-
-
-def narrow_spec(entries: tuple[Any, ...], shape: tuple[int, ...]) -> PartitionSpec:
-    """The spec of an array that has size 1 where the dense array is split."""
-    return PartitionSpec(*(None if n == 1 else e for e, n in zip(entries, shape, strict=True)))

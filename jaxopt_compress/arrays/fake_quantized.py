@@ -4,7 +4,8 @@ import jax
 import numpy as np
 from jax import lax
 
-from jaxopt_compress.arrays.base import CompressedArray, compressed_array
+from jaxopt_compress.arrays.base import CompressedArray
+from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.arrays.quantized import QuantizedArray
 from jaxopt_compress.numerics.codes import encode, round_to_grid
 from jaxopt_compress.numerics.steps import zero_dtype

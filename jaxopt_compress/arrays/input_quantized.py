@@ -6,12 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.arrays.base import (
-    CompressedArray,
-    compressed_array,
-    describe,
-    is_compressed,
-)
+from jaxopt_compress.arrays.base import CompressedArray, describe, is_compressed
+from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.numerics.formats import Format, format_of
 
 

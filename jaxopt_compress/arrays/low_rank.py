@@ -10,15 +10,10 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxopt_compress.arrays.base import (
-    CompressedArray,
-    check_length,
-    compressed_array,
-    describe,
-    materialize,
-    pad_spec,
-)
+from jaxopt_compress.arrays.base import CompressedArray, describe, materialize
+from jaxopt_compress.arrays.fields import check_length, pad_spec
 from jaxopt_compress.arrays.layout import Layout
+from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.numerics.rounding import seal
 
 

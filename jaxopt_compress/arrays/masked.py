@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.arrays.base import CompressedArray, compressed_array
+from jaxopt_compress.arrays.base import CompressedArray
+from jaxopt_compress.arrays.leaf_types import compressed_array
 
 
 @compressed_array(data=["values", "mask"], stored=False)

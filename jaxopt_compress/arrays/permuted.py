@@ -8,14 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxopt_compress.arrays.base import (
-    CompressedArray,
-    check_axis,
-    compressed_array,
-    describe,
-    pad_spec,
-)
+from jaxopt_compress.arrays.base import CompressedArray, describe
+from jaxopt_compress.arrays.fields import check_axis, pad_spec
 from jaxopt_compress.arrays.layout import Layout
+from jaxopt_compress.arrays.leaf_types import compressed_array
 
 
 @compressed_array(data=["array"], static=["axes"])

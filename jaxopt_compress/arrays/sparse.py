@@ -8,16 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxopt_compress.arrays.base import (
-    INSTEAD,
-    CompressedArray,
-    check_axis,
-    check_length,
-    compressed_array,
-    is_compressed,
-    is_traced,
-    pad_spec,
-)
+from jaxopt_compress.arrays.base import INSTEAD, CompressedArray, is_compressed
+from jaxopt_compress.arrays.fields import check_axis, check_length, is_traced, pad_spec
+from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.numerics import sparse
 from jaxopt_compress.numerics.packing import pack_mask, unpack_mask
 

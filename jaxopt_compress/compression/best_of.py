@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.arrays.base import is_traced
+from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.compression.base import Compression
 from jaxopt_compress.compression.checks import NeedsStats, NeedsValues, check_init
 from jaxopt_compress.compression.compress import Recipe, as_compression, in_parts

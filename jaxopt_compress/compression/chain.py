@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import MaskedArray, is_compressed, map_factors, materialize
-from jaxopt_compress.arrays.base import is_traced
+from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.compression.base import Compression, inner_states
 from jaxopt_compress.compression.checks import check_init
 from jaxopt_compress.compression.compress import Recipe, as_compression

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import is_compressed
-from jaxopt_compress.arrays.base import is_traced
+from jaxopt_compress.arrays.fields import is_traced
 
 
 class NeedsValues(ValueError):

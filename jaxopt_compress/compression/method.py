@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import is_compressed, map_factors
-from jaxopt_compress.arrays.base import is_traced
+from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.compression.base import Compression
 from jaxopt_compress.compression.checks import check_finite
 from jaxopt_compress.compression.leaf_states import (

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.arrays import LowRankArray, MaskedArray, PermutedArray, is_compressed
-from jaxopt_compress.arrays.base import is_traced
+from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.compression import (
     Compression,
     Decision,

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxopt_compress.arrays.base import is_key
+from jaxopt_compress.arrays.fields import is_key
 
 # Where an object lies in memory, in its text.
 _ADDRESS = re.compile(r"0x[0-9a-f]{6,}")

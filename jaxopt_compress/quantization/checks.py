@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxopt_compress.arrays.base import is_traced
+from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.compression import Parameter
 from jaxopt_compress.numerics.bounds import Bounds
 from jaxopt_compress.quantization.activations import Activations, Backward

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.arrays import InputQuantizedArray
-from jaxopt_compress.arrays.base import is_traced
+from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.compression import Decision, LeafMethod, LeafState, NeedsStats, Parameter
 from jaxopt_compress.compression.leaf_states import PRODUCTS
 from jaxopt_compress.numerics.learned import REACH, least_step, scaled_gradient, within_reach

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.arrays import CompressedArray
-from jaxopt_compress.arrays.base import LEAF_TYPES, bits_of
+from jaxopt_compress.arrays.fields import bits_of
+from jaxopt_compress.arrays.leaf_types import LEAF_TYPES
 from jaxopt_compress.storage.checksums import Part, are_whole
 from jaxopt_compress.storage.schema import SCALARS, Decoded, Entry, Outside, is_known, stored_types
 from jaxopt_compress.storage.words import is_native

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from jaxopt_compress.arrays.base import LEAF_TYPES
 from jaxopt_compress.arrays.layout import Layout
+from jaxopt_compress.arrays.leaf_types import LEAF_TYPES
 from jaxopt_compress.compression import LeafState
 from jaxopt_compress.compression.best_of import BestState
 from jaxopt_compress.compression.states import Asked

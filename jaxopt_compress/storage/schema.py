@@ -13,7 +13,8 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxopt_compress.arrays import is_compressed
-from jaxopt_compress.arrays.base import LEAF_TYPES, bits_of, is_key
+from jaxopt_compress.arrays.fields import bits_of, is_key
+from jaxopt_compress.arrays.leaf_types import LEAF_TYPES
 from jaxopt_compress.storage.checksums import Part
 from jaxopt_compress.storage.words import is_native, words_axis, words_shape
 from jaxopt_compress.tree import path_of

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_compress.arrays import is_compressed
-from jaxopt_compress.arrays.base import is_key
+from jaxopt_compress.arrays.fields import is_key
 from jaxopt_compress.storage.schema import Outside
 from jaxopt_compress.tree import named_leaves
 

@@ -223,3 +223,12 @@ def test_codes_that_were_computed_with_are_refused(name):
             use(wrong)
     doubled = jc.map_dense(lambda x: 2 * x, small)
     np.testing.assert_array_equal(doubled["w"], 2 * small["w"].materialize())
+
+
+def test_notebooks_show_one_line():
+    """By Treescope, too: the arrays are shown when the line is unfolded."""
+    treescope = pytest.importorskip("treescope")
+    small = jc.compress({"w": jnp.ones((64, 32))}, jc.quantize("int4", group_size=16))
+    text = treescope.render_to_text(small)
+    assert "'w': QuantizedArray(int4 g16, float32[64,32], 6 bits per weight, 1,536 bytes)" in text
+    assert text.count("\n") == 2

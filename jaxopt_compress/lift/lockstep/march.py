@@ -10,7 +10,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn, Literal, Var
 
 from jaxopt_compress.arrays import materialize
-from jaxopt_compress.arrays.base import is_key
+from jaxopt_compress.arrays.fields import is_key
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import CONTROL_RULES
 from jaxopt_compress.lift.lockstep.meet import Gauge, look

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.arrays.base import is_traced
+from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.tree import Layout
 
 Result = Callable[[dict[str, Any], jax.Array], Any]

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxopt_compress.arrays import CompressedArray, materialize
-from jaxopt_compress.arrays.base import pad_spec
+from jaxopt_compress.arrays.fields import pad_spec
 from jaxopt_compress.lift.views import base
 from jaxopt_compress.lift.views.base import Cut, NoView, Regrouping
 
