@@ -42,7 +42,9 @@ def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
     return (y * w.scale.reshape(shape)).astype(call.out.dtype)
 
 
-def bind_conv(call: Call, x: jax.Array, w: jax.Array, dtype: Any) -> jax.Array:
+def bind_conv(
+    call: Call, x: jax.Array, w: jax.Array, dtype: Any, batch_groups: int | None = None
+) -> jax.Array:
     """The convolution of dense operands, with a result of another dtype."""
     given = call.params
     return lax.conv_general_dilated(
@@ -54,7 +56,7 @@ def bind_conv(call: Call, x: jax.Array, w: jax.Array, dtype: Any) -> jax.Array:
         given["rhs_dilation"],
         given["dimension_numbers"],
         given["feature_group_count"],
-        given["batch_group_count"],
+        given["batch_group_count"] if batch_groups is None else batch_groups,
         given["precision"],
         dtype,
     )
@@ -87,7 +89,7 @@ def bind_integer_conv(call: Call, x: jax.Array, w: jax.Array) -> jax.Array:
 def _conv_low_rank(call: Call, at: int, values: Sequence[Any]) -> Any:
     """A convolution to ``rank`` channels per group, then one of size 1 to the outputs."""
     params, spec = call.params, call.params["dimension_numbers"]
-    if at != 1 or params["batch_group_count"] > 1:
+    if at != 1:
         return NotImplemented
     (x, w), out_axis = values, spec.rhs_spec[0]
     last = w.ndim - 1
@@ -101,10 +103,25 @@ def _conv_low_rank(call: Call, at: int, values: Sequence[Any]) -> Any:
     )
     groups, channel = params["feature_group_count"], spec.out_spec[1]
     repeats = [groups if d == out_axis else 1 for d in range(w.ndim)]
-    thin = bind_conv(call, x, jnp.tile(dense_operand(kernel, x.dtype), repeats), call.out.dtype)
+    kernel = jnp.tile(dense_operand(kernel, x.dtype), repeats)
+    thin = bind_conv(call, x, kernel, call.out.dtype, batch_groups=1)
+    mix = mix.T if first else mix
+    if (parts := params["batch_group_count"]) > 1:
+        return _mixed_by_parts(call, thin, mix, parts)
     thin = jnp.moveaxis(thin, channel, -1)
     thin = thin.reshape(*thin.shape[:-1], groups, w.rank)
-    mix = (mix.T if first else mix).reshape(w.rank, groups, -1)
+    mix = mix.reshape(w.rank, groups, -1)
     y = jnp.einsum("...gr,rgn->...gn", thin, mix.astype(thin.dtype), precision=params["precision"])
     y = y.reshape(*y.shape[:-2], w.shape[out_axis])
     return jnp.moveaxis(y, -1, channel).astype(call.out.dtype)
+
+
+def _mixed_by_parts(call: Call, thin: jax.Array, mix: jax.Array, parts: int) -> jax.Array:
+    """Outputs of which each part of the channels meets its own part of the batch."""
+    batch, channel = call.params["dimension_numbers"].out_spec[:2]
+    thin = jnp.moveaxis(thin, (batch, channel), (0, -1))
+    thin = thin.reshape(parts, -1, *thin.shape[1:])
+    mix = mix.reshape(mix.shape[0], parts, -1).astype(thin.dtype)
+    y = jnp.einsum("pb...r,rpn->b...pn", thin, mix, precision=call.params["precision"])
+    y = y.reshape(*y.shape[:-2], -1)
+    return jnp.moveaxis(y, (0, -1), (batch, channel)).astype(call.out.dtype)

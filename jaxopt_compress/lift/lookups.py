@@ -91,20 +91,35 @@ def _gather_sparse(call: Call, at: int, values: Sequence[Any]) -> Any:
 
 @contraction_rule("gather", LowRankArray)
 def _gather_low_rank(call: Call, at: int, values: Sequence[Any]) -> Any:
-    """Rows of one factor, times the other; for matrices."""
+    """Rows of the factor that has the axis looked up, times the other; that axis is first or last.
+
+    The other axes are taken whole: those of the other factor.
+    """
     spec, sizes = call.params["dimension_numbers"], call.params["slice_sizes"]
     w, indices = values
-    looked_up = tuple(spec.start_index_map)
-    if at != 0 or w.ndim != 2 or looked_up not in ((0,), (1,)):
+    looked_up, last = tuple(spec.start_index_map), w.ndim - 1
+    first = looked_up == (0,) and w.out_ndim == last
+    if at != 0 or not (first or (looked_up == (last,) and w.out_ndim == 1)):
         return NotImplemented
     (axis,) = looked_up
-    if tuple(spec.collapsed_slice_dims) != (axis,) or sizes[1 - axis] != w.shape[1 - axis]:
+    whole = all(sizes[d] == w.shape[d] for d in range(w.ndim) if d != axis)
+    if tuple(spec.collapsed_slice_dims) != looked_up or not whole:
         return NotImplemented
-    table, other = (w.u, w.v) if axis == 0 else (w.v, w.u)
+    table, other = (w.u, w.v) if first else (w.v, w.u)
     table, other = dense_operand(table, w.dtype), dense_operand(other, w.dtype)
-    # The rank stands where the whole axis of the dense rows would.
-    found = _bind(call, table, indices, (1, w.rank) if axis == 0 else (w.rank, 1), 0)
-    (place,) = spec.offset_dims
-    y = jnp.tensordot(found, other, ((place,), (axis,)))
-    y = jnp.moveaxis(y, -1, place).astype(call.out.dtype)
-    return _fill(call, y, w.shape, indices)
+    table = table.reshape((-1, w.rank) if first else (w.rank, -1))
+    rest = [n for d, n in enumerate(w.shape) if d != axis]
+    other = other.reshape((w.rank, *rest) if first else (*rest, w.rank))
+    lead = indices.ndim - 1
+    rows = lax.gather(
+        table if first else table.T,
+        indices,
+        lax.GatherDimensionNumbers((lead,), (0,), (0,)),
+        (1, w.rank),
+        mode=call.params["mode"],
+        fill_value=0,
+    )
+    y = jnp.tensordot(rows, other, ((lead,), (0 if first else len(rest),)))
+    # The axes that were taken whole go where the function has them.
+    y = jnp.moveaxis(y, range(lead, y.ndim), spec.offset_dims)
+    return _fill(call, y.astype(call.out.dtype), w.shape, indices)

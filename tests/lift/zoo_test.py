@@ -37,6 +37,9 @@ REPRESENTATIVE = [
 ]
 PAIRS = [(case.name, "int8") for case in CASES]
 PAIRS += [(name, kind) for kind in KINDS if kind != "int8" for name in REPRESENTATIVE]
+PAIRS += [
+    (name, "low_rank") for name in ("take_of_rank_3", "conv_batch_grouped", "einsum_heads_between")
+]
 # No axis of this one holds a whole group.
 PAIRS = [p for p in PAIRS if p not in {("conv_grouped", k) for k in ("int4_groups", "int2_planar")}]
 # By default every fifth kind of weight of each representative, in turn.

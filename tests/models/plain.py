@@ -94,6 +94,7 @@ CASES = [
     _einsum("heads_in", "bshk,hkd->bsd", (2, 5, 3, 16), (3, 16, 24), _HEADS_IN),
     _einsum("output_first", "bk,nk->bn", (5, 16), (24, 16), {"w": [dot((-1,), (-2,))]}),
     _einsum("transposed_result", "bk,kn->nb", (5, 16), (16, 24), {"w": [dot()]}),
+    _einsum("heads_between", "bk,hkn->bhn", (5, 16), (3, 16, 8), {"w": [dot((-2,), (-3, -1))]}),
     _einsum(
         "experts", "ebk,ekn->ebn", (3, 5, 16), (3, 16, 24), {"w": [dot((-2,), (-1,), batch=(-3,))]}
     ),
@@ -207,6 +208,14 @@ CASES = [
         expanded=("reduce_sum",),
     ),
     plain(
+        "take_of_rank_3",
+        lambda p, x, ids: jnp.take(p["table"], ids, axis=0).swapaxes(-1, -2) + x,
+        {"table": (24, 3, 16)},
+        (2, 5, 16, 3),
+        {"table": [lookup((-3,), (-2, -1))]},
+        extra=([[3, 23, 0, 7, 7], [1, 2, 22, 12, 5]],),
+    ),
+    plain(
         "transpose", lambda p, x: x @ p["w"].T, {"w": (24, 16)}, (5, 16), {"w": [dot((-1,), (-2,))]}
     ),
     plain(
@@ -283,6 +292,14 @@ CASES = [
         (2, 4, 1, 32),
         conv((-4, -3, -2), (-1,)),
         feature_group_count=16,
+    ),
+    _conv(
+        "batch_grouped",
+        ("NHWC", "HWIO", "NHWC"),
+        (4, 6, 5, 8),
+        (3, 2, 8, 24),
+        conv((-4, -3, -2), (-1,)),
+        batch_group_count=2,
     ),
     _conv(
         "dilated",
