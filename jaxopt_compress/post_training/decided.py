@@ -69,7 +69,9 @@ class Decided:
         leaf = None if place is None else _read(place, name)
         if leaf is None:
             seen = stats()
-            self._stats[path][index] = seen
+            if index:
+                # On the host, for entries that turn out to need a decision together.
+                self._stats[path][index] = jax.device_get(seen)
             leaf = decide(seen)
             if place is not None:
                 _keep(place, name, leaf)

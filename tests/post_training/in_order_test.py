@@ -1,5 +1,6 @@
 """Layer after layer: statistics behind compressed layers, resuming, and what is refused."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -518,3 +519,37 @@ def test_killed_processes_resume_to_the_same_bits(tmp_path):
         assert run("run", at, "got") == -signal.SIGKILL
     assert run("run", 99, "got") == 0
     assert_same_bits(jc.load(tmp_path / "got"), jc.load(tmp_path / "want"))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_memory_is_that_of_one_cut(scan):
+    """What lives on the device does not grow with the layers that are decided."""
+    layers, width = 8, 32
+    weights = [normal(i, width, width) / 6 for i in range(layers)]
+    batches = [normal(50 + i, 128, width) for i in range(3)]
+
+    def fn(params, x):
+        if scan:
+            return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w) + x, None), x, params["w"])[0]
+        for w in params["w"]:
+            x = jnp.tanh(x @ w) + x
+        return x
+
+    live = []
+
+    def init(parameter):
+        if not isinstance(parameter.value, jax.core.Tracer):
+            gc.collect()
+            live.append(sum(x.nbytes for x in jax.live_arrays() if not x.is_deleted()))
+        return Decision(_Rounded(parameter.value.ndim))
+
+    params = {"w": jnp.stack(weights) if scan else weights}
+    recipe = compression_of(LeafMethod(lambda parameter: None, init), None)
+    jc.compress_in_order(fn, params, recipe, batches, progress=False)
+    assert len(live) == layers
+    activations = sum(x.nbytes for x in batches)
+    moments = width * (width + 8) * 4 * 2
+    decided = sum(w.nbytes for w in weights)
+    # The activation before a layer for each batch, its statistics, and the decided weights; of a
+    # stack both as they are used and as they are returned.
+    assert max(live) - live[0] <= activations + moments + (2 if scan else 1) * decided
