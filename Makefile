@@ -32,8 +32,8 @@ test-slow: $(VENV)/.installed
 	$(PYTEST) -n 2 --dist loadgroup -m "slow or ci" tests $(PYTEST_ARGS)
 
 # The part of the slow tests that continuous integration runs: the contract of compressions, what is
-# calibrated, and what trains, in their full products.
-SLOW_PART := tests/compression tests/post_training tests/rewriting tests/storage tests/transforms
+# stored and what trains, in their full products.
+SLOW_PART := tests/compression tests/storage tests/transforms
 
 test-slow-part: $(VENV)/.installed
 	$(PYTEST) -n 2 --dist loadgroup -m slow $(SLOW_PART) $(PYTEST_ARGS)
