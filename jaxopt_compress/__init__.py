@@ -14,6 +14,7 @@ from jaxopt_compress.evaluation import compare, evaluate, metrics
 from jaxopt_compress.lift import (
     FallbackError,
     FallbackWarning,
+    UnmeasuredWarning,
     calibrate,
     capture,
     lift,
@@ -67,6 +68,7 @@ __all__ = [
     "QuantizedArray",
     "Rewrite",
     "SparseArray",
+    "UnmeasuredWarning",
     "activations",
     "backward",
     "best_of",

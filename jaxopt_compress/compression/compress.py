@@ -91,6 +91,8 @@ def compress(
         )
     compression = as_compression(recipe)
     uses = given_uses(params, uses, layout)
+    if state is not None and layout is not None:
+        raise ValueError(f"layout={layout!r} goes without state=, which knows how each kernel lies")
     if state is None:
         state = compression.init(params, uses=uses, stats=stats)
     states = compression_states(state)

@@ -38,6 +38,8 @@ def chosen_parameters(
         ValueError: Nothing is chosen; or ``uses`` are those of another tree.
     """
     check_given(params, uses, stats)
+    if type(stack) is not int or stack < 0:
+        raise ValueError(f"stack={stack!r}; it is a number of leading axes")
     fit = fits(params, where)
     warn_of_vectors(params, where)
     chosen = set(fit)
@@ -56,6 +58,9 @@ def chosen_parameters(
         if layout is None:
             layout = assume_layout(leaf.shape)
             assumed += [path] if len(leaf.shape) > 1 else []
+            # Nothing is known of leading axes that are said to be stacks.
+            rest = assume_layout(leaf.shape[stack:]) if 0 < stack < len(leaf.shape) else None
+            layout = rest or layout
         layout = _stacked(path, tuple(leaf.shape), layout, stack)
         stat = statistics_for(stats, path, layout)
         factors = leaf.factors() if is_compressed(leaf) else {}

@@ -43,11 +43,15 @@ def right(scores: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def negative_log_likelihood(scores: jax.Array, targets: jax.Array) -> jax.Array:
-    """``-log softmax(scores)[target]``, ``[*examples]``, float32."""
+    """``-log softmax(scores)[target]``, ``[*examples]``, float32.
+
+    NaN where the target is no class: marks such as -1 or -100 are left out by weights of 0.
+    """
     check_scores(scores, targets)
     scores = scores.astype(jnp.float32)
-    own = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(scores, axis=-1) - own
+    own = jnp.take_along_axis(scores, targets[..., None], axis=-1, mode="clip")[..., 0]
+    known = (targets >= 0) & (targets < scores.shape[-1])
+    return jnp.where(known, jax.nn.logsumexp(scores, axis=-1) - own, jnp.nan)
 
 
 def class_counts(scores: jax.Array, targets: jax.Array, weights: jax.Array | None) -> Any:

@@ -11,7 +11,7 @@ from jaxopt_compress.lift import (
 from jaxopt_compress.lift.interpreter import FallbackError, FallbackWarning
 from jaxopt_compress.lift.lift import lift
 from jaxopt_compress.lift.observe import measures
-from jaxopt_compress.lift.observe.calibrate import calibrate
+from jaxopt_compress.lift.observe.calibrate import UnmeasuredWarning, calibrate
 from jaxopt_compress.lift.observe.capture import capture
 from jaxopt_compress.lift.observe.statistics import Statistics, statistics_for
 from jaxopt_compress.lift.observe.uses import Use, layout_of, uses, uses_by_layout
@@ -20,6 +20,7 @@ __all__ = [
     "FallbackError",
     "FallbackWarning",
     "Statistics",
+    "UnmeasuredWarning",
     "Use",
     "calibrate",
     "capture",

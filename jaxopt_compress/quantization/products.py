@@ -207,7 +207,8 @@ def _check_stats(parameter: Parameter, activations: Activations) -> None:
         raise NeedsStats(
             f"there are no statistics of what meets {parameter.describe()}: pass "
             "stats=jaxopt_compress.calibrate(fn, params, batches), or activations with "
-            "step='dynamic'; what is only looked up meets no activations, and is left out by where="
+            "step='dynamic'. If they were passed: what is only looked up meets no activations, and "
+            "calibrate warns of what it cannot measure; leave these out by where="
         )
     takes = fmt.grid.low < 0 or activations.offset or activations.step == "clipped"
     if takes or is_traced(stats.low) or not stats.low.size:

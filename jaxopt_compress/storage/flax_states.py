@@ -33,11 +33,15 @@ def register_flax_serialization() -> None:
     for cls in {*kinds, *_subclasses(LeafState), BestState, Layout, Asked}:
 
         def to_state(x: Any) -> dict[str, Any]:
-            return {name: serialization.to_state_dict(child) for name, child in _children(x)}
+            found = {name: serialization.to_state_dict(child) for name, child in _children(x)}
+            return found | _form(x)
 
-        def from_state(target: Any, state: dict[str, Any]) -> Any:
-            named = _children(target)
-            missing = sorted({name for name, _ in named} ^ state.keys())
+        def from_state(target: Any, state: Any) -> Any:
+            named, form = _children(target), _form(target)
+            if not isinstance(state, dict) or {k: state.get(k) for k in form} != form:
+                held = state.get("form") if isinstance(state, dict) else type(state).__name__
+                raise ValueError(f"the target is {form.get('form')}, and the data are {held}")
+            missing = sorted({name for name, _ in named} ^ (state.keys() - form.keys()))
             if missing:
                 kind = type(target).__name__
                 raise ValueError(f"{', '.join(missing)} of {kind} are on one side only")
@@ -45,6 +49,15 @@ def register_flax_serialization() -> None:
             return jax.tree.structure(target, is_leaf=_below(target)).unflatten(new)
 
         serialization.register_serialization_state(cls, to_state, from_state, override=True)
+
+
+def _form(x: Any) -> dict[str, str]:
+    """What is static in a compressed array, by which its fields are read."""
+    kind = LEAF_TYPES.get(type(x).__name__)
+    if kind is None or kind.type is not type(x):
+        return {}
+    static = (f"{name}={getattr(x, name)}" for name in kind.static)
+    return {"form": f"{type(x).__name__}({', '.join(static)})"}
 
 
 def _children(x: Any) -> list[tuple[str, Any]]:

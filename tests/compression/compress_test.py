@@ -219,6 +219,14 @@ def test_stack_of_an_axis_that_is_summed_over_is_refused():
         jc.compress(params, jc.quantize("int8", stack=1), uses=uses)
     with pytest.raises(ValueError, match="stack=2 of 'w'"):
         jc.compress(params, jc.quantize("int8", stack=2))
+    with pytest.raises(ValueError, match=r"stack=1\.5; it is a number of leading axes"):
+        jc.compress(params, jc.quantize("int8", stack=1.5))
+
+
+def test_stack_of_vectors():
+    vectors = {"b": jnp.array([[1.0, 2.0], [100.0, 50.0]])}
+    small = jc.compress(vectors, jc.quantize("int8", where="b", stack=1))
+    assert small["b"].scale.shape == (2, 1)
 
 
 @pytest.mark.parametrize("layout", ["in,out", "out,in"])

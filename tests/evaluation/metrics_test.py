@@ -193,3 +193,17 @@ def test_targets_of_classes_are_integers():
 def test_ranks_have_no_fractional_weights():
     with pytest.raises(ValueError, match="weights of 0 and 1"):
         measure(["spearman"], [], np.arange(3.0), np.arange(3.0), np.float32([1, 0.5, 1]))
+
+
+def test_marks_of_ignored_targets_are_left_out_by_weights_and_nan_without():
+    scores = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
+    targets = jnp.array([1, -100, 2, -1, 0, 3])
+    batch = (scores, targets)
+    found = jc.evaluate(lambda params, x: x, {}, [batch], ["cross_entropy"])
+    assert np.isnan(found["cross_entropy"])
+    known = targets >= 0
+    left = jc.evaluate(lambda params, x: x, {}, [(*batch, known)], ["cross_entropy"])
+    only = jc.evaluate(
+        lambda params, x: x, {}, [(scores[known], targets[known])], ["cross_entropy"]
+    )
+    np.testing.assert_allclose(left["cross_entropy"], only["cross_entropy"], rtol=1e-6)

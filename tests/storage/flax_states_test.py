@@ -46,3 +46,14 @@ def test_fields_of_another_form_are_refused():
     )
     with pytest.raises(ValueError, match="zero of QuantizedArray are on one side only"):
         serialization.from_bytes(plain, serialization.to_bytes(shifted))
+
+
+def test_codes_of_another_format_are_refused():
+    jc.register_flax_serialization()
+    some, other = (jc.compress(PARAMS, jc.quantize(name)) for name in ("nf4", "float4_e2m1fn"))
+    with pytest.raises(
+        ValueError, match=r"target is QuantizedArray\(.*nf4.*data are .*float4_e2m1"
+    ):
+        serialization.from_bytes(some, serialization.to_bytes(other))
+    with pytest.raises(ValueError, match="the data are ndarray"):
+        serialization.from_bytes(some, serialization.to_bytes(PARAMS))

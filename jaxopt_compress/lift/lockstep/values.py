@@ -30,14 +30,15 @@ class Weight:
         bases: Path -> the entry of the stack that it is made from; ``()`` for a whole parameter.
         members: What its axes hold of each parameter, or () where that is not known.
         ndim: Its rank.
-        entries: ``entries(batch)``: as of a `Probe`, where batches choose entries of a parameter;
-            else None, and the value is the same for all batches.
+        each: Whether it differs between batches, which choose entries of a parameter.
+        entries: ``entries(batch)``: as of a `Probe`; None if it holds none.
     """
 
     now: Callable[[int], Any]
     bases: Mapping[str, Index]
     members: tuple[Member, ...]
     ndim: int
+    each: bool = False
     entries: Callable[[int], Any] | None = None
 
     def layer(self, t: int) -> "Weight | None":
@@ -47,11 +48,12 @@ class Weight:
         bases = {path: (*index, t) for path, index in self.bases.items()}
         entries = self.entries
         cut = None if entries is None else lambda b: entries(b)[t]
-        return Weight(lambda b: self.now(b)[t], bases, self.members, self.ndim - 1, cut)
+        now = lambda b: self.now(b)[t]
+        return Weight(now, bases, self.members, self.ndim - 1, self.each, cut)
 
     def computed(self, count: int) -> Any:
         """The present value; one for each batch if they differ."""
-        return self.now(0) if self.entries is None else Each([self.now(b) for b in range(count)])
+        return Each([self.now(b) for b in range(count)]) if self.each else self.now(0)
 
     def _stacked(self, member: Member) -> bool:
         axis = member.axes[len(member.axes) - self.ndim]
@@ -82,7 +84,7 @@ def derived(
         members: For each result, what it holds of parameters.
     """
     bases = {k: v for x in operands if isinstance(x, Weight) for k, v in x.bases.items()}
-    depends = any(isinstance(x, Each) or (isinstance(x, Weight) and x.entries) for x in operands)
+    depends = any(isinstance(x, Each) or (isinstance(x, Weight) and x.each) for x in operands)
 
     def now(i: int) -> Callable[[int], Any]:
         return lambda b: _compat.bind(eqn, [present(x, b) for x in operands])[i]
@@ -98,7 +100,8 @@ def derived(
             _indexed(bases, own),
             own,
             len(getattr(v.aval, "shape", ())),
-            entries(i) if depends else None,
+            depends,
+            entries(i) if any(m.looked_up for m in own) else None,
         )
         for i, (v, own) in enumerate(zip(eqn.outvars, members, strict=True))
     ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -95,9 +96,11 @@ def calibrate(
         raise TypeError("batches is one array; it is an iterable of batches, such as [x]")
     chosen = frozenset(select(params, where))
 
+    missed: set[str] = set()
+
     @jax.jit
     def measure(params: Any, batch: tuple[Any, ...]) -> Seen:
-        return _measured_call(fn, measures, chosen, params, batch)
+        return _measured_call(fn, measures, chosen, params, batch, missed)
 
     add = jax.jit(fold, donate_argnums=0)
     sums: dict[Key, Reducible] | None = None
@@ -111,7 +114,19 @@ def calibrate(
         order.update(dict.fromkeys(seen.order))
     if sums is None:
         raise ValueError("calibrate needs at least one batch that is not empty, and there is none")
+    if unknown := sorted(missed - {key.path for key in order}):
+        warnings.warn(
+            f"there are no statistics of {', '.join(unknown)}: the sums of their products run over "
+            "axes that are not their own alone, such as the choice of an expert, or over entries "
+            "in another order; compress them by methods without data, or leave them out",
+            UnmeasuredWarning,
+            stacklevel=2,
+        )
     return by_path({key: sums[key] for key in order}, measures)
+
+
+class UnmeasuredWarning(UserWarning):
+    """A parameter is summed over, and nothing could be measured of what meets it."""
 
 
 def _measured_call(
@@ -120,9 +135,10 @@ def _measured_call(
     chosen: frozenset[str],
     params: Any,
     batch: tuple[Any, ...],
+    missed: set[str] | None = None,
 ) -> Seen:
     """What is measured in one batch."""
-    tape = Tape(functools.partial(measured_at, measures))
+    tape = Tape(functools.partial(measured_at, measures, missed=missed))
     result = observed_call(fn, tape, chosen, params, batch, {})
     values = dict(tape.values)
     if any(m.of_gradient is not None for m in measures):
@@ -169,10 +185,15 @@ def _is_empty(batch: tuple[Any, ...]) -> bool:
     return bool(arrays) and all(x.size == 0 for x in arrays)
 
 
-def measured_at(measures: Sequence[Measure], tape: Tape, meeting: Meeting) -> None:
-    """The observer that measures what meets a parameter."""
-    seen = meeting.vectors()
+def measured_at(
+    measures: Sequence[Measure], tape: Tape, meeting: Meeting, missed: set[str] | None = None
+) -> None:
+    """The observer that measures what meets a parameter; ``missed`` gets those it cannot."""
+    turned = any(a.turned for a in meeting.sliced)
+    seen = None if turned else meeting.vectors()
     if seen is None:
+        if missed is not None and meeting.roles.contracting:
+            missed.add(meeting.path)
         return
     x, inside = seen
     if meeting.op == "conv_general_dilated" and x.shape[0] == 1:

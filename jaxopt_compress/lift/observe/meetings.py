@@ -162,6 +162,8 @@ def _vectors(operation: _Operation, member: Member, lead: int) -> Rows | None:
     for i, cut in enumerate(cuts):
         if cut.size is not None:
             x = lax.slice_in_dim(x, cut.start, cut.start + cut.size, axis=lead + 1 + i)
+        if cut.turned:
+            x = jnp.flip(x, lead + 1 + i)
     if operation.op != "conv_general_dilated":
         ranks = sorted(range(len(order)), key=lambda i: order[i])
         x = x.transpose(*range(lead + 1), *(lead + 1 + i for i in ranks))
@@ -193,7 +195,9 @@ def _vectors(operation: _Operation, member: Member, lead: int) -> Rows | None:
         return _as_rows(x, new) if new and operation.op == "dot_general" else x, inside
     if _entry(operation, member) is not None:
         return x, inside
-    if operation.op != "dot_general" or operation.w.entries is None:
+    shared = [n for d in operation.batch for n in axes[d].names]
+    apart = any(min(member.looked_up) < n < max(member.looked_up) for n in shared)
+    if operation.op != "dot_general" or operation.w.entries is None or apart:
         return None
     return by_entry(x, operation.w, member, operation.contracting, operation.batch)
 
@@ -325,4 +329,8 @@ def _gather(call: Call, at: int) -> Any:
         index = indices[..., spec.start_index_map.index(d)]
         index = jnp.clip(index, 0, w.shape[d] - 1)
         numbers.append(lax.broadcast_in_dim(index, result.shape, positions))
-    return looked_up(w, result, axes_of, found, named, numbers)
+    before = w.entries
+    if before is not None:
+        others = [_value(x) for x in call.operands[1:]]
+        before = _compat.bind(call.eqn, [before, *others])[0]
+    return looked_up(w, result, axes_of, found, named, numbers, before)

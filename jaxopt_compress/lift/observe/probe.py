@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,12 +25,14 @@ class Axis(NamedTuple):
         start: Where the parameter's part begins, in a concatenation.
         size: How long that part is; None for all of the axis.
         index: Which entry of the parameter's axis it is, if it is known to be one of them.
+        turned: Whether the entries come in the opposite order.
     """
 
     names: tuple[int, ...] = ()
     start: int = 0
     size: int | None = None
     index: int | None = None
+    turned: bool = False
 
 
 Axes = tuple[Axis, ...]
@@ -168,7 +171,8 @@ def _slice(call: Call, at: int) -> Any:
             names = axes[d].names
             whole = len(names) == 1 and m.shape[names[0]] == array.shape[d]
             if whole and axes[d].size is None and limit - start == 1:
-                axes[d] = axes[d]._replace(index=start)
+                at = array.shape[d] - 1 - start if axes[d].turned else start
+                axes[d] = axes[d]._replace(index=at)
         return m._replace(axes=(*array.stripped(m), *axes))
 
     return Probe(_bind(call), tuple(map(cut, array.members)), _entries(call, at))
@@ -187,6 +191,9 @@ def _reshape(call: Call, at: int) -> Any:
     array = call.operands[at].array
     runs = matching_runs(array.shape, call.params["new_sizes"])
     if runs is None or call.params["dimensions"] is not None:
+        return NotImplemented
+    regrouped = [d for old, new in runs if (len(old), len(new)) != (1, 1) for d in old]
+    if any(array.axes_of(m)[d].turned for m in array.members for d in regrouped):
         return NotImplemented
 
     def regroup(axes: Axes) -> list[Axis]:
@@ -222,7 +229,18 @@ def _dynamic_slice(call: Call, at: int) -> Any:
     sizes = call.params["slice_sizes"]
     found = [d for d, n in enumerate(sizes) if n == 1 < array.shape[d]]
     at_start = [jnp.clip(starts[d], 0, array.shape[d] - 1) for d in found]
-    return looked_up(array, _bind(call), lambda axes: axes, found, found, at_start)
+    before = _entries(call, 0)
+    return looked_up(array, _bind(call), lambda axes: axes, found, found, at_start, before)
+
+
+@leaf_rule("rev", Probe)
+def _rev(call: Call, at: int) -> Any:
+    turned = call.params["dimensions"]
+
+    def turn(axes: Axes) -> list[Axis]:
+        return [a._replace(turned=a.turned ^ (d in turned)) for d, a in enumerate(axes)]
+
+    return _view(call, at, turn)
 
 
 def looked_up(
@@ -232,6 +250,7 @@ def looked_up(
     axes: Sequence[int],
     new: Sequence[int],
     indices: Sequence[Any],
+    before: Any = None,
 ) -> Any:
     """The entries of a probe that data choose.
 
@@ -242,6 +261,8 @@ def looked_up(
         axes: The axes of ``array`` that were looked up.
         new: The axes of ``value`` that are new, and belong to no parameter.
         indices: Which entries, for each of ``axes``: int32, to be broadcast to ``value``.
+        before: Of ``value``, which entry of axes that had been looked up before each element is
+            from; None if none had been.
 
     Returns:
         A probe, or the bare value where it is not known which entries it holds.
@@ -253,15 +274,24 @@ def looked_up(
         return value
     (member,) = array.members
     names = tuple(array.axes_of(member)[d].names[0] for d in axes)
-    if member.looked_up or names != tuple(sorted(names)):
-        return value
-    flat = jnp.zeros((), jnp.int32)
+    every, flat = names, jnp.zeros((), jnp.int32)
     for d, index in zip(axes, indices, strict=True):
-        flat = flat * array.shape[d] + jnp.asarray(index, jnp.int32)
+        own = jnp.asarray(index, jnp.int32)
+        own = array.shape[d] - 1 - own if array.axes_of(member)[d].turned else own
+        flat = flat * array.shape[d] + own
+    if old := member.looked_up:
+        if before is None:
+            return value
+        size = lambda axes: math.prod(member.shape[d] for d in axes)
+        last = max(old) < min(names)
+        flat = before * size(names) + flat if last else flat * size(old) + before
+        every = (*old, *names) if last else (*names, *old)
+    if every != tuple(sorted(every)):
+        return value
     found = array.relabel(value, fn, jnp.broadcast_to(flat, value.shape))
     (member,) = found.members
     free = [Axis() if d in new else a for d, a in enumerate(found.axes_of(member))]
-    member = member._replace(axes=(*found.stripped(member), *free), looked_up=names)
+    member = member._replace(axes=(*found.stripped(member), *free), looked_up=every)
     return found.replace(members=(member,))
 
 
@@ -309,7 +339,7 @@ def _concatenate(call: Call, at: int) -> Any:
 
 
 @leaf_rule(
-    "rev convert_element_type reduce_precision copy copy_p stop_gradient name "
+    "convert_element_type reduce_precision copy copy_p stop_gradient name "
     "sharding_constraint reshard optimization_barrier pvary pcast add sub mul div neg abs sign exp "
     "exp2 log log1p tanh logistic sqrt rsqrt square max min pow integer_pow clamp round select_n "
     "add_any pad",

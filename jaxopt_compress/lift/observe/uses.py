@@ -155,5 +155,10 @@ def layout_of(found: Sequence[Use]) -> Layout | None:
     use = max(found, key=lambda u: (u.op != "gather", u.flops or 0))
     stack = tuple(sorted((*use.stack, *use.batch)))
     if use.op == "gather":
-        return Layout(use.output, use.gathered, stack)
+        # What was found has its features behind the axis looked up, if there are any; what lies
+        # before it are tables of their own, such as those of an ensemble.
+        behind = tuple(d for d in use.output if d > min(use.gathered, default=0))
+        before = tuple(d for d in use.output if d not in behind) if behind else ()
+        contracting = behind or use.output
+        return Layout(contracting, use.gathered, tuple(sorted((*stack, *before))))
     return Layout(use.contracting, use.output, stack)
