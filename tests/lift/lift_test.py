@@ -227,6 +227,26 @@ def test_custom_rules_are_used_for_activations_and_for_weights():
         assert_close(got["mlp"]["w"].scale, sign * plain["mlp"]["w"].scale, 1e-4)
 
 
+def test_custom_rules_may_close_over_arrays():
+    """JAX makes operands of them, for which there are no derivatives."""
+    gate = jnp.arange(5.0)
+
+    @jax.custom_vjp
+    def gated(x, w):
+        return (x @ w) * gate
+
+    gated.defvjp(
+        lambda x, w: (gated(x, w), (x, w)),
+        lambda kept, g: (2 * (g * gate) @ kept[1].T, kept[0].T @ (g * gate)),
+    )
+    loss = lambda params, x: jnp.sum(gated(x, params["w"]) ** 2)
+    w = jax.random.normal(jax.random.key(0), (7, 5))
+    small = jc.compress({"w": w}, jc.quantize("int8"), layout="in,out")
+    x = jax.random.normal(jax.random.key(1), (2, 7))
+    got = jax.grad(jc.lift(loss), 1)(small, x)
+    assert_close(got, jax.grad(loss, 1)(jc.materialize(small), x), 1e-4)
+
+
 def test_donated_fields_are_reused():
     step = jax.jit(jc.lift(lambda params, x: (params, x), "error"), donate_argnums=0)
     mine = jax.tree.map(jnp.copy, SMALL)

@@ -192,3 +192,26 @@ def test_statistics_outlive_a_donated_state():
     state = c.init(params, stats=stats)
     assert jax.tree.leaves(state.leaves["w"].kept)
     assert magnitude(jc.schedules.constant(0.5)).init(params, stats=stats).leaves["w"].kept is None
+
+
+def test_a_score_without_its_statistics_says_what_to_pass():
+    by_inputs = lambda p: p.stats.mean_magnitude[:, None] * jnp.abs(p.dense())
+    c = jc.prune(by_inputs, jc.schedules.constant(0.5))
+    params, x = {"w": jnp.ones((4, 3))}, jnp.array([[1.0, 5.0, 2.0, 3.0]])
+    with pytest.raises(
+        ValueError, match=r"score of 'w' of shape \(4, 3\) reads its stats.*calibrate"
+    ):
+        jc.compress(params, c, layout="in,out")
+    fn = lambda p, x: x @ p["w"]
+    small = jc.compress(params, c, uses=jc.uses(fn, params, x), stats=jc.calibrate(fn, params, [x]))
+    np.testing.assert_array_equal(jc.materialize(small)["w"][:, 0] != 0, [False, True, False, True])
+
+
+def test_counters_stay_at_their_end():
+    """A wrapped one would start schedules anew."""
+    c = jc.prune(jc.scores.magnitude(), jc.schedules.polynomial(0.5, begin=0, end=10))
+    params = {"w": jnp.arange(8.0).reshape(4, 2)}
+    state = c.init(params, uses=None)
+    last = jnp.int32(2**31 - 1)
+    state = c.update(state._replace(count=last), params)
+    assert state.count == last
