@@ -87,13 +87,13 @@ class InputQuantizedArray(CompressedArray):
             fits = fits and all(n in (1, m) for n, m in zip(x.shape, shape, strict=True))
             if not fits or x.dtype != np.float32:
                 raise ValueError(
-                    f"{x.dtype} steps or offsets {tuple(x.shape)} of activations that meet a "
+                    f"{x.dtype} scales or offsets {tuple(x.shape)} of activations that meet a "
                     f"weight {shape}"
                 )
         if self.offset is not None and (
             self.scale is None or tuple(self.offset.shape) != tuple(self.scale.shape)
         ):
-            raise ValueError("offsets of activations without steps of that shape")
+            raise ValueError("offsets of activations without scales of that shape")
 
     def describe(self) -> str:
         """The weight, and the format of the activations."""

@@ -125,7 +125,7 @@ class QuantizedArray(CompressedArray):
         if codes.dtype != held or (is_compressed(codes) and self.block is not None):
             raise ValueError(f"{codes.dtype} codes of {self.format}, which are {held}")
         if self.scale.dtype.name not in STEP_DTYPES:
-            raise ValueError(f"{self.scale.dtype} steps, not one of {', '.join(STEP_DTYPES)}")
+            raise ValueError(f"{self.scale.dtype} scales, not one of {', '.join(STEP_DTYPES)}")
         if self.zero is not None and self.zero.dtype != zero_dtype(fmt):
             raise ValueError(f"{self.zero.dtype} zero points, which are {zero_dtype(fmt)}")
         if self.zero is not None and not isinstance(fmt.grid, Integers):

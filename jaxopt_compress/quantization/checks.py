@@ -42,7 +42,7 @@ def check_times(begin: int, freeze: int | None) -> None:
     """Refuses updates that no schedule counts, or grids that are frozen before they begin."""
     if begin < 0 or (freeze is not None and freeze < begin):
         raise ValueError(
-            f"begin={begin}, freeze={freeze}: updates count from 0, and steps are frozen after "
+            f"begin={begin}, freeze={freeze}: updates count from 0, and scales are frozen after "
             "quantization has begun"
         )
 

@@ -37,7 +37,7 @@ from jaxopt_compress.tree.meshes import reduced_on_auto_axes
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["grid", "least"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class LsqState(LeafState):
-    """What was decided for one parameter; its steps are ``learned["step"]``.
+    """What was decided for one parameter; its scales are ``learned["scale"]``.
 
     Attributes:
         grid: The layout of the grid, without steps.
@@ -60,7 +60,7 @@ class LsqState(LeafState):
 
     def current(self, learned: Any) -> QuantizedState:
         """The grid with its present steps."""
-        return dataclasses.replace(self.grid, scale=learned["step"])
+        return dataclasses.replace(self.grid, scale=learned["scale"])
 
     def fake_quantized(self, w: Any, learned: Any) -> FakeQuantizedArray:
         """As `apply`, with the grid that the values lie on."""
@@ -68,7 +68,7 @@ class LsqState(LeafState):
 
     def apply(self, w: Any, learned: Any) -> jax.Array:
         """``w`` rounded to the grid, differentiable with respect to the steps too."""
-        w, step, fmt = dense(w), learned["step"], self.grid.format
+        w, step, fmt = dense(w), learned["scale"], self.grid.format
         each = max(1, w.size // max(1, step.size))
         step = scaled_gradient(step, 1 / math.sqrt(each * fmt.grid.high))
         return learned_quantize(w, spread_to(step, self.grid.cuts, w.shape), fmt)
@@ -140,7 +140,7 @@ def lsq(
         >>> import jax.numpy as jnp, jaxopt_compress as jc
         >>> c = jc.lsq("int2", per="tensor")
         >>> state = c.init({"w": jnp.array([[0.5, 3.0], [0.25, -2.25]])})
-        >>> state.learned["w"]["step"]
+        >>> state.learned["w"]["scale"]
         Array([[3.]], dtype=float32)
 
     References:
@@ -156,12 +156,12 @@ def lsq(
         grid = base.init(parameter).state
         step = first_step(grid, dense(parameter.value))
         state = LsqState(dataclasses.replace(grid, scale=None), least_step(step))
-        return Decision(state, {"step": step})
+        return Decision(state, {"scale": step})
 
     def update(decision: Decision, count: jax.Array, parameter: Parameter) -> Decision:
         del count, parameter
         state, learned = decision
-        return Decision(state, {"step": within_reach(learned["step"], state.least)})
+        return Decision(state, {"scale": within_reach(learned["scale"], state.least)})
 
     method = LeafMethod(base.check, init, update)
     asked = spelled(

@@ -40,9 +40,9 @@ class ProductState(LeafState):
 
     Attributes:
         weights: The `LeafState` of the parameter itself; it has ``fake_quantized`` besides.
-        limits: Of learned values, each of the rank of the parameter: the least ``"step"``, the
+        limits: Of learned values, each of the rank of the parameter: the least ``"scale"``, the
             largest magnitude of an ``"offset"``, the least ``"alpha"``, which is the largest value
-            of the grid. Where nothing is learned, the ``"step"`` itself; empty if it is dynamic.
+            of the grid. Where nothing is learned, the ``"scale"`` itself; empty if it is dynamic.
         activations: How activations are rounded, or None: they are not.
         backward: What the backward pass does.
         summed: How many activations one output sums; 1 if nothing depends on it.
@@ -105,9 +105,9 @@ class ProductState(LeafState):
             step = seal(now["alpha"] * np.float32(1 / act.fmt.grid.high), "float32")
             return InputQuantizedArray(weight, step, act.format)
         if act.step != "learned":
-            return InputQuantizedArray(weight, now.get("step"), act.format)
+            return InputQuantizedArray(weight, now.get("scale"), act.format)
         factor = 1 / math.sqrt(self.summed * act.fmt.grid.high)
-        step = scaled_gradient(now["step"], factor)
+        step = scaled_gradient(now["scale"], factor)
         offset = scaled_gradient(now["offset"], factor) if act.offset else None
         return InputQuantizedArray(weight, step, act.format, offset)
 
@@ -196,7 +196,7 @@ def _limits(start: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Not the values themselves: an array that is in a state twice cannot be donated."""
     limits = {k: least_step(x) for k, x in start.items() if k != "offset"}
     if "offset" in start:
-        limits["offset"] = REACH * (jnp.abs(start["offset"]) + start["step"])
+        limits["offset"] = REACH * (jnp.abs(start["offset"]) + start["scale"])
     return limits
 
 
@@ -229,11 +229,11 @@ def _start(parameter: Parameter, act: Activations) -> tuple[dict[str, jax.Array]
     shape, stack = tuple(parameter.value.shape), parameter.layout.stack
     if act.high is not None:
         sizes = [n if d - len(shape) in stack else 1 for d, n in enumerate(shape)]
-        key, value = ("alpha", act.high) if act.learned else ("step", act.high / fmt.grid.high)
+        key, value = ("alpha", act.high) if act.learned else ("scale", act.high / fmt.grid.high)
         return {key: jnp.full(sizes, value, jnp.float32)}, 1
     shaped = lambda x: per_stack(x, shape, stack)
     if act.step == "calibrated":
-        return {"step": symmetric_step(shaped(jnp.max(stat.absmax, -1)), fmt)}, 1
+        return {"scale": symmetric_step(shaped(jnp.max(stat.absmax, -1)), fmt)}, 1
     low, high = shaped(-jnp.min(stat.low, -1)), shaped(jnp.max(stat.high, -1))
     low, summed = -low, stat.low.shape[-1]
     if act.step == "clipped":
@@ -242,7 +242,7 @@ def _start(parameter: Parameter, act: Activations) -> tuple[dict[str, jax.Array]
     if act.offset:
         step = (high / 2 - low / 2) / ((fmt.grid.high - fmt.grid.low) / 2)
         step = jnp.where(step >= 2.0**-100, step, 1.0)
-        return {"step": step, "offset": low - fmt.grid.low * step}, summed
+        return {"scale": step, "offset": low - fmt.grid.low * step}, summed
     step = 2 * shaped(jnp.mean(stat.mean_magnitude, -1)) / math.sqrt(fmt.grid.high)
     step = jnp.where(step > 0, step, step_of(low, high, fmt, True)[0])
-    return {"step": jnp.where(step >= 2.0**-100, step, 1.0).astype(jnp.float32)}, summed
+    return {"scale": jnp.where(step >= 2.0**-100, step, 1.0).astype(jnp.float32)}, summed

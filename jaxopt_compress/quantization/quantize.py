@@ -276,7 +276,7 @@ def rule_of(
     if rule.symmetric and fmt.top < 1:
         raise ValueError(f"{fmt.name!r} has no positive code; pass symmetric=False")
     if fmt.absmean and rule.bounds.measure is not ABSMEAN.measure:
-        raise ValueError(f"the step of {fmt.name!r} is the mean magnitude; leave bounds out")
+        raise ValueError(f"the scale of {fmt.name!r} is the mean magnitude; leave bounds out")
     return rule
 
 

@@ -90,7 +90,7 @@ def init(params, *args, **kwargs):
         (
             lambda: jc.quantize("binary", bounds=jc.bounds.mse()),
             ValueError,
-            "step of 'binary' is the mean magnitude; leave bounds out",
+            "scale of 'binary' is the mean magnitude; leave bounds out",
         ),
         (
             init({"a": {"w": W}}, "int4", group_size=4),

@@ -36,7 +36,7 @@ def at_identity(c, stats=None):
 
     @jax.jit
     def run(x, cotangent, **own):
-        learned = with_learned(state, weight={"step": jnp.ones((1, 64))}, input=own).learned
+        learned = with_learned(state, weight={"scale": jnp.ones((1, 64))}, input=own).learned
         y, pull = jax.vjp(lambda learned, x: lifted(views(c, state)(EYE, learned), x), learned, x)
         grads, x_grad = pull(cotangent)
         return y, x_grad, grads["w"]["input"]
@@ -52,12 +52,12 @@ def test_gradients_of_lsq_plus():
     )
     for i in range(len(X)):
         step, offset = (jnp.full((1, 1), want[k][i]) for k in ("scale", "offset"))
-        y, x_grad, grads = run(X[i : i + 1], COTANGENT[i : i + 1], step=step, offset=offset)
+        y, x_grad, grads = run(X[i : i + 1], COTANGENT[i : i + 1], scale=step, offset=offset)
         np.testing.assert_allclose(y[0], want["y"][i], rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(x_grad[0], want["grad_x"][i], rtol=1e-6)
         factor = 1 / math.sqrt(64 * 15)
         slopes = want["grad_scale"][i], want["grad_offset"][i]
-        got = grads["step"].item(), grads["offset"].item()
+        got = grads["scale"].item(), grads["offset"].item()
         np.testing.assert_allclose(got, np.multiply(slopes, factor), rtol=1e-4, atol=1e-6)
 
 
@@ -92,7 +92,7 @@ def test_derivatives_are_the_formula(inputs):
     fmt, x = format_of(inputs), steady(1, 5, 64)
     c = jc.lsq("int4", activations=jc.activations(inputs, "learned"))
     stats = jc.calibrate(dot, EYE, [jnp.abs(x)])
-    y, x_grad, grads = at_identity(c, stats)(x, COTANGENT[:5], step=jnp.full((1, 1), 0.3))
+    y, x_grad, grads = at_identity(c, stats)(x, COTANGENT[:5], scale=jnp.full((1, 1), 0.3))
     v = np.asarray(x) / np.float32(0.3)
     inside = (v > fmt.grid.low) & (v < fmt.grid.high)
     level = np.clip(np.round(v), fmt.grid.low, fmt.grid.high)
@@ -100,23 +100,23 @@ def test_derivatives_are_the_formula(inputs):
     np.testing.assert_array_equal(x_grad, np.where(inside, COTANGENT[:5], 0))
     slope = (np.where(inside, level - v, level) * COTANGENT[:5]).sum()
     want = slope / math.sqrt(64 * fmt.grid.high)
-    np.testing.assert_allclose(grads["step"].item(), want, rtol=1e-4)
+    np.testing.assert_allclose(grads["scale"].item(), want, rtol=1e-4)
 
 
 def test_first_steps():
     x, params = steady(0, 100, 8), {"w": steady(1, 8, 4)}
     signed, rectified = (jc.calibrate(dot, params, [x]) for x in (x, jnp.abs(x)))
     own = lambda c, stats: c.init(params, stats=stats).learned["w"]["input"]
-    step = own(jc.lsq("int4", activations=jc.activations("uint4", "learned")), rectified)["step"]
+    step = own(jc.lsq("int4", activations=jc.activations("uint4", "learned")), rectified)["scale"]
     np.testing.assert_allclose(step, [[2 * jnp.abs(x).mean() / 15**0.5]], rtol=1e-5)
     four = jc.lsq("int4", activations=jc.activations("int4", "learned"))
     want = [[2 * jnp.abs(x).mean() / 7**0.5]]
-    np.testing.assert_allclose(own(four, signed)["step"], want, rtol=1e-5)
+    np.testing.assert_allclose(own(four, signed)["scale"], want, rtol=1e-5)
     few = jc.calibrate(dot, params, [x], measures=(jc.measures.ranges(),))
     with pytest.raises(ValueError, match=r"measures=\(jc.measures.means\(\)"):
         own(four, few)
     both = own(jc.lsq("int4", activations=jc.activations("uint4", "learned", offset=True)), signed)
-    np.testing.assert_allclose(both["step"], [[(x.max() - x.min()) / 15]], rtol=1e-6)
+    np.testing.assert_allclose(both["scale"], [[(x.max() - x.min()) / 15]], rtol=1e-6)
     np.testing.assert_allclose(both["offset"], [[x.min()]], rtol=1e-6)
     np.testing.assert_array_equal(
         own(jc.quantize("int4", activations=jc.activations("uint4", "clipped")), signed)["alpha"],
@@ -207,14 +207,14 @@ def test_scanned_stacks():
     c = jc.lsq("int8", activations=jc.activations("uint7", "learned", offset=True))
     state = c.init(params, uses=uses, stats=stats)
     own = state.learned["w"]["input"]
-    assert own["step"].shape == own["offset"].shape == (3, 1, 1)
+    assert own["scale"].shape == own["offset"].shape == (3, 1, 1)
     assert len(np.unique(own["offset"])) == 3
     small, want = c.compress(params, state), deep(params, x)
     run = jax.jit(jc.lift(deep))
     assert jnp.abs(run(small, x) - want).max() < 0.1
     grads = jax.jit(jax.grad(lambda s: jc.lift(deep)(views(c, state)(params, s), x).sum()))
     slopes = grads(state.learned)["w"]["input"]
-    assert np.asarray(slopes["step"]).all()
+    assert np.asarray(slopes["scale"]).all()
     np.testing.assert_allclose(
         run(views(c, state)(params, state.learned), x), run(small, x), atol=1e-4
     )

@@ -31,7 +31,7 @@ from tests.quantization.learned import (
 
 def pulled(c, step):
     """View, and gradients at parameter and step, for the known answers' input."""
-    state = with_learned(jax.jit(c.init)({"w": X.T}), step=step)
+    state = with_learned(jax.jit(c.init)({"w": X.T}), scale=step)
 
     @jax.jit
     def run(w, learned):
@@ -40,7 +40,7 @@ def pulled(c, step):
         return view, *pull(COTANGENT.T)
 
     view, w_grad, learned = run(X.T, state.learned)
-    return view.T, w_grad.T, learned["w"]["step"]
+    return view.T, w_grad.T, learned["w"]["scale"]
 
 
 def test_gradients_of_the_paper():
@@ -89,13 +89,13 @@ def test_derivatives_are_the_formula(name, group, per):
     w = np.abs(w) if name[0] == "u" else w
     c = jc.lsq(name, group, per=per)
     state = jax.jit(c.init)({"w": jnp.asarray(w)})
-    step = np.asarray(state.learned["w"]["step"])
+    step = np.asarray(state.learned["w"]["scale"])
     wide = np.repeat(step, group, 0) if group else np.broadcast_to(step, w.shape)
     v = w / wide
     inside = (v > fmt.grid.low) & (v < fmt.grid.high)
     level = np.clip(np.round(v), fmt.grid.low, fmt.grid.high)
     out = np.asarray(steady(4, 8, 6))
-    moved = {"w": {"step": jnp.ones_like(step)}}
+    moved = {"w": {"scale": jnp.ones_like(step)}}
 
     @jax.jit
     def both(w, learned):
@@ -109,10 +109,10 @@ def test_derivatives_are_the_formula(name, group, per):
     np.testing.assert_array_equal(w_grad, np.where(inside, out, 0))
     slope = np.where(inside, level - v, level) * out / math.sqrt(48 / step.size * fmt.grid.high)
     parts = slope.reshape(step.shape[0], -1, step.shape[1], 6 // step.shape[1]).sum((1, 3))
-    np.testing.assert_allclose(step_grad["w"]["step"], parts, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(step_grad["w"]["scale"], parts, rtol=2e-5, atol=1e-6)
     # Both modes of differentiation.
     np.testing.assert_allclose(
-        jnp.vdot(pushed, out), w_grad.sum() + step_grad["w"]["step"].sum(), rtol=1e-5
+        jnp.vdot(pushed, out), w_grad.sum() + step_grad["w"]["scale"].sum(), rtol=1e-5
     )
 
 
@@ -157,10 +157,10 @@ def test_stored_form_is_the_view():
 
 def test_first_steps():
     w = jnp.array([[1.0, 0, 4], [3, 0, 0], [2, 0, -8]])
-    channel = jc.lsq("int4").init({"w": w}).learned["w"]["step"]
+    channel = jc.lsq("int4").init({"w": w}).learned["w"]["scale"]
     # Over the entries that are not 0; a channel of zeros has no scale of its own.
     np.testing.assert_allclose(channel, [[4 / 7**0.5, 1, 12 / 7**0.5]], rtol=1e-6)
-    tensor = jc.lsq("int4", per="tensor").init({"w": w}).learned["w"]["step"]
+    tensor = jc.lsq("int4", per="tensor").init({"w": w}).learned["w"]["scale"]
     np.testing.assert_allclose(tensor, [[2 * 18 / 5 / 7**0.5]], rtol=1e-6)
     init = jc.lsq("int3", group_size=16).init
     params = {"w": steady(0, 64, 8)}
@@ -174,7 +174,7 @@ def test_steps_stay_positive_and_finite(bad):
     tx = jc.compressed_training(optax.sgd(0.1), c, learned=_jump(bad))
     first = tx.init(params)
     _, state = tx.update(jax.tree.map(jnp.ones_like, params), first, params)
-    step, start = (s.compression.learned["w"]["step"] for s in (state, first))
+    step, start = (s.compression.learned["w"]["scale"] for s in (state, first))
     ratio = {-1.0: 1 / REACH, math.inf: REACH}.get(bad, 1.0)
     np.testing.assert_array_equal(step, start * ratio)
 
@@ -218,7 +218,7 @@ def test_stacks_and_vmap():
     c = jc.lsq("int4")
     init, apply = jax.jit(c.init), jax.jit(c.apply)
     state = c.init({"w": w}, uses=uses)
-    assert state.learned["w"]["step"].shape == (3, 1, 8)
+    assert state.learned["w"]["scale"].shape == (3, 1, 8)
     states = [init({"w": each}) for each in w]
     alone = [apply({"w": each}, s)["w"] for each, s in zip(w, states, strict=True)]
     view = apply({"w": w}, state)
@@ -229,10 +229,10 @@ def test_stacks_and_vmap():
     assert_same_bits(jc.materialize(small), view)
     np.testing.assert_allclose(jax.jit(jc.lift(deep))(small, x), deep(view, x), atol=1e-5)
     grads = jax.grad(lambda p, s: deep(c.apply(p, s), x).sum(), 1, allow_int=True)
-    per_layer = jax.jit(grads)({"w": w}, state).learned["w"]["step"]
+    per_layer = jax.jit(grads)({"w": w}, state).learned["w"]["scale"]
     assert np.abs(per_layer).sum((1, 2)).all()
     whole = jc.lsq("int4", per="tensor").init({"w": w}, uses=uses)
-    assert whole.learned["w"]["step"].shape == (3, 1, 1)
+    assert whole.learned["w"]["scale"].shape == (3, 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,8 @@ def test_sums_over_batches():
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
     updates, new = tx.update(mean, state, PARAMS)
     assert np.any(updates["w"]) and not np.array_equal(
-        new.compression.learned["w"]["input"]["step"],
-        state.compression.learned["w"]["input"]["step"],
+        new.compression.learned["w"]["input"]["scale"],
+        state.compression.learned["w"]["input"]["scale"],
     )
 
 
