@@ -17,12 +17,13 @@ from jaxopt_compress.lift.lockstep.values import (
     present,
     replayed_on,
 )
-from jaxopt_compress.lift.observe.calibrate import Seen, by_path, measured_at
+from jaxopt_compress.lift.observe.calibrate import Seen, measured_at
 from jaxopt_compress.lift.observe.measures import Measure
 from jaxopt_compress.lift.observe.meetings import Meeting
 from jaxopt_compress.lift.observe.probe import Member, Probe
 from jaxopt_compress.lift.observe.statistics import Statistics
 from jaxopt_compress.lift.observe.tape import Key, Reducible, Tape, fold
+from jaxopt_compress.lift.observe.ways import by_path
 from jaxopt_compress.lift.segments import part
 
 

@@ -4,12 +4,10 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
 from jaxopt_compress.arrays import CompressedArray
 from jaxopt_compress.lift.observe.measures import Measure, means, moments, ranges
@@ -17,30 +15,8 @@ from jaxopt_compress.lift.observe.meetings import Meeting
 from jaxopt_compress.lift.observe.observed import observed_call
 from jaxopt_compress.lift.observe.statistics import Statistics
 from jaxopt_compress.lift.observe.tape import Key, Reducible, Tape, fold
+from jaxopt_compress.lift.observe.ways import GRADIENT, Way, by_path
 from jaxopt_compress.tree import Where, map_named, named_leaves, select
-
-
-class _Way(NamedTuple):
-    """A way in which a parameter is contracted; sortable.
-
-    Attributes:
-        contracting: The contracted axes, negative.
-        shape: Of the leading axes that the parameter shares with the activation.
-        parts: ``(start, size, whole)`` of the parameter in each axis that scans strip: size -1 is
-            all of it; not ``whole`` are those made by stacking parameters.
-        at: Where `taken` goes among the leading axes.
-        taken: ``(index, length)`` of the parameter's axes of which this is one entry.
-    """
-
-    contracting: tuple[int, ...]
-    shape: tuple[int, ...] = ()
-    parts: tuple[tuple[int, int, bool], ...] = ()
-    at: int = 0
-    taken: tuple[tuple[int, int], ...] = ()
-
-
-# The kind of what is measured of gradients.
-GRADIENT = _Way((), (-1,))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["order"])
@@ -207,9 +183,9 @@ def measured_at(
     tape.add(key, found)
 
 
-def _way(meeting: Meeting, lead: tuple[int, ...]) -> _Way:
+def _way(meeting: Meeting, lead: tuple[int, ...]) -> Way:
     parts = tuple((a.start, a.size or -1, bool(a.names)) for a in meeting.sliced)
-    way = _Way(meeting.roles.contracting, lead, parts)
+    way = Way(meeting.roles.contracting, lead, parts)
     axes = sorted(meeting.taken)
     places = {_before(meeting, [axis]) for axis, _ in axes}
     if len(places) != 1:
@@ -272,73 +248,3 @@ def _of_gradients(
         Key(path, GRADIENT): _together({name: of(g) for name, of in asked.items()}, {})
         for path, g in gradients.items()
     }
-
-
-def by_path(sums: dict[Key, Reducible], measures: Sequence[Measure]) -> dict[str, list[Statistics]]:
-    """Statistics by path, each list in the order of ``sums``."""
-    results = tuple((m.name, m.result) for m in measures)
-    names = tuple(m.name for m in measures if m.of_gradient is not None)
-    of_gradients = {k.path: _values(v) for k, v in sums.items() if k.kind == GRADIENT}
-    named: dict[str, list[Statistics]] = {}
-    for (path, contracting), ways in _ways(sums).items():
-        for value in ways:
-            rows = value.sums["counts"]["rows"]
-            values = {**_values(value), **of_gradients.get(path, {})}
-            entry = Statistics(rows, values, contracting, results, of_gradients=names)
-            named.setdefault(path, []).append(entry)
-    for path, values in of_gradients.items():
-        nothing = [Statistics(jnp.zeros((), jnp.int32), values, (), results, of_gradients=names)]
-        named.setdefault(path, nothing)
-    return named
-
-
-def _ways(sums: dict[Key, Reducible]) -> dict[tuple[str, tuple[int, ...]], list[Reducible]]:
-    """By path and contracting axes, what was seen; more than one where stacks differ."""
-    entries: dict[Any, dict[Any, Reducible]] = {}
-    for key, value in sums.items():
-        if key.kind == GRADIENT:
-            continue
-        way = key.kind
-        for d, part in reversed(list(enumerate(way.parts))):
-            value = _own_part(value, d, *part)
-        group = (key.path, way.contracting, way.at, tuple(n for _, n in way.taken))
-        index = tuple(i for i, _ in way.taken)
-        same = entries.setdefault((*group, value.sums["counts"]["rows"].shape), {})
-        same[index] = same[index].merge(value) if index in same else value
-    found: dict[Any, dict[Any, Reducible]] = {}
-    for (path, contracting, at, sizes, _), by_index in entries.items():
-        value = _stacked(by_index, at, sizes)
-        same, shape = found.setdefault((path, contracting), {}), value.sums["counts"]["rows"].shape
-        same[shape] = same[shape].merge(value) if shape in same else value
-    return {name: list(by_shape.values()) for name, by_shape in found.items()}
-
-
-def _own_part(value: Reducible, axis: int, start: int, size: int, whole: bool) -> Reducible:
-    """The part of a stripped axis that holds the parameter; without the axis if it is not its."""
-    if size >= 0:
-        cut = lambda x: lax.slice_in_dim(x, start, start + size, axis=axis)
-        value = jax.tree.map(cut, value)
-    if whole:
-        return value
-    return jax.tree.map(lambda x: jnp.moveaxis(x, axis, 0), value).reduce_leading()
-
-
-def _stacked(
-    by_index: dict[tuple[int, ...], Reducible], at: int, sizes: tuple[int, ...]
-) -> Reducible:
-    """Entries of a stack as one; those that were not seen have met no row."""
-    if not sizes:
-        return by_index[()]
-    nothing = next(iter(by_index.values())).identity()
-    entries = [by_index.get(index, nothing) for index in np.ndindex(*sizes)]
-
-    def stack(*xs: jax.Array) -> jax.Array:
-        x = jnp.stack(xs, at)
-        return x.reshape(*x.shape[:at], *sizes, *x.shape[at + 1 :])
-
-    return jax.tree.map(stack, *entries)
-
-
-def _values(value: Reducible) -> dict[str, dict[str, Any]]:
-    merge = lambda name: {**value.sums["measures"][name], **value.lows[name], **value.highs[name]}
-    return {name: merge(name) for name in value.sums["measures"]}

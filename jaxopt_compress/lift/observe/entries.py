@@ -1,12 +1,65 @@
-"""Rows of an activation by the entries of a parameter that they meet, where data choose those."""
+"""Entries of a parameter that data choose, and the rows of an activation that meet each of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.lift.observe.probe import Member, Probe
+from jaxopt_compress.lift.observe.probe import Axes, Axis, Member, Probe
+
+
+def looked_up(
+    array: Probe,
+    value: Any,
+    fn: Callable[[Axes], Sequence[Axis]],
+    axes: Sequence[int],
+    new: Sequence[int],
+    indices: Sequence[Any],
+    before: Any = None,
+) -> Any:
+    """The entries of a probe that data choose.
+
+    Args:
+        array: The probe.
+        value: What was found.
+        fn: ``fn(axes)`` gives the axes of ``value``.
+        axes: The axes of ``array`` that were looked up.
+        new: The axes of ``value`` that are new, and belong to no parameter.
+        indices: Which entries, for each of ``axes``: int32, to be broadcast to ``value``.
+        before: Of ``value``, which entry of axes that had been looked up before each element is
+            from; None if none had been.
+
+    Returns:
+        A probe, or the bare value where it is not known which entries it holds.
+    """
+    whole = lambda m, d: len(array.axes_of(m)[d].names) == 1 and array.axes_of(m)[d].size is None
+    if not axes:
+        return array.relabel(value, fn)
+    if len(array.members) != 1 or not all(whole(array.members[0], d) for d in axes):
+        return value
+    (member,) = array.members
+    names = tuple(array.axes_of(member)[d].names[0] for d in axes)
+    every, flat = names, jnp.zeros((), jnp.int32)
+    for d, index in zip(axes, indices, strict=True):
+        own = jnp.asarray(index, jnp.int32)
+        own = array.shape[d] - 1 - own if array.axes_of(member)[d].turned else own
+        flat = flat * array.shape[d] + own
+    if old := member.looked_up:
+        if before is None:
+            return value
+        size = lambda axes: math.prod(member.shape[d] for d in axes)
+        last = max(old) < min(names)
+        flat = before * size(names) + flat if last else flat * size(old) + before
+        every = (*old, *names) if last else (*names, *old)
+    if every != tuple(sorted(every)):
+        return value
+    found = array.relabel(value, fn, jnp.broadcast_to(flat, value.shape))
+    (member,) = found.members
+    free = [Axis() if d in new else a for d, a in enumerate(found.axes_of(member))]
+    member = member._replace(axes=(*found.stripped(member), *free), looked_up=every)
+    return found.replace(members=(member,))
 
 
 def chosen_axes(w: Probe, member: Member, contracting: Sequence[int]) -> list[int]:

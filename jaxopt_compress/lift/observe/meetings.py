@@ -11,8 +11,8 @@ from jax import lax
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.activations import patches_of, rows_of, rows_of_groups
 from jaxopt_compress.lift.interpreter import Call, Ref, leaf_rule
-from jaxopt_compress.lift.observe.entries import by_entry, chosen_axes, one_entry
-from jaxopt_compress.lift.observe.probe import Axes, Axis, Member, Probe, looked_up
+from jaxopt_compress.lift.observe.entries import by_entry, chosen_axes, looked_up, one_entry
+from jaxopt_compress.lift.observe.probe import Axes, Axis, Member, Probe
 
 Rows = tuple[jax.Array, jax.Array | None]
 

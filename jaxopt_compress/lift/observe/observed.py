@@ -6,13 +6,13 @@ from typing import Any
 from jaxopt_compress.arrays import CompressedArray
 from jaxopt_compress.lift.interpreter import Replay
 from jaxopt_compress.lift.lift import replay_call
-from jaxopt_compress.lift.observe import meetings
+from jaxopt_compress.lift.observe import meetings, probe_rules
 from jaxopt_compress.lift.observe.probe import probe
 from jaxopt_compress.lift.observe.tape import Tape
 from jaxopt_compress.tree import map_named
 
 # Imported for the rules that it registers.
-del meetings
+del meetings, probe_rules
 
 
 def observed_call(
