@@ -4,6 +4,7 @@ from jaxopt_compress.lift import (
     contractions,
     control_flow,
     convolutions,
+    custom_rules,
     input_products,
     lookups,
     views,
@@ -33,4 +34,4 @@ __all__ = [
 ]
 
 # Imported for the rules that they register.
-del contractions, control_flow, convolutions, input_products, lookups, views
+del contractions, control_flow, convolutions, custom_rules, input_products, lookups, views

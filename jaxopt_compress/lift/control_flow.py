@@ -66,7 +66,7 @@ def _scan(call: Call) -> list[Any]:
     jaxpr, _ = _compat.parts(params["jaxpr"])
     carry_in = jaxpr.invars[len(consts) : len(consts) + len(carry)]
     kept = _unchanged(carry, carry_in, jaxpr.outvars)
-    carry = _dense(call, carry, kept)
+    carry = dense_values(call, carry, kept)
     xs = [_stacked(call, x) for x in xs]
     moving = [x for i, x in enumerate(carry) if i not in kept]
     # Kernels read a layer where it lies in the stack; as an operand it would be a copy.
@@ -80,7 +80,7 @@ def _scan(call: Call) -> list[Any]:
         state = _merge(state, kept)
         with tapes.collect(tape, tapes.Loop("scan", params["length"], _paths(xs))) as seen:
             results = replay_jaxpr(call.replay, params["jaxpr"], [*consts, *state, *slices])
-        results = _dense(call, results, kept)
+        results = dense_values(call, results, kept)
         out, ys = results[: len(carry)], results[len(carry) :]
         return [x for i, x in enumerate(out) if i not in kept], (ys, seen.values)
 
@@ -132,7 +132,7 @@ def _while(call: Call) -> list[Any]:
     body_consts, carry = rest[: params["body_nconsts"]], rest[params["body_nconsts"] :]
     jaxpr, _ = _compat.parts(params["body_jaxpr"])
     kept = _unchanged(carry, jaxpr.invars[len(body_consts) :], jaxpr.outvars)
-    carry = _dense(call, carry, kept)
+    carry = dense_values(call, carry, kept)
     moving = [x for i, x in enumerate(carry) if i not in kept]
 
     def cond(state):
@@ -151,7 +151,7 @@ def _while(call: Call) -> list[Any]:
         with tapes.collect(replay.tape, tapes.Loop("while")) as seen:
             inner = [*body_consts, *_merge(state[0], kept)]
             results = replay_jaxpr(replay, params["body_jaxpr"], inner)
-        results = [x for i, x in enumerate(_dense(call, results, kept)) if i not in kept]
+        results = [x for i, x in enumerate(dense_values(call, results, kept)) if i not in kept]
         return results, tapes.fold(state[1], seen.values)
 
     state, seen = lax.while_loop(cond, body, (moving, tapes.empty(replay.tape, body, (moving, {}))))
@@ -161,14 +161,17 @@ def _while(call: Call) -> list[Any]:
 
 @control_rule("cond")
 def _cond(call: Call) -> list[Any]:
-    replay, (index, *operands) = call.replay, _dense(call, call.operands[:1]) + call.operands[1:]
+    replay, (index, *operands) = (
+        call.replay,
+        dense_values(call, call.operands[:1]) + call.operands[1:],
+    )
 
     def branch(jaxpr):
         def run(*values):
             # How often a branch runs depends on data, as for a loop of unknown length.
             with tapes.collect(replay.tape, tapes.Loop("cond")) as seen:
                 results = replay_jaxpr(replay, jaxpr, values)
-            return _dense(call, results), seen.values
+            return dense_values(call, results), seen.values
 
         return run
 
@@ -176,66 +179,6 @@ def _cond(call: Call) -> list[Any]:
     results, seen = lax.switch(index, branches, *operands)
     tapes.absorb(replay.tape, seen)
     return results
-
-
-@control_rule("custom_jvp_call")
-def _custom_jvp(call: Call) -> list[Any]:
-    """Runs the function on compressed values; differentiates its own rule on dense ones."""
-    run, by_own_rule = _with_own_rule(call, call.params["call_jaxpr"])
-    fn = jax.custom_jvp(run)
-    fn.defjvp(lambda primals, tangents: jax.jvp(by_own_rule, primals, tangents))
-    return _observed(call, fn)
-
-
-@control_rule("custom_vjp_call")
-def _custom_vjp(call: Call) -> list[Any]:
-    """Runs the function on compressed values; differentiates its own rule on dense ones."""
-    run, by_own_rule = _with_own_rule(call, call.params["call_jaxpr"])
-    # Arrays that the function closes over come first, and have no derivatives.
-    fixed = call.params["num_consts"]
-    fn = jax.custom_vjp(run)
-
-    def forward(*values):
-        return jax.vjp(lambda *rest: by_own_rule(*values[:fixed], *rest), *values[fixed:])
-
-    fn.defvjp(forward, lambda pull, cotangents: ((None,) * fixed) + pull(cotangents))
-    return _observed(call, fn)
-
-
-def _with_own_rule(call: Call, jaxpr: Any) -> tuple[Any, Any]:
-    """A body that returns ``(results, frame)``, and the same to be differentiated.
-
-    The derivatives of the results are by the function's own rule. Its rule knows nothing of what
-    was observed inside, whose derivatives are those of the operations before it.
-    """
-    replay, enclosing = call.replay, call.replay.enclosing
-
-    def run(*values):
-        # JAX may trace it for derivatives when the replay has gone on.
-        outer, replay.enclosing = replay.enclosing, enclosing
-        try:
-            with tapes.collect(replay.tape) as seen:
-                results = replay_jaxpr(replay, jaxpr, values)
-            return _dense(call, results), seen.values
-        finally:
-            replay.enclosing = outer
-
-    def by_own_rule(*values):
-        seen = {} if replay.tape is None else run(*values)[1]
-        return _bind_dense(call, values), seen
-
-    return run, by_own_rule
-
-
-def _observed(call: Call, fn: Any) -> list[Any]:
-    results, seen = fn(*call.operands)
-    tapes.absorb(call.replay.tape, seen)
-    return results
-
-
-def _bind_dense(call: Call, values: Sequence[Any]) -> list[Any]:
-    dense = [x.array.materialize() if isinstance(x, Ref) else x for x in values]
-    return _compat.bind(call.eqn, dense)
 
 
 @control_rule("shard_map")
@@ -251,7 +194,7 @@ def _shard_map(call: Call) -> list[Any]:
                 "calibrate cannot tell which devices of a shard_map see different rows: build it "
                 f"with check_vma=True, at {_compat.source_line(call.eqn)}"
             )
-        return _dense(call, results), tapes.absorb_manual(tape, seen.values)
+        return dense_values(call, results), tapes.absorb_manual(tape, seen.values)
 
     pairs = [_split(call, *each) for each in zip(call.operands, params["in_specs"], strict=True)]
     operands, specs = zip(*pairs, strict=True)
@@ -282,7 +225,7 @@ def _split(call: Call, x: Any, spec: PartitionSpec) -> tuple[Any, Any]:
         return call.replay.fall_back(call.eqn, x), spec
 
 
-def _dense(call: Call, values: Sequence[Any], kept: Any = ()) -> list[Any]:
+def dense_values(call: Call, values: Sequence[Any], kept: Any = ()) -> list[Any]:
     """The values that leave or enter a body as arrays, but those at the positions ``kept``."""
     fall_back = call.replay.fall_back
     return [

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxopt_compress.numerics.formats import E4M3, Format
+from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.rounding import seal
 
 # What steps may be stored as. Float8 steps are multiples of one float32 step for all of them.
@@ -53,6 +54,24 @@ def step_of(
     scale = jnp.minimum(scale, jnp.finfo(jnp.float32).max)
     zero = jnp.clip(qmin - jnp.round(low / scale), qmin, qmax)
     return scale, zero.astype(zero_dtype(fmt))
+
+
+def within_dtype(scale: jax.Array, zero: jax.Array | None, fmt: Format, dtype) -> jax.Array:
+    """Steps of an integer format, small enough that every level is finite in ``dtype``.
+
+    The outermost level lies up to half a step beyond the range. Where the range reaches the largest
+    number of ``dtype``, a product with codes would take it for more than the stored weight can be.
+
+    Returns:
+        ``min(scale, max(dtype) / max |q - zero|)``; other formats' steps as they are.
+    """
+    if not isinstance(fmt.grid, Integers):
+        return scale
+    low, high = float(fmt.grid.low), float(fmt.grid.high)
+    zero = jnp.zeros((), jnp.float32) if zero is None else zero.astype(jnp.float32)
+    # Rounded down: the quotient of the largest number may not be rounded to more.
+    top = float(jnp.finfo(dtype).max) * (1 - 2.0**-23)
+    return jnp.minimum(scale, top / jnp.maximum(high - zero, zero - low))
 
 
 def symmetric_step(reach: jax.Array, fmt: Format, of_nothing: float | None = None) -> jax.Array:

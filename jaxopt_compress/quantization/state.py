@@ -29,6 +29,7 @@ from jaxopt_compress.numerics.steps import (
     shorter_steps,
     step_of,
     step_value,
+    within_dtype,
 )
 from jaxopt_compress.quantization.checks import check_known
 from jaxopt_compress.quantization.straight_through import fake_quantize, rounded_later
@@ -236,6 +237,7 @@ def measured(state: QuantizedState, w: Any, rule: Rule) -> QuantizedState:
     relative = rule.scale == "float8_e4m3fn"
     # Among steps that share one, a group of zeros is not to set the range of all.
     step, zero = step_of(low, high, fmt, rule.symmetric, 0.0 if relative else None)
+    step = within_dtype(step, zero, fmt, w.dtype)
     if rule.scale == "float8_e8m0fnu":
         step = power_of_two_step(low, high, fmt)
     elif relative:

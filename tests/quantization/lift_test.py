@@ -127,3 +127,27 @@ def test_16_bit_activations(name, dtype):
     # The view, the levels and the result are each rounded to `dtype`.
     bound = 3 * float(jnp.finfo(dtype).eps) * (np.abs(x) @ np.abs(view))
     assert (np.abs(np.asarray(got).astype(float) - x @ view) <= bound).all()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_products_at_the_ends_of_a_dtype_are_those_of_the_stored_weight(dtype, symmetric):
+    """No level lies beyond the largest number, where the stored weight would end and a product not.
+
+    Unsigned codes times their steps reach twice as far before zero points take the half away, so
+    they are given weights of half that size.
+    """
+    signs = jnp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], (64, 24)))
+    for name in ["uint4", "int4", "int8"][symmetric:]:
+        for group in (None, 16):
+            reach = float(jnp.finfo(dtype).max) / (2 if name.startswith("u") else 1)
+            small = jc.compress(
+                {"w": (signs * reach).astype(dtype)},
+                jc.quantize(name, group_size=group, symmetric=symmetric),
+            )
+            x = jnp.full((3, 64), 2.0**-10, dtype)
+            got = np.asarray(jax.jit(jc.lift(lambda p, x: x @ p["w"]))(small, x), np.float64)
+            exact = np.asarray(jc.materialize(small)["w"], np.float64)
+            bound = 4 * float(jnp.finfo(dtype).eps) * 64 * 2.0**-10 * np.abs(exact).max()
+            assert (np.abs(got - np.asarray(x, np.float64) @ exact) <= bound).all(), (name, group)
+            assert np.abs(exact).max() > 0.8 * reach, (name, group)
