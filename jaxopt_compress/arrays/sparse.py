@@ -205,21 +205,30 @@ def sparse_rows(dense: jax.Array, mask: jax.Array, core_ndim: int) -> SparseArra
             "how many entries a sparse array keeps depends on values: compress outside of jit"
         )
     core = tuple(dense.shape[dense.ndim - core_ndim :])
-    rows, kept = sparse.flatten_core(dense, core), sparse.flatten_core(mask, core)
-    capacity = int(jnp.max(jnp.sum(kept, -1), initial=0))
-    if rows.ndim == 1:
-        # One row is the common case and needs no sort; int4 cannot be indexed by a mask directly.
-        at = np.flatnonzero(np.asarray(_everywhere(kept)))
-        values = _everywhere(jnp.take(rows, at, axis=0))
+    kept = sparse.flatten_core(mask, core)
+    if core_ndim == dense.ndim:
+        # One row is the common case and needs no sort.
+        values = _kept_entries(dense, _everywhere(mask))
+        words = _everywhere(pack_mask(kept, -1))
     else:
-        values = sparse.gather_kept(rows, kept, capacity)
-    words = pack_mask(kept, -1) if rows.ndim > 1 else _everywhere(pack_mask(kept, -1))
+        capacity = int(jnp.max(jnp.sum(kept, -1), initial=0))
+        values = sparse.gather_kept(sparse.flatten_core(dense, core), kept, capacity)
+        words = pack_mask(kept, -1)
     ones = (1,) * (core_ndim - 1)
 
     def lift(x):
         return x.reshape(*x.shape[:-1], *ones, x.shape[-1])
 
     return SparseArray(lift(values), lift(words), core=core)
+
+
+def _kept_entries(dense: jax.Array, mask: jax.Array) -> jax.Array:
+    """The entries under a mask, in row-major order."""
+    if len(dense.devices()) == 1:
+        # NumPy needs neither a flat copy nor positions, which take more than the entries.
+        return jax.device_put(np.asarray(dense)[np.asarray(mask)], next(iter(dense.devices())))
+    at = np.flatnonzero(np.asarray(mask))
+    return _everywhere(jnp.take(dense.reshape(-1), at, axis=0))
 
 
 def _everywhere(x: jax.Array) -> jax.Array:
