@@ -14,6 +14,7 @@ from jaxopt_compress.evaluation import compare, evaluate, metrics
 from jaxopt_compress.lift import (
     FallbackError,
     FallbackWarning,
+    UnfollowedWarning,
     UnmeasuredWarning,
     calibrate,
     capture,
@@ -68,6 +69,7 @@ __all__ = [
     "QuantizedArray",
     "Rewrite",
     "SparseArray",
+    "UnfollowedWarning",
     "UnmeasuredWarning",
     "activations",
     "backward",

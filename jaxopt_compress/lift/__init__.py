@@ -15,12 +15,19 @@ from jaxopt_compress.lift.observe import measures
 from jaxopt_compress.lift.observe.calibrate import UnmeasuredWarning, calibrate
 from jaxopt_compress.lift.observe.capture import capture
 from jaxopt_compress.lift.observe.statistics import Statistics, statistics_for
-from jaxopt_compress.lift.observe.uses import Use, layout_of, uses, uses_by_layout
+from jaxopt_compress.lift.observe.uses import (
+    UnfollowedWarning,
+    Use,
+    layout_of,
+    uses,
+    uses_by_layout,
+)
 
 __all__ = [
     "FallbackError",
     "FallbackWarning",
     "Statistics",
+    "UnfollowedWarning",
     "UnmeasuredWarning",
     "Use",
     "calibrate",

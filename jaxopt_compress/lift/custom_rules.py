@@ -85,7 +85,7 @@ def _custom_linear_solve(call: Call) -> list[Any]:
     unknowns, replay, enclosing = len(b), call.replay, call.replay.enclosing
     others: Any = None
 
-    def run(name: str, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
+    def run(name: str, values: Sequence[Any]) -> tuple[list[Any], Any]:
         # JAX may trace them for derivatives when the replay has gone on. Only the solver is a part
         # of the function itself.
         outer, replay.enclosing = replay.enclosing, enclosing

@@ -123,6 +123,12 @@ class Replay:
         lines = map(_compat.source_line, (eqn, *reversed(self.enclosing)))
         return next(filter(None, lines), "")
 
+    def lose(self, eqn: JaxprEqn, ref: Ref) -> None:
+        """Notes that what is observed is followed no further than ``eqn``."""
+        line = self.source_line(eqn)
+        paths = getattr(ref.array, "paths", (ref.path,))
+        self.fallbacks += [Fallback(eqn.primitive.name, path, line) for path in paths]
+
     def fall_back(self, eqn: JaxprEqn, ref: Ref) -> jax.Array:
         """Materializes ``ref`` for ``eqn``, and says so."""
         event = Fallback(eqn.primitive.name, ref.path, self.source_line(eqn))
@@ -256,6 +262,10 @@ def replay_equation(call: Call) -> list[Any]:
         if result is NotImplemented:
             continue
         results = result if isinstance(result, list) else [result]
+        if call.replay.tape is not None and not any(
+            isinstance(y, CompressedArray) for y in results
+        ):
+            call.replay.lose(call.eqn, x)
         wrap = lambda y, x=x: x.replace(y) if isinstance(y, CompressedArray) else y
         return [wrap(y) for y in results]
     return _compat.bind(call.eqn, call.dense())

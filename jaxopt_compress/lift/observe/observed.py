@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from jaxopt_compress.arrays import CompressedArray
-from jaxopt_compress.lift.interpreter import Replay
+from jaxopt_compress.lift.interpreter import Fallback, Replay
 from jaxopt_compress.lift.lift import replay_call
 from jaxopt_compress.lift.observe import meetings, probe_rules
 from jaxopt_compress.lift.observe.probe import probe
@@ -22,6 +22,7 @@ def observed_call(
     params: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    lost: list[Fallback] | None = None,
 ) -> Any:
     """Runs ``fn(params, *args, **kwargs)`` and tells ``tape.observe`` each `Meeting`.
 
@@ -35,6 +36,7 @@ def observed_call(
         params: A pytree; compressed arrays in it become dense.
         args: The other arguments.
         kwargs: Likewise.
+        lost: Gets where parameters are not followed any further.
 
     Returns:
         What ``fn`` returns.
@@ -44,5 +46,5 @@ def observed_call(
         dense = leaf.materialize() if isinstance(leaf, CompressedArray) else leaf
         return probe(path, dense) if path in chosen else dense
 
-    replay = Replay("densify", tape=tape)
+    replay = Replay("densify", tape=tape, fallbacks=[] if lost is None else lost)
     return replay_call(fn, replay, (map_named(wrap, params), *args), kwargs)

@@ -1,16 +1,22 @@
 """How a function uses each of its parameters."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
+from jaxopt_compress.lift.interpreter import Fallback
 from jaxopt_compress.lift.observe.meetings import Meeting
 from jaxopt_compress.lift.observe.observed import observed_call
 from jaxopt_compress.lift.observe.tape import Tape
 from jaxopt_compress.tree import Layout, assume_layout
 from jaxopt_compress.tree.paths import is_float, named_leaves
+
+
+class UnfollowedWarning(UserWarning):
+    """A matrix goes into an operation that uses do not follow, and no use of it is found."""
 
 
 class Use(NamedTuple):
@@ -52,7 +58,8 @@ def uses(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> dict
 
     Returns:
         Path -> its uses, one per distinct way, in the order in which the function first meets them;
-        an empty list if the parameter meets no product, convolution or lookup.
+        an empty list if the parameter meets no product, convolution or lookup. An
+        `UnfollowedWarning` names matrices that may do so behind an operation that is not followed.
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
@@ -67,11 +74,40 @@ def uses(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> dict
     def observe(tape: Tape, meeting: Meeting) -> None:
         found[meeting.path][meeting.place] = _use(tape, meeting)
 
+    lost: list[Fallback] = []
+
     def run(params: Any, args: tuple, kwargs: dict) -> Any:
-        return observed_call(fn, Tape(observe), found, params, args, kwargs)
+        return observed_call(fn, Tape(observe), found, params, args, kwargs, lost)
 
     _abstract_call(run, params, args, kwargs)
+    _warn_of_unfollowed(params, found, lost)
     return {path: _merge(list(each.values())) for path, each in found.items()}
+
+
+# Where a parameter is added to an activation, or is one itself, it is no weight.
+_NO_WEIGHT = frozenset(
+    "add sub mul div max min pow rem select_n add_any atan2 nextafter eq ne lt le gt ge and or xor "
+    "stop_gradient convert_element_type broadcast_in_dim dot_general ragged_dot ragged_dot_general "
+    "conv_general_dilated".split()
+)
+
+
+def _warn_of_unfollowed(params: Any, found: Any, lost: Sequence[Fallback]) -> None:
+    """Names matrices without a use that were lost on the way to a product."""
+    first: dict[str, str] = {}
+    for path, leaf in named_leaves(params):
+        events = [e for e in lost if e.path == path and e.primitive not in _NO_WEIGHT]
+        if found.get(path) or not events or sum(n > 1 for n in leaf.shape) < 2:
+            continue
+        first[path] = f"{path!r} at {events[0].primitive}, {events[0].source}"
+    if first:
+        more = f", and {len(first) - 8} more" if len(first) > 8 else ""
+        warnings.warn(
+            f"uses lost {'; '.join(list(first.values())[:8])}{more}: whatever product comes behind "
+            "is not seen, so that by default they stay dense; name them in where= to compress them",
+            UnfollowedWarning,
+            stacklevel=3,
+        )
 
 
 def uses_by_layout(params: Any, layout: str) -> dict[str, list[Use]]:

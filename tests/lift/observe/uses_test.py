@@ -1,6 +1,7 @@
 """What `uses` finds, against answers written by hand."""
 
 import math
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -94,3 +95,25 @@ def test_a_product_of_two_parameters_is_a_use_of_both():
     assert [u.contracting for u in found["a"]] == [(-1,)]
     assert [u.contracting for u in found["b"]] == [(-2,)]
     assert math.prod(params["a"].shape) * 5 * 2 == found["a"][0].flops
+
+
+def test_matrices_that_are_not_followed_are_named():
+    """One entry of joined stacks; a position that is added and a token that is joined are none."""
+    ones = jnp.ones
+    params = {"a": ones((4, 8, 8)), "b": ones((4, 8, 8)), "c": ones((8, 8))}
+    params |= {"position": ones((5, 8)), "token": ones((1, 8))}
+
+    def fn(p, x, i):
+        x = jnp.concatenate([p["token"], x])[:5] + p["position"]
+        return x @ p["c"] @ jnp.concatenate([p["a"], p["b"]])[i]
+
+    with pytest.warns(jc.UnfollowedWarning, match=r"lost 'a' at .*uses_test.py.*; 'b' at") as seen:
+        found = jc.uses(fn, params, ones((5, 8)), jnp.int32(3))
+    assert found["a"] == found["b"] == [] and found["c"]
+    assert not any(path in str(seen[0].message) for path in ("'c'", "position", "token"))
+
+
+def test_what_is_followed_is_not_named():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", jc.UnfollowedWarning)
+        jc.uses(lambda p, x: x + p["bias"], {"bias": jnp.ones((2, 8))}, jnp.ones((2, 8)))
