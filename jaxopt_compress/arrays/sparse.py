@@ -226,7 +226,10 @@ def _kept_entries(dense: jax.Array, mask: jax.Array) -> jax.Array:
     """The entries under a mask, in row-major order."""
     if len(dense.devices()) == 1:
         # NumPy needs neither a flat copy nor positions, which take more than the entries.
-        return jax.device_put(np.asarray(dense)[np.asarray(mask)], next(iter(dense.devices())))
+        kept = np.asarray(dense)[np.asarray(mask)]
+        # An array that may move to where others are stays one that may.
+        device = next(iter(dense.devices())) if dense.committed else None
+        return jax.device_put(kept, device)
     at = np.flatnonzero(np.asarray(mask))
     return _everywhere(jnp.take(dense.reshape(-1), at, axis=0))
 

@@ -1,25 +1,26 @@
-"""Contractions that execute in compressed form: arrays in, arrays out."""
+"""Products that execute in compressed form: arrays in, arrays out."""
 
-from jaxopt_compress.kernels.dots import scaled_dot, zero_product
 from jaxopt_compress.kernels.forms import (
     differentiated_as,
     on_each_platform,
     row_count,
     varying_alike,
 )
-from jaxopt_compress.kernels.integer_dots import integer_dot
-from jaxopt_compress.kernels.planar_dots import planar_dot
+from jaxopt_compress.kernels.matmul import FORMS, explain, matmul
+from jaxopt_compress.kernels.operand import How, Operand, Stored
 from jaxopt_compress.kernels.transposed_dots import trained_dot, transposed_dot
 
 __all__ = [
+    "FORMS",
+    "How",
+    "Operand",
+    "Stored",
     "differentiated_as",
-    "integer_dot",
+    "explain",
+    "matmul",
     "on_each_platform",
-    "planar_dot",
     "row_count",
-    "scaled_dot",
     "trained_dot",
     "transposed_dot",
     "varying_alike",
-    "zero_product",
 ]

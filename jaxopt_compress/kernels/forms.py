@@ -6,6 +6,8 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 
+from jaxopt_compress.numerics.rounding import promoted
+
 _MANY = 2**20
 GPUS = ("cuda", "rocm")
 ACCELERATORS = ("tpu", *GPUS)
@@ -98,14 +100,14 @@ def varying_alike(arrays):
     return [cast(x, axes) for x, axes in zip(arrays, missing, strict=True)]
 
 
-def check_shapes(x, depth, shape, scale, zero, group):
-    """Raises ValueError if the arguments of a product with `shape`, K = `depth`, do not fit."""
-    if x.shape[-1] != depth or x.shape[:-2] != tuple(shape[:-2]) or x.ndim != len(shape):
-        raise ValueError(f"x of shape {x.shape} does not meet weight of shape {shape}, K = {depth}")
-    groups = scale.shape[-2]
-    if groups != 1 and (group is None or groups * group != depth):
-        raise ValueError(f"scale of shape {scale.shape} does not fit K = {depth}, group = {group}")
-    if scale.shape[-1] not in (1, shape[-1]) or scale.shape[:-2] != tuple(shape[:-2]):
-        raise ValueError(f"scale of shape {scale.shape} does not fit a weight of shape {shape}")
-    if zero is not None and zero.shape != scale.shape:
-        raise ValueError(f"zero of shape {zero.shape} must have the shape of scale, {scale.shape}")
+def matrix_product(x, weight, preferred, precision=None):
+    """`x @ weight` with a type of the result."""
+    batch = tuple(range(x.ndim - 2))
+    dims = (((x.ndim - 1,), (x.ndim - 2,)), (batch, batch))
+    return lax.dot_general(x, weight, dims, precision=precision, preferred_element_type=preferred)
+
+
+def wide_of(dtype):
+    """Float32, or a wider floating type."""
+    whole = jnp.issubdtype(dtype, jnp.integer)  # Of which those of four bits are not promoted.
+    return jnp.dtype(jnp.float32) if whole else promoted(dtype, jnp.float32)

@@ -1,18 +1,8 @@
-"""Contractions of integer codes with integer codes, accumulated in int32.
+"""Products of integer codes with integer codes, accumulated in int32.
 
 Int32 holds any sum of 2^17 - 1 products of int8 with int8, 2^21 - 1 of int8 with int4, and 33025 of
-uint8 with uint8. Deeper sums are cut into parts that it holds, which are added up in float32. What
-the compilers make of a product decides the forms, as for `dots`:
-
-* TPU multiplies int8 by int8 and by int4 as they are stored. In groups, a product per group as a
-  batch dimension streams, but for a single row, for which codes would be written out as int32: then
-  `x` is spread out to one row per group, and as long as the additional products are few.
-* CPU has a library for products of int8 matrices, in about half of the time of float32. It is not
-  used for a single row, for which XLA would widen the weight: the form of `cpu_dots` for one row
-  takes its place. Groups, and weights that outgrow the cache, go through it by blocks of K; int4,
-  which XLA keeps packed but reads one by one, as two matrices of half of the columns.
-* Elsewhere int4 is widened to int8, which is what libraries multiply, and groups are summed in a
-  loop where the products of all of them would take more memory than the codes.
+uint8 with uint8. Deeper sums are cut into parts that it holds, which are added up in float32. See
+README.md beside this file for which form serves which compiler.
 """
 
 import functools
@@ -25,105 +15,19 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxopt_compress.kernels import cpu_dots
 from jaxopt_compress.kernels.forms import (
-    GPUS,
-    check_shapes,
     differentiated_as,
-    on_each_platform,
+    matrix_product,
     row_count,
     spread_out,
+    wide_of,
     with_rows_merged,
 )
 from jaxopt_compress.kernels.stored import columns_per_byte, readable
-from jaxopt_compress.numerics.rounding import promoted
 
-# Rows of a block-diagonal x up to which it is faster than one product per group.
-_MAX_BLOCK_DIAGONAL_ROWS = 256
 # Codes up to which CPU takes less time for all of a weight than for its blocks, and those of one.
 _WHOLE, _BLOCK = 2**22, 2**21
 # Codes up to which launching more kernels costs more than it saves, for one row and for more.
 _SMALL = (2**16, 2**18)
-
-
-def integer_dot(x_codes, codes, scale=None, x_scale=None, *, group=None, sums=None):
-    r"""Contracts integer codes with integer codes.
-
-    .. math::
-        y_{mn} = \sum_k p_{mk} q_{kn} \qquad\text{or}\qquad
-        y_{mn} = \sum_g s_{gn} \sum_{k \in g} p_{mk} q_{kn}
-
-    The inner sum is exact; where int32 cannot hold it, those of its parts are, see `exact_parts`.
-    Zero points are left to the caller: they leave the sum. So do scales per row of `x_codes`, but
-    TPUs write a result in a shorter type only if they are inside of the sum over groups.
-
-    Args:
-      x_codes: `[*batch, M, K]`, integers of up to eight bits.
-      codes: `[*batch, K, N]`, likewise. Signed ones are faster.
-      scale: `[*batch, K / group or 1, N or 1]`, floating point, or None.
-      x_scale: `[*batch, M, 1]`, which every row is multiplied by; or None. Goes with a scale, of
-        its type, or in float32 beside a shorter one, and then not to be differentiated.
-      group: number of consecutive `k` that share a scale; None means all of them.
-      sums: type that GPUs round sums to before scales multiply them, where all `k` share a scale:
-        a product writes its result in a shorter type, but is not fused with its scales there.
-
-    Returns:
-      `[*batch, M, N]`: int32 without scales, otherwise of the type of `x_scale` or `scale`.
-
-    Raises:
-      ValueError: if the shapes do not fit each other or the group, or if int32 does not hold the
-        sum and there is no scale.
-      TypeError: if the codes are not integers of up to eight bits.
-
-    Example:
-      >>> x = jnp.array([[1, 2, 3, 4]], jnp.int8)
-      >>> codes = jnp.array([[1], [1], [2], [-2]], jnp.int8)
-      >>> print(integer_dot(x, codes))
-      [[1]]
-      >>> print(integer_dot(x, codes, jnp.array([[0.5], [10.0]]), group=2))
-      [[-18.5]]
-    """
-    for given in (x_codes, codes):
-        if not jnp.issubdtype(given.dtype, jnp.integer) or given.dtype.itemsize > 1:
-            raise TypeError(f"codes must be integers of up to eight bits, got {given.dtype}")
-    scales = jnp.ones((*codes.shape[:-2], 1, 1)) if scale is None else scale
-    check_shapes(x_codes, codes.shape[-2], codes.shape, scales, None, group)
-    depth = codes.shape[-2] // scales.shape[-2]
-    if exact_parts(depth, x_codes.dtype, codes.dtype) > 1:
-        if scale is None:
-            kinds = f"{x_codes.dtype} with {codes.dtype}"
-            raise ValueError(f"a product of {kinds}, K = {depth}, exceeds int32: it needs a scale")
-        return _by_parts(x_codes, codes, scale, x_scale)
-    if scale is not None and scale.shape[-2] == 1:
-        scale = scale if x_scale is None else scale.astype(x_scale.dtype)
-        as_floats = lambda y, dtype=scale.dtype: y.astype(dtype).astype(scale.dtype)
-        short = functools.partial(as_floats, dtype=sums)
-        forms = {} if sums is None else dict.fromkeys(GPUS, short)
-        y = on_each_platform(forms, as_floats, integer_dot(x_codes, codes)) * scale
-        return y if x_scale is None else y * x_scale
-    forms: dict[str, Any] = {}
-    if scale is None:
-        default: Any = widened
-        forms["tpu"] = as_stored
-        forms["cpu"] = laid_out
-    else:
-        groups, rows = scale.shape[-2], row_count(x_codes)
-        spread = groups * rows <= _MAX_BLOCK_DIAGONAL_ROWS
-        own = block_diagonal if spread or rows == 1 else per_group
-        forms["tpu"] = functools.partial(own, form=as_stored)
-        outgrown = 4 * groups * rows > x_codes.shape[-1]
-        default = group_by_group if outgrown else per_group
-    if _streams(x_codes, codes, scale):
-        forms["cpu"] = with_rows_merged(_streamed)
-        if scale is not None:
-            forms["cpu"] = differentiated_as(default, forms["cpu"])
-    weight = (codes,) if scale is None else (codes, scale)
-    if x_scale is None:
-        return on_each_platform(forms, default, x_codes, *weight)
-
-    def after(form):
-        return lambda x, codes, scale, own: form(x, codes, scale.astype(own.dtype)) * own
-
-    forms = {k: form if k == "tpu" else after(form) for k, form in forms.items()}
-    return on_each_platform(forms, after(default), x_codes, *weight, x_scale)
 
 
 def exact_parts(depth, *dtypes):
@@ -155,21 +59,54 @@ def in_parts(codes, axis, groups, parts):
     return jnp.moveaxis(codes.reshape(*before, groups * parts, -1, *after), axis, -3)
 
 
-def _by_parts(x_codes, codes, scale, x_scale):
+def by_parts(x_codes, codes, scale, x_scale=None, form=None):
     """As `per_group`, with several products per group, each of which is exact in int32."""
     groups = scale.shape[-2]
     parts = exact_parts(codes.shape[-2] // groups, x_codes.dtype, codes.dtype)
     own = [in_parts(a, axis, groups, parts) for a, axis in ((x_codes, -1), (codes, -2))]
     dtype = scale.dtype if x_scale is None else x_scale.dtype
-    wide = promoted(dtype, jnp.float32)
-    factors = [scale.astype(wide).repeat(parts, axis=-2), x_scale]
-    return _sum_scaled(integer_dot(*own), *factors).astype(dtype)
+    factors = [scale.astype(wide_of(dtype)).repeat(parts, axis=-2), x_scale]
+    return _sum_scaled((form or widened)(*own), *factors).astype(dtype)
+
+
+def of_one_group(x_codes, codes, scale, x_scale=None, form=None, sums=None):
+    """One product, scaled afterwards.
+
+    Args:
+      x_codes: `[*batch, M, K]`, integers of up to eight bits.
+      codes: `[*batch, K, N]`, likewise. Signed ones are faster.
+      scale: `[*batch, 1, N or 1]`, floating point.
+      x_scale: `[*batch, M, 1]`, or None. Of the type of `scale`, or float32 beside a shorter one,
+        and then not to be differentiated.
+      form: the product of codes, in int32; by default `widened`.
+      sums: type that sums are rounded to before scales multiply them, or None.
+
+    Returns:
+      `[*batch, M, N]`, of the type of `x_scale`, or of `scale` without.
+    """
+    scale = scale if x_scale is None else scale.astype(x_scale.dtype)
+    y = (form or widened)(x_codes, codes)
+    y = y.astype(sums or scale.dtype).astype(scale.dtype) * scale
+    return y if x_scale is None else y * x_scale
+
+
+def rows_after(form):
+    """A form of `x_codes`, `codes` and `scale` with the scales of rows multiplied afterwards.
+
+    TPUs write a result in a shorter type only if they are inside of the sum over groups.
+    """
+
+    def run(x_codes, codes, scale, x_scale=None):
+        if x_scale is None:
+            return form(x_codes, codes, scale)
+        return form(x_codes, codes, scale.astype(x_scale.dtype)) * x_scale
+
+    return run
 
 
 def as_stored(x_codes, codes):
     """One product, of the types as they are."""
-    dims = _dims(x_codes.ndim)
-    return lax.dot_general(x_codes, codes, dims, preferred_element_type=jnp.int32)
+    return matrix_product(x_codes, codes, jnp.int32)
 
 
 def widened(x_codes, codes):
@@ -249,11 +186,21 @@ def _power_and_rest(x):
     return power, jnp.where(jnp.isfinite(x), rest, x)
 
 
-def _streams(x_codes, codes, scale):
-    """Whether a form for CPU of its own pays."""
+def streams(x_codes, codes, groups):
+    """Whether `streamed` pays, by shapes alone."""
     size, several = math.prod(codes.shape[-2:]), row_count(x_codes) > 1
-    costly = scale is not None or columns_per_byte(codes) > 1
+    costly = groups > 1 or columns_per_byte(codes) > 1
     return size > (_WHOLE if several and not costly else _SMALL[several])
+
+
+def streamed(x_codes, codes):
+    """One product of int8, for CPUs."""
+    return with_rows_merged(_streamed)(x_codes, codes)
+
+
+def streamed_groups(linear):
+    """`linear(x_codes, codes, scale)`, which is differentiated, in the form for CPUs."""
+    return differentiated_as(linear, with_rows_merged(_streamed))
 
 
 def _streamed(x_codes, codes, *scales):
@@ -288,8 +235,3 @@ def _matrix_in_blocks(x_codes, stored, scale: Any = None, *, code):
 
     y = block(0)
     return y if len(stored) == 1 else lax.fori_loop(1, len(stored), lambda i, y: y + block(i), y)
-
-
-def _dims(rank):
-    batch = tuple(range(rank - 2))
-    return ((rank - 1,), (rank - 2,)), (batch, batch)

@@ -3,22 +3,16 @@
 Integers are summed exactly in int32, 8-bit floats in float32.
 """
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import QuantizedArray, is_compressed
-from jaxopt_compress.kernels import integer_dot, on_each_platform, row_count, zero_product
-from jaxopt_compress.lift.kernel_products import (
-    SEVERAL,
-    in_kernels,
-    integer_kernels,
-    stored_matrices,
-)
+from jaxopt_compress.kernels import How, matmul
+from jaxopt_compress.lift.operands import operand_of, stored_of
 from jaxopt_compress.lift.products import Product
-from jaxopt_compress.lift.quantized_products import as_matrices, as_rows, lie_of_matrices
+from jaxopt_compress.lift.quantized_products import as_matrices, as_rows
 from jaxopt_compress.lift.views import entrywise, plain_steps
 from jaxopt_compress.numerics.codebooks import Codebook
 from jaxopt_compress.numerics.codes import levels_of
@@ -64,18 +58,11 @@ def contract_integers(
     sizes = [1 if d in how.contract[0] else n for d, n in enumerate(codes.shape)]
     steps = as_rows(jnp.broadcast_to(step, sizes), how.contract[0], how.batch[0])
 
-    def multiply(rows: jax.Array, matrix: Any, scale: jax.Array, zero: Any) -> jax.Array:
+    def multiply(rows: jax.Array, matrix: Any, scale: jax.Array) -> jax.Array:
+        held = stored_of(w, w.scale, matrix, how)
         # What zero points take away again would be rounded with what is left.
-        short = sums if zero is None else None
-        plain = functools.partial(integer_dot, group=w.group_size, sums=short)
-        codes, forms = matrix(w.codes), {}
-        if how.pallas:
-            held = stored_matrices(w.codes, w.scale, matrix, *lie_of_matrices(w, how))
-            forms = integer_kernels(rows, held, short)
-        if zero is None:
-            return on_each_platform(forms, plain, rows, codes, scale, steps)
-        y = on_each_platform(forms, plain, rows, codes, scale)
-        return (y - zero_product(rows, scale, zero)) * steps
+        own = How(sums=sums if w.zero is None else None)
+        return matmul(rows, operand_of(w, matrix, held, scale), steps, how=own)
 
     return as_matrices(codes, w, how, multiply)
 
@@ -89,21 +76,11 @@ def are_float8(w: Any, inputs: Format) -> bool:
 
 def contract_float8(w: QuantizedArray, codes: jax.Array, how: Product, sums: Any) -> jax.Array:
     """The product of 8-bit floats, summed in float32 and rounded to ``sums``."""
-    short = functools.partial(jnp.matmul, preferred_element_type=sums or jnp.float32)
-    direct = lambda x, y: short(x, y).astype(jnp.float32)
-    # CPUs have no product of theirs.
-    widened = lambda x, y: jnp.matmul(x.astype(jnp.float32), y.astype(jnp.float32))
+    own = plain_steps(w)
 
-    def plain(rows: jax.Array, codes: jax.Array, scale: jax.Array, zero: Any) -> jax.Array:
-        del zero
-        return on_each_platform({"cpu": widened}, direct, rows, codes) * scale
+    def multiply(rows: jax.Array, matrix: Any, scale: jax.Array) -> jax.Array:
+        held = stored_of(own, own.scale, matrix, how)
+        dtype = (held is not None and sums) or jnp.float32
+        return matmul(rows, operand_of(own, matrix, held, scale), how=How(dtype, sums=sums))
 
-    def multiply(rows: jax.Array, matrix: Any, scale: jax.Array, zero: Any) -> jax.Array:
-        weight = matrix(w.codes), scale, zero
-        # With many rows it is the tensor units that count, which take 8 bits in half of the time.
-        if not how.pallas or row_count(rows) >= SEVERAL.stop:
-            return plain(rows, *weight)
-        held = stored_matrices(w.codes, w.scale, matrix, *lie_of_matrices(w, how))
-        return in_kernels(plain, rows, *weight, held, w, sums or jnp.float32)
-
-    return as_matrices(codes, plain_steps(w), how, multiply)
+    return as_matrices(codes, own, how, multiply)

@@ -7,29 +7,17 @@ products, or the codes, as `kernels.dots` decides. Either way no dense weight is
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxopt_compress.arrays import QuantizedArray, SparseArray
-from jaxopt_compress.kernels import (
-    on_each_platform,
-    planar_dot,
-    row_count,
-    scaled_dot,
-)
+from jaxopt_compress.kernels import How, matmul
 from jaxopt_compress.lift.activations import rows_of
-from jaxopt_compress.lift.kernel_products import (
-    converts,
-    in_kernels,
-    in_planes,
-    stored_matrices,
-)
+from jaxopt_compress.lift.operands import lie_of_matrices, operand_of, order_of_sums, stored_of
 from jaxopt_compress.lift.products import (
-    Place,
     Product,
     aligned,
     axis_names,
@@ -40,9 +28,6 @@ from jaxopt_compress.lift.products import (
     short_sums,
 )
 from jaxopt_compress.lift.views import Cut, Joined, cut, entrywise, plain_steps
-from jaxopt_compress.numerics.codebooks import Codebook
-from jaxopt_compress.numerics.codes import levels_of
-from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.rounding import promoted
 
 
@@ -54,7 +39,7 @@ def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Any:
     w = plain_steps(given)
     if w.bits > 8:
         x = x.astype(promoted(x.dtype, jnp.float32))  # Codes are not exact in 16 bits.
-    summed, batch, otherwise = how.contract[1], how.batch[1], None
+    summed, batch, transposed = how.contract[1], how.batch[1], False
     free = tuple(d for d in range(w.ndim) if d not in summed and d not in batch)
     whole = lambda axes: all(w.scale.shape[d] == 1 for d in axes)
     if w.group_size is None and not whole(summed):
@@ -62,17 +47,17 @@ def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Any:
             return _scaling_activation(w, x, how)
         return dot(x, dense_operand(w, x.dtype), how)
     if w.group_size is None and w.block is None:
-        # As matrices, if it lies as one: `scaled_dot` has the better forms.
+        # As matrices, if it lies as one: `matmul` has the better forms.
         if (*batch, *summed, *free) != tuple(range(w.ndim)):
             if not how.pallas or not lie_of_matrices(w, how)[0]:
                 return _scaling_result(w, x, how)
-            otherwise = functools.partial(_scaling_result, w, x, how)
+            transposed = True
     elif w.ndim + w.checked_axis not in summed:
         return dot(x, dense_operand(w, x.dtype), how)
     if w.group_size is not None and w.shape[w.checked_axis] % w.group_size:
         return contract(_whole_and_rest(w, w.group_size), x, how)
     stored = given.scale if given.tile is None else w.scale
-    return as_matrices(x, w, how, functools.partial(_multiply, w, stored, how, otherwise))
+    return as_matrices(x, w, how, functools.partial(_multiply, w, stored, how, transposed))
 
 
 def _scaling_activation(w: QuantizedArray, x: jax.Array, how: Product) -> jax.Array:
@@ -101,71 +86,32 @@ def _multiply(
     w: QuantizedArray,
     stored: Any,
     how: Product,
-    otherwise: Callable[[], jax.Array] | None,
+    transposed: bool,
     rows: jax.Array,
-    weight: Any,
+    matrix: Any,
     scale: jax.Array,
-    zero: Any,
 ) -> jax.Array:
-    """The product of matrices: by words or by codes, in a kernel or not; for `as_matrices`.
+    """The product of matrices, for `as_matrices`.
 
     Args:
         w: The weight, with float32 steps.
         stored: Its steps as they are stored.
         how: The product.
-        otherwise: What the whole product is without a kernel, if not one of matrices.
+        transposed: Whether its codes lie as ``[n, k]`` and stay so.
         rows: The activation.
-        weight: What brings fields of the weight to their form as matrices.
+        matrix: What brings fields of the weight to their form as matrices.
         scale: Its steps, as a matrix.
-        zero: The zero points likewise, or None.
     """
     sums = short_sums(how.dtype)
-    given = {"group": w.group_size, "precision": how.precision, "sums": sums}
-    if sums is not None and w.group_size is None and zero is None and stored.dtype == sums:
-        scale = weight(stored)  # TPUs take steps of this type into the product.
-    if in_planes(w):
-        codes = weight(w.codes)
-        plain = functools.partial(planar_dot, bits=w.bits, block=w.block, **given)
-    else:
-        decode = functools.partial(_levels, fmt=w.fmt, rows=row_count(rows))
-        codes = weight(w.unpacked())
-        plain = functools.partial(scaled_dot, decode=None if converts(w) else decode, **given)
-        if otherwise is not None:
-            plain = lambda *_: otherwise().reshape(*rows.shape[:-1], codes.shape[-1])
-    if how.pallas:
-        # Levels times steps that are relative to another one may outgrow float16.
-        stored = stored if rows.dtype == jnp.bfloat16 else w.scale
-        held = stored_matrices(w.codes, stored, weight, *lie_of_matrices(w, how))
-        return in_kernels(plain, rows, codes, scale, zero, held, w, how.dtype)
-    return plain(rows, codes, scale, zero)
-
-
-def lie_of_matrices(w: QuantizedArray, how: Product) -> tuple[bool, Place | None]:
-    """Whether a weight lies as matrices ``[n, k]``, and where; nowhere if axes have to be moved."""
-    (_, summed), (_, batch) = how.contract, how.batch
-    free = [d for d in range(w.ndim) if d not in summed and d not in batch]
-    summed, lies = [summed[i] for i in _order(w, how)], list(range(w.ndim))
-    if [*batch, *summed, *free] == lies:
-        return False, how.place
-    transposed = [*batch, *free, *summed] == lies
-    return transposed, how.place if transposed else None
-
-
-def _order(w: QuantizedArray, how: Product) -> list[int]:
-    """How `as_matrices` goes through the axes that are summed over: that of groups comes last."""
-    summed = how.contract[1]
-    last = None if w.axis is None else w.ndim + w.axis
-    return sorted(range(len(summed)), key=lambda i: (summed[i] == last, summed[i]))
-
-
-def _levels(codes: jax.Array, fmt: Format, rows: int) -> jax.Array:
-    """`levels_of`; for one row on CPUs by lookups in a table, which take less time there."""
-    read = functools.partial(levels_of, fmt=fmt)
-    if rows > 1 or not isinstance(fmt.grid, Codebook):
-        return read(codes)
-    table = np.asarray(fmt.grid.levels, np.float32)
-    lookup = lambda codes: jnp.take(table, codes.astype(jnp.int32), mode="clip")
-    return on_each_platform({"cpu": lookup}, read, codes)
+    if sums is not None and w.group_size is None and w.zero is None and stored.dtype == sums:
+        scale = matrix(stored)  # TPUs take steps of this type into the product.
+    # Levels times steps that are relative to another one may outgrow float16.
+    held = stored_of(w, stored if rows.dtype == jnp.bfloat16 else w.scale, matrix, how)
+    dtype = jnp.float32
+    if held is not None and w.zero is None and (held.outer is None or sums is not None):
+        dtype = how.dtype  # Other sums, which steps multiply afterwards, may outgrow it.
+    own = How(dtype, sums=sums, precision=how.precision)
+    return matmul(rows, operand_of(w, matrix, held, scale, transposed), how=own)
 
 
 def _whole_and_rest(w: QuantizedArray, group: int) -> Joined:
@@ -185,13 +131,13 @@ def as_matrices(x: jax.Array, w: QuantizedArray, how: Product, multiply: Any) ->
         x: The activation, or its codes.
         w: The weight.
         how: The product.
-        multiply: ``multiply(rows, matrix, scale, zero)``, where ``matrix(field)`` brings a field of
-            the weight to its form as a matrix, and ``matrix(field, True)`` to its transpose.
+        multiply: ``multiply(rows, matrix, scale)``, where ``matrix(field)`` brings a field of the
+            weight to its form as a matrix, and ``matrix(field, True)`` to its transpose.
     """
     (x_summed, summed), (x_batch, batch) = how.contract, how.batch
     free = tuple(d for d in range(w.ndim) if d not in summed and d not in batch)
     last = w.ndim + w.axis if w.axis is not None else None
-    order = _order(w, how)
+    order = order_of_sums(w, how)
     summed, x_summed = [summed[i] for i in order], [x_summed[i] for i in order]
     rows = as_rows(x, x_summed, x_batch)
     lead = rows.shape[: len(batch)]
@@ -208,7 +154,7 @@ def as_matrices(x: jax.Array, w: QuantizedArray, how: Product, multiply: Any) ->
         field = jnp.transpose(field, (*batch, *pair[0], *pair[1]))
         return field.reshape(*lead, *(math.prod(full[d] for d in axes) for axes in pair))
 
-    y = multiply(rows, matrix, matrix(w.scale), None if w.zero is None else matrix(w.zero))
+    y = multiply(rows, matrix, matrix(w.scale))
     return y.reshape(*lead, *middle, *(w.shape[d] for d in free)).astype(how.dtype)
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxopt_compress.kernels import cpu_dots, planar_dot, scaled_dot
+from jaxopt_compress.kernels import cpu_dots
 from jaxopt_compress.kernels.dots import dequantized, scaled_after
 from jaxopt_compress.numerics.packing import pack
+from tests.kernels.products import planar_dot, scaled_dot
 
 pytestmark = pytest.mark.ci
 
@@ -205,11 +206,3 @@ def test_codes_that_are_decoded(small_blocks, kind, rows):
     bound = (K + 6) * ROUNDOFF * (np.abs(wide) @ np.abs(dense))
     y = jax.jit(functools.partial(fn, decode=square, linear=linear))(x, stored, scale)
     assert np.all(np.abs(y - wide @ dense) <= bound)
-    if kind != "planar2":
-        y = jax.jit(functools.partial(scaled_dot, group=GROUP, decode=square))(x, stored, scale)
-        assert np.all(np.abs(y - wide @ dense) <= bound)
-        grads = jax.grad(lambda x: scaled_dot(x, stored, scale, group=GROUP, decode=square).sum())(
-            x
-        )
-        slack = (dense.shape[1] + 6) * ROUNDOFF * np.abs(dense).sum(1)
-        assert np.all(np.abs(grads - dense.sum(1)) <= slack)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxopt_compress.kernels import gpu_dots, integer_dots, tpu_dots
+from jaxopt_compress.kernels import gpu_dots, tpu_dots
+from tests.kernels.products import integer_dot
 
 pytestmark = pytest.mark.ci
 
@@ -36,7 +37,7 @@ def test_sums_are_exact(kernel, dtype, rows, group):
     x, codes, scale = operands(dtype, rows, group)
     product = functools.partial(kernel, group=group, interpret=True)
     turned = functools.partial(product, transposed=True)
-    want = integer_dots.integer_dot(x, codes, scale, group=group)
+    want = integer_dot(x, codes, scale, group=group)
     np.testing.assert_array_equal(product(x, codes, scale), want)
     np.testing.assert_array_equal(turned(x, codes.mT, scale.mT), want)
     np.testing.assert_array_equal(jax.vmap(product)(x, codes, scale), want)
@@ -47,7 +48,7 @@ def test_sums_are_exact(kernel, dtype, rows, group):
 @every_kernel
 def test_layers(kernel):
     x, codes, scale = operands(jnp.int4, 3, 128)
-    want = integer_dots.integer_dot(x, codes, scale, group=128)
+    want = integer_dot(x, codes, scale, group=128)
     product = functools.partial(kernel, group=128, interpret=True)
     layer = jax.jit(lambda i: product(x[i], codes, scale, layer=i))
     turned = jax.jit(lambda i: product(x[i], codes.mT, scale.mT, layer=i, transposed=True))
@@ -60,7 +61,7 @@ def test_layers(kernel):
 def test_blocks_of_rows_columns_and_k(kernel):
     x, codes, scale = operands(jnp.int8, 1040, 128, depth=2048)
     x, codes, scale = x[0], codes[0].repeat(5, axis=1), scale[0].repeat(5, axis=1)
-    want = integer_dots.integer_dot(x, codes, scale, group=128)
+    want = integer_dot(x, codes, scale, group=128)
     got = kernel(x, codes, scale, group=128, interpret=True)
     np.testing.assert_array_equal(got, want)
     got = kernel(x, codes.mT, scale.mT, group=128, transposed=True, interpret=True)

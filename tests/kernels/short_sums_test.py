@@ -1,22 +1,19 @@
 """Sums that accelerators round to a short type before scales multiply them."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxopt_compress.kernels import (
-    dots,
-    integer_dot,
-    integer_dots,
-    planar_dot,
-    planar_dots,
-    scaled_dot,
-)
+from jaxopt_compress.kernels import matmul
 from jaxopt_compress.kernels.forms import ACCELERATORS, GPUS
 from tests.kernels.dots_test import K, inputs, pack
+from tests.kernels.products import integer_dot, planar_dot, scaled_dot
 
 ROWS = 6
+MODULE = sys.modules[matmul.__module__]
 
 
 def on(platform):
@@ -25,7 +22,7 @@ def on(platform):
 
 
 def products(rng):
-    """Each product of `dots` with one scale per column, as a function of `sums`, and its sums."""
+    """Products with one scale per column, as a function of `sums`, and its sums."""
     x, codes, scale, _ = inputs(rng, (), ROWS, None, jnp.bfloat16, -2, 1)
     exact = np.asarray(x, np.float64) @ codes
     own = jnp.asarray(codes, jnp.int8)
@@ -43,8 +40,7 @@ def products(rng):
 @pytest.mark.parametrize("platform", ACCELERATORS)
 @pytest.mark.parametrize("form", ["codes", "words"])
 def test_rounded_once_before_scales(platform, form, monkeypatch):
-    for module in (dots, planar_dots):
-        monkeypatch.setattr(module, "on_each_platform", on(platform))
+    monkeypatch.setattr(MODULE, "on_each_platform", on(platform))
     exact, scale, forms = products(np.random.default_rng(0))
     got = np.asarray(forms[form](jnp.bfloat16), np.float64) / np.asarray(scale, np.float64)
     # By a whole roundoff at a tie that float32 sums decide otherwise, and by those of K products.
@@ -56,7 +52,7 @@ def test_rounded_once_before_scales(platform, form, monkeypatch):
 
 def test_short_scales_multiply_weights_in_their_type(monkeypatch):
     """As written it is the product with the dense weight, which the compiler may rearrange."""
-    monkeypatch.setattr(dots, "on_each_platform", on("tpu"))
+    monkeypatch.setattr(MODULE, "on_each_platform", on("tpu"))
     x, codes, scale, _ = inputs(np.random.default_rng(3), (), ROWS, None, jnp.bfloat16)
     own, scale = jnp.asarray(codes, jnp.int8), scale.astype(jnp.bfloat16)
 
@@ -78,7 +74,7 @@ def test_not_on_cpu():
 
 @pytest.mark.parametrize("platform", [*ACCELERATORS, "cpu"])
 def test_integer_sums(platform, monkeypatch):
-    monkeypatch.setattr(integer_dots, "on_each_platform", on(platform))
+    monkeypatch.setattr(MODULE, "on_each_platform", on(platform))
     rng = np.random.default_rng(1)
     x, codes = (jnp.asarray(rng.integers(-128, 128, s), jnp.int8) for s in ((ROWS, K), (K, 8)))
     sums = np.asarray(x, np.int64) @ np.asarray(codes, np.int64)
@@ -90,7 +86,7 @@ def test_integer_sums(platform, monkeypatch):
 
 
 def test_derivatives_do_not_round(monkeypatch):
-    monkeypatch.setattr(dots, "on_each_platform", on("tpu"))
+    monkeypatch.setattr(MODULE, "on_each_platform", on("tpu"))
     x, codes, scale, _ = inputs(np.random.default_rng(2), (), ROWS, None, jnp.bfloat16)
     own = jnp.asarray(codes, jnp.int8)
     grad = jax.grad(lambda scale: scaled_dot(x, own, scale, sums=jnp.bfloat16).sum())(scale)

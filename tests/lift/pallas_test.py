@@ -1,6 +1,7 @@
 """Products in kernels for TPUs and GPUs: which take them, and that they compute the same."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 
 import jaxopt_compress as jc
+from jaxopt_compress import kernels
 from jaxopt_compress.kernels import gpu_dots, tpu_dots
-from jaxopt_compress.lift import coded_products, kernel_products
 from tests.lift.platforms import KERNEL_CALLS, lowered_for
 from tests.quantization.cases import normal
 
@@ -114,15 +115,15 @@ def test_kernels_compute_the_same(platform, name, monkeypatch):
 def run_as_on(platform, monkeypatch):
     """Runs the kernels of a platform step by step on this one."""
     there = lambda forms, default, *args: forms.get(platform, default)(*args)
-    monkeypatch.setattr(kernel_products, "on_each_platform", there)
-    monkeypatch.setattr(coded_products, "on_each_platform", there)
+    monkeypatch.setattr(sys.modules[kernels.matmul.__module__], "on_each_platform", there)
     for dots, name in (
         (tpu_dots, "decoded_dot"),
         (tpu_dots, "integer_dot"),
         (gpu_dots, "decoded_dot"),
         (gpu_dots, "integer_dot"),
     ):
-        step_by_step = functools.partial(getattr(dots, name), interpret=True)
+        kernel = getattr(dots, name)
+        step_by_step = lambda *a, kernel=kernel, **given: kernel(*a, **given | {"interpret": True})
         monkeypatch.setattr(dots, name, step_by_step)
 
 
