@@ -1,5 +1,6 @@
 """Model compression for JAX: pure functions over parameter trees, for any function."""
 
+from jaxopt_compress import distillation
 from jaxopt_compress.arrays import (
     InputQuantizedArray,
     LowRankArray,
@@ -83,6 +84,7 @@ __all__ = [
     "compress",
     "compress_in_order",
     "compressed_training",
+    "distillation",
     "dorefa",
     "equalize",
     "evaluate",

@@ -9,6 +9,7 @@ import jaxopt_compress as jc
 PACKAGE = Path(jc.__file__).parent
 ROOMS = [
     {"extras"},
+    {"distillation"},
     {"numerics"},
     {"kernels"},
     {"arrays"},
