@@ -27,6 +27,13 @@ from jaxopt_compress.low_rank import low_rank
 from jaxopt_compress.numerics import bounds
 from jaxopt_compress.planning import read_recipe, report
 from jaxopt_compress.post_training import compress_in_order
+from jaxopt_compress.precision import (
+    dynamic_loss_scale,
+    loss_scale,
+    mixed_precision,
+    small_states,
+    stochastic_rounding,
+)
 from jaxopt_compress.quantization import (
     activations,
     backward,
@@ -86,18 +93,21 @@ __all__ = [
     "compressed_training",
     "distillation",
     "dorefa",
+    "dynamic_loss_scale",
     "equalize",
     "evaluate",
     "fold_norms",
     "lift",
     "load",
     "load_safetensors",
+    "loss_scale",
     "low_rank",
     "lsq",
     "map_dense",
     "materialize",
     "measures",
     "metrics",
+    "mixed_precision",
     "nbytes",
     "partition",
     "progressive",
@@ -112,6 +122,8 @@ __all__ = [
     "schedules",
     "scores",
     "shard",
+    "small_states",
+    "stochastic_rounding",
     "uses",
     "weight_gradients",
 ]

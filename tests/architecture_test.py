@@ -19,6 +19,7 @@ ROOMS = [
     {"compression"},
     {"sparsity", "quantization", "low_rank"},
     {"transforms"},
+    {"precision"},
     {"storage"},
     {"post_training"},
     {"planning"},

@@ -1,0 +1,236 @@
+"""Mixed precision, loss scaling, small optimizer states and stochastic rounding."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxopt_compress as jc
+
+KEY = jax.random.key(0)
+
+
+def regression(seed=0, width=96):
+    """Parameters, a loss and its data: a network that has to fit another one."""
+    keys = jax.random.split(jax.random.key(seed), 4)
+    init = lambda k, n, m: jax.random.normal(k, (n, m)) / n**0.5
+    params = {
+        "v": {"kernel": init(keys[0], 64, width)},
+        "out": {"kernel": init(keys[1], width, 64)},
+    }
+    x = jax.random.normal(keys[2], (256, 64))
+    y = jnp.sin(x @ init(keys[3], 64, 64) * 2)
+
+    def loss(params, x, y):
+        h = jnp.tanh(x @ params["v"]["kernel"])
+        return jnp.mean((h @ params["out"]["kernel"] - y) ** 2)
+
+    return params, functools.partial(loss, x=x, y=y)
+
+
+def trained(tx, steps=200, seed=0):
+    params, loss = regression(seed)
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for _ in range(steps):
+        params, state = step(params, state)
+    return float(loss(params)), state
+
+
+OPTIMIZERS = {
+    "adam": optax.adam(3e-3),
+    "adamw": optax.adamw(3e-3),
+    "amsgrad": optax.amsgrad(3e-3),
+    "lion": optax.lion(3e-4),
+    "momentum": optax.sgd(0.05, momentum=0.9),
+    "rmsprop": optax.rmsprop(1e-3),
+    "adafactor": optax.adafactor(1e-2, min_dim_size_to_factor=1024),
+    "injected": optax.inject_hyperparams(optax.adam)(3e-3),
+    "multi": optax.multi_transform(
+        {"a": optax.adam(3e-3), "b": optax.sgd(0.05, momentum=0.9)},
+        {"v": {"kernel": "a"}, "out": {"kernel": "b"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_training_with_states_of_8_bits_is_training(name):
+    """Within a few percent of the same optimizer in float32, of a quarter of the bytes."""
+    whole, large = trained(OPTIMIZERS[name])
+    loss, small = trained(jc.small_states(OPTIMIZERS[name]))
+    start = float(regression()[1](regression()[0]))
+    assert whole < 0.7 * start
+    assert abs(loss - whole) < 0.1 * (start - whole)
+    assert jc.nbytes(small) < 0.30 * jc.nbytes(large)
+
+
+def test_states_of_4_bits_train_too():
+    whole, large = trained(optax.adam(3e-3))
+    loss, small = trained(jc.small_states(optax.adam(3e-3), "float4_e2m1fn"))
+    start = float(regression()[1](regression()[0]))
+    assert loss - whole < 0.2 * (start - whole)
+    assert jc.nbytes(small) < 0.16 * jc.nbytes(large)
+
+
+def test_averages_keep_their_expected_value():
+    """An average that changes by less than a level per step still follows; nearest would not."""
+    tx = jc.small_states(optax.ema(0.999, debias=False), min_size=1)
+    params = jnp.zeros((64, 128))
+    state, g = tx.init(params), jnp.ones((64, 128))
+
+    @jax.jit
+    def run(state):
+        return jax.lax.fori_loop(0, 1000, lambda i, s: tx.update(g, s)[1], state)
+
+    mean = float(jc.materialize(run(state).inner).ema.mean())
+    assert abs(mean - (1 - 0.999**1000)) < 0.02
+
+
+def test_second_moments_are_never_rounded_to_zero_and_no_sign_is_lost():
+    """In one block entries from 1e-12 to 1; a parameter that is called v keeps its signs."""
+    tx = jc.small_states(optax.scale_by_adam(), min_size=1)
+    params = {"v": {"kernel": jnp.zeros((1, 128))}}
+    g = {"v": {"kernel": jnp.logspace(-6, 0, 128)[None] * jnp.where(jnp.arange(128) % 2, 1, -1)}}
+    _, state = jax.jit(tx.update)(g, tx.init(params))
+    inner = jc.materialize(state.inner)
+    assert np.all(np.asarray(inner.nu["v"]["kernel"]) > 0)
+    mu = np.asarray(inner.mu["v"]["kernel"])[0]
+    large = np.abs(np.asarray(g["v"]["kernel"])[0]) > 0.05
+    np.testing.assert_array_equal(
+        np.sign(mu[large]), np.sign(np.asarray(g["v"]["kernel"])[0][large])
+    )
+    updates, _ = jax.jit(tx.update)(g, state)
+    # No entry moves more than it does in float32, by more than rounding.
+    assert float(jnp.abs(updates["v"]["kernel"]).max()) < 2
+
+
+def test_scales_follow_each_block():
+    """Rows of other sizes keep their relative precision."""
+    tx = jc.small_states(optax.trace(0.9), min_size=1, block=32)
+    rows = 10.0 ** jnp.arange(-8, 8)[:, None]
+    g = rows * jax.random.normal(KEY, (16, 64))
+    _, state = tx.update(g, tx.init(g))
+    error = jnp.abs(jc.materialize(state.inner).trace - g) / jnp.abs(g).max(1, keepdims=True)
+    assert float(error.max()) < 2.0**-3
+
+
+def test_what_small_states_refuse():
+    with pytest.raises(ValueError, match="'int8' for the second moment '0/nu/w'"):
+        jc.small_states(optax.adam(1e-3), "int8").init({"w": jnp.ones((64, 64))})
+    jc.small_states(optax.lion(1e-3), "int8").init({"w": jnp.ones((64, 64))})
+    with pytest.raises(ValueError, match="no leaf of the state has 4096 entries"):
+        jc.small_states(optax.adam(1e-3)).init({"w": jnp.ones((8, 8))})
+    chosen = jc.small_states(optax.adam(1e-3), where=lambda path, leaf: "embed" not in path)
+    params = {"embed": jnp.ones((64, 64)), "w": jnp.ones((64, 64))}
+    inner = chosen.init(params).inner[0]
+    assert isinstance(inner.nu["w"], jc.QuantizedArray)
+    assert not isinstance(inner.nu["embed"], jc.QuantizedArray)
+
+
+def test_small_states_in_scans_under_vmap_and_around_compressed_training():
+    params, loss = regression()
+    c = jc.quantize("int8", where="**/kernel")
+    tx = jc.small_states(jc.compressed_training(optax.adam(1e-3), c, layout="in,out"))
+    state = tx.init(params)
+
+    def step(carry, _):
+        params, state = carry
+        grads = jax.grad(loss)(c.view(params, state))
+        updates, state = tx.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), loss(params)
+
+    (_, end), losses = jax.lax.scan(step, (params, state), length=20)
+    assert losses[-1] < losses[0] and jax.tree.structure(end) == jax.tree.structure(state)
+    both = jax.vmap(jc.small_states(optax.adam(1e-3)).init)(
+        jax.tree.map(lambda x: jnp.stack([x, x]), params)
+    )
+    assert both.inner[0].nu["out"]["kernel"].shape[0] == 2
+
+
+def test_mixed_precision_computes_in_the_type_and_differentiates_in_that_of_parameters():
+    params, loss = regression()
+    seen = []
+
+    def spying(params, x):
+        seen.append((params["v"]["kernel"].dtype, x.dtype))
+        return loss(params), x
+
+    fast = jc.mixed_precision(spying, jnp.bfloat16)
+    value, x = fast(params, jnp.ones(3))
+    assert seen == [(jnp.bfloat16, jnp.bfloat16)] and value.dtype == x.dtype == jnp.float32
+    grads = jax.grad(lambda p: fast(p, jnp.ones(3))[0])(params)
+    assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+    kept = jc.mixed_precision(spying, jnp.float16, None, keep="v/*")
+    assert kept(params, jnp.ones(3, jnp.int32))[1].dtype == jnp.int32
+    assert seen[-1][0] == jnp.float32
+    with pytest.raises(ValueError, match="keep"):
+        jc.mixed_precision(spying, keep="nothing")(params, jnp.ones(3))
+    with pytest.raises(TypeError, match="floating"):
+        jc.mixed_precision(spying, "int8")
+
+
+def test_compressed_parameters_pass_through_mixed_precision():
+    params = {"w": jax.random.normal(KEY, (64, 32))}
+    small = jc.compress(params, jc.quantize("int8"), layout="in,out")
+    fn = lambda p, x: x @ p["w"]
+    x = jax.random.normal(KEY, (4, 64))
+    got = jc.mixed_precision(jc.lift(fn), jnp.bfloat16)(small, x)
+    want = fn(jc.materialize(small), x)
+    np.testing.assert_allclose(got, want, atol=0.02 * float(jnp.abs(want).max()))
+
+
+def test_loss_scale_grows_shrinks_and_leaves_out_steps():
+    tx = jc.dynamic_loss_scale(optax.adam(0.1), initial=8.0, period=3)
+    params = {"w": jnp.ones(4), "n": None}
+    state, start = tx.init(params), params
+    update = jax.jit(tx.update)
+    bad = {"w": jnp.array([1.0, jnp.inf, 0, 0]), "n": None}
+    updates, state = update(bad, state, params)
+    params = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(params["w"], start["w"])
+    assert (float(jc.loss_scale(state)), int(state.skipped)) == (4.0, 1)
+    assert int(state.inner[0].count) == 0
+    scales = []
+    for _ in range(6):
+        updates, state = update({"w": 4.0 * jnp.ones(4), "n": None}, state, params)
+        scales.append(float(jc.loss_scale(state)))
+    assert scales == [4.0, 4.0, 8.0, 8.0, 8.0, 16.0]
+    plain = optax.adam(0.1)
+    want, _ = plain.update({"w": jnp.ones(4), "n": None}, plain.init(params), params)
+    first, _ = tx.update({"w": 8.0 * jnp.ones(4), "n": None}, tx.init(params), params)
+    np.testing.assert_allclose(first["w"], want["w"])
+    with pytest.raises(ValueError, match="0 states"):
+        jc.loss_scale(plain.init(params))
+
+
+def test_stochastic_rounding_moves_bfloat16_parameters_as_float32_ones():
+    """500 steps of a hundredth of a level; rounded to the nearest, none of them would be one."""
+    params = jnp.full((2000,), 1.0, jnp.bfloat16)
+    tx = optax.chain(optax.identity(), jc.stochastic_rounding())
+    step = jnp.full((2000,), 2.0**-7 / 100, jnp.float32)
+
+    @jax.jit
+    def run(params, state):
+        def one(_, carry):
+            updates, state = tx.update(step, carry[1], carry[0])
+            return optax.apply_updates(carry[0], updates), state
+
+        return jax.lax.fori_loop(0, 500, one, (params, state))
+
+    moved = np.asarray(run(params, tx.init(params))[0].astype(jnp.float32))
+    # A random walk of 500 steps of variance p (1 - p), over 2000 parameters.
+    error = 2.0**-7 * (500 * 0.01 / 2000) ** 0.5
+    assert abs(moved.mean() - (1 + 5 * 2.0**-7)) < 5 * error
+    assert params.dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="needs params"):
+        tx.update(step, tx.init(params))
+    bad, _ = tx.update(jnp.full((2000,), jnp.nan), tx.init(params), params)
+    assert bool(jnp.all(jnp.isnan(bad)))
