@@ -25,7 +25,7 @@ from jaxopt_compress.lift import (
 )
 from jaxopt_compress.low_rank import low_rank
 from jaxopt_compress.numerics import bounds
-from jaxopt_compress.planning import read_recipe, report
+from jaxopt_compress.planning import allocate, bytes, read_recipe, report, sensitivities
 from jaxopt_compress.post_training import compress_in_order
 from jaxopt_compress.precision import (
     dynamic_loss_scale,
@@ -80,9 +80,11 @@ __all__ = [
     "UnfollowedWarning",
     "UnmeasuredWarning",
     "activations",
+    "allocate",
     "backward",
     "best_of",
     "bounds",
+    "bytes",
     "calibrate",
     "capture",
     "chain",
@@ -121,6 +123,7 @@ __all__ = [
     "save",
     "schedules",
     "scores",
+    "sensitivities",
     "shard",
     "small_states",
     "stochastic_rounding",

@@ -1,0 +1,137 @@
+"""The candidate for each parameter that keeps a budget at the least increase of the loss."""
+
+import glob
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxopt_compress.compression import Compression
+from jaxopt_compress.extras import require
+from jaxopt_compress.planning.sensitivities import DENSE, Sensitivities
+
+
+class Bytes(NamedTuple):
+    """A budget of stored bytes.
+
+    Attributes:
+        share: Of the bytes of all parameters as they are.
+    """
+
+    share: float
+
+
+def bytes(share: float) -> Bytes:
+    """A budget: at most this share of the bytes of all parameters.
+
+    Args:
+        share: Above 0, and at most 1.
+
+    Returns:
+        The budget, for `allocate`.
+
+    Raises:
+        ValueError: ``share`` is no such number.
+
+    Example:
+        >>> import jaxopt_compress as jc
+        >>> jc.bytes(0.25)
+        Bytes(share=0.25)
+    """
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        raise ValueError(f"bytes({share!r}): it is the share that is left, above 0, at most 1")
+    return Bytes(float(share))
+
+
+class Allocation(dict[Any, Compression]):
+    """A recipe ``{paths: compression}``, for `compress` and for training.
+
+    Attributes:
+        choices: Row of the table -> the name of its candidate.
+        bytes: What all parameters take.
+        increase: The increase of the loss, if those of all rows add up.
+    """
+
+    def __init__(
+        self, recipe: dict[Any, Compression], choices: dict[str, str], bytes: int, increase: float
+    ):
+        super().__init__(recipe)
+        self.choices, self.bytes, self.increase = choices, bytes, increase
+
+
+def allocate(table: Sensitivities, budget: Bytes) -> Allocation:
+    r"""Chooses a candidate for each row, such that all of them fit a budget.
+
+    .. math:: \min_x \sum_{r,c} x_{rc} \Delta_{rc} \quad \text{with} \quad
+        \sum_c x_{rc} = 1, \quad \sum_{r,c} x_{rc} b_{rc} \le B, \quad x_{rc} \in \{0, 1\}
+
+    solved exactly by SciPy's mixed-integer solver. Another budget needs no new measurements.
+
+    Args:
+        table: What `sensitivities` returned.
+        budget: `jaxopt_compress.bytes` of a share.
+
+    Returns:
+        A recipe for all rows that are not left dense, with its `choices`, `bytes` and `increase`.
+
+    Raises:
+        ValueError: Nothing fits the budget; says what the smallest choice takes.
+        TypeError: ``budget`` is something else.
+
+    Example:
+        >>> import jaxopt_compress as jc
+        >>> from jaxopt_compress.planning.sensitivities import Cell
+        >>> cells = {
+        ...     "a": {"dense": Cell(400, 0.0, 0.0), "int8": Cell(100, 0.0, 0.1)},
+        ...     "b": {"dense": Cell(400, 0.0, 0.0), "int8": Cell(100, 0.0, 0.7)},
+        ... }
+        >>> rows = {"a": ["a"], "b": ["b"]}
+        >>> table = Sensitivities(cells, rows, {"int8": jc.quantize("int8")}, 1.0, rest=0)
+        >>> allocate(table, jc.bytes(0.7)).choices
+        {'a': 'int8', 'b': 'dense'}
+    """
+    if not isinstance(budget, Bytes):
+        raise TypeError(f"budget={budget!r}; jaxopt_compress.bytes(0.25) is one")
+    optimize = require("scipy.optimize", extra="plan")
+    pairs = [(row, name) for row, cells in table.cells.items() for name in cells]
+    sizes = np.array([table.cells[row][name].bytes for row, name in pairs], float)
+    costs = np.array([table.increase(row, name) for row, name in pairs])
+    member = np.array([[row == own for own, _ in pairs] for row in table.cells], float)
+    limit = budget.share * table.dense_bytes - table.rest
+    least = sum(min(c.bytes for c in cells.values()) for cells in table.cells.values())
+    if least > limit:
+        share = (least + table.rest) / table.dense_bytes
+        raise ValueError(
+            f"no choice fits {budget.share:.3g} of the bytes: the smallest candidates take "
+            f"{share:.3g} with what is in no row; add smaller candidates, or raise the budget"
+        )
+    # Costs of one size keep the solver's tolerances meaningful; bytes break ties.
+    scale = max(costs.max(), np.finfo(float).tiny)
+    objective = costs / scale + 1e-9 * sizes / sizes.max()
+    solved = optimize.milp(
+        objective,
+        integrality=np.ones(len(pairs)),
+        bounds=optimize.Bounds(0, 1),
+        constraints=[
+            optimize.LinearConstraint(member, 1, 1),
+            optimize.LinearConstraint(sizes[None], ub=limit),
+        ],
+        options={"mip_rel_gap": 0.0},
+    )
+    if solved.x is None:
+        raise ValueError(f"the solver found no choice: {solved.message}")
+    taken = [i for i, x in enumerate(solved.x) if x > 0.5]
+    choices = {pairs[i][0]: pairs[i][1] for i in taken}
+    total = int(sizes[taken].sum()) + table.rest
+    return Allocation(_recipe(table, choices), choices, total, float(costs[taken].sum()))
+
+
+def _recipe(table: Sensitivities, choices: dict[str, str]) -> dict[Any, Compression]:
+    """One rule per candidate; paths as globs that match themselves alone."""
+    by_name: dict[str, list[str]] = {}
+    for row, name in choices.items():
+        if name != DENSE:
+            by_name.setdefault(name, []).extend(map(glob.escape, table.rows[row]))
+    return {tuple(paths): table.candidates[name] for name, paths in by_name.items()}
+
+
+__all__ = ["Allocation", "Bytes", "allocate", "bytes"]

@@ -1,0 +1,300 @@
+"""What each way to compress each parameter costs in loss, measured or estimated."""
+
+import functools
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.arrays import is_compressed, materialize
+from jaxopt_compress.arrays.base import stored_bytes
+from jaxopt_compress.compression import Compression
+from jaxopt_compress.extras import require
+from jaxopt_compress.planning.tables import Table, as_rich, as_text
+from jaxopt_compress.post_training.fingerprint import fingerprint
+from jaxopt_compress.tree import Part, Where, map_named, named_leaves, select
+from jaxopt_compress.tree.paths import fit_of, is_float
+
+DENSE = "dense"
+
+
+class Cell(NamedTuple):
+    """One candidate for one row.
+
+    Attributes:
+        bytes: What the row takes when it is stored so.
+        estimate: The increase of the loss, by the squared gradient of each entry.
+        measured: The increase of the loss on held-out batches; None if it was not measured.
+    """
+
+    bytes: int
+    estimate: float
+    measured: float | None = None
+
+
+class Sensitivities(NamedTuple):
+    """A table of rows, which are parameters that share a choice, and candidates.
+
+    Attributes:
+        cells: Row -> candidate -> `Cell`. The candidate ``"dense"`` leaves the row as it is.
+        rows: Row -> its paths.
+        candidates: Name -> compression.
+        loss: The loss on held-out batches before compression.
+        rest: Bytes of all parameters that are in no row.
+    """
+
+    cells: dict[str, dict[str, Cell]]
+    rows: dict[str, list[str]]
+    candidates: dict[str, Compression]
+    loss: float
+    rest: int
+
+    @property
+    def dense_bytes(self) -> int:
+        """What all parameters take as they are."""
+        return self.rest + sum(row[DENSE].bytes for row in self.cells.values())
+
+    def increase(self, row: str, name: str) -> float:
+        """The increase of the loss: as measured, or as estimated, in proportion to what was.
+
+        An estimate is scaled by the median of measured over estimated increases, of the same row if
+        there are any, and of all rows otherwise.
+        """
+        cell = self.cells[row][name]
+        if cell.measured is not None:
+            return max(cell.measured, 0.0)
+        own = _ratios(self.cells[row].values())
+        every = own or _ratios(c for cells in self.cells.values() for c in cells.values())
+        return cell.estimate * (sorted(every)[len(every) // 2] if every else 1.0)
+
+    def __str__(self) -> str:
+        return as_text(self._table())
+
+    def __rich__(self) -> Any:
+        return as_rich(self._table())
+
+    def _table(self) -> Table:
+        names = list(self.candidates)
+        rows = []
+        for row, cells in self.cells.items():
+            shown = [_shown(self, row, name) if name in cells else "-" for name in names]
+            rows.append([row, f"{cells[DENSE].bytes:,}", *shown])
+        titles = ["increase of the loss (~: estimated)", "bytes", *names]
+        return Table(titles, rows, [], [False] + [True] * (len(names) + 1))
+
+
+def sensitivities(
+    loss: Callable[..., jax.Array],
+    params: Any,
+    candidates: Mapping[str, Compression],
+    batches: Sequence[tuple[Any, ...]],
+    *,
+    held_out: Sequence[tuple[Any, ...]] | None = None,
+    uses: Any = None,
+    stats: Any = None,
+    groups: Sequence[Where] = (),
+    measured: int = 2,
+    seconds: float = math.inf,
+    resume: str | pathlib.Path | None = None,
+    progress: bool = False,
+) -> Sensitivities:
+    r"""Estimates what each candidate costs each parameter, and measures the most useful ones.
+
+    The estimate is the second-order term with the diagonal of the empirical Fisher information,
+
+    .. math:: \tfrac12 \sum_i \mathrm{E}_b[g_{b,i}^2] \, (\hat w_i - w_i)^2
+
+    for the gradients :math:`g_b` of batches. For each row the smallest candidates that no other one
+    beats in bytes and estimate are then measured: the loss on held-out batches with this row
+    compressed and all others as they are. Increases of several rows are taken to add up.
+
+    Args:
+        loss: ``loss(params, *batch) -> scalar``.
+        params: A pytree.
+        candidates: Name -> compression, of any kinds.
+        batches: Tuples of arguments, of one shape: for gradients.
+        held_out: Likewise, for measurements; by default ``batches``.
+        uses: What `uses` found.
+        stats: What `calibrate` found, for candidates that need it.
+        groups: Each a choice of parameters that have to get the same candidate, such as the
+            projections that a kernel fuses. Others are rows of their own.
+        measured: How many candidates of each row are measured at most.
+        seconds: Time after which nothing more is measured; what is left stays estimated.
+        resume: A file that keeps measurements as they are made; given again with the same
+            arguments, they are read from it.
+        progress: Whether to show how far it is.
+
+    Returns:
+        The table, for `allocate`.
+
+    Raises:
+        ValueError: No candidate takes any parameter, or two groups share one.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxopt_compress as jc
+        >>> keys = jax.random.split(jax.random.key(0), 3)
+        >>> params = {"a": jax.random.normal(keys[0], (16, 16)), "b": jnp.eye(16) / 100}
+        >>> def loss(params, x):
+        ...     return jnp.mean((x @ params["a"] + x @ params["b"]) ** 2)
+        >>> batches = [(jax.random.normal(keys[1], (64, 16)),)]
+        >>> candidates = {"int2": jc.quantize("int2"), "int8": jc.quantize("int8")}
+        >>> uses = jc.uses(loss, params, *batches[0])
+        >>> table = jc.sensitivities(loss, params, candidates, batches, uses=uses)
+        >>> recipe = jc.allocate(table, jc.bytes(0.25))
+        >>> recipe.choices
+        {'a': 'int8', 'b': 'int2'}
+
+    References:
+        Dong et al., 2020, HAWQ-V2: Hessian Aware trace-Weighted Quantization of Neural Networks.
+    """
+    batches, held_out = list(batches), list(batches if held_out is None else held_out)
+    rows = _rows(params, uses, groups)
+    taken = {path for paths in rows.values() for path in paths}
+    leaves = {path: w for path, w in named_leaves(params) if path in taken}
+
+    def small_row(row: str, name: str) -> dict[str, Any] | None:
+        part = Part({path: leaves[path] for path in rows[row]})
+        state = candidates[name].init(part, uses=uses, stats=stats)
+        small = dict(candidates[name].compress(part, state))
+        return small if all(map(is_compressed, small.values())) else None
+
+    squares = _squared_gradients(loss, params, taken, batches)
+    estimated = functools.partial(_estimated, leaves, squares, candidates, small_row)
+    cells = {row: estimated(row, paths) for row, paths in rows.items()}
+    cells = {row: found for row, found in cells.items() if len(found) > 1}
+    if not cells:
+        raise ValueError(f"no candidate of {sorted(candidates)} takes any of {sorted(leaves)[:8]}")
+
+    run = jax.jit(loss)
+    mean = lambda tree: sum(float(run(tree, *batch)) for batch in held_out) / len(held_out)
+    base, deadline = mean(params), time.monotonic() + seconds
+    kept = _Kept(resume, fingerprint(params, dict(candidates), batches, held_out, loss))
+    for row, name in _tracked(_most_useful(cells, measured), progress):
+        found = kept.get(row, name)
+        if found is None and time.monotonic() < deadline:
+            dense = {path: materialize(w) for path, w in (small_row(row, name) or {}).items()}
+            found = mean(map_named(lambda p, w, d=dense: d.get(p, w), params)) - base
+            kept.put(row, name, found)
+        cells[row][name] = cells[row][name]._replace(measured=found)
+    total = sum(stored_bytes(w) for _, w in named_leaves(params) if hasattr(w, "dtype"))
+    rest = total - sum(found[DENSE].bytes for found in cells.values())
+    return Sensitivities(cells, {row: rows[row] for row in cells}, dict(candidates), base, rest)
+
+
+def _estimated(
+    leaves: Mapping[str, Any],
+    squares: Mapping[str, jax.Array],
+    candidates: Mapping[str, Compression],
+    small_row: Callable[[str, str], dict[str, Any] | None],
+    row: str,
+    paths: Sequence[str],
+) -> dict[str, Cell]:
+    """The cells of a row, one candidate after the other."""
+    cells = {DENSE: Cell(sum(stored_bytes(leaves[path]) for path in paths), 0.0, 0.0)}
+    for name in candidates:
+        if (small := small_row(row, name)) is None:
+            continue
+        moved = {path: materialize(w) - leaves[path] for path, w in small.items()}
+        terms = [float(jnp.sum(squares[p] * jnp.square(m))) for p, m in moved.items()]
+        cells[name] = Cell(sum(map(stored_bytes, small.values())), sum(terms) / 2)
+    return cells
+
+
+def _most_useful(cells: Mapping[str, Mapping[str, Cell]], count: int) -> list[tuple[str, str]]:
+    """What to measure, in turns, so that all rows have some when time runs out."""
+    names = {row: _frontier(found)[:count] for row, found in cells.items()}
+    return [(row, own[i]) for i in range(count) for row, own in names.items() if i < len(own)]
+
+
+def _rows(params: Any, uses: Any, groups: Sequence[Where]) -> dict[str, list[str]]:
+    """Groups by the paths in them, and every other matrix by itself."""
+    every = {p: w for p, w in named_leaves(params) if is_float(w) and len(w.shape) > 1}
+    every = {p: w for p, w in every.items() if uses is None or uses.get(p)}
+    rows: dict[str, list[str]] = {}
+    taken: set[str] = set()
+    for group in groups:
+        select(params, group, "groups")
+        paths = [path for path, w in every.items() if fit_of(group, path, w)]
+        if both := taken & set(paths):
+            raise ValueError(f"groups={group!r} takes {sorted(both)[0]!r}, as an earlier one does")
+        taken |= set(paths)
+        rows[" + ".join(paths)] = paths
+    return rows | {path: [path] for path in every if path not in taken}
+
+
+def _squared_gradients(
+    loss: Callable[..., jax.Array], params: Any, paths: set[str], batches: Sequence[Any]
+) -> dict[str, jax.Array]:
+    """Path -> the mean over batches of the squared gradient of each entry."""
+
+    @jax.jit
+    def add(total: dict[str, jax.Array], params: Any, *batch: Any) -> dict[str, jax.Array]:
+        chosen = {path: w for path, w in named_leaves(params) if path in paths}
+        at = lambda own: loss(map_named(lambda p, w: own.get(p, w), params), *batch)
+        grads = jax.grad(at)(chosen)
+        return {p: t + jnp.square(grads[p].astype(jnp.float32)) for p, t in total.items()}
+
+    total = {p: jnp.zeros(w.shape) for p, w in named_leaves(params) if p in paths}
+    for batch in batches:
+        total = add(total, params, *batch)
+    return {path: t / len(batches) for path, t in total.items()}
+
+
+def _frontier(found: Mapping[str, Cell]) -> list[str]:
+    """Candidates that no other one beats in both bytes and estimate, the smallest first."""
+    size = lambda name: (found[name].bytes, found[name].estimate)
+    names = sorted((name for name in found if name != DENSE), key=size)
+    best, kept = math.inf, []
+    for name in names:
+        if found[name].estimate < best:
+            best = found[name].estimate
+            kept.append(name)
+    return kept
+
+
+def _ratios(cells: Any) -> list[float]:
+    """Measured over estimated increases, of those that are more than nothing."""
+    both = [(c.measured, c.estimate) for c in cells if c.measured is not None and c.estimate > 0]
+    return [measured / estimate for measured, estimate in both if measured > 0]
+
+
+def _shown(table: Sensitivities, row: str, name: str) -> str:
+    sign = "~" if table.cells[row][name].measured is None else ""
+    return f"{sign}{table.increase(row, name):.3g}"
+
+
+class _Kept:
+    """Measurements in a file, one line of JSON each."""
+
+    def __init__(self, path: Any, key: str):
+        self.path, self.key = path and pathlib.Path(path), key
+        self.found: dict[tuple[str, str], float] = {}
+        if self.path is None or not self.path.exists():
+            return
+        for line in self.path.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # The last line of a run that was killed.
+            if entry["key"] == key:
+                self.found[entry["row"], entry["candidate"]] = entry["increase"]
+
+    def get(self, row: str, name: str) -> float | None:
+        return self.found.get((row, name))
+
+    def put(self, row: str, name: str, increase: float) -> None:
+        if self.path is not None:
+            entry = {"key": self.key, "row": row, "candidate": name, "increase": increase}
+            with self.path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+
+def _tracked(todo: list[Any], progress: bool) -> Any:
+    if not progress:
+        return todo
+    return require("rich.progress", extra="cli").track(todo, "measuring losses")

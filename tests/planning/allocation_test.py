@@ -1,0 +1,167 @@
+"""Sensitivities and allocation: against brute force, on networks whose answer is known, resumed."""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_compress as jc
+from jaxopt_compress.planning.sensitivities import Cell, Sensitivities
+
+FORMATS = {name: jc.quantize(name) for name in ("int2", "int4", "int8")}
+
+
+def network(seed=0):
+    """Three layers whose importance differs by orders of magnitude; the last is not used."""
+    keys = jax.random.split(jax.random.key(seed), 5)
+    normal = jax.random.normal
+    params = {
+        "loud": normal(keys[0], (32, 32)) / 4,
+        "quiet": normal(keys[1], (32, 32)) / 400,
+        "unused": normal(keys[2], (32, 32)),
+        "bias": jnp.zeros(32),
+    }
+    x = [normal(k, (128, 32)) for k in jax.random.split(keys[3], 3)]
+    model = lambda p, x: (
+        jnp.tanh(x @ p["loud"]) + x @ p["quiet"] + p["bias"] + 0 * p["unused"].sum()
+    )
+    batches = [(b, model(params, b) + 0.1 * normal(keys[4], (128, 32))) for b in x]
+
+    def loss(params, x, y):
+        return jnp.mean((model(params, x) - y) ** 2)
+
+    return loss, params, batches
+
+
+CALLS = []
+
+
+def count():
+    CALLS.append(1)
+
+
+def random_table(rng, rows=4, names=("a", "b", "c")):
+    cells = {}
+    for i in range(rows):
+        own = {"dense": Cell(1000, 0.0, 0.0)}
+        for name in names:
+            own[name] = Cell(int(rng.integers(50, 900)), 0.0, float(rng.exponential()))
+        cells[f"r{i}"] = own
+    candidates = dict.fromkeys(names, jc.quantize("int8"))
+    return Sensitivities(cells, {row: [row] for row in cells}, candidates, 1.0, rest=100)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_allocation_is_the_best_of_all_choices(seed, share):
+    table = random_table(np.random.default_rng(seed))
+    limit, best = share * table.dense_bytes - table.rest, math.inf
+    for names in itertools.product(*table.cells.values()):
+        chosen = [table.cells[row][name] for row, name in zip(table.cells, names, strict=True)]
+        if sum(c.bytes for c in chosen) <= limit:
+            best = min(best, sum(c.measured for c in chosen))
+    if best == math.inf:
+        with pytest.raises(ValueError, match="no choice fits"):
+            jc.allocate(table, jc.bytes(share))
+        return
+    found = jc.allocate(table, jc.bytes(share))
+    assert found.increase == pytest.approx(best)
+    assert found.bytes <= share * table.dense_bytes
+
+
+def test_parameters_that_matter_keep_their_bits():
+    loss, params, batches = network()
+    uses = jc.uses(loss, params, *batches[0])
+    table = jc.sensitivities(loss, params, FORMATS, batches[:2], held_out=batches[2:], uses=uses)
+    assert set(table.cells) == {"loud", "quiet"}  # The others meet no product.
+    recipe = jc.allocate(table, jc.bytes(0.52))
+    assert recipe.choices == {"loud": "int8", "quiet": "int2"} or (
+        recipe.choices["loud"] in ("int8", "dense")
+    )
+    small = jc.compress(params, recipe, uses=uses)
+    assert jc.nbytes(small) == recipe.bytes
+    # Additive, and as measured: each was alone, and they are nearly independent here.
+    got = loss(jc.materialize(small), *batches[2]) - table.loss
+    assert float(got) == pytest.approx(recipe.increase, abs=0.1 * table.increase("loud", "int2"))
+    for name in FORMATS:
+        assert table.increase("loud", "int2") >= table.increase("quiet", name)
+
+
+def test_estimates_rank_as_measurements_do():
+    loss, params, batches = network()
+    uses = jc.uses(loss, params, *batches[0])
+    table = jc.sensitivities(loss, params, FORMATS, batches, uses=uses, measured=3)
+    for cells in table.cells.values():
+        names = sorted(FORMATS, key=lambda n: cells[n].estimate)
+        assert names == ["int8", "int4", "int2"]
+        assert cells["int2"].measured > cells["int8"].measured
+    few = jc.sensitivities(loss, params, FORMATS, batches, uses=uses, measured=1)
+    assert few.cells["loud"]["int8"].measured is None
+    assert "~" in str(few)
+    none = jc.sensitivities(loss, params, FORMATS, batches, uses=uses, seconds=-1)
+    assert all(c.measured is None for c in none.cells["loud"].values() if c.bytes < 4096)
+    # Scaled by what was measured for the row, estimates are of the size of measurements.
+    got, want = (t.increase("loud", "int4") for t in (few, table))
+    assert 0.2 < got / want < 5
+
+
+def test_groups_share_a_choice_and_candidates_of_several_families():
+    loss, params, batches = network()
+    uses = jc.uses(loss, params, *batches[0])
+    families = FORMATS | {
+        "rank 8": jc.low_rank(rank=8),
+        "half + int4": jc.chain(
+            jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)), jc.quantize("int4")
+        ),
+        "nowhere": jc.quantize("int8", where="nowhere/*"),
+    }
+    together = jc.sensitivities(loss, params, families, batches, uses=uses, groups=["*"])
+    (row,) = together.cells
+    assert together.rows[row] == ["loud", "quiet"] and "nowhere" not in together.cells[row]
+    recipe = jc.allocate(together, jc.bytes(0.45))
+    small = jc.compress(params, recipe, uses=uses)
+    assert type(small["loud"]) is type(small["quiet"])
+    with pytest.raises(ValueError, match="'loud', as an earlier one does"):
+        jc.sensitivities(loss, params, FORMATS, batches, uses=uses, groups=["*", "loud"])
+
+
+def test_measurements_are_kept_and_read_again(tmp_path):
+    loss, params, batches = network()
+    uses = jc.uses(loss, params, *batches[0])
+
+    def counted(params, x, y):
+        jax.debug.callback(count)
+        return loss(params, x, y)
+
+    run = functools.partial(
+        jc.sensitivities, counted, params, FORMATS, batches, uses=uses, resume=tmp_path / "kept"
+    )
+    first = run()
+    jax.effects_barrier()
+    counts = len(CALLS)
+    again = run()
+    jax.effects_barrier()
+    assert again.cells == first.cells
+    # Gradients and the loss before compression alone.
+    assert len(CALLS) - counts == 2 * len(batches)
+    with (tmp_path / "kept").open("a") as file:
+        file.write('{"key": "torn')
+    assert run().cells == first.cells
+
+
+def test_wrong_calls():
+    loss, params, batches = network()
+    uses = jc.uses(loss, params, *batches[0])
+    with pytest.raises(ValueError, match="no candidate of"):
+        jc.sensitivities(
+            loss, params, {"x": jc.quantize("int8", where="nowhere/*")}, batches, uses=uses
+        )
+    for share in (0, 1.5, True):
+        with pytest.raises(ValueError, match="share that is left"):
+            jc.bytes(share)
+    with pytest.raises(TypeError, match=r"jaxopt_compress\.bytes"):
+        jc.allocate(random_table(np.random.default_rng(0)), 0.5)
