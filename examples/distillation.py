@@ -5,7 +5,7 @@ images are computed once and kept. The student is LeNet-300-100 with 95% of its 
 pruned and the others in int4, trained from the start in its compressed form, several times with
 other seeds. Prints accuracy with 95% intervals, and the gain per seed.
 
-    python -m examples.distillation [--epochs 6] [--seeds 3] [--temperature 4] [--share 0.7]
+    python -m examples.distillation [--epochs 6] [--seeds 3] [--temperature 2] [--share 0.5]
 """
 
 import argparse
@@ -108,8 +108,8 @@ def main(argv=None):
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--teacher-epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--temperature", type=float, default=4.0)
-    parser.add_argument("--share", type=float, default=0.7, help="of the loss from the teacher")
+    parser.add_argument("--temperature", type=float, default=2.0)
+    parser.add_argument("--share", type=float, default=0.5, help="of the loss from the teacher")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     training, test = fashion_mnist()

@@ -1,0 +1,105 @@
+"""Bits where they matter: a mixed recipe beside uniform ones of the same bytes, on MiniLM.
+
+Each weight of MiniLM may have 2, 3, 4 or 8 bits in groups of 64. What each choice costs is found on
+sentences of the STS Benchmark's training part: how far vectors move from those of the float32
+model, which needs no labels. Then budgets of the bytes that uniform 3 and 4 bits take are given to
+the solver, and all are compared by the rank correlation on the test part.
+
+    python -m examples.allocation [--sentences 256] [--measured 2] [--json]
+"""
+
+import argparse
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import jaxopt_compress as jc
+from examples import data
+from examples.fetching import fetch
+from examples.models import minilm
+
+CANDIDATES = {f"int{bits}": jc.quantize(f"int{bits}", group_size=64) for bits in (2, 3, 4, 8)}
+SIZE, LENGTH = 32, 48
+
+
+def moved(apply, params):
+    """A loss: the mean squared distance of vectors from those of ``params``, and its batches."""
+
+    def loss(changed, ids, reference):
+        return jnp.mean(jnp.sum(jnp.square(apply(changed, ids) - reference), -1))
+
+    run = jax.jit(apply)
+    return loss, lambda ids: (ids, run(params, ids))
+
+
+def sentences(tokenize, count):
+    """Token ids of sentences of the training part, (count / size, size, length)."""
+    texts = sorted({text for pair in data.stsb("train") for text in pair[:2]})
+    chosen = np.random.default_rng(0).choice(texts, count, replace=False)
+    ids = np.zeros((count, LENGTH), np.int32)
+    for row, tokens in enumerate(tokenize(list(chosen))):
+        ids[row, : len(tokens)] = tokens[:LENGTH]
+    return ids.reshape(-1, SIZE, LENGTH)
+
+
+def main(argv=None):
+    """Compares recipes of the same bytes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sentences", type=int, default=256)
+    parser.add_argument("--measured", type=int, default=2, help="candidates of each weight")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    folder = fetch("minilm")
+    tokenize, params = minilm.tokenizer(folder), minilm.load(folder)
+    ids = sentences(tokenize, args.sentences)
+    loss, made = moved(minilm.apply, params)
+    batches = list(map(made, ids))
+    half = len(batches) // 2
+    uses = jc.uses(minilm.apply, params, ids[0])
+    table = jc.sensitivities(
+        loss,
+        params,
+        CANDIDATES,
+        batches[:half],
+        held_out=batches[half:],
+        uses=uses,
+        measured=args.measured,
+        progress=True,
+    )
+    test = minilm.pairs(tokenize)
+    found = {}
+
+    def show(name, recipe):
+        small = jc.compress(params, recipe, uses=uses)
+        quality = jc.evaluate(minilm.similarity, small, test, ["spearman"])["spearman"]
+        found[name] = {"bytes": jc.nbytes(small), "spearman": quality}
+
+    for bits in (3, 4):
+        uniform = {"**": CANDIDATES[f"int{bits}"]}
+        show(f"int{bits}", uniform)
+        share = found[f"int{bits}"]["bytes"] / table.dense_bytes
+        recipe = jc.allocate(table, jc.bytes(share))
+        show(f"allocated, bytes of int{bits}", recipe)
+        counts = {name: list(recipe.choices.values()).count(name) for name in CANDIDATES}
+        found[f"allocated, bytes of int{bits}"]["weights"] = counts
+    if args.json:
+        print(json.dumps(found))
+        return found
+    shown = Table(
+        title="MiniLM: rank correlation on the STS Benchmark's test part (float32: .8203)"
+    )
+    for column in ("recipe", "bytes", "Spearman", "weights of 2, 3, 4, 8 bits"):
+        shown.add_column(column, justify="left" if column == "recipe" else "right")
+    for name, row in found.items():
+        counts = " ".join(map(str, row.get("weights", {}).values()))
+        shown.add_row(name, f"{row['bytes']:,}", f"{row['spearman']:.4f}", counts)
+    Console().print(shown)
+    return found
+
+
+if __name__ == "__main__":
+    main()
