@@ -34,6 +34,7 @@ from jaxopt_compress.quantization import (
     quantize,
     quantize_array,
 )
+from jaxopt_compress.removal import NotRemovable, find_groups, flops
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
 from jaxopt_compress.sparsity import prune, schedules, scores
 from jaxopt_compress.storage import (
@@ -64,6 +65,7 @@ __all__ = [
     "InputQuantizedArray",
     "LargerWarning",
     "LowRankArray",
+    "NotRemovable",
     "PermutedArray",
     "QuantizedArray",
     "Rewrite",
@@ -84,6 +86,8 @@ __all__ = [
     "dorefa",
     "equalize",
     "evaluate",
+    "find_groups",
+    "flops",
     "fold_norms",
     "lift",
     "load",

@@ -17,6 +17,7 @@ ROOMS = [
     {"rewriting"},
     {"compression"},
     {"sparsity", "quantization", "low_rank"},
+    {"removal"},
     {"transforms"},
     {"storage"},
     {"post_training"},

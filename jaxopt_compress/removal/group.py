@@ -1,0 +1,38 @@
+"""One group of units."""
+
+import dataclasses
+
+from jaxopt_compress.removal.units import Member
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Group:
+    """Units that are alike: each takes the same number of indices of the same axes.
+
+    Attributes:
+        name: The path and the axis of one of its members.
+        members: The axes that shrink, in the order in which the function reads the parameters.
+        seeds: Per unit, where its removal starts in the coupling.
+        inexact: Why removing units differs from masking them; empty where it does not.
+        flops: The operations that one unit saves.
+    """
+
+    name: str
+    members: list[Member]
+    seeds: list[tuple[int, ...]]
+    inexact: tuple[str, ...]
+    flops: int
+
+    def __len__(self) -> int:
+        """How many units there are."""
+        return len(self.seeds)
+
+    def __repr__(self) -> str:
+        return f"<Group {self.name!r} of {len(self)} units>"
+
+    def describe(self) -> str:
+        """Its lines in tables."""
+        exact = "exact" if not self.inexact else f"not exact: {'; '.join(self.inexact)}"
+        times = lambda m: f" x{m.indices.shape[1]}" if m.indices.shape[1] > 1 else ""
+        rows = [f"    {m.path} axis {m.axis}{times(m)}" for m in self.members]
+        return "\n".join([f"{self.name}  {len(self)} units  {exact}", *rows])

@@ -1,0 +1,11 @@
+"""Which indices of parameters go together, and functions without some of them."""
+
+from jaxopt_compress.rewriting.coupling import (  # noqa: F401 (they register their rules)
+    background_control,
+    control,
+    derivatives,
+    elementwise,
+    lookups,
+    products,
+    shapes,
+)
