@@ -50,15 +50,28 @@ def flops(share: float) -> Flops:
     return Flops(float(share))
 
 
-def count_flops(body: Body, kept: Kept) -> int:
-    """The floating-point operations of products and convolutions with the indices that are left."""
-    total = 0
+class Work(NamedTuple):
+    """A product or convolution: how often it runs, and the operations of one run."""
+
+    times: int
+    flops: int
+
+
+def work_of(body: Body, kept: Kept, times: int = 1) -> list[Work]:
+    """The products and convolutions of a function with the indices that are left, in order."""
+    found = []
     for node in body.nodes:
         if node.name in ("dot_general", "conv_general_dilated") and not node.whole:
-            total += 2 * multiplications(kept, node)
-        times = node.params["length"] if node.name == "scan" else 1
-        total += times * sum(count_flops(inner, kept) for inner in node.bodies)
-    return total
+            found.append(Work(times, 2 * multiplications(kept, node)))
+        inner = times * node.params["length"] if node.name == "scan" else times
+        for called in node.bodies:
+            found += work_of(called, kept, inner)
+    return found
+
+
+def total_flops(work: Iterable[Work]) -> int:
+    """The operations of all runs."""
+    return sum(w.times * w.flops for w in work)
 
 
 class Offer(NamedTuple):
@@ -67,25 +80,28 @@ class Offer(NamedTuple):
     Attributes:
         scores: Per unit, at least 0.
         saved: The operations that one unit saves.
+        products: How many products and convolutions get smaller.
         multiple: The number of units that are left has to be a multiple of this.
     """
 
     scores: np.ndarray
     saved: int
+    products: int
     multiple: int
 
 
 def in_order(offers: Mapping[str, Offer]) -> list[str]:
     """The groups' names, one for each unit but the last ones, in the order in which units go.
 
-    Units of a group go by their score. Among groups, first goes the unit with the smallest share of
-    the score that is left of its group, per operation that it saves:
+    Units of a group go by their score. Among groups, first goes the unit that costs least per
+    operation that it saves, where its cost is
 
-        score_u / (sum of the scores of the units of the group that are left) / saved
+        score_u / (sum of the scores of the units of the group that are left) * products
 
-    The share grows as a group gets smaller, so that no group is emptied for the sake of others, and
-    scales of scores do not matter. This is the greedy order that keeps ``sum(log(score left))``
-    large.
+    and ``products`` is how many products get smaller with it. This is the greedy order that keeps
+    the sum over products of ``log(score left)`` large. A unit costs more as its group gets smaller,
+    so no group is emptied for the sake of others; the units of a residual stream cost more than
+    those of one hidden layer; and scales of scores do not matter.
     """
     keys: list[np.ndarray] = [np.zeros(0)]
     names: list[str] = []
@@ -93,7 +109,8 @@ def in_order(offers: Mapping[str, Offer]) -> list[str]:
         scores = np.sort(np.asarray(offer.scores, np.float64))
         left = np.cumsum(scores[::-1])[::-1]
         share = np.divide(scores, left, out=np.zeros_like(scores), where=left > 0)
-        keys.append((np.maximum.accumulate(share) / offer.saved)[:-1])
+        cost = np.maximum.accumulate(share) * offer.products
+        keys.append((cost / offer.saved)[:-1])
         names += [name] * (len(scores) - 1)
     order = np.argsort(np.concatenate(keys), kind="stable")
     return [names[i] for i in order]

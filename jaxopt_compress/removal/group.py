@@ -11,17 +11,19 @@ class Group:
 
     Attributes:
         name: The path and the axis of one of its members.
-        members: The axes that shrink, in the order in which the function reads the parameters.
         seeds: Per unit, where its removal starts in the coupling.
+        members: The axes that shrink, in the order in which the function reads the parameters.
         inexact: Why removing units differs from masking them; empty where it does not.
-        flops: The operations that one unit saves.
+        flops: The operations that one unit saves, of products and convolutions.
+        products: How many of these get smaller with it.
     """
 
     name: str
-    members: list[Member]
     seeds: list[tuple[int, ...]]
+    members: list[Member]
     inexact: tuple[str, ...]
     flops: int
+    products: int
 
     def __len__(self) -> int:
         """How many units there are."""

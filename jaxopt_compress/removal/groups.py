@@ -10,8 +10,9 @@ from jaxopt_compress.removal.budget import (
     Offer,
     afford,
     check_round_to,
-    count_flops,
+    total_flops,
     unit_multiple,
+    work_of,
 )
 from jaxopt_compress.removal.group import Group
 from jaxopt_compress.removal.plan import Plan, gone_from_kept
@@ -40,7 +41,8 @@ class Groups(Mapping[str, Group]):
         self.fn, self.params, self.frame = fn, params, frame
         self._analysis = analysis
         self._axes = analysis.body.every_axis()
-        self._total = count_flops(analysis.body, self._kept([]))
+        self._work = work_of(analysis.body, self._kept([]))
+        self._total = total_flops(self._work)
         self._groups = {units.name: self._group(units) for units in find_units(analysis)}
 
     def __getitem__(self, name: str) -> Group:
@@ -136,10 +138,10 @@ class Groups(Mapping[str, Group]):
     ) -> Plan:
         """Chooses units to remove: by number, for a budget, or as an earlier plan did.
 
-        For a budget, units of a group go by their score. Among groups, first goes the unit with the
-        smallest share of the score that is left of its group, per operation that it saves. This
-        share grows as a group gets smaller, so no group is emptied for the sake of others, and
-        scales of scores do not matter.
+        For a budget, units of a group go by their score. Among groups, first goes the unit that
+        costs least per operation that it saves: its share of the score that is left of its group,
+        times the number of products that get smaller. Units cost more as their group gets smaller,
+        so no group is emptied for the sake of others, and scales of scores do not matter.
 
         Args:
             units: Group -> the numbers of the units that go.
@@ -194,8 +196,10 @@ class Groups(Mapping[str, Group]):
 
     def _group(self, units: Units) -> Group:
         kept = self._kept(units.seeds[0])
-        saved = self._total - count_flops(self._analysis.body, kept)
-        return Group(units.name, units.members, units.seeds, self._inexact(kept), saved)
+        pairs = list(zip(self._work, work_of(self._analysis.body, kept), strict=True))
+        saved = sum(w.times * (w.flops - less.flops) for w, less in pairs)
+        products = sum(w.times for w, less in pairs if less.flops < w.flops)
+        return Group(*units, self._inexact(kept), saved, products)
 
     def _multiple(self, name: str, round_to: int) -> int:
         return unit_multiple(round_to, (m.indices.shape[1] for m in self[name].members))
@@ -234,7 +238,7 @@ class Groups(Mapping[str, Group]):
                 f"{'; '.join(inexact[:4])}; allow_inexact=True removes them nevertheless"
             )
         flags = lambda named: {n: kept.gone(a) for n, a in named.items() if kept.shrinks(a)}
-        counts = self._total, count_flops(found.body, kept)
+        counts = self._total, total_flops(work_of(found.body, kept))
         gone, inputs = flags(found.params), flags(found.inputs)
         return Plan(self.fn, self.params, units, gone, inputs, self.frame, inexact, counts)
 
@@ -249,7 +253,12 @@ class Groups(Mapping[str, Group]):
             raise TypeError(f"budget={budget!r}; jaxopt_compress.flops(0.5) is one")
         scores = self.scores() if scores is None else scores
         offers = {
-            name: Offer(np.asarray(scores[name]), group.flops, self._multiple(name, round_to))
+            name: Offer(
+                np.asarray(scores[name]),
+                group.flops,
+                group.products,
+                self._multiple(name, round_to),
+            )
             for name, group in self.items()
             if name in scores and group.flops > 0 and (allow_inexact or not group.inexact)
         }
@@ -259,9 +268,8 @@ class Groups(Mapping[str, Group]):
                     f"scores of {name!r} have shape {offer.scores.shape}; they have to be "
                     f"{len(self[name])} numbers of at least 0"
                 )
-        share = lambda units: (
-            count_flops(self._analysis.body, self._kept(self._seeds(units))) / self._total
-        )
+        left = lambda units: work_of(self._analysis.body, self._kept(self._seeds(units)))
+        share = lambda units: total_flops(left(units)) / self._total
         return afford(offers, budget, share, self._needed)
 
     def _needed(self, units: Mapping[str, Sequence[int]]) -> list[list[tuple[str, int]]]:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend import core
 
 from jaxopt_compress.arrays.fields import is_traced
-from jaxopt_compress.rewriting.coupling.constants import apply
+from jaxopt_compress.rewriting.coupling.constants import apply, is_infinite, is_zero
 from jaxopt_compress.rewriting.coupling.elementwise import ELEMENTWISE, REDUCTIONS
 from jaxopt_compress.rewriting.coupling.equations import Body, Node
 from jaxopt_compress.rewriting.coupling.replay import Kept
@@ -38,7 +38,7 @@ class Background(NamedTuple):
 _UNIFORM = frozenset({"broadcast_in_dim", "convert_element_type", "copy", "neg"})
 
 UNKNOWN = Background()
-ZERO = Background(np.float32(0))
+ZERO, NAN = Background(np.float32(0)), Background(np.float32(np.nan))
 
 
 class Walk(NamedTuple):
@@ -69,11 +69,6 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return one
 
     return register
-
-
-def is_zero(x: Any) -> bool:
-    """Whether a constant is known, and 0."""
-    return x is not None and bool(x == 0)
 
 
 def inexact_reductions(body: Body, kept: Kept, masked: Sequence[bool]) -> list[str]:
@@ -232,37 +227,42 @@ def _cumulative(walk: Walk, node: Node, ins: list[Background]) -> list[Backgroun
     return [Background(ins[0].removed) if zero else UNKNOWN]
 
 
+_NO_ZEROS = "sums products that are not 0 where indices go"
+
+
 @rule("dot_general")
 def _dot(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     (lc, rc), (lb, rb) = node.params["dimension_numbers"]
     left, right = node.ins
     zero = is_zero(ins[0].removed), is_zero(ins[1].removed)
+    poison = is_infinite(ins[0].removed) or is_infinite(ins[1].removed)
     free = lambda axes, used: [a for i, a in enumerate(axes) if i not in used]
     if walk.shrinks(*(left[i] for i in lc)):
-        walk.reduced(node, any(zero), "sums products that are not 0 where indices go")
+        walk.reduced(node, any(zero) and not poison, _NO_ZEROS)
     ok = (
         (any(zero) or not walk.shrinks(*(left[i] for i in lb)))
         and (zero[0] or not walk.shrinks(*free(left, (*lc, *lb))))
         and (zero[1] or not walk.shrinks(*free(right, (*rc, *rb))))
     )
-    return [ZERO if ok else UNKNOWN]
+    return [NAN if poison else ZERO if ok else UNKNOWN]
 
 
 @rule("conv_general_dilated")
 def _conv(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     numbers, (x, w) = node.params["dimension_numbers"], node.ins
     zero = is_zero(ins[0].removed), is_zero(ins[1].removed)
+    poison = is_infinite(ins[0].removed) or is_infinite(ins[1].removed)
     batch, features = (x[k] for k in numbers.lhs_spec[:2])
     out, inner = (w[k] for k in numbers.rhs_spec[:2])
     grouped = node.params["feature_group_count"] > 1
     if walk.shrinks(inner if grouped else features):
-        walk.reduced(node, any(zero), "sums products that are not 0 where indices go")
+        walk.reduced(node, any(zero) and not poison, _NO_ZEROS)
     # The outputs of a removed group meet nothing but its inputs and its weights.
     channels = zero[1] or (
         grouped and zero[0] and walk.shrinks(features) and not walk.shrinks(inner)
     )
     ok = (channels or not walk.shrinks(out)) and (zero[0] or not walk.shrinks(batch))
-    return [ZERO if ok else UNKNOWN]
+    return [NAN if poison else ZERO if ok else UNKNOWN]
 
 
 @rule("reduce_window_sum", "reduce_window_max", "reduce_window_min")

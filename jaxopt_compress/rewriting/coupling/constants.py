@@ -25,6 +25,19 @@ _BINARY = {
 }  # fmt: skip
 
 
+_ARITHMETIC = frozenset({"add", "add_any", "sub", "mul", "div", "rem", "pow", "atan2"})
+
+
+def is_zero(x: Any) -> bool:
+    """Whether a constant is known, and 0."""
+    return x is not None and bool(x == 0)
+
+
+def is_infinite(x: Any) -> bool:
+    """Whether a constant is known, and infinite or NaN."""
+    return x is not None and x.dtype.kind not in "biu" and not np.isfinite(x)
+
+
 def apply(node: Node, values: list[Any]) -> Any:
     """The result of an elementwise operation, or None if it is not known.
 
@@ -64,8 +77,10 @@ def _known(name: str, params: dict[str, Any], values: list[Any]) -> Any:
 
 
 def _partly_known(name: str, values: list[Any]) -> Any:
-    """Products with 0, and 0 over what is not known."""
-    zero = [v is not None and bool(v == 0) for v in values]
+    """Products with 0, 0 over what is not known, and NaN, which all arithmetic keeps."""
+    zero = list(map(is_zero, values))
+    if name in _ARITHMETIC and any(map(is_infinite, values)):
+        return np.nan
     if name in ("mul", "and"):
         return 0 if any(zero) else None
     if name in ("div", "rem"):
