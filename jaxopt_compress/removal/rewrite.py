@@ -17,7 +17,7 @@ from jaxopt_compress.rewriting.coupling.analysis import (
 from jaxopt_compress.rewriting.coupling.coupling import NotRemovable
 from jaxopt_compress.rewriting.coupling.replay import Gone, Kept, cut, run
 from jaxopt_compress.rewriting.report import Difference, difference
-from jaxopt_compress.tree import named_leaves
+from jaxopt_compress.tree import map_named, named_leaves
 
 
 class Removed(NamedTuple):
@@ -84,6 +84,21 @@ class Removed(NamedTuple):
             Parameters of the original shapes: the masked ones.
         """
         return self._map(self._expand, x)
+
+    def argument(self, key: int | str, x: Any) -> Any:
+        """An argument that follows, such as a cache, without the removed indices.
+
+        Args:
+            key: The number of the argument after the parameters, or its keyword.
+            x: The argument, whole.
+        """
+        prefix = f"in/{key}"
+
+        def smaller(path: str, leaf: Any) -> Any:
+            flags = self.inputs.get(f"{prefix}/{path}".rstrip("/"))
+            return leaf if flags is None else cut(leaf, flags)
+
+        return map_named(smaller, x)
 
     def check(
         self, fn: Callable[..., Any], *args: Any, tolerance: float | None = None, **kwargs: Any

@@ -18,7 +18,9 @@ DERIVATIVES = ("custom_jvp_call", "custom_vjp_call")
 @couples(*CALLS, *DERIVATIVES)
 def _call(graph: Graph, node: Node) -> list[Axes]:
     p = node.params
-    body = build(graph, p["jaxpr"] if "jaxpr" in p else p["call_jaxpr"], node.ins, node.known)
+    body = build(
+        graph, p["jaxpr"] if "jaxpr" in p else p["call_jaxpr"], node.ins, node.known, node.line
+    )
     node.bodies, node.notes["inlined"] = [body], True
     return list(body.outs)
 
@@ -52,7 +54,7 @@ def _scan(graph: Graph, node: Node) -> list[Axes]:
     known, _, _ = _compat.scan_split(node.params, node.known)
     node.notes["split"] = len(consts), len(carry)
     inner = [*consts, *carry, *(axes[1:] for axes in xs)]
-    body = build(graph, node.params["jaxpr"], inner, known)
+    body = build(graph, node.params["jaxpr"], inner, known, node.line)
     node.bodies = [body]
     for after, before in zip(body.outs, carry, strict=False):
         graph.tie_all(after, before)
@@ -88,7 +90,9 @@ def _while(graph: Graph, node: Node) -> list[Axes]:
     carry = node.ins[first + second :]
     inner = [*node.ins[:first], *carry], [*node.ins[first : first + second], *carry]
     jaxprs = node.params["cond_jaxpr"], node.params["body_jaxpr"]
-    node.bodies = [build(graph, j, ins) for j, ins in zip(jaxprs, inner, strict=True)]
+    node.bodies = [
+        build(graph, j, ins, None, node.line) for j, ins in zip(jaxprs, inner, strict=True)
+    ]
     for after, before in zip(node.bodies[1].outs, carry, strict=True):
         graph.tie_all(after, before)
     return list(carry)
@@ -109,7 +113,7 @@ def _while_again(kept: Kept, node: Node, values: list[Any]) -> list[Any]:
 @couples("cond")
 def _cond(graph: Graph, node: Node) -> list[Axes]:
     known = node.known[1:]
-    node.bodies = [build(graph, j, node.ins[1:], known) for j in node.params["branches"]]
+    node.bodies = [build(graph, j, node.ins[1:], known, node.line) for j in node.params["branches"]]
     first, *others = node.bodies
     for other in others:
         for a, b in zip(other.outs, first.outs, strict=True):

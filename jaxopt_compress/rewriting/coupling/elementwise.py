@@ -1,6 +1,11 @@
 """Operations on entries of equal index, and reductions."""
 
-from jaxopt_compress.rewriting.coupling.equations import Node, couples, opaque
+from typing import Any
+
+import numpy as np
+from jax import lax
+
+from jaxopt_compress.rewriting.coupling.equations import Node, couples, opaque, replays
 from jaxopt_compress.rewriting.coupling.graph import Axes, Graph
 
 # Grouped by what is known of 0, which `background` builds on.
@@ -48,9 +53,16 @@ def _barrier(graph: Graph, node: Node) -> list[Axes]:
 
 @couples("iota")
 def _iota(graph: Graph, node: Node) -> list[Axes]:
-    """Indices keep their numbers: all are computed, and those of what is left are taken."""
-    node.whole = True
     return [graph.axes(node.out_shape())]
+
+
+@replays("iota")
+def _iota_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
+    """Indices keep their numbers."""
+    del values
+    p, axes = node.params, node.outs[0]
+    numbers = np.flatnonzero(kept.alive(axes[p["dimension"]])).astype(p["dtype"])
+    return [lax.broadcast_in_dim(numbers, kept.shape(axes), (p["dimension"],))]
 
 
 @couples(*REDUCTIONS)

@@ -25,6 +25,7 @@ class Node:
         known: Its operands, as far as they follow from constants.
         bodies: The functions that it calls.
         whole: Whether it is computed as it stands, and its results are cut afterwards.
+        line: The user's line that made it; inside of JAX's own functions, that of their call.
         notes: What its rule has found out for the replay.
     """
 
@@ -34,6 +35,7 @@ class Node:
     known: list["Constant | None"] = dataclasses.field(default_factory=list)
     bodies: list["Body"] = dataclasses.field(default_factory=list)
     whole: bool = False
+    line: str = ""
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -52,8 +54,7 @@ class Node:
 
     def where(self) -> str:
         """How errors name it."""
-        line = _compat.source_line(self.eqn)
-        return f"{self.name} at {line}" if line else self.name
+        return f"{self.name} at {self.line}" if self.line else self.name
 
 
 @dataclasses.dataclass(eq=False)
@@ -155,8 +156,17 @@ def build(
     jaxpr: Any,
     ins: Sequence[Axes],
     known: Sequence[Constant | None] | None = None,
+    line: str = "",
 ) -> Body:
-    """Walks a jaxpr, and tells the graph what each equation says of its axes."""
+    """Walks a jaxpr, and tells the graph what each equation says of its axes.
+
+    Args:
+        graph: What is told.
+        jaxpr: Open or closed.
+        ins: The axes of its arguments.
+        known: The arguments that are constants, by position; None for the others.
+        line: The line to name for equations without one of their own.
+    """
     jaxpr, consts = _compat.parts(jaxpr)
     constant_axes = [graph.axes(np.shape(c)) for c in consts]
     env: dict[Any, Axes] = dict(zip(jaxpr.constvars, constant_axes, strict=True))
@@ -178,7 +188,8 @@ def build(
 
     nodes = []
     for eqn in jaxpr.eqns:
-        node = Node(eqn, [read(v) for v in eqn.invars], known=[constant(v) for v in eqn.invars])
+        node = Node(eqn, [read(v) for v in eqn.invars], line=_compat.source_line(eqn) or line)
+        node.known = [constant(v) for v in eqn.invars]
         outs = COUPLE.get(node.name, opaque)(graph, node)
         node.outs = opaque(graph, node) if outs is None else outs
         env.update(zip(eqn.outvars, node.outs, strict=True))
@@ -197,7 +208,7 @@ def _fold(node: Node) -> dict[Any, Constant]:
         found = node.bodies[0].known_outs if node.notes.get("inlined") else []
         return {v: c for v, c in zip(eqn.outvars, found, strict=False) if c is not None}
     small = all(np.prod(shape_of(v), dtype=int) <= _LARGEST_CONSTANT for v in eqn.outvars)
-    if node.bodies or (node.whole and node.ins) or not small or len(eqn.outvars) != 1:
+    if node.bodies or node.whole or not small or len(eqn.outvars) != 1:
         return {}
     operands = [c for c in node.known if c is not None]
     if len(operands) < len(node.known):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.coupling import Coupling, NotRemovable
 from jaxopt_compress.rewriting.coupling.equations import REPLAY, Body, Node, build
@@ -56,6 +57,13 @@ class Kept:
         """What is left of a whole value."""
         return cut(x, self.gone(axes)) if self.shrinks(axes) else x
 
+    def cut_constant(self, x: Any, axes: Axes) -> Any:
+        """What is left of a constant, which is not staged as an operation where it need not be."""
+        if is_traced(x):
+            return self.cut(x, axes)
+        with jax.ensure_compile_time_eval():
+            return self.cut(x, axes)
+
     def touches(self, node: Node) -> bool:
         """Whether an equation meets anything smaller."""
         if node not in self._touched:
@@ -81,7 +89,7 @@ def run(body: Body, kept: Kept, args: Sequence[Any]) -> list[Any]:
     and shardings; others are bound to the smaller operands, by their rule if they have one.
     """
     jaxpr = body.jaxpr
-    constants = map(kept.cut, body.constants, body.constant_axes)
+    constants = map(kept.cut_constant, body.constants, body.constant_axes)
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
     read = lambda v: v.val if isinstance(v, core.Literal) else env[v]
