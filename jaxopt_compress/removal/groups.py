@@ -107,8 +107,7 @@ class Groups(Mapping[str, Group]):
             score: Of entries: one of `jaxopt_compress.scores`, or a function of a `Parameter`; by
                 default the magnitude.
             reduce: How the scores of all entries that go with a unit become one: ``l2`` (the root
-                of the sum of squares), ``sum``, ``mean`` or ``max``. An entry of which two indices
-                go counts twice.
+                of the sum of squares), ``sum``, ``mean`` or ``max``.
             params: Parameters; by default those that groups were found on.
             grads: Their gradients, for scores that read ``parameter.grad``.
             uses: From `uses`, for scores that read ``parameter.layout``.

@@ -10,7 +10,7 @@ import numpy as np
 from jaxopt_compress.compression import Compression
 from jaxopt_compress.removal.masks import masks
 from jaxopt_compress.removal.rewrite import Removed
-from jaxopt_compress.rewriting.coupling.analysis import Frame
+from jaxopt_compress.rewriting.coupling.analysis import Frame, type_of
 from jaxopt_compress.rewriting.coupling.replay import Gone
 from jaxopt_compress.rewriting.report import Difference
 from jaxopt_compress.tree import named_leaves
@@ -88,7 +88,7 @@ class Plan:
         leaves = jax.tree.leaves(params)
         if any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):
             raise ValueError("groups were found on types alone: pass the parameters to rewrite()")
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.params)
+        shapes = jax.tree.map(type_of, self.params)
         empty = Removed(None, shapes, self.gone, self.inputs, self.frame)
         return empty._replace(params=empty.tree(params))
 

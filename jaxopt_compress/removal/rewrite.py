@@ -13,6 +13,7 @@ from jaxopt_compress.rewriting.coupling.analysis import (
     analyze,
     named_inputs,
     seeds_of,
+    type_of,
 )
 from jaxopt_compress.rewriting.coupling.coupling import NotRemovable
 from jaxopt_compress.rewriting.coupling.replay import Gone, Kept, cut, run
@@ -50,8 +51,8 @@ class Removed(NamedTuple):
         """
 
         def removed(params: Any, *args: Any, **kwargs: Any) -> Any:
-            found, kept = self._analyze(fn, args, kwargs)
             leaves = self._leaves(params)
+            found, kept = self._analyze(fn, leaves, args, kwargs)
             for (path, axes), leaf in zip(found.params.items(), leaves, strict=True):
                 if jnp.shape(leaf) != kept.shape(axes):
                     raise ValueError(
@@ -114,15 +115,17 @@ class Removed(NamedTuple):
         Returns:
             The largest absolute and relative difference.
         """
-        found, kept = self._analyze(fn, args, kwargs)
+        masked = self.undo(self.params)
+        found, kept = self._analyze(fn, self._leaves(self.params), args, kwargs)
         axes = [*found.params.values(), *found.inputs.values()]
-        whole = [*self._leaves(self.undo(self.params)), *found.values]
-        got = run(found.body, kept, list(map(kept.cut, whole, axes)))
-        reference = jax.tree.leaves(fn(self.undo(self.params), *args, **kwargs))
+        got = run(
+            found.body, kept, list(map(kept.cut, [*jax.tree.leaves(masked), *found.values], axes))
+        )
+        reference = jax.tree.leaves(fn(masked, *args, **kwargs))
         return difference(got, list(map(kept.cut, reference, found.outputs.values())), tolerance)
 
     def _analyze(
-        self, fn: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
+        self, fn: Callable[..., Any], leaves: list[Any], args: tuple, kwargs: dict[str, Any]
     ) -> tuple[Analysis, Kept]:
         """The equations of a call, and what is left of them."""
         shapes = {name: jnp.shape(x) for name, x in named_inputs(args, kwargs).items()}
@@ -131,7 +134,11 @@ class Removed(NamedTuple):
             for name, flags in self.inputs.items()
             if name in shapes and len(shapes[name]) == len(flags)
         }
-        found = analyze(fn, self.shapes, args, kwargs, self.frame, whole)
+        own = [
+            type_of(x, t.shape) for x, t in zip(leaves, jax.tree.leaves(self.shapes), strict=True)
+        ]
+        params = jax.tree.structure(self.shapes).unflatten(own)
+        found = analyze(fn, params, args, kwargs, self.frame, whole)
         kept = Kept(found.coupling, found.coupling.close(seeds_of(found, self.gone)))
         for path, axes in found.params.items():
             wanted = self.gone.get(path, tuple(np.zeros(len(a), bool) for a in axes))

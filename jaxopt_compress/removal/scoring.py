@@ -1,6 +1,7 @@
 """Scores of units, from scores of the entries of parameters."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -47,33 +48,45 @@ def _parameters(by: Score, params: Any, paths: frozenset[str], uses: Any, stats:
     return chosen_parameters(params, lambda path, leaf: path in paths, uses, stats)
 
 
-def along(scores: Any, axis: int, reduce: Reduce) -> np.ndarray:
-    """Scores of entries as one number per index of an axis, to be summed over indices."""
-    scores = jnp.asarray(scores, jnp.float32)
-    others = tuple(i for i in range(scores.ndim) if i != axis)
-    if reduce == "max":
-        return np.asarray(scores.max(others))
-    return np.asarray((jnp.square(scores) if reduce == "l2" else scores).sum(others), np.float64)
-
-
 def unit_scores(
-    scores: Mapping[str, Any], members: list[tuple[str, int, np.ndarray]], reduce: Reduce
+    scores: Mapping[str, Any], members: Sequence[tuple[str, int, np.ndarray]], reduce: Reduce
 ) -> np.ndarray:
-    """One score per unit, over all entries that go with it.
+    """One score per unit, over all entries that go with it, each once.
 
     Args:
         scores: Path -> the scores of entries.
         members: Path, axis, and the indices of each unit, ``[units, count]``.
         reduce: ``l2``, ``sum``, ``mean`` or ``max``.
     """
-    parts, entries = [], 0
+    axes: dict[str, list[tuple[int, np.ndarray]]] = {}
     for path, axis, indices in members:
-        if path not in scores:
-            continue
-        found = along(scores[path], axis, reduce)[indices]
-        parts.append(found.max(1) if reduce == "max" else found.sum(1))
-        entries += scores[path].size // scores[path].shape[axis] * indices.shape[1]
+        if path in scores:
+            axes.setdefault(path, []).append((axis, indices))
     if reduce == "max":
-        return np.max(parts, axis=0)
-    total = np.sum(parts, axis=0)
-    return np.sqrt(total) if reduce == "l2" else total / (entries if reduce == "mean" else 1)
+        largest = lambda x, axis: np.asarray(x.max(tuple(i for i in range(x.ndim) if i != axis)))
+        found = [largest(scores[p], k)[at].max(1) for p, own in axes.items() for k, at in own]
+        return np.max(found, axis=0)
+    power = 2 if reduce == "l2" else 1
+    total = sum(_sums(jnp.float32(scores[path]) ** power, own) for path, own in axes.items())
+    if reduce == "mean":
+        total = total / sum(_sums(jnp.ones(scores[path].shape), own) for path, own in axes.items())
+    return np.asarray(np.sqrt(total) if reduce == "l2" else total)
+
+
+def _sums(entries: Any, axes: list[tuple[int, np.ndarray]]) -> np.ndarray:
+    """Per unit, the sum of the entries of which one of some indices is the unit's.
+
+    By inclusion and exclusion, since two indices of one entry may be.
+    """
+    total = np.zeros(len(axes[0][1]))
+    for size in range(1, len(axes) + 1):
+        for some in itertools.combinations(axes, size):
+            own = [axis for axis, _ in some]
+            rest = tuple(i for i in range(entries.ndim) if i not in own)
+            table = np.asarray(entries.sum(rest), np.float64)
+            shape = lambda k, n, size=size: (-1, *(n if i == k else 1 for i in range(size)))
+            at = [
+                indices.reshape(shape(k, indices.shape[1])) for k, (_, indices) in enumerate(some)
+            ]
+            total += (-1) ** (size + 1) * table[tuple(at)].reshape(len(total), -1).sum(1)
+    return total

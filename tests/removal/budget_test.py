@@ -171,3 +171,13 @@ def test_a_transformer_is_analyzed_in_seconds(scan):
     plan = groups.plan(budget=jc.flops(0.5), round_to=128, scores=scores)
     assert 0.4 < plan.flops[1] / plan.flops[0] <= 0.5
     assert all(len(kept) % 128 == 0 for axes in plan.kept.values() for kept in axes.values())
+
+
+def test_entries_that_two_indices_take_count_once():
+    fn = lambda p, x: jnp.tanh(jnp.tanh(x @ p["w"]) @ p["u"] + x @ p["w"]) @ p["w"].T
+    params = law.values({"u": jnp.ones((4, 4)), "w": jnp.ones((3, 4))})
+    groups = jc.find_groups(fn, params, jnp.ones((2, 3)))
+    u, w = np.abs(params["u"]), np.abs(params["w"])
+    wanted = u.sum(0) + u.sum(1) - np.diag(u) + w.sum(0)
+    np.testing.assert_allclose(groups.scores(reduce="sum")["w:1"], wanted, rtol=1e-6)
+    np.testing.assert_allclose(groups.scores(reduce="mean")["w:1"], wanted / 10, rtol=1e-6)

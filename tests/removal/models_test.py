@@ -10,6 +10,8 @@ import pytest
 import jaxopt_compress as jc
 from tests.removal import law
 
+pytestmark = pytest.mark.ci
+
 KEY = jax.random.key
 
 

@@ -9,6 +9,8 @@ from jax import lax
 import jaxopt_compress as jc
 from tests.removal import law
 
+pytestmark = pytest.mark.ci
+
 # The axis that shrinks is 7 long, and nothing else is; after every third unit went, it is 5.
 HIDDEN = 7
 

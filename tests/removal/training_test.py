@@ -10,6 +10,8 @@ import jaxopt_compress as jc
 from jaxopt_compress.tree import named_leaves
 from tests.removal import law
 
+pytestmark = pytest.mark.ci
+
 X = jnp.asarray(np.random.default_rng(1).normal(size=(8, 3)), jnp.float32)
 SHAPES = {"b": jnp.ones(6), "n": jnp.arange(6), "v": jnp.ones((6, 2)), "w": jnp.ones((3, 6))}
 PARAMS = law.values(SHAPES)

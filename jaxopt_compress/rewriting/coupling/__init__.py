@@ -2,6 +2,7 @@
 
 from jaxopt_compress.rewriting.coupling import (  # noqa: F401 (they register their rules)
     background_control,
+    background_products,
     control,
     derivatives,
     elementwise,

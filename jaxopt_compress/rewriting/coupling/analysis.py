@@ -1,6 +1,6 @@
 """A function of parameters, with the coupling of all of its values."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -66,6 +66,12 @@ def named_inputs(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     return {f"in/{path}": x for path, x in leaves if hasattr(x, "shape")}
 
 
+def type_of(x: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
+    """The type of an array or tracer, of its own or of another shape."""
+    own = jnp.shape(x) if shape is None else shape
+    return jax.ShapeDtypeStruct(own, x.dtype, weak_type=bool(getattr(x, "weak_type", False)))
+
+
 def analyze(
     fn: Callable[..., Any],
     params: Any,
@@ -85,10 +91,7 @@ def analyze(
         whole: Name -> the whole shape of an input that is passed without some indices.
     """
     values = named_inputs(args, kwargs)
-    types = {
-        name: jax.ShapeDtypeStruct((whole or {}).get(name, jnp.shape(x)), x.dtype)
-        for name, x in values.items()
-    }
+    types = {name: type_of(x, (whole or {}).get(name)) for name, x in values.items()}
     tree: dict[str, Any] = {**{str(i): x for i, x in enumerate(args)}, **kwargs}
     flat, in_tree = jax.tree.flatten(tree)
     arrays = [i for i, x in enumerate(flat) if hasattr(x, "shape")]
@@ -102,7 +105,7 @@ def analyze(
             params, *(given[str(i)] for i in range(len(args))), **{k: given[k] for k in kwargs}
         )
 
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), params)
+    shapes = jax.tree.map(type_of, params)
     jaxpr, out = jax.make_jaxpr(call, return_shape=True)(shapes, list(types.values()))
     graph = Graph()
     own = {path: graph.axes(x.shape) for path, x in named_leaves(shapes)}
@@ -143,7 +146,7 @@ def first_uses(analysis: Analysis) -> list[str]:
     return [*found, *(path for path in analysis.params if path not in found)]
 
 
-def seeds_of(analysis: Analysis, gone: dict[str, Sequence[np.ndarray]]) -> set[int]:
+def seeds_of(analysis: Analysis, gone: Mapping[str, Sequence[np.ndarray]]) -> set[int]:
     """The components of indices of parameters."""
     component = analysis.coupling.component
     return {

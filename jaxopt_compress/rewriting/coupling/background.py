@@ -1,9 +1,9 @@
 """Whether a masked function equals the function without the masked indices.
 
 Parameters are zero where indices are removed. This module follows which constant, if any, each
-value then has at these indices (its background): ``relu(0) = 0``, ``exp(0) = 1``, and so on. The
-removal is exact if all that is summed over removed indices is 0 there, and likewise for other
-reductions.
+value then has at the removed indices of each of its axes (its background): ``relu(0) = 0``,
+``exp(0) = 1``, and so on. The removal is exact if all that is summed over removed indices is 0
+there, and likewise for other reductions.
 
 Numbers whose value is not known are taken for finite, and denominators for different from 0.
 """
@@ -17,28 +17,22 @@ from jax.extend import core
 
 from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.rewriting.coupling.constants import apply, is_infinite, is_zero
-from jaxopt_compress.rewriting.coupling.elementwise import ELEMENTWISE, REDUCTIONS
+from jaxopt_compress.rewriting.coupling.elementwise import ELEMENTWISE
 from jaxopt_compress.rewriting.coupling.equations import Body, Node
+from jaxopt_compress.rewriting.coupling.graph import Axes
 from jaxopt_compress.rewriting.coupling.replay import Kept
 
 
 class Background(NamedTuple):
-    """What is known of a value of the masked function; None if nothing is.
+    """What is known of a value of the masked function; None where nothing is.
 
     Attributes:
-        removed: Its constant at all removed indices.
+        axes: Per axis, its constant wherever the index along this axis is removed.
         everywhere: Its constant at all indices.
     """
 
-    removed: Any = None
+    axes: tuple[Any, ...]
     everywhere: Any = None
-
-
-# These are followed even where nothing is removed: they make the constants that others meet.
-_UNIFORM = frozenset({"broadcast_in_dim", "convert_element_type", "copy", "neg"})
-
-UNKNOWN = Background()
-ZERO, NAN = Background(np.float32(0)), Background(np.float32(np.nan))
 
 
 class Walk(NamedTuple):
@@ -59,6 +53,9 @@ class Walk(NamedTuple):
 
 Rule = Callable[[Walk, Node, list[Background]], list[Background]]
 RULES: dict[str, Rule] = {}
+# These are followed even where nothing is removed: they make the constants that others meet.
+_UNIFORM = frozenset({"broadcast_in_dim", "convert_element_type", "copy", "neg"})
+ZERO, NAN = np.float32(0), np.float32(np.nan)
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -71,6 +68,11 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+def unknown(axes: Sequence[Any]) -> Background:
+    """Of a value of which nothing is known."""
+    return Background((None,) * len(axes))
+
+
 def inexact_reductions(body: Body, kept: Kept, masked: Sequence[bool]) -> list[str]:
     """The operations for which masking differs from removing, as errors name them.
 
@@ -80,7 +82,10 @@ def inexact_reductions(body: Body, kept: Kept, masked: Sequence[bool]) -> list[s
         masked: For each argument, whether it is 0 where indices are removed.
     """
     walk = Walk(kept, [])
-    backgrounds(body, walk, [ZERO if m else UNKNOWN for m in masked])
+    start = [
+        Background((ZERO if m else None,) * len(a)) for a, m in zip(body.ins, masked, strict=True)
+    ]
+    backgrounds(body, walk, start)
     return list(dict.fromkeys(walk.inexact))
 
 
@@ -94,32 +99,36 @@ def backgrounds(body: Body, walk: Walk, ins: Sequence[Background]) -> list[Backg
         return _of_array(v.val) if isinstance(v, core.Literal) else env[v]
 
     for node in body.nodes:
-        found = [read(v) for v in node.eqn.invars]
-        results = [UNKNOWN] * len(node.outs)
         if node.name in RULES and (walk.kept.touches(node) or node.name in _UNIFORM):
-            results = RULES[node.name](walk, node, found)
+            results = RULES[node.name](walk, node, [read(v) for v in node.eqn.invars])
+        else:
+            results = list(map(unknown, node.outs))
         env.update(zip(node.eqn.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
 
 def _of_array(x: Any) -> Background:
     """A constant array: that its entries are all equal is seen up to some size."""
+    rank = np.ndim(x)
     if not hasattr(x, "dtype") or not 0 < np.size(x) <= 2**20 or _no_numbers(x):
-        return UNKNOWN
+        return Background((None,) * rank)
     entries = np.asarray(x).reshape(-1)
-    return Background(*[entries[0]] * 2) if (entries == entries[0]).all() else UNKNOWN
+    value = entries[0] if (entries == entries[0]).all() else None
+    return Background((value,) * rank, value)
 
 
 def _no_numbers(x: Any) -> bool:
     """Whether it is a tracer, spread over processes, or made of keys."""
     if isinstance(x, (np.ndarray, np.generic)):
         return False
-    keys = jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+    keys = jax.numpy.issubdtype(x.dtype, jax.dtypes.extended)
     return keys or not isinstance(x, jax.Array) or is_traced(x) or not x.is_fully_addressable
 
 
 def same(values: Sequence[Any]) -> Any:
-    """The constant that all of some are, or None."""
+    """The constant that all of some are; NaN if one is NaN; else None."""
+    if any(is_infinite(v) and np.isnan(v) for v in values):
+        return NAN
     first = values[0] if values else None
     if first is None or any(v is None or v != first for v in values):
         return None
@@ -131,16 +140,14 @@ def _elementwise(walk: Walk, node: Node, ins: list[Background]) -> list[Backgrou
     out = node.outs[0]
     everywhere = apply(node, [b.everywhere for b in ins])
     if everywhere is not None:
-        return [Background(everywhere, everywhere)]
+        return [Background((everywhere,) * len(out), everywhere)]
 
-    def at_removed(axes: Any, found: Background) -> Any:
+    def at(k: int) -> Any:
         # A scalar, or an axis of length 1, is one entry for removed and other indices alike.
-        stretched = not axes or any(
-            len(a) != len(b) and walk.shrinks(b) for a, b in zip(axes, out, strict=True)
-        )
-        return found.everywhere if stretched else found.removed
+        own = lambda axes, b: b.axes[k] if axes and len(axes[k]) == len(out[k]) else b.everywhere
+        return apply(node, list(map(own, node.ins, ins))) if walk.shrinks(out[k]) else None
 
-    return [Background(apply(node, list(map(at_removed, node.ins, ins))))]
+    return [Background(tuple(map(at, range(len(out)))))]
 
 
 @rule("optimization_barrier")
@@ -151,123 +158,95 @@ def _barrier(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
 
 @rule("broadcast_in_dim")
 def _broadcast(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
-    own = {id(a) for a in node.ins[0]}
-    stretched = walk.shrinks(*(a for a in node.outs[0] if id(a) not in own))
-    everywhere = ins[0].everywhere
-    return [Background(everywhere if stretched else ins[0].removed, everywhere)]
-
-
-@rule("transpose", "reshape", "squeeze", "slice", "rev", "split", "dynamic_slice", "sort", "copy_p")
-def _moved(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     del walk
-    return [ins[0] if len(node.ins) == 1 or node.name == "dynamic_slice" else UNKNOWN] * len(
-        node.outs
-    )
+    everywhere, out = ins[0].everywhere, [ins[0].everywhere] * len(node.outs[0])
+    for i, k in enumerate(node.params["broadcast_dimensions"]):
+        if len(node.ins[0][i]) == len(node.outs[0][k]):
+            out[k] = ins[0].axes[i]
+    return [Background(tuple(out), everywhere)]
+
+
+@rule("transpose")
+def _transpose(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    del walk
+    own, everywhere = ins[0]
+    return [Background(tuple(own[i] for i in node.params["permutation"]), everywhere)]
+
+
+@rule("squeeze")
+def _squeeze(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    del walk
+    gone, (own, everywhere) = node.params["dimensions"], ins[0]
+    return [Background(tuple(v for i, v in enumerate(own) if i not in gone), everywhere)]
+
+
+@rule("reshape")
+def _reshape(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    """Axes that are only moved keep their constants; others share those of all others."""
+    own = {id(a): v for a, v in zip(node.ins[0], ins[0].axes, strict=True)}
+    moved = {id(a) for a in node.outs[0]} & set(own)
+    mixed = [own[id(a)] for a in node.ins[0] if id(a) not in moved and walk.shrinks(a)]
+    at = lambda a: own[id(a)] if id(a) in moved else same(mixed)
+    return [Background(tuple(map(at, node.outs[0])), ins[0].everywhere)]
+
+
+@rule("slice", "rev", "split", "dynamic_slice", "copy_p", "reduce_window_max", "reduce_window_min")
+def _in_place(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    del walk
+    return [Background(ins[0].axes)] * len(node.outs)
+
+
+@rule("sort")
+def _sort(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    del walk
+    return [ins[0]] if len(ins) == 1 else list(map(unknown, node.outs))
 
 
 @rule("gather")
 def _gather(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
-    # Indices that are removed themselves look up entries that are left.
-    return [UNKNOWN if walk.shrinks(*node.ins[1]) else Background(ins[0].removed)]
+    del walk
+    own = {id(a): v for a, v in zip(node.ins[0], ins[0].axes, strict=True)}
+    out = [own.get(id(a)) for a in node.outs[0]]
+    if "positions" in node.notes:
+        numbers = node.params["dimension_numbers"]
+        (to,) = [o for o in range(len(out)) if o not in numbers.offset_dims]
+        out[to] = ins[0].axes[numbers.start_index_map[0]]
+    return [Background(tuple(out))]
+
+
+def _joint(walk: Walk, parts: list[tuple[Axes, Background]]) -> Background:
+    """The background of entries of which each comes from one of some values."""
+    ranks = range(len(parts[0][0]))
+    at = lambda k: same([b.axes[k] for axes, b in parts if walk.shrinks(axes[k])])
+    return Background(tuple(map(at, ranks)), same([b.everywhere for _, b in parts]))
 
 
 @rule("concatenate", "dynamic_update_slice")
 def _joined(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     parts = list(zip(node.ins, ins, strict=True))
-    parts = parts if node.name == "concatenate" else parts[:2]
-    shrinking = [b.removed for axes, b in parts if walk.shrinks(*axes)]
-    return [Background(same(shrinking), same([b.everywhere for _, b in parts]))]
+    return [_joint(walk, parts if node.name == "concatenate" else parts[:2])]
 
 
 @rule("scatter", "scatter-add", "scatter_add", "scatter_mul", "scatter_min", "scatter_max")
 def _scatter(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
-    operand, indices, updates = node.ins
+    (operand, indices, updates), numbers = node.ins, node.params["dimension_numbers"]
     if walk.shrinks(*indices):
         walk.reduced(node, False, "writes entries whose indices go")
-    shrinking = [b.removed for a, b in ((operand, ins[0]), (updates, ins[2])) if walk.shrinks(*a)]
-    zero = [is_zero(x) for x in shrinking]
-    keeps = node.name != "scatter" and all(zero)
-    return [Background(same(shrinking)) if node.name == "scatter" else ZERO if keeps else UNKNOWN]
+    gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+    window = [i for i in range(len(operand)) if i not in gone]
+    out: list[Any] = [None] * len(operand)
+    for o, i in zip(numbers.update_window_dims, window, strict=True):
+        if len(updates[o]) == len(operand[i]):
+            value = same([ins[0].axes[i], ins[2].axes[o]])
+            out[i] = value if node.name == "scatter" or is_zero(value) else None
+    return [Background(tuple(out))]
 
 
 @rule("pad")
 def _pad(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
-    del walk, node
-    return [Background(same([ins[0].removed, ins[1].everywhere]))]
-
-
-_NEUTRAL = {
-    "reduce_sum": 0, "reduce_prod": 1, "reduce_and": 1, "reduce_or": 0, "reduce_xor": 0,
-    "reduce_max": -np.inf, "reduce_min": np.inf,
-}  # fmt: skip
-
-
-@rule(*REDUCTIONS)
-def _reduce(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
-    value, axes = ins[0].removed, [node.ins[0][i] for i in node.params["axes"]]
-    if walk.shrinks(*axes):
-        neutral = value is not None and bool(value == _NEUTRAL[node.name])
-        known = "" if value is None else f": they are {value}"
-        walk.reduced(
-            node, neutral, f"reduces over entries that are not neutral where indices go{known}"
-        )
-    if value is None:
-        return [UNKNOWN]
-    if node.name == "reduce_sum":
-        value = value * np.prod([len(a) for a in axes], dtype=value.dtype)
-    elif node.name not in ("reduce_max", "reduce_min") and value != _NEUTRAL[node.name]:
-        return [UNKNOWN]
-    return [Background(value)]
-
-
-@rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
-def _cumulative(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    """Where another axis is padded, removed indices have the padding's value too."""
     del walk
-    zero = node.name in ("cumsum", "cummax", "cummin") and is_zero(ins[0].removed)
-    return [Background(ins[0].removed) if zero else UNKNOWN]
-
-
-_NO_ZEROS = "sums products that are not 0 where indices go"
-
-
-@rule("dot_general")
-def _dot(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
-    (lc, rc), (lb, rb) = node.params["dimension_numbers"]
-    left, right = node.ins
-    zero = is_zero(ins[0].removed), is_zero(ins[1].removed)
-    poison = is_infinite(ins[0].removed) or is_infinite(ins[1].removed)
-    free = lambda axes, used: [a for i, a in enumerate(axes) if i not in used]
-    if walk.shrinks(*(left[i] for i in lc)):
-        walk.reduced(node, any(zero) and not poison, _NO_ZEROS)
-    ok = (
-        (any(zero) or not walk.shrinks(*(left[i] for i in lb)))
-        and (zero[0] or not walk.shrinks(*free(left, (*lc, *lb))))
-        and (zero[1] or not walk.shrinks(*free(right, (*rc, *rb))))
-    )
-    return [NAN if poison else ZERO if ok else UNKNOWN]
-
-
-@rule("conv_general_dilated")
-def _conv(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
-    numbers, (x, w) = node.params["dimension_numbers"], node.ins
-    zero = is_zero(ins[0].removed), is_zero(ins[1].removed)
-    poison = is_infinite(ins[0].removed) or is_infinite(ins[1].removed)
-    batch, features = (x[k] for k in numbers.lhs_spec[:2])
-    out, inner = (w[k] for k in numbers.rhs_spec[:2])
-    grouped = node.params["feature_group_count"] > 1
-    if walk.shrinks(inner if grouped else features):
-        walk.reduced(node, any(zero) and not poison, _NO_ZEROS)
-    # The outputs of a removed group meet nothing but its inputs and its weights.
-    channels = zero[1] or (
-        grouped and zero[0] and walk.shrinks(features) and not walk.shrinks(inner)
-    )
-    ok = (channels or not walk.shrinks(out)) and (zero[0] or not walk.shrinks(batch))
-    return [NAN if poison else ZERO if ok else UNKNOWN]
-
-
-@rule("reduce_window_sum", "reduce_window_max", "reduce_window_min")
-def _window(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
-    del walk
-    if node.name == "reduce_window_sum":
-        return [Background(ins[0].removed) if is_zero(ins[0].removed) else UNKNOWN]
-    return [Background(ins[0].removed)]
+    padded = [config != (0, 0, 0) for config in map(tuple, node.params["padding_config"])]
+    other = lambda k: any(p for i, p in enumerate(padded) if i != k)
+    at = lambda k, v: same([v, ins[1].everywhere]) if other(k) else v
+    return [Background(tuple(at(k, v) for k, v in enumerate(ins[0].axes)))]

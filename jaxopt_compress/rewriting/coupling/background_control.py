@@ -16,34 +16,45 @@ def _call(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     return backgrounds(node.bodies[0], walk, ins)
 
 
-@rule("scan", "while")
-def _loop(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
-    """Runs the body until what is known of the carry holds after it, too."""
-    if node.name == "scan":
-        first, count = node.notes["split"]
-    else:
-        first = node.params["cond_nconsts"] + node.params["body_nconsts"]
-        count = len(ins) - first
-    before = node.params["cond_nconsts"] if node.name == "while" else 0
-    found = list(ins)
+@rule("scan")
+def _scan(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    first, count = node.notes["split"]
+    inside = lambda b: Background(b.axes[1:], b.everywhere)
+    xs = list(map(inside, ins[first + count :]))
+    carry, outs = _settled(walk, node, ins[:first], ins[first : first + count], xs)
+    return [*carry, *(Background((None, *b.axes), b.everywhere) for b in outs[count:])]
+
+
+@rule("while")
+def _while(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    first, second = node.params["cond_nconsts"], node.params["body_nconsts"]
+    carry, _ = _settled(walk, node, ins[first : first + second], ins[first + second :], [])
+    backgrounds(node.bodies[0], walk, [*ins[:first], *carry])
+    return carry
+
+
+def _settled(
+    walk: Walk, node: Node, fixed: list[Background], carry: list[Background], xs: list[Background]
+) -> tuple[list[Background], list[Background]]:
+    """The backgrounds of a carry that hold before and after the body, and of its results."""
     while True:
         inner = Walk(walk.kept, [])
-        outs = backgrounds(node.bodies[-1], inner, found[before:])
-        carry = [_both(a, b) for a, b in zip(found[first : first + count], outs, strict=False)]
-        if carry == found[first : first + count]:
-            break
-        found[first : first + count] = carry
-    walk.inexact.extend(inner.inexact)
-    if node.name == "while":
-        backgrounds(node.bodies[0], walk, [*found[:before], *carry])
-    return [*carry, *(Background(b.removed) for b in outs[count:])]
+        outs = backgrounds(node.bodies[-1], inner, [*fixed, *carry, *xs])
+        after = [_both(a, b) for a, b in zip(carry, outs, strict=False)]
+        if after == carry:
+            walk.inexact.extend(inner.inexact)
+            return carry, outs
+        carry = after
 
 
 def _both(a: Background, b: Background) -> Background:
-    return Background(same([a.removed, b.removed]), same([a.everywhere, b.everywhere]))
+    axes = tuple(same(pair) for pair in zip(a.axes, b.axes, strict=True))
+    return Background(axes, same([a.everywhere, b.everywhere]))
 
 
 @rule("cond")
 def _cond(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
-    every = [backgrounds(body, walk, ins[1:]) for body in node.bodies]
-    return [Background(same([b.removed for b in results])) for results in zip(*every, strict=True)]
+    first, *others = (backgrounds(body, walk, ins[1:]) for body in node.bodies)
+    for other in others:
+        first = list(map(_both, first, other))
+    return first

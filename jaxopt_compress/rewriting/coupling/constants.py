@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.elementwise import ZERO_TO_ZERO
 from jaxopt_compress.rewriting.coupling.equations import Node
 
@@ -48,7 +49,7 @@ def apply(node: Node, values: list[Any]) -> Any:
     name = node.name
     if name == "select_n":
         return _select(values)
-    dtype = node.eqn.outvars[0].aval.dtype
+    dtype = _compat.type_of(node.eqn.outvars[0]).dtype
     with np.errstate(all="ignore"):
         if all(v is not None for v in values):
             found = _known(name, node.params, values)

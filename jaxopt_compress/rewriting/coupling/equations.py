@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.graph import Axes, Axis, Graph
 
@@ -174,7 +175,7 @@ def build(
     values: dict[Any, Constant] = {
         v: Constant(lambda c=c: np.asarray(c))
         for v, c in zip(jaxpr.constvars, consts, strict=True)
-        if not isinstance(c, jax.core.Tracer) and np.size(c) <= _LARGEST_CONSTANT
+        if not is_traced(c) and np.size(c) <= _LARGEST_CONSTANT
     }
     values.update({v: c for v, c in zip(jaxpr.invars, known or (), strict=False) if c is not None})
 
