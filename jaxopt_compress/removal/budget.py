@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxopt_compress.rewriting.coupling.equations import Body
-from jaxopt_compress.rewriting.coupling.products import multiplications
+from jaxopt_compress.rewriting.coupling.products import PRODUCTS, multiplications
 from jaxopt_compress.rewriting.coupling.replay import Kept
 
 
@@ -61,7 +61,7 @@ def work_of(body: Body, kept: Kept, times: int = 1) -> list[Work]:
     """The products and convolutions of a function with the indices that are left, in order."""
     found = []
     for node in body.nodes:
-        if node.name in ("dot_general", "conv_general_dilated") and not node.whole:
+        if node.name in PRODUCTS and not node.whole:
             found.append(Work(times, 2 * multiplications(kept, node)))
         inner = times * node.params["length"] if node.name == "scan" else times
         for called in node.bodies:

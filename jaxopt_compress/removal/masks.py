@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,6 +93,15 @@ def masks(gone: Mapping[str, tuple[np.ndarray, ...]]) -> Compression:
         stacked = (d for d in range(ndim) if d - ndim not in parameter.layout.stack)
         return Decision(MaskedState(kept, next(stacked, ndim - 1)))
 
-    counts = {path: [int((~f).sum()) for f in flags] for path, flags in gone.items()}
     where = lambda path, leaf: path in gone
-    return compression_of(LeafMethod(check, init), where, asked=spelled("remove", str(counts)))
+    return compression_of(LeafMethod(check, init), where, asked=spelled("remove", _digest(gone)))
+
+
+def _digest(gone: Mapping[str, tuple[np.ndarray, ...]]) -> str:
+    """A short name for some indices, so that the state of another plan is not taken for this."""
+    found = hashlib.sha256()
+    for path, flags in sorted(gone.items()):
+        found.update(path.encode())
+        for own in flags:
+            found.update(np.packbits(own).tobytes())
+    return found.hexdigest()[:8]

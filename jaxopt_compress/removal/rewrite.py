@@ -16,6 +16,7 @@ from jaxopt_compress.rewriting.coupling.analysis import (
     type_of,
 )
 from jaxopt_compress.rewriting.coupling.coupling import NotRemovable
+from jaxopt_compress.rewriting.coupling.graph import Axes
 from jaxopt_compress.rewriting.coupling.replay import Gone, Kept, cut, run
 from jaxopt_compress.rewriting.report import Difference, difference
 from jaxopt_compress.tree import map_named, named_leaves
@@ -54,11 +55,9 @@ class Removed(NamedTuple):
             leaves = self._leaves(params)
             found, kept = self._analyze(fn, leaves, args, kwargs)
             for (path, axes), leaf in zip(found.params.items(), leaves, strict=True):
-                if jnp.shape(leaf) != kept.shape(axes):
-                    raise ValueError(
-                        f"{path!r} has shape {jnp.shape(leaf)}, and {kept.shape(axes)} are left "
-                        f"of {tuple(map(len, axes))}: pass the parameters of this rewrite"
-                    )
+                _check_left(path, leaf, axes, kept, "the parameters of this rewrite")
+            for (name, axes), value in zip(found.inputs.items(), found.values, strict=True):
+                _check_left(name, value, axes, kept, "what argument() of this rewrite returns")
             results = run(found.body, kept, [*leaves, *found.values])
             return found.out_tree.unflatten(results)
 
@@ -177,6 +176,15 @@ def _whole(shape: tuple[int, ...], flags: Gone) -> tuple[int, ...]:
     """The shape of an input before indices were removed; it may have been passed whole too."""
     left = lambda f: int((~f).sum())
     return tuple(len(f) if n == left(f) else n for n, f in zip(shape, flags, strict=True))
+
+
+def _check_left(name: str, x: Any, axes: Axes, kept: Kept, what: str) -> None:
+    """Refuses a parameter or an input that has not the shape that is left of it."""
+    if jnp.shape(x) != kept.shape(axes):
+        raise ValueError(
+            f"{name!r} has shape {jnp.shape(x)}, and {kept.shape(axes)} are left of "
+            f"{tuple(map(len, axes))}: pass {what}"
+        )
 
 
 def _check_shape(path: str, x: Any, expected: tuple[int, ...]) -> None:

@@ -166,6 +166,14 @@ CASES = {
         (4, 5),
         {"k:1": 3},
     ),
+    "ragged_dot": (
+        lambda p, x: lax.ragged_dot(
+            jax.nn.relu(lax.ragged_dot(x, p["w"], jnp.int32([3, 2]))), p["v"], jnp.int32([3, 2])
+        ),
+        {"w": (2, 3, 7), "v": (2, 7, 2)},
+        (5, 3),
+        {"w:2": 7},
+    ),
     "embedding": (
         lambda p, x: jax.nn.relu(p["e"][jnp.int32(x[:, 0])]) @ p["e"].T,
         {"e": (5, 7)},

@@ -88,7 +88,7 @@ def test_masked_training_and_training_of_smaller_parameters_agree(plan, uses):
 
 
 def test_states_of_other_plans_are_refused(plan, uses):
-    other = jc.find_groups(net, PARAMS, X).plan({"w:1": [0]}).compression
+    other = jc.find_groups(net, PARAMS, X).plan({"w:1": [0, 3]}).compression
     with pytest.raises(ValueError, match="the recipe asks for remove"):
         other.apply(PARAMS, plan.compression.init(PARAMS, uses=uses))
     with pytest.raises(ValueError, match=r"'b' of shape \(4,\) had shape \(6,\)"):
@@ -133,6 +133,8 @@ def test_caches_shrink_if_they_follow():
     law.close(out, wanted, 1e-6)
     law.close(new, rewrite.argument(0, whole), 1e-6)
     assert plan.check(params, cache, x).relative < 1e-6
+    with pytest.raises(ValueError, match=r"'in/0/k' has shape \(4, 5\), .* argument\(\)"):
+        rewrite.function(cached)(rewrite.params, cache, x)
 
 
 def norm(p, stats, x):
@@ -152,3 +154,23 @@ def test_averages_of_batch_norms_follow():
     rewrite = plan.rewrite()
     _, new = rewrite.function(norm)(rewrite.params, rewrite.argument(0, stats), X)
     assert jax.tree.map(jnp.shape, new) == {"mean": (4,), "var": (4,)}
+
+
+def test_smaller_parameters_are_quantized_and_lifted(plan):
+    rewrite = plan.rewrite()
+    g = rewrite.function(net)
+    small = jc.compress(
+        rewrite.params, jc.quantize("int8", where=("w", "v")), uses=jc.uses(g, rewrite.params, X)
+    )
+    got = jc.lift(g, on_fallback="error")(small, X)
+    law.close(got, g(jc.materialize(small), X), 1e-5)
+
+
+def test_dtypes_are_those_of_the_parameters_passed(plan):
+    rewrite = plan.rewrite()
+    half = jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, rewrite.params
+    )
+    out = jax.jit(rewrite.function(net))(half, X.astype(jnp.bfloat16))
+    assert out.dtype == jnp.bfloat16
+    law.close(out.astype(jnp.float32), net(rewrite.undo(rewrite.params), X), 0.05)

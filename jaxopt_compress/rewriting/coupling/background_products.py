@@ -8,6 +8,7 @@ from jaxopt_compress.rewriting.coupling.background import NAN, ZERO, Background,
 from jaxopt_compress.rewriting.coupling.constants import is_infinite, is_zero
 from jaxopt_compress.rewriting.coupling.elementwise import CUMULATIVE, REDUCTIONS
 from jaxopt_compress.rewriting.coupling.equations import Node
+from jaxopt_compress.rewriting.coupling.products import dot_numbers
 
 _NEUTRAL = {
     "reduce_sum": 0, "reduce_prod": 1, "reduce_and": 1, "reduce_or": 0, "reduce_xor": 0,
@@ -51,16 +52,18 @@ def product(*factors: Any) -> Any:
     return ZERO if any(map(is_zero, factors)) else None
 
 
-@rule("dot_general")
+@rule("dot_general", "ragged_dot_general")
 def _dot(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
-    (lc, rc), (lb, rb) = node.params["dimension_numbers"]
+    (lc, rc), (lb, rb) = dot_numbers(node)
+    ragged = node.params.get("ragged_dot_dimension_numbers")
+    groups = ragged.rhs_group_dimensions if ragged else ()
     left, right = ins[0].axes, ins[1].axes
     for i, j in zip(lc, rc, strict=True):
         if walk.shrinks(node.ins[0][i]):
             walk.reduced(node, is_zero(product(left[i], right[j])), _NO_ZEROS)
     batch = [product(left[i], right[j]) for i, j in zip(lb, rb, strict=True)]
     free = [product(v) for i, v in enumerate(left) if i not in (*lc, *lb)]
-    free += [product(v) for j, v in enumerate(right) if j not in (*rc, *rb)]
+    free += [product(v) for j, v in enumerate(right) if j not in (*rc, *rb, *groups)]
     return [Background((*batch, *free))]
 
 

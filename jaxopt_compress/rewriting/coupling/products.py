@@ -18,6 +18,24 @@ def _dot(graph: Graph, node: Node) -> list[Axes]:
     return [(*batch, *free, *(a for i, a in enumerate(right) if i not in (*rc, *rb)))]
 
 
+@couples("ragged_dot_general")
+def _ragged_dot(graph: Graph, node: Node) -> list[Axes] | None:
+    """Rows in groups, each group by a matrix of its own: rows and groups stay."""
+    numbers, (left, right) = node.params["ragged_dot_dimension_numbers"], node.ins[:2]
+    (lc, rc), (lb, rb) = numbers.dot_dimension_numbers
+    (rows,), groups = numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions
+    if rows in (*lc, *lb):
+        return None
+    why = f"{node.where()} takes rows by their group"
+    graph.protect((left[rows], *(right[i] for i in groups), *node.ins[2]), why)
+    for i, j in (*zip(lc, rc, strict=True), *zip(lb, rb, strict=True)):
+        graph.tie(left[i], right[j])
+    batch = [left[i] for i in lb]
+    free = [a for i, a in enumerate(left) if i not in (*lc, *lb)]
+    own = [a for i, a in enumerate(right) if i not in (*rc, *rb, *groups)]
+    return [(*batch, *free, *own)]
+
+
 @couples("conv_general_dilated")
 def _conv(graph: Graph, node: Node) -> list[Axes] | None:
     if node.params["batch_group_count"] != 1:
@@ -72,10 +90,20 @@ def _window(graph: Graph, node: Node) -> list[Axes]:
     return [tuple(out)]
 
 
+PRODUCTS = ("dot_general", "ragged_dot_general", "conv_general_dilated")
+
+
+def dot_numbers(node: Node) -> Any:
+    """The dimension numbers of a product, without those of its groups."""
+    if node.name == "ragged_dot_general":
+        return node.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
+    return node.params["dimension_numbers"]
+
+
 def multiplications(kept: Any, node: Node) -> int:
     """How many numbers a product or convolution multiplies, with the indices that are left."""
-    if node.name == "dot_general":
-        (lc, _), _ = node.params["dimension_numbers"]
+    if node.name != "conv_general_dilated":
+        (lc, _), _ = dot_numbers(node)
         axes = (*node.outs[0], *(node.ins[0][i] for i in lc))
     else:
         rhs = node.params["dimension_numbers"].rhs_spec
