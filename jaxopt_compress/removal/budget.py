@@ -63,7 +63,7 @@ def work_of(body: Body, kept: Kept, times: int = 1) -> list[Work]:
     for node in body.nodes:
         if node.name in PRODUCTS and not node.whole:
             found.append(Work(times, 2 * multiplications(kept, node)))
-        inner = times * node.params["length"] if node.name == "scan" else times
+        inner = times * kept.size(node.notes["lead"]) if node.name == "scan" else times
         for called in node.bodies:
             found += work_of(called, kept, inner)
     return found

@@ -24,7 +24,7 @@ def find_groups(
     operations and products tie them; a reshape makes pairs of them. Indices that are tied are
     removed together: they are one unit. So fused projections, gates, skip connections, groups of
     heads and scanned layers need no code of their own. A unit of a scanned stack goes from every
-    layer.
+    layer; whole layers are units too.
 
     Indices of inputs and outputs stay, and so do those that meet an operation without a rule.
 

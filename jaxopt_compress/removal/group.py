@@ -16,6 +16,7 @@ class Group:
         inexact: Why removing units differs from masking them; empty where it does not.
         flops: The operations that one unit saves, of products and convolutions.
         products: How many of these get smaller with it.
+        layers: Whether units are layers of a scanned stack, which a budget leaves alone.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Group:
     inexact: tuple[str, ...]
     flops: int
     products: int
+    layers: bool = False
 
     def __len__(self) -> int:
         """How many units there are."""
@@ -38,3 +40,8 @@ class Group:
         times = lambda m: f" x{m.indices.shape[1]}" if m.indices.shape[1] > 1 else ""
         rows = [f"    {m.path} axis {m.axis}{times(m)}" for m in self.members]
         return "\n".join([f"{self.name}  {len(self)} units  {exact}", *rows])
+
+    def others(self, path: str, axis: int) -> str:
+        """The other axes that shrink, for messages."""
+        found = [f"{m.path} axis {m.axis}" for m in self.members if m[:2] != (path, axis)]
+        return ", ".join(found) or "nothing else"

@@ -43,6 +43,8 @@ class Groups(Mapping[str, Group]):
         self._axes = analysis.body.every_axis()
         self._work = work_of(analysis.body, self._kept([]))
         self._total = total_flops(self._work)
+        leads = [node.notes["lead"] for node in analysis.body.walk() if node.name == "scan"]
+        self._steps = {x for axis in leads for x in analysis.coupling.component[axis].tolist()}
         self._groups = {units.name: self._group(units) for units in find_units(analysis)}
 
     def __getitem__(self, name: str) -> Group:
@@ -79,7 +81,7 @@ class Groups(Mapping[str, Group]):
             raise ValueError(f"{path!r} of shape {tuple(map(len, axes))} has no axis {axis}")
         axis %= len(axes)
         found = [
-            f"its indices are units of {group.name!r}, with {_others(group, path, axis)}"
+            f"its indices are units of {group.name!r}, with {group.others(path, axis)}"
             for group in self.values()
             if any((m.path, m.axis) == (path, axis) for m in group.members)
         ]
@@ -140,7 +142,8 @@ class Groups(Mapping[str, Group]):
         For a budget, units of a group go by their score. Among groups, first goes the unit that
         costs least per operation that it saves: its share of the score that is left of its group,
         times the number of products that get smaller. Units cost more as their group gets smaller,
-        so no group is emptied for the sake of others, and scales of scores do not matter.
+        so no group is emptied for the sake of others, and scales of scores do not matter. Layers
+        of scans go by number only.
 
         Args:
             units: Group -> the numbers of the units that go.
@@ -196,9 +199,10 @@ class Groups(Mapping[str, Group]):
     def _group(self, units: Units) -> Group:
         kept = self._kept(units.seeds[0])
         pairs = list(zip(self._work, work_of(self._analysis.body, kept), strict=True))
-        saved = sum(w.times * (w.flops - less.flops) for w, less in pairs)
+        saved = sum(w.times * w.flops - less.times * less.flops for w, less in pairs)
         products = sum(w.times for w, less in pairs if less.flops < w.flops)
-        return Group(*units, self._inexact(kept), saved, products)
+        layers = self._steps.issuperset(units.seeds[0])
+        return Group(*units, self._inexact(kept), saved, products, layers)
 
     def _multiple(self, name: str, round_to: int) -> int:
         return unit_multiple(round_to, (m.indices.shape[1] for m in self[name].members))
@@ -259,7 +263,10 @@ class Groups(Mapping[str, Group]):
                 self._multiple(name, round_to),
             )
             for name, group in self.items()
-            if name in scores and group.flops > 0 and (allow_inexact or not group.inexact)
+            if name in scores
+            and not group.layers
+            and group.flops > 0
+            and (allow_inexact or not group.inexact)
         }
         for name, offer in offers.items():
             if offer.scores.shape != (len(self[name]),) or not (offer.scores >= 0).all():
@@ -285,9 +292,3 @@ class Groups(Mapping[str, Group]):
 
 def _same(a: Gone, b: Gone) -> bool:
     return all(map(np.array_equal, a, b))
-
-
-def _others(group: Group, path: str, axis: int) -> str:
-    """The other axes of a group, for messages."""
-    others = [f"{m.path} axis {m.axis}" for m in group.members if (m.path, m.axis) != (path, axis)]
-    return ", ".join(others) or "nothing else"

@@ -265,6 +265,7 @@ MODELS = {
         lambda: linen(LM(True, nn.RMSNorm), (2, 5), jnp.int32),
         {
             "Embed_0/embedding:1": 16,
+            "ScanCheckpointBlock_0/RMSNorm_0/scale:0": 3,
             f"ScanCheckpoint{ATTENTION}/query/kernel:2": 4,
             f"ScanCheckpoint{ATTENTION}/query/kernel:3": 4,
             f"ScanCheckpoint{ATTENTION}/value/kernel:3": 4,

@@ -174,3 +174,48 @@ def test_wrong_arguments_of_find_groups():
     small = jc.compress(PARAMS, jc.quantize("int8", where="w"), uses=jc.uses(net(abs), PARAMS, X))
     with pytest.raises(TypeError, match="'w' is a QuantizedArray"):
         jc.find_groups(net(jax.nn.relu), small, X)
+
+
+def stacked(before):
+    """Layers in a scan, with or without a norm of the sum."""
+
+    def fn(p, x):
+        def layer(x, at):
+            out = x + jnp.tanh(x @ at["w"] + at["b"]) @ at["v"]
+            return (out if before else out / (1 + jnp.abs(out))) * 1.0, None
+
+        return lax.scan(layer, x, {k: p[k] for k in "wbv"})[0] @ p["o"]
+
+    shapes = {"w": (4, 3, 5), "b": (4, 5), "v": (4, 5, 3), "o": (3, 2)}
+    return fn, law.values({k: jnp.ones(s) for k, s in shapes.items()})
+
+
+def test_layers_of_a_scan_are_units():
+    fn, params = stacked(True)
+    groups = jc.find_groups(fn, params, X)
+    assert {k: (len(g), g.layers) for k, g in groups.items()} == {
+        "w:0": (4, True),
+        "w:2": (5, False),
+    }
+    plan = groups.plan({"w:0": [0, 2], "w:2": [1]})
+    assert plan.kept["v"] == {0: [1, 3], 1: [0, 2, 3, 4]}
+    # Two layers of 4 rows, 3 inputs and 4 hidden units, and the last product.
+    assert plan.flops[1] == 2 * 2 * (2 * 4 * 3 * 4) + 2 * 4 * 3 * 2
+    law.check(fn, params, (X,), plan)
+    assert set(groups.plan(budget=jc.flops(0.6)).units) == {"w:2"}
+
+
+def test_layers_that_change_what_they_carry_are_inexact():
+    fn, params = stacked(False)
+    groups = jc.find_groups(fn, params, X)
+    assert "scan at" in groups["w:0"].inexact[0] and not groups["w:2"].inexact
+    with pytest.raises(jc.NotRemovable, match="runs over steps that, masked, change"):
+        groups.plan({"w:0": [1]})
+
+
+def test_layers_whose_results_are_returned_stay():
+    def fn(p, x):
+        return lax.scan(lambda x, w: (x + jnp.tanh(x @ w), x), x, p["w"])
+
+    groups = jc.find_groups(fn, law.values({"w": jnp.ones((4, 3, 3))}), X)
+    assert "output 'out/1'" in groups.why("w", 0)

@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend import core
 
 from jaxopt_compress.arrays.fields import is_traced
-from jaxopt_compress.rewriting.coupling.constants import apply, is_infinite, is_zero
+from jaxopt_compress.rewriting.coupling.constants import Carried, apply, is_infinite, is_zero
 from jaxopt_compress.rewriting.coupling.elementwise import ELEMENTWISE
 from jaxopt_compress.rewriting.coupling.equations import Body, Node
 from jaxopt_compress.rewriting.coupling.graph import Axes
@@ -40,6 +40,7 @@ class Walk(NamedTuple):
 
     kept: Kept
     inexact: list[str]
+    every: bool = False  # whether operations that meet whole values only are followed too
 
     def shrinks(self, *axes: Any) -> bool:
         """Whether one of some axes loses an index."""
@@ -73,6 +74,17 @@ def unknown(axes: Sequence[Any]) -> Background:
     return Background((None,) * len(axes))
 
 
+def uniform(axes: Sequence[Any], value: Any) -> Background:
+    """Of a value that is one constant at all indices, or what a loop carries."""
+    own = None if isinstance(value, Carried) else value
+    return Background((own,) * len(axes), value)
+
+
+def constant(b: Background) -> Any:
+    """The constant at all indices, but not what a loop carries, since entries are moved."""
+    return None if isinstance(b.everywhere, Carried) else b.everywhere
+
+
 def inexact_reductions(body: Body, kept: Kept, masked: Sequence[bool]) -> list[str]:
     """The operations for which masking differs from removing, as errors name them.
 
@@ -99,7 +111,8 @@ def backgrounds(body: Body, walk: Walk, ins: Sequence[Background]) -> list[Backg
         return _of_array(v.val) if isinstance(v, core.Literal) else env[v]
 
     for node in body.nodes:
-        if node.name in RULES and (walk.kept.touches(node) or node.name in _UNIFORM):
+        follows = walk.every or node.name in _UNIFORM or walk.kept.touches(node)
+        if node.name in RULES and follows:
             results = RULES[node.name](walk, node, [read(v) for v in node.eqn.invars])
         else:
             results = list(map(unknown, node.outs))
@@ -140,11 +153,11 @@ def _elementwise(walk: Walk, node: Node, ins: list[Background]) -> list[Backgrou
     out = node.outs[0]
     everywhere = apply(node, [b.everywhere for b in ins])
     if everywhere is not None:
-        return [Background((everywhere,) * len(out), everywhere)]
+        return [uniform(out, everywhere)]
 
     def at(k: int) -> Any:
         # A scalar, or an axis of length 1, is one entry for removed and other indices alike.
-        own = lambda axes, b: b.axes[k] if axes and len(axes[k]) == len(out[k]) else b.everywhere
+        own = lambda axes, b: b.axes[k] if axes and len(axes[k]) == len(out[k]) else constant(b)
         return apply(node, list(map(own, node.ins, ins))) if walk.shrinks(out[k]) else None
 
     return [Background(tuple(map(at, range(len(out)))))]
@@ -159,7 +172,7 @@ def _barrier(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
 @rule("broadcast_in_dim")
 def _broadcast(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     del walk
-    everywhere, out = ins[0].everywhere, [ins[0].everywhere] * len(node.outs[0])
+    everywhere, out = ins[0].everywhere, [constant(ins[0])] * len(node.outs[0])
     for i, k in enumerate(node.params["broadcast_dimensions"]):
         if len(node.ins[0][i]) == len(node.outs[0][k]):
             out[k] = ins[0].axes[i]
@@ -169,8 +182,8 @@ def _broadcast(walk: Walk, node: Node, ins: list[Background]) -> list[Background
 @rule("transpose")
 def _transpose(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     del walk
-    own, everywhere = ins[0]
-    return [Background(tuple(own[i] for i in node.params["permutation"]), everywhere)]
+    own = ins[0].axes
+    return [Background(tuple(own[i] for i in node.params["permutation"]), constant(ins[0]))]
 
 
 @rule("squeeze")
@@ -193,13 +206,14 @@ def _reshape(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
 @rule("slice", "rev", "split", "dynamic_slice", "copy_p", "reduce_window_max", "reduce_window_min")
 def _in_place(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     del walk
-    return [Background(ins[0].axes)] * len(node.outs)
+    return [Background(ins[0].axes, constant(ins[0]))] * len(node.outs)
 
 
 @rule("sort")
 def _sort(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     del walk
-    return [ins[0]] if len(ins) == 1 else list(map(unknown, node.outs))
+    one = Background(ins[0].axes, constant(ins[0]))
+    return [one] if len(ins) == 1 else list(map(unknown, node.outs))
 
 
 @rule("gather")
@@ -218,7 +232,7 @@ def _joint(walk: Walk, parts: list[tuple[Axes, Background]]) -> Background:
     """The background of entries of which each comes from one of some values."""
     ranks = range(len(parts[0][0]))
     at = lambda k: same([b.axes[k] for axes, b in parts if walk.shrinks(axes[k])])
-    return Background(tuple(map(at, ranks)), same([b.everywhere for _, b in parts]))
+    return Background(tuple(map(at, ranks)), same([constant(b) for _, b in parts]))
 
 
 @rule("concatenate", "dynamic_update_slice")
@@ -248,5 +262,5 @@ def _pad(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     del walk
     padded = [config != (0, 0, 0) for config in map(tuple, node.params["padding_config"])]
     other = lambda k: any(p for i, p in enumerate(padded) if i != k)
-    at = lambda k, v: same([v, ins[1].everywhere]) if other(k) else v
+    at = lambda k, v: same([v, constant(ins[1])]) if other(k) else v
     return [Background(tuple(at(k, v) for k, v in enumerate(ins[0].axes)))]

@@ -6,7 +6,9 @@ from jaxopt_compress.rewriting.coupling.background import (
     backgrounds,
     rule,
     same,
+    uniform,
 )
+from jaxopt_compress.rewriting.coupling.constants import Carried
 from jaxopt_compress.rewriting.coupling.control import CALLS, DERIVATIVES
 from jaxopt_compress.rewriting.coupling.equations import Node
 
@@ -21,8 +23,24 @@ def _scan(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     first, count = node.notes["split"]
     inside = lambda b: Background(b.axes[1:], b.everywhere)
     xs = list(map(inside, ins[first + count :]))
+    if walk.shrinks(node.notes["lead"]):
+        _check_identity(walk, node, ins, first, count)
     carry, outs = _settled(walk, node, ins[:first], ins[first : first + count], xs)
     return [*carry, *(Background((None, *b.axes), b.everywhere) for b in outs[count:])]
+
+
+def _check_identity(walk: Walk, node: Node, ins: list[Background], first: int, count: int) -> None:
+    """Whether a removed step, whose slices are constants, hands on what it gets."""
+    body = node.bodies[0]
+    number = range(first, first + count)
+    given = [b.everywhere for b in ins[:first]]
+    given += [Carried(i) for i in number]
+    given += [b.axes[0] for b in ins[first + count :]]
+    start = [uniform(axes, value) for axes, value in zip(body.ins, given, strict=True)]
+    outs = backgrounds(body, Walk(walk.kept, [], every=True), start)
+    changed = [i for i, b in zip(number, outs, strict=False) if b.everywhere != Carried(i)]
+    what = "runs over steps that, masked, change what they carry"
+    walk.reduced(node, not changed, what)
 
 
 @rule("while")
@@ -38,7 +56,7 @@ def _settled(
 ) -> tuple[list[Background], list[Background]]:
     """The backgrounds of a carry that hold before and after the body, and of its results."""
     while True:
-        inner = Walk(walk.kept, [])
+        inner = Walk(walk.kept, [], walk.every)
         outs = backgrounds(node.bodies[-1], inner, [*fixed, *carry, *xs])
         after = [_both(a, b) for a, b in zip(carry, outs, strict=False)]
         if after == carry:

@@ -4,7 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxopt_compress.rewriting.coupling.background import NAN, ZERO, Background, Walk, rule
+from jaxopt_compress.rewriting.coupling.background import (
+    NAN,
+    ZERO,
+    Background,
+    Walk,
+    constant,
+    rule,
+)
 from jaxopt_compress.rewriting.coupling.constants import is_infinite, is_zero
 from jaxopt_compress.rewriting.coupling.elementwise import CUMULATIVE, REDUCTIONS
 from jaxopt_compress.rewriting.coupling.equations import Node
@@ -32,7 +39,8 @@ def _reduce(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
             return value
         return value * np.asarray(count, value.dtype) if node.name == "reduce_sum" else None
 
-    return [Background(tuple(of(v) for i, v in enumerate(ins[0].axes) if i not in reduced))]
+    axes = tuple(of(v) for i, v in enumerate(ins[0].axes) if i not in reduced)
+    return [Background(axes, of(constant(ins[0])))]
 
 
 @rule(*CUMULATIVE, "reduce_window_sum")
@@ -64,7 +72,8 @@ def _dot(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     batch = [product(left[i], right[j]) for i, j in zip(lb, rb, strict=True)]
     free = [product(v) for i, v in enumerate(left) if i not in (*lc, *lb)]
     free += [product(v) for j, v in enumerate(right) if j not in (*rc, *rb, *groups)]
-    return [Background((*batch, *free))]
+    zero = is_zero(product(*map(constant, ins[:2])))
+    return [Background((*batch, *free), ZERO if zero else None)]
 
 
 @rule("conv_general_dilated")
@@ -79,4 +88,5 @@ def _conv(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     alone = grouped and walk.shrinks(x[lhs[1]]) and not walk.shrinks(w[rhs[1]])
     out[to[0]] = product(ins[0].axes[lhs[0]])
     out[to[1]] = product(ins[1].axes[rhs[0]], *([features] if alone else []))
-    return [Background(tuple(out))]
+    zero = is_zero(product(*map(constant, ins)))
+    return [Background(tuple(out), ZERO if zero else None)]

@@ -1,12 +1,12 @@
 """Elementwise operations on constants of which some are not known."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.elementwise import ZERO_TO_ZERO
-from jaxopt_compress.rewriting.coupling.equations import Node
+from jaxopt_compress.rewriting.coupling.equations import Node, shape_of
 
 _UNARY = {
     "neg": np.negative, "abs": np.abs, "sign": np.sign, "sin": np.sin, "cos": np.cos,
@@ -26,17 +26,24 @@ _BINARY = {
 }  # fmt: skip
 
 
+class Carried(NamedTuple):
+    """In the place of a constant: what a loop carries, unchanged; with its number."""
+
+    number: int
+
+
 _ARITHMETIC = frozenset({"add", "add_any", "sub", "mul", "div", "rem", "pow", "atan2"})
 
 
 def is_zero(x: Any) -> bool:
     """Whether a constant is known, and 0."""
-    return x is not None and bool(x == 0)
+    return x is not None and not isinstance(x, Carried) and bool(x == 0)
 
 
 def is_infinite(x: Any) -> bool:
     """Whether a constant is known, and infinite or NaN."""
-    return x is not None and x.dtype.kind not in "biu" and not np.isfinite(x)
+    known = x is not None and not isinstance(x, Carried)
+    return known and x.dtype.kind not in "biu" and not np.isfinite(x)
 
 
 def apply(node: Node, values: list[Any]) -> Any:
@@ -47,6 +54,8 @@ def apply(node: Node, values: list[Any]) -> Any:
         values: Scalars of numpy, None where nothing is known.
     """
     name = node.name
+    if any(isinstance(v, Carried) for v in values):
+        return _carried(node, values)
     if name == "select_n":
         return _select(values)
     dtype = _compat.type_of(node.eqn.outvars[0]).dtype
@@ -58,6 +67,25 @@ def apply(node: Node, values: list[Any]) -> Any:
         if found is None:
             return None
         return np.asarray(found).astype(dtype)[()]
+
+
+def _carried(node: Node, values: list[Any]) -> Any:
+    """What is carried, where nothing is added to it or it is multiplied by 1."""
+    (at,) = [i for i, v in enumerate(values) if isinstance(v, Carried)][:1]
+    others = [v for i, v in enumerate(values) if i != at]
+    own, out = node.eqn.invars[at], node.eqn.outvars[0]
+    same_type = _compat.type_of(own).dtype == _compat.type_of(out).dtype
+    if not same_type or shape_of(own) != shape_of(out):
+        return None
+    adds = node.name in ("add", "add_any") or (node.name == "sub" and at == 0)
+    scales = node.name == "mul" or (node.name == "div" and at == 0)
+    one = lambda v: v is not None and not isinstance(v, Carried) and bool(v == 1)
+    unchanged = (
+        node.name in ("copy", "stop_gradient", "name", "convert_element_type")
+        or (adds and all(map(is_zero, others)))
+        or (scales and all(map(one, others)))
+    )
+    return values[at] if unchanged else None
 
 
 def _known(name: str, params: dict[str, Any], values: list[Any]) -> Any:

@@ -61,7 +61,9 @@ def _scan(graph: Graph, node: Node) -> list[Axes]:
     lead = xs[0][0] if xs else graph.axis(node.params["length"])
     for axes in xs:
         graph.tie(lead, axes[0])
-    graph.protect((lead,), f"{node.where()} runs over it")
+    node.notes["lead"] = lead
+    if not xs:
+        graph.protect((lead,), f"{node.where()} runs over it")
     return [*carry, *((lead, *axes) for axes in body.outs[len(carry) :])]
 
 
@@ -79,7 +81,12 @@ def _scan_again(kept: Kept, node: Node, values: list[Any]) -> list[Any]:
         return results[:carries], results[carries:]
 
     state, ys = lax.scan(
-        step, carry, xs, length=p["length"], reverse=p["reverse"], unroll=p["unroll"]
+        step,
+        carry,
+        xs,
+        length=kept.size(node.notes["lead"]),
+        reverse=p["reverse"],
+        unroll=p["unroll"],
     )
     return [*state, *ys]
 
