@@ -42,8 +42,9 @@ def is_zero(x: Any) -> bool:
 
 def is_infinite(x: Any) -> bool:
     """Whether a constant is known, and infinite or NaN."""
-    known = x is not None and not isinstance(x, Carried)
-    return known and x.dtype.kind not in "biu" and not np.isfinite(x)
+    if x is None or isinstance(x, Carried) or x.dtype.kind in "biu":
+        return False
+    return not np.isfinite(x)
 
 
 def apply(node: Node, values: list[Any]) -> Any:
