@@ -43,6 +43,7 @@ from jaxopt_compress.quantization import (
     quantize,
     quantize_array,
 )
+from jaxopt_compress.removal import NotRemovable, find_groups, flops
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
 from jaxopt_compress.sparsity import prune, schedules, scores
 from jaxopt_compress.storage import (
@@ -73,6 +74,7 @@ __all__ = [
     "InputQuantizedArray",
     "LargerWarning",
     "LowRankArray",
+    "NotRemovable",
     "PermutedArray",
     "QuantizedArray",
     "Rewrite",
@@ -98,6 +100,8 @@ __all__ = [
     "dynamic_loss_scale",
     "equalize",
     "evaluate",
+    "find_groups",
+    "flops",
     "fold_norms",
     "lift",
     "load",

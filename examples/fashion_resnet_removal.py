@@ -1,0 +1,130 @@
+"""A small ResNet on Fashion-MNIST loses channels until half of its operations are left.
+
+The network (flax linen, 145k weights, batch norms and all) knows nothing of removal. Groups of
+coupled channels are found in its training objective, in which the running averages of batch norms
+shrink with the parameters. The channels with the smallest weights go, and the smaller network is
+trained on; beside it the whole one trains on for as long, with the same schedule.
+
+    python -m examples.fashion_resnet_removal                # some minutes on two cores
+    python -m examples.fashion_resnet_removal --quick        # a minute, to see it run
+"""
+
+import argparse
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import jaxopt_compress as jc
+from examples.data import fashion_mnist
+from examples.models import resnet
+from examples.models.training import batches, train
+from jaxopt_compress.evaluation.timing import interleave, median
+
+
+def objective(params, averages, images, labels):
+    """The mean cross-entropy of images, bytes (n, 28, 28), and the new running averages."""
+    return resnet.objective(params, averages, images[..., None] / jnp.float32(255), labels)
+
+
+def logits(params, averages, images):
+    """The answers of the trained network, (n, 10)."""
+    return resnet.logits(params, averages, images[..., None] / jnp.float32(255))
+
+
+def figures(fn, params, averages, test):
+    """Accuracy in percent and the bytes of the parameters."""
+    state = {"params": params, "averages": averages}
+    run = lambda state, images: fn(state["params"], state["averages"], images)
+    accuracy = jc.evaluate(run, state, batches(*test), ["accuracy"])["accuracy"]
+    return {"accuracy": 100 * accuracy, "bytes": jc.nbytes(params)}
+
+
+def throughput(variants, images, rounds):
+    """Name -> images per second, with an interval; variants take turns."""
+    runs = {
+        name: functools.partial(jax.jit(fn), *state, images)
+        for name, (fn, *state) in variants.items()
+    }
+    times = interleave(runs, rounds)
+    per_second = lambda t: len(images) / t
+    found = {name: median(samples.wall) for name, samples in times.items()}
+    return {k: [per_second(t) for t in (e.median, e.high, e.low)] for k, e in found.items()}
+
+
+def run(data, share=0.5, epochs=(3, 2), rounds=15, round_to=1):
+    """Variant -> its figures: before training on and after it, whole and smaller."""
+    (images, labels), test = data
+    variables = resnet.MODEL.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    params, averages = train(
+        objective, variables["params"], images, labels, epochs[0], variables["batch_stats"]
+    )
+    batch = jnp.asarray(images[:128]), jnp.asarray(labels[:128], jnp.int32)
+    groups = jc.find_groups(objective, params, averages, *batch, follow=("in/0/**", "out/1/**"))
+    plan = groups.plan(budget=jc.flops(share), round_to=round_to)
+    rewrite = plan.rewrite(params)
+    plan.check(params, averages, *batch, tolerance=1e-3)
+    small_logits, small = rewrite.function(logits), (rewrite.params, rewrite.argument(0, averages))
+
+    whole_on = train(objective, params, images, labels, epochs[1], averages)
+    start, own = rewrite.params, small[1]
+    small_on = train(rewrite.function(objective), start, images, labels, epochs[1], own)
+
+    variants = {
+        "whole": (logits, params, averages),
+        "whole, trained on": (logits, *whole_on),
+        "smaller": (small_logits, *small),
+        "smaller, trained on": (small_logits, *small_on),
+    }
+    rows = {name: figures(*variant, test) for name, variant in variants.items()}
+    timed = {name: variants[name] for name in ("whole, trained on", "smaller, trained on")}
+    speeds = throughput(timed, jnp.asarray(images[:256]), rounds)
+    for name, row in rows.items():
+        # Forward pass of the objective, per image.
+        row["flops"] = plan.flops[name.startswith("smaller")] // len(batch[0])
+        row["images_per_second"] = speeds.get(name)
+    return groups, plan, rows
+
+
+def show(rows):
+    """The table for people."""
+    table = Table(title="Fashion-MNIST", box=box.SIMPLE_HEAD, padding=0)
+    for title in ("", "accuracy %", "FLOPs per image", "bytes", "images/s [95%]"):
+        table.add_column(title, justify="right" if title else "left")
+    for name, row in rows.items():
+        speed = row["images_per_second"]
+        shown = "{:,.0f} [{:,.0f}, {:,.0f}]".format(*speed) if speed else ""
+        figures = f"{row['accuracy']:.2f}", f"{row['flops']:,}", f"{row['bytes']:,}"
+        table.add_row(name, *figures, shown)
+    Console().print(table)
+
+
+def main():
+    """Trains, removes, trains on and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--share", type=float, default=0.5, help="of operations that are left")
+    parser.add_argument("--epochs", type=int, nargs=2, default=[3, 2], help="before, after")
+    parser.add_argument("--round-to", type=int, default=1, help="channels left are a multiple")
+    parser.add_argument("--rounds", type=int, default=15, help="of timing")
+    parser.add_argument("--quick", action="store_true", help="one epoch each, of few images")
+    parser.add_argument("--json", action="store_true", help="print one JSON line, not a table")
+    args = parser.parse_args()
+    data = fashion_mnist()
+    if args.quick:
+        args.epochs = [1, 1]
+        data = [[x[:n] for x in part] for part, n in zip(data, (6400, 1000), strict=True)]
+    groups, plan, rows = run(data, args.share, args.epochs, args.rounds, args.round_to)
+    if args.json:
+        return print(json.dumps(rows))
+    print(groups.table())
+    for name, units in plan.units.items():
+        print(f"{name}: {len(units)} of {len(groups[name])} go")
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""Groups of units that can be removed from a function's parameters."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxopt_compress.removal.budget import (
+    Flops,
+    Offer,
+    afford,
+    check_round_to,
+    total_flops,
+    unit_multiple,
+    work_of,
+)
+from jaxopt_compress.removal.group import Group
+from jaxopt_compress.removal.plan import Plan, gone_from_kept
+from jaxopt_compress.removal.scoring import Reduce, entry_scores, unit_scores
+from jaxopt_compress.removal.units import Units, find_units
+from jaxopt_compress.rewriting.coupling.analysis import (
+    Analysis,
+    Frame,
+    seeds_of,
+)
+from jaxopt_compress.rewriting.coupling.background import inexact_reductions
+from jaxopt_compress.rewriting.coupling.coupling import NotRemovable
+from jaxopt_compress.rewriting.coupling.replay import Gone, Kept
+from jaxopt_compress.sparsity.scores import Score, magnitude
+from jaxopt_compress.tree import named_leaves
+from jaxopt_compress.tree.paths import is_float
+
+
+class Groups(Mapping[str, Group]):
+    """The groups of a function's parameters, by their names.
+
+    Made by `find_groups`.
+    """
+
+    def __init__(self, fn: Callable[..., Any], params: Any, analysis: Analysis, frame: Frame):
+        self.fn, self.params, self.frame = fn, params, frame
+        self._analysis = analysis
+        self._axes = analysis.body.every_axis()
+        self._work = work_of(analysis.body, self._kept([]))
+        self._total = total_flops(self._work)
+        leads = [node.notes["lead"] for node in analysis.body.walk() if node.name == "scan"]
+        self._steps = {x for axis in leads for x in analysis.coupling.component[axis].tolist()}
+        self._groups = {units.name: self._group(units) for units in find_units(analysis)}
+
+    def __getitem__(self, name: str) -> Group:
+        return self._groups[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __repr__(self) -> str:
+        return f"<Groups {list(self)}>"
+
+    def table(self) -> str:
+        """All groups: how many units, whether their removal is exact, and which axes shrink."""
+        return "\n".join(group.describe() for group in self.values())
+
+    def why(self, path: str, axis: int) -> str:
+        """Why indices of an axis can be removed or cannot, and what goes with them.
+
+        Args:
+            path: A parameter.
+            axis: One of its axes.
+
+        Raises:
+            ValueError: There is no such parameter, or no such axis.
+        """
+        if path not in self._analysis.params:
+            known = ", ".join(self._analysis.params)
+            raise ValueError(f"there is no parameter {path!r}; there are {known}")
+        axes = self._analysis.params[path]
+        if not -len(axes) <= axis < len(axes):
+            raise ValueError(f"{path!r} of shape {tuple(map(len, axes))} has no axis {axis}")
+        axis %= len(axes)
+        found = [
+            f"its indices are units of {group.name!r}, with {group.others(path, axis)}"
+            for group in self.values()
+            if any((m.path, m.axis) == (path, axis) for m in group.members)
+        ]
+        coupling = self._analysis.coupling
+        own = coupling.component[axes[axis]]
+        stay = own[coupling.kept[own]]
+        if len(stay):
+            reasons = "; ".join(coupling.why(stay))
+            found.append(f"{len(stay)} of its {len(own)} indices stay: {reasons}")
+        return "\n".join(found or ["its indices go only together, and would leave an axis empty"])
+
+    def scores(
+        self,
+        score: Score | Callable[..., Any] | None = None,
+        reduce: Reduce = "l2",
+        *,
+        params: Any = None,
+        grads: Any = None,
+        uses: Any = None,
+        stats: Any = None,
+    ) -> dict[str, np.ndarray]:
+        """A score for each unit: the higher, the more it matters.
+
+        Args:
+            score: Of entries: one of `jaxopt_compress.scores`, or a function of a `Parameter`; by
+                default the magnitude.
+            reduce: How the scores of all entries that go with a unit become one: ``l2`` (the root
+                of the sum of squares), ``sum``, ``mean`` or ``max``.
+            params: Parameters; by default those that groups were found on.
+            grads: Their gradients, for scores that read ``parameter.grad``.
+            uses: From `uses`, for scores that read ``parameter.layout``.
+            stats: From `calibrate`, for scores that read ``parameter.stats``.
+
+        Returns:
+            Group -> float array, one number per unit.
+        """
+        if reduce not in ("l2", "sum", "mean", "max"):
+            raise ValueError(f"reduce={reduce!r}; it is 'l2', 'sum', 'mean' or 'max'")
+        params = self.params if params is None else params
+        touched = {m.path for group in self.values() for m in group.members}
+        paths = frozenset(p for p, x in named_leaves(params) if p in touched and is_float(x))
+        slopes = {} if grads is None else dict(named_leaves(grads))
+        scored = entry_scores(score or magnitude(), params, paths, slopes, uses, stats)
+        return {name: unit_scores(scored, group.members, reduce) for name, group in self.items()}
+
+    def plan(
+        self,
+        units: Mapping[str, Sequence[int]] | None = None,
+        *,
+        budget: Flops | None = None,
+        kept: Mapping[str, Any] | None = None,
+        scores: Mapping[str, np.ndarray] | None = None,
+        round_to: int = 1,
+        allow_inexact: bool = False,
+    ) -> Plan:
+        """Chooses units to remove: by number, for a budget, or as an earlier plan did.
+
+        For a budget, units of a group go by their score. Among groups, first goes the unit that
+        costs least per operation that it saves: its share of the score that is left of its group,
+        times the number of products that get smaller. Units cost more as their group gets smaller,
+        so no group is emptied for the sake of others, and scales of scores do not matter. Layers
+        of scans go by number only.
+
+        Args:
+            units: Group -> the numbers of the units that go.
+            budget: `flops(share)`: units go until at most this share of the operations is left, in
+                the order of their scores, as said below.
+            kept: ``Plan.kept`` of an earlier plan, also from JSON.
+            scores: Of units, for a budget; by default `scores` of magnitudes.
+            round_to: The number of indices that is left of each axis of a group is a multiple of
+                it, such as 128 for the lanes of a TPU. A budget leaves other groups as they are;
+                units chosen by number have to fit.
+            allow_inexact: Whether to remove units also where the removed function then differs from
+                the masked one. A budget takes them too then.
+
+        Returns:
+            The plan.
+
+        Raises:
+            NotRemovable: An index would go that has to stay; an axis would be empty; or the removal
+                is not exact, and ``allow_inexact`` is false.
+            ValueError: Arguments that name nothing, or a budget that cannot be met.
+        """
+        check_round_to(round_to)
+        if sum(x is not None for x in (units, budget, kept)) != 1:
+            raise ValueError("plan() takes one of units, budget= and kept=")
+        if kept is not None:
+            shapes = {p: tuple(map(len, axes)) for p, axes in self._analysis.params.items()}
+            gone = gone_from_kept(kept, shapes)
+            plan = self._plan({}, self._kept(seeds_of(self._analysis, gone)), allow_inexact)
+            more = [p for p in plan.gone if p not in gone or not _same(plan.gone[p], gone[p])]
+            if more:
+                raise ValueError(
+                    f"kept= removes indices of {more[0]!r} without what goes with them"
+                )
+            return plan
+        if budget is not None:
+            units = self._affordable(budget, scores, round_to, allow_inexact)
+        checked = {name: self._checked(name, own, round_to) for name, own in (units or {}).items()}
+        return self._plan(checked, self._kept(self._seeds(checked)), allow_inexact)
+
+    def _kept(self, seeds: Iterable[int]) -> Kept:
+        coupling = self._analysis.coupling
+        return Kept(coupling, coupling.close(seeds))
+
+    def _seeds(self, units: Mapping[str, Sequence[int]]) -> set[int]:
+        return {x for name, own in units.items() for i in own for x in self[name].seeds[i]}
+
+    def _inexact(self, kept: Kept) -> tuple[str, ...]:
+        body = self._analysis.body
+        masked = [is_float(x) for _, x in named_leaves(self.params)]
+        rest = len(body.ins) - len(masked)
+        return tuple(inexact_reductions(body, kept, masked + [False] * rest))
+
+    def _group(self, units: Units) -> Group:
+        kept = self._kept(units.seeds[0])
+        pairs = list(zip(self._work, work_of(self._analysis.body, kept), strict=True))
+        saved = sum(w.times * w.flops - less.times * less.flops for w, less in pairs)
+        products = sum(w.times for w, less in pairs if less.flops < w.flops)
+        layers = self._steps.issuperset(units.seeds[0])
+        return Group(*units, self._inexact(kept), saved, products, layers)
+
+    def _multiple(self, name: str, round_to: int) -> int:
+        return unit_multiple(round_to, (m.indices.shape[1] for m in self[name].members))
+
+    def _checked(self, name: str, units: Sequence[int], round_to: int) -> tuple[int, ...]:
+        """The numbers of units of a group, in order."""
+        if name not in self:
+            raise ValueError(f"there is no group {name!r}; there are {', '.join(self)}")
+        n, own = len(self[name]), sorted({int(i) for i in units})
+        if own and not 0 <= own[0] <= own[-1] < n:
+            raise ValueError(f"{name!r} has units 0 to {n - 1}, and not {own[0]} to {own[-1]}")
+        if len(own) == n:
+            raise NotRemovable(f"all {n} units of {name!r} would go; at least one has to stay")
+        multiple = self._multiple(name, round_to)
+        if own and (n - len(own)) % multiple:
+            raise ValueError(
+                f"{n - len(own)} units of {name!r} are left, and round_to={round_to} asks for a "
+                f"multiple of {multiple}: remove {n - (n - len(own)) // multiple * multiple} units"
+            )
+        return tuple(own)
+
+    def _plan(self, units: dict[str, tuple[int, ...]], kept: Kept, allow_inexact: bool) -> Plan:
+        found = self._analysis
+        for name, axes in {**found.params, **found.inputs}.items():
+            if 0 in kept.shape(axes) and all(map(len, axes)):
+                raise NotRemovable(f"nothing would be left of {name!r}")
+        if emptied := self._emptied(kept):
+            raise NotRemovable(
+                f"{len(emptied)} axes inside of the function would be empty, such as one of length "
+                f"{len(emptied[0])}: its indices are a part of those that go"
+            )
+        inexact = self._inexact(kept)
+        if inexact and not allow_inexact:
+            raise NotRemovable(
+                f"the function without these units differs from the masked one: "
+                f"{'; '.join(inexact[:4])}; allow_inexact=True removes them nevertheless"
+            )
+        flags = lambda named: {n: kept.gone(a) for n, a in named.items() if kept.shrinks(a)}
+        counts = self._total, total_flops(work_of(found.body, kept))
+        gone, inputs = flags(found.params), flags(found.inputs)
+        return Plan(self.fn, self.params, units, gone, inputs, self.frame, inexact, counts)
+
+    def _emptied(self, kept: Kept) -> list[np.ndarray]:
+        return [a for a in self._axes if len(a) and not kept.size(a)]
+
+    def _affordable(
+        self, budget: Flops, scores: Any, round_to: int, allow_inexact: bool
+    ) -> dict[str, list[int]]:
+        """The units that go for a budget."""
+        if not isinstance(budget, Flops):
+            raise TypeError(f"budget={budget!r}; jaxopt_compress.flops(0.5) is one")
+        scores = self.scores() if scores is None else scores
+        offers = {
+            name: Offer(
+                np.asarray(scores[name]),
+                group.flops,
+                group.products,
+                self._multiple(name, round_to),
+            )
+            for name, group in self.items()
+            if name in scores
+            and not group.layers
+            and group.flops > 0
+            and (allow_inexact or not group.inexact)
+        }
+        for name, offer in offers.items():
+            if offer.scores.shape != (len(self[name]),) or not (offer.scores >= 0).all():
+                raise ValueError(
+                    f"scores of {name!r} have shape {offer.scores.shape}; they have to be "
+                    f"{len(self[name])} numbers of at least 0"
+                )
+        left = lambda units: work_of(self._analysis.body, self._kept(self._seeds(units)))
+        share = lambda units: total_flops(left(units)) / self._total
+        return afford(offers, budget, share, self._needed)
+
+    def _needed(self, units: Mapping[str, Sequence[int]]) -> list[list[tuple[str, int]]]:
+        """Per axis that would be empty, the units that make it so."""
+        found = []
+        for axis in self._emptied(self._kept(self._seeds(units))):
+            own = set(self._analysis.coupling.component[axis].tolist())
+            at = [(name, i) for name, chosen in units.items() for i in chosen]
+            found.append([(name, i) for name, i in at if own & {*self[name].seeds[i]}])
+            if not found[-1]:
+                raise NotRemovable("the budget would leave an axis inside of the function empty")
+        return found
+
+
+def _same(a: Gone, b: Gone) -> bool:
+    return all(map(np.array_equal, a, b))

@@ -1,0 +1,194 @@
+"""Smaller parameters, and functions that take them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.rewriting.coupling.analysis import (
+    Analysis,
+    Frame,
+    analyze,
+    named_inputs,
+    seeds_of,
+    type_of,
+)
+from jaxopt_compress.rewriting.coupling.coupling import NotRemovable
+from jaxopt_compress.rewriting.coupling.graph import Axes
+from jaxopt_compress.rewriting.coupling.replay import Gone, Kept, cut, run
+from jaxopt_compress.rewriting.report import Difference, difference
+from jaxopt_compress.tree import map_named, named_leaves
+
+
+class Removed(NamedTuple):
+    """Parameters without the removed units, and functions rewritten to take them.
+
+    Attributes:
+        params: The new parameters.
+        shapes: The types of the parameters before.
+        gone: Path -> per axis, booleans, true where an index went; of parameters that shrank.
+        inputs: Name -> likewise, of inputs that are passed without the removed indices.
+        frame: What the groups were found with.
+    """
+
+    params: Any
+    shapes: Any
+    gone: dict[str, Gone]
+    inputs: dict[str, Gone]
+    frame: Frame
+
+    def function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """``g`` with ``g(rewrite.params, *args)`` equal to ``fn`` of the masked parameters.
+
+        Args:
+            fn: Any function of the original parameters.
+
+        Returns:
+            A function of the new parameters. It stages ``fn`` whenever it is called, so put it
+            under `jax.jit`. It raises a `NotRemovable` if ``fn`` couples the removed indices with
+            others, or a ValueError for parameters of other shapes.
+        """
+
+        def removed(params: Any, *args: Any, **kwargs: Any) -> Any:
+            leaves = self._leaves(params)
+            found, kept = self._analyze(fn, leaves, args, kwargs)
+            for (path, axes), leaf in zip(found.params.items(), leaves, strict=True):
+                _check_left(path, leaf, axes, kept, "the parameters of this rewrite")
+            for (name, axes), value in zip(found.inputs.items(), found.values, strict=True):
+                _check_left(name, value, axes, kept, "what argument() of this rewrite returns")
+            results = run(found.body, kept, [*leaves, *found.values])
+            return found.out_tree.unflatten(results)
+
+        return removed
+
+    def tree(self, x: Any) -> Any:
+        """A tree beside the original parameters, such as moments or masks, for the new ones.
+
+        Args:
+            x: A tree of their structure; leaves may be None.
+
+        Raises:
+            ValueError: A leaf has another shape than its parameter had.
+        """
+        return self._map(self._cut, x)
+
+    def undo(self, x: Any) -> Any:
+        """New parameters, trained further or not, with zeros where indices were removed.
+
+        Args:
+            x: A tree of the structure of ``params``.
+
+        Returns:
+            Parameters of the original shapes: the masked ones.
+        """
+        return self._map(self._expand, x)
+
+    def argument(self, key: int | str, x: Any) -> Any:
+        """An argument that follows, such as a cache, without the removed indices.
+
+        Args:
+            key: The number of the argument after the parameters, or its keyword.
+            x: The argument, whole.
+        """
+        prefix = f"in/{key}"
+
+        def smaller(path: str, leaf: Any) -> Any:
+            flags = self.inputs.get(f"{prefix}/{path}".rstrip("/"))
+            return leaf if flags is None else cut(leaf, flags)
+
+        return map_named(smaller, x)
+
+    def check(
+        self, fn: Callable[..., Any], *args: Any, tolerance: float | None = None, **kwargs: Any
+    ) -> Difference:
+        """Measures the rewritten function against ``fn`` of the masked parameters.
+
+        Args:
+            fn: A function of the original parameters.
+            *args: Its other arguments, whole.
+            tolerance: The largest relative difference that does not raise; None never raises.
+            **kwargs: Further arguments.
+
+        Returns:
+            The largest absolute and relative difference.
+        """
+        masked = self.undo(self.params)
+        found, kept = self._analyze(fn, self._leaves(self.params), args, kwargs)
+        axes = [*found.params.values(), *found.inputs.values()]
+        got = run(
+            found.body, kept, list(map(kept.cut, [*jax.tree.leaves(masked), *found.values], axes))
+        )
+        reference = jax.tree.leaves(fn(masked, *args, **kwargs))
+        return difference(got, list(map(kept.cut, reference, found.outputs.values())), tolerance)
+
+    def _analyze(
+        self, fn: Callable[..., Any], leaves: list[Any], args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[Analysis, Kept]:
+        """The equations of a call, and what is left of them."""
+        shapes = {name: jnp.shape(x) for name, x in named_inputs(args, kwargs).items()}
+        whole = {
+            name: _whole(shapes[name], flags)
+            for name, flags in self.inputs.items()
+            if name in shapes and len(shapes[name]) == len(flags)
+        }
+        own = [
+            type_of(x, t.shape) for x, t in zip(leaves, jax.tree.leaves(self.shapes), strict=True)
+        ]
+        params = jax.tree.structure(self.shapes).unflatten(own)
+        found = analyze(fn, params, args, kwargs, self.frame, whole)
+        kept = Kept(found.coupling, found.coupling.close(seeds_of(found, self.gone)))
+        for path, axes in found.params.items():
+            wanted = self.gone.get(path, tuple(np.zeros(len(a), bool) for a in axes))
+            for k, (own, flags) in enumerate(zip(kept.gone(axes), wanted, strict=True)):
+                more = np.flatnonzero(own & ~flags)
+                if len(more):
+                    raise NotRemovable(
+                        f"this function couples the removed indices with {more[:8].tolist()} of "
+                        f"axis {k} of {path!r}, which are to stay: find groups on this function"
+                    )
+        return found, kept
+
+    def _leaves(self, params: Any) -> list[Any]:
+        return jax.tree.structure(self.shapes).flatten_up_to(params)
+
+    def _map(self, fn: Callable[[str, Any, Any], Any], x: Any) -> Any:
+        leaves = self._leaves(x)
+        pairs = zip(named_leaves(self.shapes), leaves, strict=True)
+        new = [leaf if leaf is None else fn(path, leaf, t) for (path, t), leaf in pairs]
+        return jax.tree.structure(self.shapes).unflatten(new)
+
+    def _cut(self, path: str, x: Any, whole: Any) -> Any:
+        _check_shape(path, x, whole.shape)
+        return cut(x, self.gone[path]) if path in self.gone else x
+
+    def _expand(self, path: str, x: Any, whole: Any) -> Any:
+        flags = self.gone.get(path)
+        if flags is None:
+            return x
+        _check_shape(path, x, tuple(int((~f).sum()) for f in flags))
+        at = np.ix_(*(np.flatnonzero(~f) for f in flags))
+        return jnp.zeros(whole.shape, jnp.asarray(x).dtype).at[at].set(x)
+
+
+def _whole(shape: tuple[int, ...], flags: Gone) -> tuple[int, ...]:
+    """The shape of an input before indices were removed; it may have been passed whole too."""
+    left = lambda f: int((~f).sum())
+    return tuple(len(f) if n == left(f) else n for n, f in zip(shape, flags, strict=True))
+
+
+def _check_left(name: str, x: Any, axes: Axes, kept: Kept, what: str) -> None:
+    """Refuses a parameter or an input that has not the shape that is left of it."""
+    if jnp.shape(x) != kept.shape(axes):
+        raise ValueError(
+            f"{name!r} has shape {jnp.shape(x)}, and {kept.shape(axes)} are left of "
+            f"{tuple(map(len, axes))}: pass {what}"
+        )
+
+
+def _check_shape(path: str, x: Any, expected: tuple[int, ...]) -> None:
+    if jnp.shape(x) != tuple(expected):
+        raise ValueError(
+            f"what stands beside {path!r} has shape {jnp.shape(x)}, and not {tuple(expected)}"
+        )

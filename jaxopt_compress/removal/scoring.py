@@ -1,0 +1,92 @@
+"""Scores of units, from scores of the entries of parameters."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.compression import Parameter
+from jaxopt_compress.compression.leaf_states import as_jax
+from jaxopt_compress.compression.selection import chosen_parameters
+from jaxopt_compress.sparsity.scores import Score, as_score, is_magnitude
+from jaxopt_compress.tree import assume_layout, named_leaves
+
+Reduce = Literal["l2", "sum", "mean", "max"]
+
+
+def entry_scores(
+    score: Score | Callable[[Parameter], Any],
+    params: Any,
+    paths: frozenset[str],
+    grads: Mapping[str, Any],
+    uses: Any,
+    stats: Any,
+) -> dict[str, Any]:
+    """Path -> the scores of a parameter's entries."""
+    by = as_score(score)
+    scored = {}
+    for path, (value, layout, stat) in _parameters(by, params, paths, uses, stats).items():
+        parameter = Parameter(path, value, layout, stat, grad=grads.get(path))
+        found = by.score(parameter, by.keep(parameter))
+        if jnp.shape(found) != tuple(value.shape):
+            raise ValueError(
+                f"the score has shape {jnp.shape(found)} for {parameter.describe()}; it has to "
+                "score each entry"
+            )
+        scored[path] = found
+    return scored
+
+
+def _parameters(by: Score, params: Any, paths: frozenset[str], uses: Any, stats: Any) -> Any:
+    """Path -> value, layout and statistics."""
+    if is_magnitude(by):
+        # It reads no layout, and to assume one would be worth a warning.
+        leaves = [(path, as_jax(x)) for path, x in named_leaves(params) if path in paths]
+        return {path: (x, assume_layout(x.shape), None) for path, x in leaves}
+    return chosen_parameters(params, lambda path, leaf: path in paths, uses, stats)
+
+
+def unit_scores(
+    scores: Mapping[str, Any], members: Sequence[tuple[str, int, np.ndarray]], reduce: Reduce
+) -> np.ndarray:
+    """One score per unit, over all entries that go with it, each once.
+
+    Args:
+        scores: Path -> the scores of entries.
+        members: Path, axis, and the indices of each unit, ``[units, count]``.
+        reduce: ``l2``, ``sum``, ``mean`` or ``max``.
+    """
+    axes: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for path, axis, indices in members:
+        if path in scores:
+            axes.setdefault(path, []).append((axis, indices))
+    if reduce == "max":
+        largest = lambda x, axis: np.asarray(x.max(tuple(i for i in range(x.ndim) if i != axis)))
+        found = [largest(scores[p], k)[at].max(1) for p, own in axes.items() for k, at in own]
+        return np.max(found, axis=0)
+    power = 2 if reduce == "l2" else 1
+    total = sum(_sums(jnp.float32(scores[path]) ** power, own) for path, own in axes.items())
+    if reduce == "mean":
+        total = total / sum(_sums(jnp.ones(scores[path].shape), own) for path, own in axes.items())
+    return np.asarray(np.sqrt(total) if reduce == "l2" else total)
+
+
+def _sums(entries: Any, axes: list[tuple[int, np.ndarray]]) -> np.ndarray:
+    """Per unit, the sum of the entries of which one of some indices is the unit's.
+
+    By inclusion and exclusion, since two indices of one entry may be.
+    """
+    total = np.zeros(len(axes[0][1]))
+    for size in range(1, len(axes) + 1):
+        for some in itertools.combinations(axes, size):
+            own = [axis for axis, _ in some]
+            rest = tuple(i for i in range(entries.ndim) if i not in own)
+            table = np.asarray(entries.sum(rest), np.float64)
+            shape = lambda k, n, size=size: (-1, *(n if i == k else 1 for i in range(size)))
+            at = [
+                indices.reshape(shape(k, indices.shape[1])) for k, (_, indices) in enumerate(some)
+            ]
+            total += (-1) ** (size + 1) * table[tuple(at)].reshape(len(total), -1).sum(1)
+    return total

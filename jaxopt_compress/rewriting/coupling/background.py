@@ -1,0 +1,266 @@
+"""Whether a masked function equals the function without the masked indices.
+
+Parameters are zero where indices are removed. This module follows which constant, if any, each
+value then has at the removed indices of each of its axes (its background): ``relu(0) = 0``,
+``exp(0) = 1``, and so on. The removal is exact if all that is summed over removed indices is 0
+there, and likewise for other reductions.
+
+Numbers whose value is not known are taken for finite, and denominators for different from 0.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from jaxopt_compress.arrays.fields import is_traced
+from jaxopt_compress.rewriting.coupling.constants import Carried, apply, is_infinite, is_zero
+from jaxopt_compress.rewriting.coupling.elementwise import ELEMENTWISE
+from jaxopt_compress.rewriting.coupling.equations import Body, Node
+from jaxopt_compress.rewriting.coupling.graph import Axes
+from jaxopt_compress.rewriting.coupling.replay import Kept
+
+
+class Background(NamedTuple):
+    """What is known of a value of the masked function; None where nothing is.
+
+    Attributes:
+        axes: Per axis, its constant wherever the index along this axis is removed.
+        everywhere: Its constant at all indices.
+    """
+
+    axes: tuple[Any, ...]
+    everywhere: Any = None
+
+
+class Walk(NamedTuple):
+    """What rules for backgrounds share: which indices are left, and what was found inexact."""
+
+    kept: Kept
+    inexact: list[str]
+    every: bool = False  # whether operations that meet whole values only are followed too
+
+    def shrinks(self, *axes: Any) -> bool:
+        """Whether one of some axes loses an index."""
+        return self.kept.shrinks(axes)
+
+    def reduced(self, node: Node, exact: bool, what: str) -> None:
+        """Notes a reduction over removed indices."""
+        if not exact:
+            self.inexact.append(f"{node.where()} {what}")
+
+
+Rule = Callable[[Walk, Node, list[Background]], list[Background]]
+RULES: dict[str, Rule] = {}
+# These are followed even where nothing is removed: they make the constants that others meet.
+_UNIFORM = frozenset({"broadcast_in_dim", "convert_element_type", "copy", "neg"})
+ZERO, NAN = np.float32(0), np.float32(np.nan)
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers the backgrounds of primitives' results; those without a rule are unknown."""
+
+    def register(one: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, one))
+        return one
+
+    return register
+
+
+def unknown(axes: Sequence[Any]) -> Background:
+    """Of a value of which nothing is known."""
+    return Background((None,) * len(axes))
+
+
+def uniform(axes: Sequence[Any], value: Any) -> Background:
+    """Of a value that is one constant at all indices, or what a loop carries."""
+    own = None if isinstance(value, Carried) else value
+    return Background((own,) * len(axes), value)
+
+
+def constant(b: Background) -> Any:
+    """The constant at all indices, but not what a loop carries, since entries are moved."""
+    return None if isinstance(b.everywhere, Carried) else b.everywhere
+
+
+def inexact_reductions(body: Body, kept: Kept, masked: Sequence[bool]) -> list[str]:
+    """The operations for which masking differs from removing, as errors name them.
+
+    Args:
+        body: A function.
+        kept: Which indices are left.
+        masked: For each argument, whether it is 0 where indices are removed.
+    """
+    walk = Walk(kept, [])
+    start = [
+        Background((ZERO if m else None,) * len(a)) for a, m in zip(body.ins, masked, strict=True)
+    ]
+    backgrounds(body, walk, start)
+    return list(dict.fromkeys(walk.inexact))
+
+
+def backgrounds(body: Body, walk: Walk, ins: Sequence[Background]) -> list[Background]:
+    """The backgrounds of a function's results."""
+    jaxpr = body.jaxpr
+    env = dict(zip(jaxpr.constvars, map(_of_array, body.constants), strict=True))
+    env.update(zip(jaxpr.invars, ins, strict=True))
+
+    def read(v: Any) -> Background:
+        return _of_array(v.val) if isinstance(v, core.Literal) else env[v]
+
+    for node in body.nodes:
+        follows = walk.every or node.name in _UNIFORM or walk.kept.touches(node)
+        if node.name in RULES and follows:
+            results = RULES[node.name](walk, node, [read(v) for v in node.eqn.invars])
+        else:
+            results = list(map(unknown, node.outs))
+        env.update(zip(node.eqn.outvars, results, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _of_array(x: Any) -> Background:
+    """A constant array: that its entries are all equal is seen up to some size."""
+    rank = np.ndim(x)
+    if not hasattr(x, "dtype") or not 0 < np.size(x) <= 2**20 or _no_numbers(x):
+        return Background((None,) * rank)
+    entries = np.asarray(x).reshape(-1)
+    value = entries[0] if (entries == entries[0]).all() else None
+    return Background((value,) * rank, value)
+
+
+def _no_numbers(x: Any) -> bool:
+    """Whether it is a tracer, spread over processes, or made of keys."""
+    if isinstance(x, (np.ndarray, np.generic)):
+        return False
+    keys = jax.numpy.issubdtype(x.dtype, jax.dtypes.extended)
+    return keys or not isinstance(x, jax.Array) or is_traced(x) or not x.is_fully_addressable
+
+
+def same(values: Sequence[Any]) -> Any:
+    """The constant that all of some are; NaN if one is NaN; else None."""
+    if any(is_infinite(v) and np.isnan(v) for v in values):
+        return NAN
+    first = values[0] if values else None
+    if first is None or any(v is None or v != first for v in values):
+        return None
+    return first
+
+
+@rule(*ELEMENTWISE)
+def _elementwise(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    out = node.outs[0]
+    everywhere = apply(node, [b.everywhere for b in ins])
+    if everywhere is not None:
+        return [uniform(out, everywhere)]
+
+    def at(k: int) -> Any:
+        # A scalar, or an axis of length 1, is one entry for removed and other indices alike.
+        own = lambda axes, b: b.axes[k] if axes and len(axes[k]) == len(out[k]) else constant(b)
+        return apply(node, list(map(own, node.ins, ins))) if walk.shrinks(out[k]) else None
+
+    return [Background(tuple(map(at, range(len(out)))))]
+
+
+@rule("optimization_barrier")
+def _barrier(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    del walk, node
+    return ins
+
+
+@rule("broadcast_in_dim")
+def _broadcast(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    del walk
+    everywhere, out = ins[0].everywhere, [constant(ins[0])] * len(node.outs[0])
+    for i, k in enumerate(node.params["broadcast_dimensions"]):
+        if len(node.ins[0][i]) == len(node.outs[0][k]):
+            out[k] = ins[0].axes[i]
+    return [Background(tuple(out), everywhere)]
+
+
+@rule("transpose")
+def _transpose(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    del walk
+    own = ins[0].axes
+    return [Background(tuple(own[i] for i in node.params["permutation"]), constant(ins[0]))]
+
+
+@rule("squeeze")
+def _squeeze(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    del walk
+    gone, (own, everywhere) = node.params["dimensions"], ins[0]
+    return [Background(tuple(v for i, v in enumerate(own) if i not in gone), everywhere)]
+
+
+@rule("reshape")
+def _reshape(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    """Axes that are only moved keep their constants; others share those of all others."""
+    own = {id(a): v for a, v in zip(node.ins[0], ins[0].axes, strict=True)}
+    moved = {id(a) for a in node.outs[0]} & set(own)
+    mixed = [own[id(a)] for a in node.ins[0] if id(a) not in moved and walk.shrinks(a)]
+    at = lambda a: own[id(a)] if id(a) in moved else same(mixed)
+    return [Background(tuple(map(at, node.outs[0])), ins[0].everywhere)]
+
+
+@rule("slice", "rev", "split", "dynamic_slice", "copy_p", "reduce_window_max", "reduce_window_min")
+def _in_place(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    del walk
+    return [Background(ins[0].axes, constant(ins[0]))] * len(node.outs)
+
+
+@rule("sort")
+def _sort(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    del walk
+    one = Background(ins[0].axes, constant(ins[0]))
+    return [one] if len(ins) == 1 else list(map(unknown, node.outs))
+
+
+@rule("gather")
+def _gather(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    del walk
+    own = {id(a): v for a, v in zip(node.ins[0], ins[0].axes, strict=True)}
+    out = [own.get(id(a)) for a in node.outs[0]]
+    if "positions" in node.notes:
+        numbers = node.params["dimension_numbers"]
+        (to,) = [o for o in range(len(out)) if o not in numbers.offset_dims]
+        out[to] = ins[0].axes[numbers.start_index_map[0]]
+    return [Background(tuple(out))]
+
+
+def _joint(walk: Walk, parts: list[tuple[Axes, Background]]) -> Background:
+    """The background of entries of which each comes from one of some values."""
+    ranks = range(len(parts[0][0]))
+    at = lambda k: same([b.axes[k] for axes, b in parts if walk.shrinks(axes[k])])
+    return Background(tuple(map(at, ranks)), same([constant(b) for _, b in parts]))
+
+
+@rule("concatenate", "dynamic_update_slice")
+def _joined(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    parts = list(zip(node.ins, ins, strict=True))
+    return [_joint(walk, parts if node.name == "concatenate" else parts[:2])]
+
+
+@rule("scatter", "scatter-add", "scatter_add", "scatter_mul", "scatter_min", "scatter_max")
+def _scatter(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    (operand, indices, updates), numbers = node.ins, node.params["dimension_numbers"]
+    if walk.shrinks(*indices):
+        walk.reduced(node, False, "writes entries whose indices go")
+    gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+    window = [i for i in range(len(operand)) if i not in gone]
+    out: list[Any] = [None] * len(operand)
+    for o, i in zip(numbers.update_window_dims, window, strict=True):
+        if len(updates[o]) == len(operand[i]):
+            value = same([ins[0].axes[i], ins[2].axes[o]])
+            out[i] = value if node.name == "scatter" or is_zero(value) else None
+    return [Background(tuple(out))]
+
+
+@rule("pad")
+def _pad(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    """Where another axis is padded, removed indices have the padding's value too."""
+    del walk
+    padded = [config != (0, 0, 0) for config in map(tuple, node.params["padding_config"])]
+    other = lambda k: any(p for i, p in enumerate(padded) if i != k)
+    at = lambda k, v: same([v, constant(ins[1])]) if other(k) else v
+    return [Background(tuple(at(k, v) for k, v in enumerate(ins[0].axes)))]

@@ -1,0 +1,138 @@
+"""Running a function without some indices of its values."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from jaxopt_compress.arrays.fields import is_traced
+from jaxopt_compress.lift import _compat
+from jaxopt_compress.rewriting.coupling.coupling import Coupling, NotRemovable
+from jaxopt_compress.rewriting.coupling.equations import REPLAY, Body, Node, build
+from jaxopt_compress.rewriting.coupling.graph import Axes, Axis, Graph
+from jaxopt_compress.rewriting.coupling.shapes import take
+
+Gone = tuple[np.ndarray, ...]  # per axis of a value, booleans, true where an index is removed
+
+
+class Kept:
+    """Which indices are left; the axes that it is asked for are those of a graph's bodies."""
+
+    def __init__(self, coupling: Coupling, gone: np.ndarray):
+        """Of a solved graph, with flags of the components that are removed."""
+        self._gone = gone[coupling.component]
+        self._sizes: dict[int, int] = {}
+        self._touched: dict[Node, bool] = {}
+
+    def alive(self, axis: Axis) -> np.ndarray:
+        """Flags of the indices that are left."""
+        return ~self._gone[axis]
+
+    def size(self, axis: Axis) -> int:
+        """How many are left."""
+        key = id(axis)
+        if axis.base is not None or key not in self._sizes:
+            # Views made on the way are not kept alive by anything, and their ids come again.
+            n = len(axis) - int(self._gone[axis].sum())
+            if axis.base is not None:
+                return n
+            self._sizes[key] = n
+        return self._sizes[key]
+
+    def shape(self, axes: Axes) -> tuple[int, ...]:
+        """The shape that is left of a value."""
+        return tuple(map(self.size, axes))
+
+    def shrinks(self, axes: Axes) -> bool:
+        """Whether a value loses an index."""
+        return any(self.size(a) < len(a) for a in axes)
+
+    def gone(self, axes: Axes) -> Gone:
+        """Flags of what a value loses."""
+        return tuple(self._gone[a] for a in axes)
+
+    def cut(self, x: Any, axes: Axes) -> Any:
+        """What is left of a whole value."""
+        return cut(x, self.gone(axes)) if self.shrinks(axes) else x
+
+    def cut_constant(self, x: Any, axes: Axes) -> Any:
+        """What is left of a constant, which is not staged as an operation where it need not be."""
+        if is_traced(x):
+            return self.cut(x, axes)
+        with jax.ensure_compile_time_eval():
+            return self.cut(x, axes)
+
+    def touches(self, node: Node) -> bool:
+        """Whether an equation meets anything smaller."""
+        if node not in self._touched:
+            self._touched[node] = any(map(self.shrinks, (*node.ins, *node.outs))) or any(
+                any(map(self.shrinks, body.constant_axes)) or any(map(self.touches, body.nodes))
+                for body in node.bodies
+            )
+        return self._touched[node]
+
+
+def cut(x: Any, gone: Gone) -> Any:
+    """What is left of a whole value."""
+    for k, flags in enumerate(gone):
+        if flags.any():
+            x = take(jax.numpy.asarray(x), np.flatnonzero(~flags), k)
+    return x
+
+
+def run(body: Body, kept: Kept, args: Sequence[Any]) -> list[Any]:
+    """Evaluates a function on operands without the removed indices.
+
+    Equations that meet whole operands only are bound as they stand, with their custom derivatives
+    and shardings; others are bound to the smaller operands, by their rule if they have one.
+    """
+    jaxpr = body.jaxpr
+    constants = map(kept.cut_constant, body.constants, body.constant_axes)
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
+    env.update(zip(jaxpr.invars, args, strict=True))
+    read = lambda v: v.val if isinstance(v, core.Literal) else env[v]
+    for node in body.nodes:
+        values = [read(v) for v in node.eqn.invars]
+        with _compat.equation_scope(node.eqn):
+            if not kept.touches(node):
+                results = _compat.bind(node.eqn, values)
+            elif node.whole:
+                results = map(kept.cut, _compat.bind(node.eqn, values), node.outs)
+            elif node.name in REPLAY:
+                results = REPLAY[node.name](kept, node, values)
+            else:
+                results = _compat.bind(node.eqn, values)
+        env.update(zip(node.eqn.outvars, results, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def run_without(jaxpr: Any, gone: Sequence[Gone], args: Sequence[Any]) -> tuple[list, list[Gone]]:
+    """Evaluates a jaxpr of whole operands on operands without some indices.
+
+    Args:
+        jaxpr: Staged for whole operands.
+        gone: What each operand has lost.
+        args: The operands that are left.
+
+    Returns:
+        The results that are left, and what each has lost.
+
+    Raises:
+        NotRemovable: More than that would have to go.
+    """
+    graph = Graph()
+    ins = [graph.axes(tuple(map(len, flags))) for flags in gone]
+    body = build(graph, jaxpr, ins)
+    coupling = Coupling(graph)
+    pairs = [
+        (a, f)
+        for axes, flags in zip(ins, gone, strict=True)
+        for a, f in zip(axes, flags, strict=True)
+    ]
+    seeds = {x for axis, flags in pairs for x in coupling.component[axis[flags]].tolist()}
+    kept = Kept(coupling, coupling.close(seeds))
+    if any(not np.array_equal(~kept.alive(axis), flags) for axis, flags in pairs):
+        raise NotRemovable("a rule for derivatives couples more indices than its function does")
+    return run(body, kept, args), [kept.gone(axes) for axes in body.outs]
