@@ -35,7 +35,7 @@ from jaxopt_compress.quantization import (
     quantize_array,
 )
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
-from jaxopt_compress.sparsity import prune, schedules, scores
+from jaxopt_compress.sparsity import distributions, grow, prune, schedules, scores
 from jaxopt_compress.storage import (
     CheckpointError,
     load,
@@ -81,10 +81,12 @@ __all__ = [
     "compress",
     "compress_in_order",
     "compressed_training",
+    "distributions",
     "dorefa",
     "equalize",
     "evaluate",
     "fold_norms",
+    "grow",
     "lift",
     "load",
     "load_safetensors",

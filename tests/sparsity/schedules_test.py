@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxopt_compress.sparsity.schedules import constant, keep_count, polynomial
+from jaxopt_compress.numerics.keep_count import keep_count
+from jaxopt_compress.sparsity.schedules import constant, polynomial
 
 LAWS = settings(deadline=None, derandomize=True, max_examples=200)
 
