@@ -164,8 +164,8 @@ def exponential(
 ) -> Schedule:
     """Sparsity that prunes the same share of what is left each time.
 
-    ``1 - s(t) = (1 - initial)**(1 - p) * (1 - final)**p``, where ``p = (t - begin) / (end - begin)``
-    clipped to ``[0, 1]``. The search for lottery tickets goes this way: with ``every`` a round,
+    ``1 - s(t) = (1 - initial)**(1 - p) * (1 - final)**p``, where
+    ``p = (t - begin) / (end - begin)`` clipped to ``[0, 1]``. The search for lottery tickets goes this way: with ``every`` a round,
     ``rounds`` of them keep ``0.8**rounds`` for ``final = 1 - 0.8**rounds``.
 
     Args:
