@@ -45,7 +45,16 @@ from jaxopt_compress.quantization import (
 )
 from jaxopt_compress.removal import NotRemovable, find_groups, flops
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
-from jaxopt_compress.sparsity import prune, schedules, scores
+from jaxopt_compress.sparsity import (
+    distributions,
+    grow,
+    hard_concrete,
+    prune,
+    schedules,
+    scores,
+    soft_threshold,
+    variational_dropout,
+)
 from jaxopt_compress.storage import (
     CheckpointError,
     load,
@@ -53,7 +62,7 @@ from jaxopt_compress.storage import (
     register_flax_serialization,
     save,
 )
-from jaxopt_compress.transforms import compressed_training, weight_gradients
+from jaxopt_compress.transforms import compressed_training, proximal, weight_gradients
 from jaxopt_compress.tree import (
     AssumedLayout,
     Glob,
@@ -96,6 +105,7 @@ __all__ = [
     "compress_in_order",
     "compressed_training",
     "distillation",
+    "distributions",
     "dorefa",
     "dynamic_loss_scale",
     "equalize",
@@ -103,6 +113,8 @@ __all__ = [
     "find_groups",
     "flops",
     "fold_norms",
+    "grow",
+    "hard_concrete",
     "lift",
     "load",
     "load_safetensors",
@@ -117,6 +129,7 @@ __all__ = [
     "nbytes",
     "partition",
     "progressive",
+    "proximal",
     "prune",
     "quantize",
     "quantize_array",
@@ -130,7 +143,9 @@ __all__ = [
     "sensitivities",
     "shard",
     "small_states",
+    "soft_threshold",
     "stochastic_rounding",
     "uses",
+    "variational_dropout",
     "weight_gradients",
 ]

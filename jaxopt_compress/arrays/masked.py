@@ -10,17 +10,19 @@ from jaxopt_compress.arrays.base import CompressedArray
 from jaxopt_compress.arrays.leaf_types import compressed_array
 
 
-@compressed_array(data=["values", "mask"], stored=False)
+@compressed_array(data=["values", "mask"], training=["straight_through"], stored=False)
 class MaskedArray(CompressedArray):
     """``where(mask, values, 0)``.
 
     Attributes:
         values: A dense array.
         mask: Booleans of its shape, true where an entry is kept.
+        straight_through: Whether entries that are not kept have the derivative 1 instead of 0.
     """
 
     values: Any
     mask: Any
+    straight_through: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,4 +44,18 @@ class MaskedArray(CompressedArray):
 
     def materialize(self) -> jax.Array:
         """The values under the mask, 0.0 elsewhere."""
-        return jnp.where(self.mask, self.values, jnp.zeros((), self.values.dtype))
+        return (_through if self.straight_through else _masked)(self.values, self.mask)
+
+
+def _masked(values: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.where(mask, values, jnp.zeros((), values.dtype))
+
+
+@jax.custom_jvp
+def _through(values: jax.Array, mask: jax.Array) -> jax.Array:
+    return _masked(values, mask)
+
+
+@_through.defjvp
+def _through_jvp(primals: Any, tangents: Any) -> Any:
+    return _through(*primals), tangents[0]

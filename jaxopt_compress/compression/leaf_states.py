@@ -63,6 +63,10 @@ class LeafState:
         """``g`` itself, a gradient, computed after what an update has read the parameter for."""
         return g
 
+    def rests(self) -> jax.Array | None:
+        """Booleans, true where training holds the parameter and its moments at 0; or None."""
+        return None
+
     def why_lost(self, name: str) -> str | None:
         """Why a property is not kept, for the message of a chain; None for the general reason."""
         del name
@@ -91,7 +95,7 @@ def _applied(params: Any, state: Any, method: Callable[[LeafState], Callable[...
         made = method(leaf)(w, state.learned.get(path))
         # Later elements of a chain learn the mask from the view.
         masked = isinstance(w, MaskedArray) and not is_compressed(made)
-        return MaskedArray(made, w.mask) if masked else made
+        return w.replace(values=made) if masked else made
 
     return map_states(run, params, state)
 

@@ -40,6 +40,46 @@ def value_of(pattern: jax.Array, dtype) -> jax.Array:
     return lax.bitcast_convert_type(pattern.astype(integer_type(dtype)), dtype)
 
 
+def among(scores: jax.Array, allowed: jax.Array) -> jax.Array:
+    """Scores in the same order in which every entry that is not allowed comes last.
+
+    Args:
+        scores: Floats; the sign is ignored.
+        allowed: Booleans that broadcast to their shape.
+
+    Returns:
+        The next larger magnitudes, and 0 where an entry is not allowed: so 0 itself, which may be
+        a score, is above all of those.
+    """
+    bits = lax.bitcast_convert_type(scores, integer_type(scores.dtype))
+    bits = bits & jnp.iinfo(bits.dtype).max
+    up = jnp.minimum(bits, jnp.asarray(top_pattern(scores.dtype) - 2, bits.dtype)) + 1
+    return lax.bitcast_convert_type(jnp.where(allowed, up, 0), scores.dtype)
+
+
+def nonnegative(scores: jax.Array) -> jax.Array:
+    """Float32 scores of either sign as nonnegative ones in the same order.
+
+    Half of all floats are nonnegative: scores that differ in the last bit alone may become equal.
+
+    Args:
+        scores: Floats of any shape, converted to float32.
+
+    Returns:
+        Float32; NaN stays NaN.
+
+    Example:
+        >>> found = nonnegative(jnp.array([-2.0, -1.0, 0.0, 1.0]))
+        >>> bool(jnp.all(found >= 0)), bool(jnp.all(jnp.diff(found) > 0))
+        (True, True)
+    """
+    wide = scores.astype(jnp.float32)
+    bits = lax.bitcast_convert_type(wide, jnp.int32)
+    half = (bits & 0x7FFFFFFF) >> 1
+    moved = 0x3FC00000 + jnp.where(bits < 0, -half, half)
+    return jnp.where(jnp.isnan(wide), wide, lax.bitcast_convert_type(moved, jnp.float32))
+
+
 def check_scores(scores: jax.Array, size: int) -> None:
     """Refuses what cannot be ranked.
 

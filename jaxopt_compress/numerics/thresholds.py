@@ -202,30 +202,40 @@ def largest_mask(
 
 
 def largest_masks(
-    leaves: Sequence[ArrayLike], keep: ArrayLike, *, hint: ArrayLike | None = None
-) -> list[jax.Array]:
+    leaves: Sequence[ArrayLike],
+    keep: ArrayLike,
+    *,
+    stack_ndim: int = 0,
+    hint: ArrayLike | None = None,
+) -> tuple[list[jax.Array], jax.Array]:
     """Masks of the ``keep`` largest entries of several arrays ranked together.
 
     Args:
-        leaves: Float arrays; different dtypes are widened to their common one, exactly. Equal
-            scores are kept in the order of the list, then by row-major index.
-        keep: Number of entries to keep in total, an int or a traced int32 scalar.
-        hint: The likely threshold, a scalar; it never changes the masks.
+        leaves: At least one float array; different dtypes are widened to their common one, exactly.
+            Equal scores are kept in the order of the list, then by row-major index.
+        keep: Number of entries to keep in total, an int or a traced int32, of shape ``()`` or that
+            of the stack.
+        stack_ndim: Number of leading axes, of the same lengths in all leaves, whose entries are
+            ranked apart from each other.
+        hint: The likely threshold; it never changes the masks.
 
     Returns:
-        One bool array per leaf, of its shape.
+        One bool array per leaf, of its shape; and the threshold, of the shape of the stack.
 
     Example:
-        >>> [m.tolist() for m in largest_masks([jnp.array([1.0, 4.0]), jnp.array([4.0, 5.0])], 2)]
+        >>> masks, _ = largest_masks([jnp.array([1.0, 4.0]), jnp.array([4.0, 5.0])], 2)
+        >>> [m.tolist() for m in masks]
         [[False, True], [False, True]]
     """
     arrays = [jnp.asarray(x) for x in leaves]
-    size = sum(x.size for x in arrays)
+    size = sum(_size(x, stack_ndim) for x in arrays)
     _check_keep(keep, size)
-    if not arrays:
-        return []
+    stacks = {x.shape[:stack_ndim] for x in arrays}
+    if len(stacks) != 1:
+        raise ValueError(f"stacks of the shapes {sorted(stacks)} cannot be ranked together")
     for x in arrays:
         check_scores(x, size)
     dtype = promoted(*(x.dtype for x in arrays))
     hint = None if hint is None else jnp.asarray(hint, dtype)
-    return _largest([x.astype(dtype) for x in arrays], jnp.asarray(keep, jnp.int32), hint)[0]
+    arrays = [x.astype(dtype) for x in arrays]
+    return _largest(arrays, jnp.asarray(keep, jnp.int32), hint, stack_ndim)

@@ -26,7 +26,8 @@ from jaxopt_compress.rewriting.coupling.analysis import (
 from jaxopt_compress.rewriting.coupling.background import inexact_reductions
 from jaxopt_compress.rewriting.coupling.coupling import NotRemovable
 from jaxopt_compress.rewriting.coupling.replay import Gone, Kept
-from jaxopt_compress.sparsity.scores import Score, magnitude
+from jaxopt_compress.sparsity.score import Score
+from jaxopt_compress.sparsity.scores import magnitude
 from jaxopt_compress.tree import named_leaves
 from jaxopt_compress.tree.paths import is_float
 

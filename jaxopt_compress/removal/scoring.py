@@ -10,7 +10,8 @@ import numpy as np
 from jaxopt_compress.compression import Parameter
 from jaxopt_compress.compression.leaf_states import as_jax
 from jaxopt_compress.compression.selection import chosen_parameters
-from jaxopt_compress.sparsity.scores import Score, as_score, is_magnitude
+from jaxopt_compress.sparsity.score import Score, as_score
+from jaxopt_compress.sparsity.scores import is_magnitude
 from jaxopt_compress.tree import assume_layout, named_leaves
 
 Reduce = Literal["l2", "sum", "mean", "max"]
@@ -29,7 +30,10 @@ def entry_scores(
     scored = {}
     for path, (value, layout, stat) in _parameters(by, params, paths, uses, stats).items():
         parameter = Parameter(path, value, layout, stat, grad=grads.get(path))
-        found = by.score(parameter, by.keep(parameter))
+        kept = by.keep(parameter)
+        # Scores that accumulate gradients see these.
+        kept = kept if by.advance is None else by.advance(parameter, kept)
+        found = by.score(parameter, kept)
         if jnp.shape(found) != tuple(value.shape):
             raise ValueError(
                 f"the score has shape {jnp.shape(found)} for {parameter.describe()}; it has to "

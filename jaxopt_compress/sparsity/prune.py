@@ -1,98 +1,31 @@
 """Pruning by score, along a schedule, to a pattern."""
 
-import dataclasses
-import functools
-import math
-import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from jaxopt_compress.arrays import (
-    MaskedArray,
-    QuantizedArray,
-    is_compressed,
-    materialize,
-)
-from jaxopt_compress.arrays.sparse import sparse_nm, sparse_rows
+from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.compression import (
     Compression,
-    Decision,
-    LeafMethod,
-    LeafState,
-    NeedsStats,
+    Method,
     Parameter,
     compression_of,
     spelled,
 )
 from jaxopt_compress.compression.keywords import answers
-from jaxopt_compress.compression.leaf_states import GRID, N_M, RANK, ZEROS
-from jaxopt_compress.numerics.ordering import computed_after
-from jaxopt_compress.numerics.patterns import n_m_mask
-from jaxopt_compress.numerics.thresholds import largest
-from jaxopt_compress.sparsity.schedules import Schedule, keep_count
-from jaxopt_compress.sparsity.scores import Score, as_score, is_magnitude
+from jaxopt_compress.sparsity.distributions import Distribution
+from jaxopt_compress.sparsity.grow import Grow
+from jaxopt_compress.sparsity.masks import first, later
+from jaxopt_compress.sparsity.rules import Rules
+from jaxopt_compress.sparsity.schedule import Schedule, as_schedule
+from jaxopt_compress.sparsity.schedules import constant
+from jaxopt_compress.sparsity.score import Score, as_score
+from jaxopt_compress.sparsity.search import Parameters
+from jaxopt_compress.sparsity.state import check_prunable
+from jaxopt_compress.sparsity.units import SCOPES, Pattern, read_pattern
 from jaxopt_compress.tree import Where
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["mask", "threshold", "kept"],
-    meta_fields=["pattern", "axis", "stack"],
-)
-@dataclasses.dataclass(frozen=True)
-class PrunedState(LeafState):
-    """The mask of one parameter.
-
-    Attributes:
-        mask: Booleans, true where an entry is kept.
-        threshold: The score that separated them, one per stack entry; where the next search starts.
-        kept: Arrays that the score needs besides the parameter, or None.
-        pattern: ``(n, m)``, or None if unstructured.
-        axis: The negative axis of the groups of an n:m pattern, or None.
-        stack: How many leading axes hold parameters of their own.
-    """
-
-    mask: Any
-    threshold: Any
-    kept: Any
-    pattern: tuple[int, int] | None
-    axis: int | None
-    stack: int
-    kind = "prune"
-    keeps = frozenset({ZEROS, N_M, RANK, GRID})
-
-    @property
-    def establishes(self) -> frozenset[str]:
-        """Zeros, and perhaps a pattern of them."""
-        return frozenset({ZEROS} if self.pattern is None else {ZEROS, N_M})
-
-    def apply(self, w: Any, learned: Any) -> MaskedArray:
-        """``w`` under the mask."""
-        del learned
-        return MaskedArray(materialize(w), self.mask)
-
-    def before(self, g: jax.Array) -> jax.Array:
-        """``g`` itself, computed after the mask."""
-        if self.threshold is None:
-            return g
-        return computed_after(g, self.threshold)
-
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
-        """The kept entries; of a quantized array, the kept codes."""
-        del learned, path
-        if isinstance(w, QuantizedArray):
-            return w.replace(codes=self._store(w.unpacked()), block=None)
-        return self._store(materialize(w))
-
-    def _store(self, dense: jax.Array) -> Any:
-        if self.pattern is not None and not bool(jnp.all(self.mask)):
-            return sparse_nm(dense, self.mask, *self.pattern, self.axis)  # pyright: ignore
-        return sparse_rows(dense, self.mask, dense.ndim - self.stack)
-
 
 _ELSEWHERE = {
     **dict.fromkeys(
@@ -105,151 +38,215 @@ _ELSEWHERE = {
         "write it as a schedule, such as schedules.polynomial(0.9, begin=0, end=1000, every=10)",
     ),
     **dict.fromkeys(("params", "layers", "targets"), "write where='**/kernel'"),
+    **dict.fromkeys(("block_size", "block_shape"), "write pattern='block:16x16'"),
+    **dict.fromkeys(("global_pruning", "is_global"), "write scope='global'"),
+    **dict.fromkeys(
+        ("drop_fraction", "drop_fraction_fn"), "write grow=jaxopt_compress.grow.by_gradient(0.3)"
+    ),
 }
 
 
 @answers(_ELSEWHERE)
 def prune(
     score: Score | Callable[[Parameter], jax.Array],
-    schedule: Schedule,
+    schedule: Schedule | Callable[[Any], Any] | None = None,
     pattern: str | None = None,
     where: Where = None,
     *,
+    threshold: float | Callable[[Any], Any] | None = None,
+    scope: str | None = None,
+    distribution: Distribution | None = None,
+    grow: Grow | None = None,
+    backward: str = "masked",
+    pruned: str | None = None,
     stack: int = 0,
 ) -> Compression:
-    """Sets the entries with the lowest scores to zero, per parameter, and stores only the others.
+    """Sets the entries with the lowest scores to zero, and stores only the others.
 
-    Each parameter (each entry of a stack on its own) keeps exactly
-    ``size - round(size * sparsity)`` entries; among equal scores the ones with the lower row-major
-    index. Masks are decided in ``init`` at step 0 and renewed by ``update`` at the steps where the
-    schedule is due, from the parameters passed in; entries that were pruned can come back, since
-    the optimizer keeps all of them. The derivative at a pruned entry is 0. In a chain after another
-    ``prune`` only entries that it kept are kept.
+    Exactly ``size - round(size * sparsity)`` entries stay of those that are compared with each
+    other; among equal scores the ones with the lower row-major index, and of the parameter that
+    comes first. Masks are decided in ``init`` at step 0 and renewed by ``update`` at the steps
+    where the schedule is due, from the parameters passed in; entries that were pruned can come
+    back. In a chain after another ``prune`` only entries that it kept are kept.
 
     Args:
         score: Which entries are kept: one of `jaxopt_compress.scores`, or a function
             ``(parameter) -> scores``, of the shape of ``parameter.value`` and at least 0.
-        schedule: One of `jaxopt_compress.schedules`.
-        pattern: None or ``"unstructured"``; or ``"n:m"``, such as ``"2:4"``: of each ``m``
-            consecutive entries along the contracted axis the ``n`` with the highest scores stay,
-            from the first step on at which the schedule asks for any sparsity. The schedule then
-            has to end at ``1 - n / m``.
+        schedule: One of `jaxopt_compress.schedules`, or any function of the step that gives the
+            sparsity, such as a schedule of optax. May be left out with an n:m pattern.
+        pattern: What is kept or pruned together. None or ``"unstructured"``: single entries.
+            ``"n:m"``, such as ``"2:4"``: of each ``m`` consecutive entries along the contracted
+            axis the ``n`` with the highest scores stay (of a last, shorter group as many, if it has
+            them), from the first step on at which the schedule asks for any sparsity, and the
+            schedule has to end at ``1 - n / m``. ``"block:16x16"``: blocks of so many contracted
+            by so many output entries. ``"channels"``: outputs. ``"inputs"``: entries of the last
+            contracted axis. The score of the last three is the mean over their entries, and
+            sparsity counts them, not entries.
         where: Which parameters; by default the floating ones of rank 2 and more, and where uses are
             given only those with a use.
+        threshold: In the place of a schedule: entries with at least this score stay. A number, or a
+            function of the step; masks are then renewed by each update. Scores that accumulate
+            gradients prune nothing in ``init``.
+        scope: What is compared with each other: ``"leaf"``, the entries of a parameter, and of each
+            entry of its stack; ``"output"``, those of one output; ``"global"``, those of all
+            parameters. By default what the score says, which is ``"leaf"`` for most.
+        distribution: How the scope ``"leaf"`` spreads the sparsity of the schedule over parameters,
+            one of `jaxopt_compress.distributions`; by default all have the same. A recipe of
+            several ``prune`` gives each its own.
+        grow: How kept entries are exchanged for pruned ones at each due step after the first, one
+            of `jaxopt_compress.grow`.
+        backward: ``"masked"``: the derivative at a pruned entry is 0. ``"straight_through"``: it is
+            that at the view, so that pruned entries train on.
+        pruned: What training does with pruned entries of parameters. ``"stay"``: nothing, so that
+            they come back with the values that they had; ``"zero"``: `compressed_training` sets
+            them, and their moments in the optimizer's state, to 0 at each update, so that they
+            come back as 0. By default ``"zero"`` with ``grow``, and ``"stay"`` without.
         stack: How many leading axes of each are a stack of parameters of their own, whatever uses
-            say of them, such as the members of an ensemble under `jax.vmap`.
+            say of them, such as the members of an ensemble under `jax.vmap`; also in the scope
+            ``"global"``.
 
     Returns:
         A `Compression` that stores `SparseArray`.
 
     Raises:
         TypeError: ``score`` or ``schedule`` is none.
-        ValueError: A pattern that cannot be read, or that contradicts the schedule.
+        ValueError: Arguments that cannot be read, or that contradict each other.
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
-        >>> c = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), pattern="2:4")
+        >>> c = jc.prune(jc.scores.magnitude(), pattern="2:4")
         >>> jc.compress({"w": jnp.arange(1.0, 9.0).reshape(8, 1)}, c)["w"].materialize()[:, 0]
         Array([0., 0., 3., 4., 0., 0., 7., 8.], dtype=float32)
+        >>> params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0, 4.0]])}
+        >>> c = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), scope="global")
+        >>> jc.materialize(jc.compress(params, c))["a"]
+        Array([[0., 0.]], dtype=float32)
 
     References:
         Zhu and Gupta, 2017, To Prune, or Not to Prune. Mishra et al., 2021, Accelerating Sparse
         Deep Neural Networks.
     """
-    by = as_score(score)
-    if not isinstance(schedule, Schedule):
-        raise TypeError(
-            f"schedule={schedule!r} is no schedule; jaxopt_compress.schedules.constant(0.5) is one"
-        )
-    n_m = _read_pattern(pattern, schedule)
+    by, form = as_score(score), read_pattern(pattern)
+    steps = _schedule(schedule, threshold, form, by.signed)
+    _check_together(form, scope, distribution, grow, threshold)
+    wide = scope or ("leaf" if form.kind != "entries" or distribution else by.scope)
+    limit = threshold if callable(threshold) or threshold is None else lambda count: threshold
+    passes = _one_of("backward", backward, ("masked", "straight_through")) == "straight_through"
+    chosen = pruned or ("stay" if grow is None else "zero")
+    zero = _one_of("pruned", chosen, ("stay", "zero")) == "zero"
+    if passes and zero:
+        raise ValueError("backward='straight_through' trains pruned entries, so they stay")
+    rules = Rules(by, steps, limit, form, wide, distribution, grow, stack, passes, zero)
 
-    def check(parameter: Parameter) -> None:
-        value, layout = parameter.value, parameter.layout
-        if is_compressed(value) and not isinstance(value, _PRUNABLE):
-            raise TypeError(
-                f"{parameter.describe()} is a {type(value).__name__} and cannot be pruned; prune "
-                "before, or materialize it first"
-            )
-        if not value.shape:
-            raise ValueError(f"{parameter.describe()} is a scalar and cannot be pruned; exclude it")
-        if n_m is not None and layout.group_axis is None:
-            raise ValueError(
-                f"{parameter.describe()} has no contracted axis for the pattern {pattern!r}; "
-                "prune it unstructured"
-            )
-
-    def init(parameter: Parameter) -> Decision:
-        ndim, layout = len(parameter.value.shape), parameter.layout
-        try:
-            # Arrays of its own, which a step may donate.
-            kept = jax.tree.map(jnp.copy, by.keep(parameter))
-            made = jax.eval_shape(
-                lambda value: by.score(parameter._replace(value=value), kept), parameter.value
-            )
-        except AttributeError as error:
-            if parameter.stats is not None or "NoneType" not in str(error):
-                raise
-            raise NeedsStats(
-                f"the score of {parameter.describe()} reads its stats, and there are none: pass "
-                "stats=jaxopt_compress.calibrate(fn, params, batches); in training, a Score keeps "
-                "what it needs of them"
-            ) from error
-        if made.shape != tuple(parameter.value.shape):
-            raise ValueError(
-                f"the score has shape {made.shape} for {parameter.describe()}; it has to "
-                "score each entry"
-            )
-        stack = next((d for d in range(ndim) if d - ndim not in layout.stack), ndim - 1)
-        axis = layout.group_axis if n_m is not None else None
-        state = PrunedState(None, None, kept, n_m, axis, stack)
-        return Decision(renewed(state, jnp.zeros((), jnp.int32), parameter))
-
-    def renewed(state: PrunedState, count: jax.Array, parameter: Parameter) -> PrunedState:
-        # The search ignores signs; absolute values would be one more array of this size.
-        fast = is_magnitude(by)
-        scores = parameter.dense() if fast else by.score(parameter, state.kept)
-        if parameter.keep is not None:
-            scores = jnp.where(parameter.keep, scores, 0)
-        sparsity = schedule.sparsity(count)
-        if n_m is not None:
-            mask = n_m_mask(scores, *n_m, state.axis) | (sparsity <= 0)  # pyright: ignore
-            return dataclasses.replace(state, mask=_within(mask, parameter))
-        keep = keep_count(math.prod(scores.shape[state.stack :]), sparsity)
-        found = largest(scores, keep, stack_ndim=state.stack, hint=state.threshold)
-        mask = _within(found.mask, parameter)
-        return dataclasses.replace(state, mask=mask, threshold=found.threshold)
-
-    def update(decision: Decision, count: jax.Array, parameter: Parameter) -> Decision:
-        # A loop of at most one turn, since a branch that keeps the mask would copy it.
-        once = lambda carry: (jnp.zeros_like(carry[0]), renewed(carry[1], count, parameter))
-        due = schedule.due(count)
-        return Decision(lax.while_loop(lambda carry: carry[0], once, (due, decision.state))[1])
-
+    method = Method(
+        lambda parameters: _check(rules, parameters),
+        lambda parameters: first(rules, parameters),
+        lambda decisions, count, parameters: later(rules, decisions, count, parameters),
+    )
     asked = spelled("prune", pattern=pattern, where=where, stack=stack or None)
-    return compression_of(LeafMethod(check, init, update), where, stack=stack, asked=asked)
+    return compression_of(method, where, stack=stack, asked=asked)
 
 
-_PRUNABLE = (QuantizedArray, MaskedArray)
+def _schedule(schedule: Any, threshold: Any, pattern: Pattern, signed: bool) -> Schedule | None:
+    """The schedule; None with a threshold.
 
-
-def _within(mask: jax.Array, parameter: Parameter) -> jax.Array:
-    """The mask without entries that earlier elements fixed at zero."""
-    return mask if parameter.keep is None else mask & parameter.keep
-
-
-def _read_pattern(pattern: str | None, schedule: Schedule) -> tuple[int, int] | None:
-    if pattern in (None, "unstructured"):
+    Raises:
+        TypeError: It is none.
+        ValueError: Both or neither are given; or the schedule contradicts an n:m pattern.
+    """
+    if threshold is not None:
+        if schedule is not None:
+            raise ValueError(
+                "schedule= says how many entries stay, threshold= which; give one of them"
+            )
+        if not callable(threshold) and not (threshold >= 0 or signed):
+            raise ValueError(f"threshold={threshold!r}; it is a score, at least 0")
         return None
-    match = re.fullmatch(r"(\d+):(\d+)", pattern)
-    if match is None or not 0 < int(match[1]) < int(match[2]):
+    ends = 1 - pattern.sizes[0] / pattern.sizes[1] if pattern.n_m else None
+    if schedule is None and ends is None:
         raise ValueError(
-            f"pattern={pattern!r}; it is 'unstructured' or 'n:m' with 0 < n < m, such as '2:4'"
+            "prune needs a schedule, such as schedules.constant(0.9), or threshold=, a score"
         )
-    n, m = int(match[1]), int(match[2])
-    final = float(schedule.sparsity(jnp.int32(2**31 - 1)))
-    if abs(final - (1 - n / m)) > 1e-6:
+    found = as_schedule(constant(ends) if schedule is None else schedule)  # pyright: ignore
+    final = float(found.sparsity(jnp.int32(2**31 - 1)))
+    if ends is not None and abs(final - ends) > 1e-6:
+        n_m = "{}:{}".format(*pattern.sizes)
         raise ValueError(
-            f"pattern={pattern!r} prunes {1 - n / m:.6g} of the entries, but the schedule ends at "
-            f"{final:.6g}; use schedules.constant({1 - n / m:.6g}) or a schedule that ends there"
+            f"pattern={n_m!r} prunes {ends:.6g} of the entries, but the schedule ends at "
+            f"{final:.6g}; use schedules.constant({ends:.6g}) or a schedule that ends there"
         )
-    return n, m
+    return found
+
+
+def _check_together(
+    pattern: Pattern, scope: Any, distribution: Any, grow: Any, threshold: Any
+) -> None:
+    """Refuses arguments that contradict each other."""
+    if scope is not None:
+        _one_of("scope", scope, SCOPES)
+    if pattern.n_m is not None:
+        asked = {"scope": scope, "distribution": distribution, "grow": grow, "threshold": threshold}
+        for name, value in asked.items():
+            if value is not None:
+                raise ValueError(
+                    f"{name}= with an n:m pattern, which says how many entries of each group stay: "
+                    "leave one of them out"
+                )
+    elif scope == "output" and pattern.kind != "entries":
+        raise ValueError(
+            f"scope='output' with pattern={pattern.kind!r}: an output is no part of one output; "
+            "take 'leaf' or 'global'"
+        )
+    if distribution is not None and scope not in (None, "leaf"):
+        raise ValueError(
+            f"distribution= with scope={scope!r}: a distribution says the sparsity of each "
+            "parameter, which is for scope='leaf'"
+        )
+    if grow is not None and not isinstance(grow, Grow):
+        raise TypeError(f"grow={grow!r}; jaxopt_compress.grow.by_gradient(0.3) is one")
+    if threshold is not None and (grow is not None or distribution is not None):
+        raise ValueError("threshold= says which entries stay: leave grow= and distribution= out")
+
+
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise ValueError(f"{name}={value!r}; there are {', '.join(map(repr, known))}")
+    return value
+
+
+def _check(rules: Rules, parameters: Parameters) -> None:
+    """Refuses parameters that cannot be pruned so."""
+    for parameter in parameters.values():
+        _check_one(rules, parameter)
+    starts = rules.score if rules.grow is None else rules.grow.start or rules.score
+    if rules.schedule is None or not starts.begins:
+        return
+    now = rules.schedule.sparsity(jnp.int32(0))
+    if not is_traced(now) and float(now) > 0:
+        raise ValueError(
+            f"the schedule prunes {float(now):.6g} at step 0, and the score accumulates gradients "
+            f"of updates: begin at step {starts.begins} or later, such as "
+            f"schedules.one_shot({float(now):.6g}, step=100), or score by a loss, such as "
+            "scores.given(scores.snip(loss, params, batch))"
+        )
+
+
+def _check_one(rules: Rules, parameter: Parameter) -> None:
+    layout, kind = parameter.layout, rules.pattern.kind
+    check_prunable(parameter)
+    if layout.group_axis is None:
+        if kind in ("n:m", "inputs", "block"):
+            raise ValueError(
+                f"{parameter.describe()} has no contracted axis for the pattern "
+                f"{_named(rules.pattern)!r}; prune it unstructured"
+            )
+        if rules.scope == "output":
+            raise ValueError(
+                f"{parameter.describe()} has no contracted axis, so that each output is one entry; "
+                "prune it with scope='leaf'"
+            )
+
+
+def _named(pattern: Pattern) -> str:
+    between = {"n:m": "{}:{}", "block": "block:{}x{}"}.get(pattern.kind, pattern.kind)
+    return between.format(*pattern.sizes)

@@ -1,62 +1,89 @@
 """Sparsity over training steps: how much is pruned, and when masks are computed anew."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.typing import ArrayLike
+
+from jaxopt_compress.sparsity.schedule import (
+    Schedule,
+    between,
+    check_every,
+    check_span,
+    check_sparsity,
+    from_optax,
+)
+
+_MAX = 2**31 - 1
 
 
-class Schedule(NamedTuple):
-    """Two functions of an int32 step, both jit-able.
-
-    Attributes:
-        sparsity: Maps the step to the fraction of entries pruned, float32.
-        due: Maps the step to whether the mask is computed anew at it, bool.
-    """
-
-    sparsity: Callable[[ArrayLike], jax.Array]
-    due: Callable[[ArrayLike], jax.Array]
-
-
-def _check_sparsity(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(
-            f"{name}={value} is not a sparsity; it is the fraction pruned, "
-            "at least 0 and below 1, for example 0.9"
-        )
-
-
-def constant(sparsity: float) -> Schedule:
-    """The same sparsity at every step; the mask is computed once, at step 0.
+def constant(sparsity: float, every: int | None = None, end: int | None = None) -> Schedule:
+    """The same sparsity at every step.
 
     Args:
         sparsity: Fraction of entries pruned, in ``[0, 1)``.
+        every: Steps between two computations of the mask, counted from 0; None computes it once, at
+            step 0.
+        end: The last step at which it may be computed; None for no end.
 
     Returns:
         The schedule.
 
     Raises:
-        ValueError: The sparsity is out of range.
+        ValueError: A value is out of range.
 
     Example:
         >>> import jaxopt_compress as jc
         >>> schedule = jc.schedules.constant(0.5)
         >>> float(schedule.sparsity(7)), bool(schedule.due(0)), bool(schedule.due(7))
         (0.5, True, False)
+        >>> schedule = jc.schedules.constant(0.5, every=100, end=250)
+        >>> [step for step in range(500) if schedule.due(step)]
+        [0, 100, 200]
     """
-    _check_sparsity("sparsity", sparsity)
+    check_sparsity("sparsity", sparsity)
+    if every is None and end is not None:
+        raise ValueError(f"end={end} of a mask that is computed once: say every= too")
+    check_every(1 if every is None else every)
 
     def sparsity_fn(step):
         return jnp.full(jnp.shape(step), sparsity, jnp.float32)
 
     def due(step):
-        return jnp.asarray(step) == 0
+        step = jnp.asarray(step)
+        if every is None:
+            return step == 0
+        return (step % every == 0) & (True if end is None else step <= end)
 
     return Schedule(sparsity_fn, due)
+
+
+def one_shot(sparsity: float, step: int) -> Schedule:
+    """No sparsity before a step, and all of it from there on; the mask is computed once, at it.
+
+    Args:
+        sparsity: Fraction of entries pruned from then on, in ``[0, 1)``.
+        step: The step, at least 0.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: A value is out of range.
+
+    Example:
+        >>> import jaxopt_compress as jc
+        >>> schedule = jc.schedules.one_shot(0.5, 3)
+        >>> [float(schedule.sparsity(step)) for step in range(5)]
+        [0.0, 0.0, 0.0, 0.5, 0.5]
+    """
+    check_sparsity("sparsity", sparsity)
+    if step < 0:
+        raise ValueError(f"step={step}; the first step is 0")
+
+    def sparsity_fn(now):
+        return jnp.where(jnp.asarray(now) >= step, jnp.float32(sparsity), jnp.float32(0))
+
+    return Schedule(sparsity_fn, lambda now: jnp.asarray(now) == step)
 
 
 def polynomial(
@@ -99,16 +126,12 @@ def polynomial(
         Zhu and Gupta (2017), To prune, or not to prune: exploring the efficacy of pruning for
         model compression.
     """
-    _check_sparsity("final", final)
-    _check_sparsity("initial", initial)
-    if begin < 0:
-        raise ValueError(f"begin={begin}; the first step is 0")
-    if end <= begin:
-        raise ValueError(f"end={end} is not after begin={begin}; at least {begin + 1} works")
+    check_sparsity("final", final)
+    check_sparsity("initial", initial)
+    check_span(begin, end)
     if not 0 < power < math.inf:
         raise ValueError(f"power={power}; it must be positive and finite, 3 is usual")
-    if every < 1:
-        raise ValueError(f"every={every}; it counts steps, 1 computes the mask at each")
+    check_every(every)
 
     def sparsity_fn(step):
         # Clipped as integers: differences of far steps are not exact in float32.
@@ -118,54 +141,100 @@ def polynomial(
         # The rounded formula ends on `final` exactly, and starts near `initial`.
         return jnp.where(remaining < end - begin, between, jnp.float32(initial))
 
+    return Schedule(sparsity_fn, between(begin, end, every))
+
+
+def exponential(
+    final: float, begin: int, end: int, initial: float = 0.0, every: int = 1
+) -> Schedule:
+    """Sparsity that prunes the same share of what is left each time.
+
+    ``1 - s(t) = (1 - initial)**(1 - p) * (1 - final)**p``, where
+    ``p = (t - begin) / (end - begin)`` clipped to ``[0, 1]``. The search for lottery tickets goes
+    this way: one that keeps 80% in each of ``n`` rounds ends at ``final = 1 - 0.8**n``.
+
+    Args:
+        final: Sparsity from step ``end`` on, in ``[0, 1)``.
+        begin: First step at which the mask is computed.
+        end: Last one.
+        initial: Sparsity up to step ``begin``, in ``[0, 1)``.
+        every: As in `polynomial`.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: A value is out of range.
+
+    Example:
+        >>> import jaxopt_compress as jc
+        >>> schedule = jc.schedules.exponential(0.75, begin=0, end=2)
+        >>> [float(schedule.sparsity(step)) for step in range(4)]
+        [0.0, 0.5, 0.75, 0.75]
+    """
+    check_sparsity("final", final)
+    check_sparsity("initial", initial)
+    check_span(begin, end)
+    check_every(every)
+    low, high = math.log1p(-initial), math.log1p(-final)
+
+    def sparsity_fn(step):
+        passed = jnp.clip(jnp.asarray(step), begin, end) - begin
+        share = passed.astype(jnp.float32) / (end - begin)
+        between = -jnp.expm1(low + (high - low) * share)
+        between = jnp.where(passed < end - begin, between, jnp.float32(final))
+        return jnp.where(passed > 0, between, jnp.float32(initial))
+
+    return Schedule(sparsity_fn, between(begin, end, every))
+
+
+def cyclic(sparsity: float, dense: int, sparse: int, begin: int = 0, end: int = _MAX) -> Schedule:
+    """Dense and sparse phases in turn, as in AC/DC.
+
+    Dense up to step ``begin``; then sparse for ``sparse`` steps, dense for ``dense`` steps, and so
+    on; sparse from step ``end`` on. The mask is computed where a phase begins. The paper begins
+    dense phases with zeros: ``prune(pruned="zero")``.
+
+    Args:
+        sparsity: Fraction of entries pruned in sparse phases, in ``[0, 1)``.
+        dense: Steps of a dense phase.
+        sparse: Steps of a sparse phase.
+        begin: First step of the first sparse phase.
+        end: First step of the last one.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: A value is out of range.
+
+    Example:
+        >>> import jaxopt_compress as jc
+        >>> schedule = jc.schedules.cyclic(0.5, dense=2, sparse=3, begin=1, end=9)
+        >>> "".join("sd"[float(schedule.sparsity(step)) == 0] for step in range(12))
+        'dsssddssssss'
+
+    References:
+        Peste et al., 2021, AC/DC: Alternating Compressed/DeCompressed Training of Deep Neural
+        Networks.
+    """
+    check_sparsity("sparsity", sparsity)
+    check_span(begin, end)
+    if min(dense, sparse) < 1:
+        raise ValueError(f"dense={dense} and sparse={sparse}; each phase has at least one step")
+
+    def is_sparse(step):
+        inside = (jnp.asarray(step) - begin) % (dense + sparse) < sparse
+        return ((step >= begin) & inside) | (step >= end)
+
+    def sparsity_fn(step):
+        return jnp.where(is_sparse(jnp.asarray(step)), jnp.float32(sparsity), jnp.float32(0))
+
     def due(step):
         step = jnp.asarray(step)
-        on_grid = (step - begin) % every == 0
-        return (begin <= step) & (step <= end) & (on_grid | (step == end))
+        return (step == 0) | (is_sparse(step) != is_sparse(step - 1))
 
     return Schedule(sparsity_fn, due)
 
 
-def keep_count(size: int, sparsity: ArrayLike) -> jax.Array:
-    """Number of entries kept: ``size - round(size * sparsity)``, halves rounded up.
-
-    The product is computed in integers and is exact for the sparsity as a float32; a float32
-    product would be off by up to about a hundred entries at sizes near ``2**31``.
-
-    Args:
-        size: Number of entries, below ``2**31``.
-        sparsity: Fraction pruned, float32 of any shape; clipped to ``[0, 1]``.
-
-    Returns:
-        Int32 of the sparsity's shape.
-
-    Raises:
-        ValueError: The size is out of range.
-
-    Example:
-        >>> keep_count(10, 0.25).item(), keep_count(2**31 - 1, 2.0**-24).item()
-        (7, 2147483519)
-    """
-    if not 0 <= size < 2**31:
-        raise ValueError(f"size={size}; sizes from 0 to {2**31 - 1} can be counted in int32")
-    sparsity = jnp.clip(jnp.asarray(sparsity, jnp.float32), 0, 1)
-    bits = lax.bitcast_convert_type(sparsity, jnp.uint32)
-    exponent = bits >> 23
-    # Below 1, sparsity == mantissa / 2**(24 + shift) with shift >= 0.
-    mantissa = (bits & 0x7FFFFF) | jnp.where(exponent > 0, jnp.uint32(1 << 23), jnp.uint32(0))
-    shift = 126 - jnp.clip(exponent, 1, 126)
-
-    # size * mantissa in digits of 12 bits, for there are no 64-bit integers by default.
-    low, high = mantissa & 0xFFF, mantissa >> 12
-    s0, s1, s2 = (jnp.uint32(size >> k & 0xFFF) for k in (0, 12, 24))
-    d0 = s0 * low
-    d1 = s0 * high + s1 * low + (d0 >> 12)
-    d2 = s1 * high + s2 * low + (d1 >> 12)
-    d3 = s2 * high + (d2 >> 12)
-    product = (d3 << 13) | ((d2 & 0xFFF) << 1) | ((d1 & 0xFFF) >> 11)  # the upper 32 of 55 bits
-    doubled = jnp.where(shift < 32, product >> jnp.minimum(shift, 31), jnp.uint32(0))
-    pruned = jnp.where(sparsity < 1, ((doubled + 1) >> 1).astype(jnp.int32), size)
-    return size - pruned
-
-
-__all__ = ["Schedule", "constant", "polynomial"]
+__all__ = ["Schedule", "constant", "cyclic", "exponential", "from_optax", "one_shot", "polynomial"]

@@ -1,27 +1,16 @@
 """Scores: how much each entry of a parameter matters. Entries with the lowest scores are pruned."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.compression import Parameter
-
-
-class Score(NamedTuple):
-    """A score of the entries of a parameter.
-
-    Attributes:
-        score: ``score(parameter, kept) -> scores`` of the parameter's shape, at least 0. It is
-            called in ``init`` and at each update that renews the mask; statistics are there in
-            ``init`` only, and the gradient in updates only.
-        keep: ``keep(parameter) -> kept``: arrays that the score needs later, such as input norms
-            from statistics. They become part of the optimizer's state, so keep little.
-    """
-
-    score: Callable[[Parameter, Any], jax.Array]
-    keep: Callable[[Parameter], Any] = lambda parameter: None
+from jaxopt_compress.sparsity.gradient_scores import fisher, movement, saliency
+from jaxopt_compress.sparsity.keys import impl_of, key_of, renewed, words_for
+from jaxopt_compress.sparsity.loss_scores import grasp, snip, synflow
+from jaxopt_compress.sparsity.score import Score, accumulated, wide
+from jaxopt_compress.tree import named_leaves
 
 
 def magnitude() -> Score:
@@ -47,23 +36,138 @@ def is_magnitude(score: Score) -> bool:
     return score is _MAGNITUDE
 
 
-def as_score(score: Score | Callable[[Parameter], jax.Array]) -> Score:
-    """A score, or a function of the parameter alone, as a score.
+def random(key: jax.Array, renew: bool = False) -> Score:
+    """Scores entries by chance.
 
-    Raises:
-        TypeError: It is neither.
+    Args:
+        key: A random key. Each parameter has numbers of its own, by its path.
+        renew: Whether numbers are new at every update. By default they stay, so that a growing
+            sparsity only adds to what is pruned.
+
+    Returns:
+        The score, uniform in [0, 1).
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxopt_compress as jc
+        >>> prune = jc.prune(jc.scores.random(jax.random.key(0)), jc.schedules.constant(0.5))
+        >>> int(jnp.sum(jc.compress({"w": jnp.ones((4, 4))}, prune)["w"].materialize()))
+        8
     """
-    if isinstance(score, Score):
-        return score
-    if score is magnitude or not callable(score):
-        raise TypeError(
-            f"score={getattr(score, '__name__', score)!r} is no score; "
-            "jaxopt_compress.scores.magnitude() is one, and so is a function "
-            "(parameter) -> scores"
-        )
-    return Score(lambda parameter, kept: score(parameter))
+    impl = impl_of(key)
+
+    def score(parameter: Parameter, words: jax.Array) -> jax.Array:
+        return jax.random.uniform(key_of(words, impl), parameter.value.shape)
+
+    advance = lambda parameter, words: renewed(words, impl)
+    keep = lambda parameter: words_for(key, parameter.path)
+    return Score(score, keep, advance if renew else None)
+
+
+def wanda() -> Score:
+    r"""Scores entries by their magnitude and the norm of the input that they meet.
+
+    .. math:: s_{kn} = |w_{kn}| \sqrt{E[x_k^2]}
+
+    Entries are compared with those of the same output.
+
+    Returns:
+        The score; it needs statistics with second moments, as `calibrate` takes them by default.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxopt_compress as jc
+        >>> params = {"w": jnp.array([[1.0], [2.0], [3.0], [4.0]])}
+        >>> model = lambda params, x: x @ params["w"]
+        >>> stats = jc.calibrate(model, params, [jnp.array([[100.0, 10.0, 1.0, 0.1]])])
+        >>> prune = jc.prune(jc.scores.wanda(), jc.schedules.constant(0.5))
+        >>> jc.compress(params, prune, stats=stats, layout="in,out")["w"].materialize()[:, 0]
+        Array([1., 2., 0., 0.], dtype=float32)
+
+    References:
+        Sun et al., 2024, A Simple and Effective Pruning Approach for Large Language Models.
+    """
+
+    def norms(parameter: Parameter) -> jax.Array:
+        moments = parameter.stats.second_moment
+        return jnp.sqrt(jnp.diagonal(moments, axis1=-2, axis2=-1))
+
+    def score(parameter: Parameter, kept: jax.Array) -> jax.Array:
+        return parameter.from_matrix(jnp.abs(wide(parameter.matrix())) * kept[..., :, None])
+
+    return Score(score, norms, scope="output")
+
+
+def lamp() -> Score:
+    r"""Scores entries by magnitude, so that they can be compared between layers.
+
+    .. math:: s_u = w_u^2 \, / \sum_{v: |w_v| \ge |w_u|} w_v^2
+
+    over the entries of the same parameter, and of the same entry of a stack. Entries of all
+    parameters are compared; the largest of each always stays.
+
+    Returns:
+        The score. It sorts each parameter.
+
+    References:
+        Lee et al., 2021, Layer-Adaptive Sparsity for the Magnitude-Based Pruning.
+    """
+
+    def score(parameter: Parameter, kept: Any) -> jax.Array:
+        del kept
+        m = parameter.matrix()
+        squares = jnp.square(wide(m)).reshape(*m.shape[:-2], -1)
+        order = jnp.argsort(squares, -1)
+        ranked = jnp.take_along_axis(squares, order, -1)
+        # From the largest down; of equal ones each has those behind it in the sum.
+        rest = jnp.flip(jnp.cumsum(jnp.flip(ranked, -1), -1), -1)
+        shares = ranked / jnp.where(rest > 0, rest, 1)
+        found = jnp.take_along_axis(shares, jnp.argsort(order, -1), -1)
+        return parameter.from_matrix(found.reshape(m.shape))
+
+    return Score(score, scope="global")
+
+
+def given(tree: Any, signed: bool = False) -> Score:
+    """Scores that were computed before, such as by `snip`, `grasp` or `synflow`.
+
+    Args:
+        tree: A pytree of arrays with the paths and shapes of the parameters.
+        signed: Whether they may be negative, as those of `grasp`.
+
+    Returns:
+        The score. Its arrays become part of the state.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxopt_compress as jc
+        >>> params, by = {"w": jnp.array([[1.0, 2.0]])}, {"w": jnp.array([[3.0, 1.0]])}
+        >>> jc.compress(params, jc.prune(jc.scores.given(by), threshold=2.0))["w"].materialize()
+        Array([[1., 0.]], dtype=float32)
+    """
+    arrays = dict(named_leaves(tree))
+
+    def keep(parameter: Parameter) -> jax.Array:
+        if parameter.path not in arrays:
+            raise ValueError(
+                f"scores.given has nothing for {parameter.describe()}, but for "
+                f"{', '.join(sorted(arrays)[:8])}"
+            )
+        return jnp.asarray(arrays[parameter.path])
+
+    return Score(accumulated, keep, signed=signed)
 
 
 _MAGNITUDE = Score(lambda parameter, kept: jnp.abs(parameter.dense()))
 
-__all__ = ["Score", "magnitude"]
+__all__ = [
+    "Score",
+    "fisher",
+    "given",
+    "grasp",
+    "lamp",
+    "magnitude",
+    "movement",
+    "random",
+    "saliency",
+    "snip",
+    "synflow",
+    "wanda",
+]

@@ -10,6 +10,7 @@ from jaxopt_compress.compression import Compression, TrainingState, as_compressi
 from jaxopt_compress.compression.compress import Recipe, given_uses
 from jaxopt_compress.compression.states import learned_parts, method_states, replace_learned
 from jaxopt_compress.transforms.gradients import at_view, gradients_of_values
+from jaxopt_compress.transforms.resets import at_rest, check_resting
 from jaxopt_compress.tree import combine, map_named, named_leaves, partition
 from jaxopt_compress.tree.paths import is_float
 
@@ -29,7 +30,9 @@ def compressed_training(
     back through the compression to the parameters (and to learned parts, such as factors), lets
     ``inner`` update them, and advances the compression from the ``params`` passed in. A parameter
     that `low_rank` replaces by factors, and an integer one, gets no update, whatever ``inner``
-    decays; gradients of ``allow_int=True`` may be passed as they are. Where a wrapper compares
+    decays; gradients of ``allow_int=True`` may be passed as they are. Entries that
+    ``prune(pruned="zero")`` holds at 0 are set to 0, and so are their moments: a wrapper that
+    scales these updates only moves entries towards it. Where a wrapper compares
     gradients with parameters and the view is for lifted functions, see `weight_gradients`.
 
     Args:
@@ -83,6 +86,7 @@ def compressed_training(
                 f"{type(state).__name__} of this one counts none: pass a number"
             )
         parts = learned_parts(state)
+        check_resting(params, state)
         inner_state = outer.init(params)
         _refuse_accumulation(inner_state)
         trained = trainer.init(parts) if jax.tree.leaves(parts) else None
@@ -112,6 +116,7 @@ def compressed_training(
             new = replace_learned(new, trained_parts)
             # Grids of factors follow the factors that the next view is made of.
             new = compression.update(new, params, grads=grads)
+        updates, inner_state = at_rest(updates, params, inner_state, state.compression, new)
         return updates, TrainingState(inner_state, trained, new)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -11,7 +11,7 @@ import numpy as np
 import jaxopt_compress as jc
 from jaxopt_compress.arrays.sparse import sparse_nm
 from jaxopt_compress.lift import layout_of
-from jaxopt_compress.sparsity.prune import PrunedState
+from jaxopt_compress.sparsity.state import PrunedState
 from jaxopt_compress.tree import map_named
 from tests.models import CASES
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxopt_compress.numerics.patterns import n_m_mask
+from jaxopt_compress.numerics.ranking import among, nonnegative
 from jaxopt_compress.numerics.thresholds import largest, largest_mask, largest_masks
 
 LAWS = settings(deadline=None, derandomize=True, max_examples=8)
@@ -118,14 +119,43 @@ def test_several_leaves_are_ranked_as_one(data):
     leaves = [random_scores(data.draw, s, d) for s, d in zip(shapes, dtypes, strict=False)]
     flat = np.concatenate([widened(x).ravel() for x in leaves])
     keep = data.draw(st.integers(0, flat.size))
-    masks = largest_masks(leaves, keep)
+    masks, _ = largest_masks(leaves, keep)
     assert [m.shape for m in masks] == shapes
     got = np.concatenate([np.ravel(m) for m in masks])
     np.testing.assert_array_equal(got, oracle(flat, keep))
 
 
-def test_no_leaves():
-    assert largest_masks([], 0) == []
+def test_stacks_are_ranked_apart_across_leaves():
+    rng = np.random.default_rng(0)
+    leaves = [rng.standard_normal((3, *shape)).astype(np.float32) for shape in ((4,), (2, 5))]
+    masks, thresholds = largest_masks(leaves, np.array([0, 5, 14]), stack_ndim=1, hint=1.0)
+    for i, keep in enumerate((0, 5, 14)):
+        alone, threshold = largest_masks([x[i] for x in leaves], keep)
+        for got, want in zip(masks, alone, strict=True):
+            np.testing.assert_array_equal(got[i], want)
+        assert keep == 0 or thresholds[i] <= threshold
+    with pytest.raises(ValueError, match="ranked together"):
+        largest_masks([np.ones((2, 3)), np.ones((3, 3))], 1, stack_ndim=1)
+    with pytest.raises(ValueError, match="ranked together"):
+        largest_masks([], 0)
+
+
+@LAWS
+@given(st.data())
+def test_orders_that_are_moved_stay(data):
+    """`nonnegative` keeps order, up to the last bit; `among` puts what is not allowed last."""
+    x = random_scores(data.draw, (37,), np.dtype(np.float32))
+    x = np.where(np.isnan(np.asarray(x)), 0, np.asarray(x))
+    # Comparisons on CPUs take subnormal numbers for 0: compared as bits.
+    patterns = np.asarray(nonnegative(x)).view(np.int32).astype(np.int64)
+    assert patterns.min() >= 0
+    order = np.argsort(x.astype(np.float64), kind="stable")
+    assert (np.diff(patterns[order]) >= 0).all()
+    allowed = np.arange(37) % 3 > 0
+    order = np.lexsort((np.arange(37), -widened(x), ~allowed))
+    for keep in (5, int(allowed.sum())):
+        want = np.isin(np.arange(37), order[:keep])
+        np.testing.assert_array_equal(largest_mask(among(jnp.asarray(x), allowed), keep), want)
 
 
 def test_float64():
@@ -207,7 +237,7 @@ def test_a_sharded_tensor_is_never_gathered(split, kind):
         lambda x: largest_mask(x, keep),
         lambda x: largest(x, keep, hint=30.0).mask,
         lambda x: largest_mask(x, keep, stack_ndim=1),
-        lambda x: largest_masks([x, x + 1], keep)[1],
+        lambda x: largest_masks([x, x + 1], keep)[0][1],
         lambda x: n_m_mask(x, 2, 4, 1),
         lambda x: n_m_mask(x, 2, 4, 2),
     ]
