@@ -216,10 +216,10 @@ def _renewed(
         limit = rules.threshold(count)
         masks, threshold = {k: jnp.abs(s) >= limit for k, s in scores.items()}, None
     elif rules.grow is None or not grown:
-        keep = keep_count(_total(scores, units), next(iter(shares.values())))
+        keep = keep_count(_total(scores, units), shares[next(iter(parameters))])
         masks, threshold = _largest(scores, keep, units, states)
     else:
-        keep = keep_count(_total(scores, units), next(iter(shares.values())))
+        keep = keep_count(_total(scores, units), shares[next(iter(parameters))])
         masks, threshold = _exchanged(
             rules, rules.grow, scores, keep, count, units, states, parameters
         )

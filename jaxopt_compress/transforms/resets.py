@@ -30,9 +30,7 @@ def check_resting(params: Any, state: Any) -> None:
         )
 
 
-def at_rest(
-    updates: Any, params: Any, inner_state: Any, state: Any, new: Any
-) -> tuple[Any, Any]:
+def at_rest(updates: Any, params: Any, inner_state: Any, state: Any, new: Any) -> tuple[Any, Any]:
     """Updates that end at 0 where entries rest, and an optimizer's state with 0 there.
 
     Moments are found by what ends their path and by their shape, so in whatever wrapper they are.
