@@ -35,7 +35,16 @@ from jaxopt_compress.quantization import (
     quantize_array,
 )
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
-from jaxopt_compress.sparsity import distributions, grow, prune, schedules, scores
+from jaxopt_compress.sparsity import (
+    distributions,
+    grow,
+    hard_concrete,
+    prune,
+    schedules,
+    scores,
+    soft_threshold,
+    variational_dropout,
+)
 from jaxopt_compress.storage import (
     CheckpointError,
     load,
@@ -43,7 +52,7 @@ from jaxopt_compress.storage import (
     register_flax_serialization,
     save,
 )
-from jaxopt_compress.transforms import compressed_training, weight_gradients
+from jaxopt_compress.transforms import compressed_training, proximal, weight_gradients
 from jaxopt_compress.tree import (
     AssumedLayout,
     Glob,
@@ -87,6 +96,7 @@ __all__ = [
     "evaluate",
     "fold_norms",
     "grow",
+    "hard_concrete",
     "lift",
     "load",
     "load_safetensors",
@@ -99,6 +109,7 @@ __all__ = [
     "nbytes",
     "partition",
     "progressive",
+    "proximal",
     "prune",
     "quantize",
     "quantize_array",
@@ -110,6 +121,8 @@ __all__ = [
     "schedules",
     "scores",
     "shard",
+    "soft_threshold",
     "uses",
+    "variational_dropout",
     "weight_gradients",
 ]

@@ -19,7 +19,7 @@ from jaxopt_compress.sparsity.distributions import Distribution, Size
 from jaxopt_compress.sparsity.grow import Grow
 from jaxopt_compress.sparsity.schedules import Schedule
 from jaxopt_compress.sparsity.scores import Score, is_magnitude
-from jaxopt_compress.sparsity.state import PrunedState
+from jaxopt_compress.sparsity.state import PrunedState, leading_stack
 from jaxopt_compress.sparsity.units import Pattern, Units, units_of
 from jaxopt_compress.tree.meshes import on_auto_axes
 
@@ -134,14 +134,12 @@ def _size(parameter: Parameter) -> Size:
 
 def _begun(rules: Rules, parameter: Parameter) -> PrunedState:
     """The state without a mask."""
-    layout, rank = parameter.layout, len(parameter.value.shape)
-    stack = next((d for d in range(rank) if d - rank not in layout.stack), rank - 1)
     kept = _kept(rules.score, parameter)
     growing = None if rules.grow is None else _kept(rules.grow.score, parameter)
     n_m = rules.pattern.n_m
-    axis = None if n_m is None else layout.group_axis
+    axis = None if n_m is None else parameter.layout.group_axis
     flags = (rules.straight_through, rules.zero)
-    return PrunedState(None, None, kept, growing, n_m, axis, stack, *flags)
+    return PrunedState(None, None, kept, growing, n_m, axis, leading_stack(parameter), *flags)
 
 
 def _kept(score: Score, parameter: Parameter) -> Any:

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.arrays import MaskedArray, QuantizedArray, is_compressed
 from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.compression import (
     Compression,
@@ -21,6 +20,7 @@ from jaxopt_compress.sparsity.grow import Grow
 from jaxopt_compress.sparsity.masks import Parameters, Rules, first, later
 from jaxopt_compress.sparsity.schedules import Schedule, as_schedule, constant
 from jaxopt_compress.sparsity.scores import Score, as_score
+from jaxopt_compress.sparsity.state import check_prunable
 from jaxopt_compress.sparsity.units import SCOPES, Pattern, read_pattern
 from jaxopt_compress.tree import Where
 
@@ -228,14 +228,8 @@ def _check(rules: Rules, parameters: Parameters) -> None:
 
 
 def _check_one(rules: Rules, parameter: Parameter) -> None:
-    value, layout, kind = parameter.value, parameter.layout, rules.pattern.kind
-    if is_compressed(value) and not isinstance(value, (QuantizedArray, MaskedArray)):
-        raise TypeError(
-            f"{parameter.describe()} is a {type(value).__name__} and cannot be pruned; prune "
-            "before, or materialize it first"
-        )
-    if not value.shape:
-        raise ValueError(f"{parameter.describe()} is a scalar and cannot be pruned; exclude it")
+    layout, kind = parameter.layout, rules.pattern.kind
+    check_prunable(parameter)
     if layout.group_axis is None:
         if kind in ("n:m", "inputs", "block"):
             raise ValueError(

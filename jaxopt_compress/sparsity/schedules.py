@@ -165,8 +165,8 @@ def exponential(
     """Sparsity that prunes the same share of what is left each time.
 
     ``1 - s(t) = (1 - initial)**(1 - p) * (1 - final)**p``, where
-    ``p = (t - begin) / (end - begin)`` clipped to ``[0, 1]``. The search for lottery tickets goes this way: with ``every`` a round,
-    ``rounds`` of them keep ``0.8**rounds`` for ``final = 1 - 0.8**rounds``.
+    ``p = (t - begin) / (end - begin)`` clipped to ``[0, 1]``. The search for lottery tickets goes
+    this way: one that keeps 80% in each of ``n`` rounds ends at ``final = 1 - 0.8**n``.
 
     Args:
         final: Sparsity from step ``end`` on, in ``[0, 1)``.

@@ -1,6 +1,5 @@
 """Scores: how much each entry of a parameter matters. Entries with the lowest scores are pruned."""
 
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.compression import Parameter
+from jaxopt_compress.sparsity.keys import impl_of, key_of, renewed, words_for
 from jaxopt_compress.sparsity.loss_scores import grasp, snip, synflow
 from jaxopt_compress.tree import named_leaves
 
@@ -78,24 +78,13 @@ def random(key: jax.Array, renew: bool = False) -> Score:
         >>> int(jnp.sum(jc.compress({"w": jnp.ones((4, 4))}, prune)["w"].materialize()))
         8
     """
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    base = key if typed else jax.random.wrap_key_data(key)
-    impl = jax.random.key_impl(base)
+    impl = impl_of(key)
 
-    def keep(parameter: Parameter) -> jax.Array:
-        # Words instead of a key: states are written by tools that know arrays of numbers only.
-        own = jax.random.fold_in(base, zlib.crc32(parameter.path.encode()))
-        return jax.random.key_data(own)
+    def score(parameter: Parameter, words: jax.Array) -> jax.Array:
+        return jax.random.uniform(key_of(words, impl), parameter.value.shape)
 
-    def score(parameter: Parameter, kept: jax.Array) -> jax.Array:
-        own = jax.random.wrap_key_data(kept, impl=impl)
-        return jax.random.uniform(own, parameter.value.shape)
-
-    def advance(parameter: Parameter, kept: jax.Array) -> jax.Array:
-        del parameter
-        own = jax.random.wrap_key_data(kept, impl=impl)
-        return jax.random.key_data(jax.random.split(own, 1)[0])
-
+    advance = lambda parameter, words: renewed(words, impl)
+    keep = lambda parameter: words_for(key, parameter.path)
     return Score(score, keep, advance if renew else None)
 
 

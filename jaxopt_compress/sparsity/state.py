@@ -7,9 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.arrays import MaskedArray, QuantizedArray, materialize
+from jaxopt_compress.arrays import (
+    MaskedArray,
+    QuantizedArray,
+    SparseArray,
+    is_compressed,
+    materialize,
+)
 from jaxopt_compress.arrays.sparse import sparse_nm, sparse_rows
-from jaxopt_compress.compression import LeafState
+from jaxopt_compress.compression import LeafState, Parameter
 from jaxopt_compress.compression.leaf_states import GRID, N_M, RANK, ZEROS
 from jaxopt_compress.numerics.ordering import computed_after
 
@@ -78,4 +84,32 @@ class PrunedState(LeafState):
     def _store(self, dense: jax.Array) -> Any:
         if self.pattern is not None and not bool(jnp.all(self.mask)):
             return sparse_nm(dense, self.mask, *self.pattern, self.axis)  # pyright: ignore
-        return sparse_rows(dense, self.mask, dense.ndim - self.stack)
+        return store_kept(dense, self.mask, self.stack)
+
+
+def store_kept(dense: jax.Array, mask: jax.Array, stack: int) -> SparseArray:
+    """Entries under a mask, each entry of the leading axes as a row."""
+    return sparse_rows(dense, mask, dense.ndim - stack)
+
+
+def leading_stack(parameter: Parameter) -> int:
+    """How many leading axes hold parameters of their own; at least one axis is left."""
+    rank, apart = len(parameter.value.shape), parameter.layout.stack
+    return next((d for d in range(rank) if d - rank not in apart), rank - 1)
+
+
+def check_prunable(parameter: Parameter) -> None:
+    """Refuses what has no entries to tell apart.
+
+    Raises:
+        TypeError: A compressed array that is no view of a chain.
+        ValueError: A scalar.
+    """
+    value = parameter.value
+    if is_compressed(value) and not isinstance(value, (QuantizedArray, MaskedArray)):
+        raise TypeError(
+            f"{parameter.describe()} is a {type(value).__name__} and cannot be pruned; prune "
+            "before, or materialize it first"
+        )
+    if not value.shape:
+        raise ValueError(f"{parameter.describe()} is a scalar and cannot be pruned; exclude it")

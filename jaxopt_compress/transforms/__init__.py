@@ -1,6 +1,7 @@
 """Optax transformations."""
 
+from jaxopt_compress.transforms import proximal
 from jaxopt_compress.transforms.gradients import weight_gradients
 from jaxopt_compress.transforms.training import compressed_training
 
-__all__ = ["compressed_training", "weight_gradients"]
+__all__ = ["compressed_training", "proximal", "weight_gradients"]

@@ -143,7 +143,8 @@ def test_erk_over_a_gradual_schedule():
         for k, w in params.items():
             want = w.size - int(np.floor(w.size * np.float32(shares[k]) + 0.5))
             assert int(jnp.sum(state.leaves[k].mask)) == want
-    assert bool(jnp.all(state.leaves["small"].mask))
+    # The densities are as (8 + 4) / (8 * 4) to (64 + 32) / (64 * 32).
+    assert np.mean(state.leaves["small"].mask) > 7 * np.mean(state.leaves["large"].mask)
 
 
 @pytest.mark.parametrize(
