@@ -1,4 +1,4 @@
-"""Kept values and one bit per entry that says where they go."""
+"""Kept values, and bits or distances that say where they go."""
 
 import math
 from typing import Any
@@ -15,23 +15,27 @@ from jaxopt_compress.numerics import sparse
 from jaxopt_compress.numerics.packing import pack_mask, unpack_mask
 
 
-@compressed_array(data=["values", "words"], static=["pattern", "axis", "length", "core"])
+@compressed_array(data=["values", "words"], static=["pattern", "axis", "length", "core", "gaps"])
 class SparseArray(CompressedArray):
     """Entries under a mask; zeros elsewhere.
 
     Two layouts. Unstructured: the ``core`` trailing axes are one row of entries, kept in row-major
     order, ``values`` are ``[*stack, 1, ..., capacity]`` and ``words`` ``[*stack, 1, ..., bytes]``;
-    rows with fewer values than the fullest one are filled up with zeros. N:m: each ``m``
-    consecutive entries along ``axis`` own ``n`` values, so every axis stays an axis.
+    rows with fewer values than the fullest one are filled up with zeros. Where that is smaller,
+    ``words`` are not bits but distances, of the shape of the values. N:m: each ``m`` consecutive
+    entries along ``axis`` own ``n`` values, so every axis stays an axis.
 
     Attributes:
         values: The kept entries; floats, or the integer codes of a `QuantizedArray`.
-        words: The mask, 8 entries to a uint8 word, the first one in the lowest bit.
+        words: The mask, 8 entries to a uint8 word, the first one in the lowest bit. With ``gaps``
+            how many entries are left out before each kept one, uint8, uint16 or uint32; those that
+            fill up a row lead beyond its end.
         pattern: ``(n, m)``, or None if unstructured.
         axis: With a pattern: the negative axis of its groups, along which the mask is packed.
         length: With a pattern: the dense length of ``axis`` where it had to be filled up (it can
             then not be sharded), else None.
         core: Unstructured: the shape of the axes that make a row.
+        gaps: Unstructured: whether words are distances.
     """
 
     values: Any
@@ -40,6 +44,7 @@ class SparseArray(CompressedArray):
     axis: int | None = None
     length: int | None = None
     core: tuple[int, ...] = ()
+    gaps: bool = False
 
     @property
     def dtype(self) -> np.dtype:  # pyright: ignore
@@ -56,7 +61,8 @@ class SparseArray(CompressedArray):
         words, values = tuple(self.words.shape), tuple(self.values.shape)
         if self.pattern is None:
             at = len(words) - len(self.core)
-            row = (*(1,) * (len(self.core) - 1), -(-math.prod(self.core) // 8))
+            last = values[-1] if self.gaps else -(-math.prod(self.core) // 8)
+            row = (*(1,) * (len(self.core) - 1), last)
             fits = words[at:] == row and values[:-1] == words[:-1]
             dense = (*words[:at], *self.core)
         else:
@@ -84,14 +90,18 @@ class SparseArray(CompressedArray):
         return self.axis
 
     def describe(self) -> str:
-        """The pattern."""
+        """The pattern, and whether positions are distances."""
+        if self.gaps:
+            return "sparse gaps"
         return "sparse" if self.pattern is None else "sparse {}:{}".format(*self.pattern)
 
     def check(self) -> None:
         """As in every compressed array."""
         rank = len(self.words.shape)
-        if self.words.dtype != np.uint8 or is_compressed(self.values):
+        if not self._known_words() or is_compressed(self.values):
             raise ValueError(f"a mask of {self.words.dtype} and values {self.values!r}")
+        if type(self.gaps) is not bool or (self.gaps and self.pattern is not None):
+            raise ValueError(f"gaps={self.gaps!r} with the pattern {self.pattern}")
         if self.pattern is None:
             if not 1 <= len(self.core) <= rank or not all(type(n) is int for n in self.core):
                 raise ValueError(f"the axes {self.core} of an array of rank {rank}")
@@ -138,15 +148,20 @@ class SparseArray(CompressedArray):
         return jax.lax.slice_in_dim(dense, 0, shape[axis], axis=dense.ndim + axis)
 
     def check_dtypes(self) -> None:
-        """Words of the mask are uint8."""
-        if self.words.dtype != np.uint8:
+        """Words of the mask are uint8, and distances unsigned."""
+        if not self._known_words():
             raise TypeError(
                 f"a SparseArray of shape {self.shape} has a mask in {self.words.dtype}, not uint8: "
                 f"{INSTEAD}"
             )
 
+    def _known_words(self) -> bool:
+        return self.words.dtype in (_GAPS if self.gaps else _GAPS[:1])
+
     def _row_mask(self) -> jax.Array:
         words = sparse.flatten_core(self.words, self._ones(self.words))
+        if self.gaps:
+            return sparse.mask_of_gaps(words, math.prod(self.core))
         return unpack_mask(words, -1, math.prod(self.core))
 
     def _ones(self, x: jax.Array) -> tuple[int, ...]:
@@ -175,6 +190,9 @@ class SparseArray(CompressedArray):
         return self.replace(values=PartitionSpec(*entries), words=PartitionSpec(*entries))
 
 
+_GAPS = tuple(map(np.dtype, (np.uint8, np.uint16, np.uint32)))
+
+
 def fill_up(x: jax.Array, axis: int, multiple: int) -> jax.Array:
     """Appends zeros until the length of ``axis`` is a multiple of ``multiple``."""
     missing = -x.shape[axis] % multiple
@@ -188,7 +206,8 @@ def fill_up(x: jax.Array, axis: int, multiple: int) -> jax.Array:
 def sparse_rows(dense: jax.Array, mask: jax.Array, core_ndim: int) -> SparseArray:
     """Stores the entries under ``mask``, the trailing ``core_ndim`` axes as one row.
 
-    The number of stored values depends on the mask, so this runs outside of jit.
+    Where they go is said by one bit for each entry, or by a distance for each kept one, whichever
+    takes fewer bytes; arrays on several devices take bits. The number of stored values depends on the mask, so this runs outside of jit.
 
     Args:
         dense: Any dtype, any shape.
@@ -213,13 +232,30 @@ def sparse_rows(dense: jax.Array, mask: jax.Array, core_ndim: int) -> SparseArra
         values = _everywhere(jnp.take(rows, at, axis=0))
     else:
         values = sparse.gather_kept(rows, kept, capacity)
-    words = pack_mask(kept, -1) if rows.ndim > 1 else _everywhere(pack_mask(kept, -1))
+    gaps = _smaller_gaps(kept, capacity)
+    if gaps is not None:
+        words = jax.device_put(gaps, values.sharding)
+    else:
+        words = pack_mask(kept, -1) if rows.ndim > 1 else _everywhere(pack_mask(kept, -1))
     ones = (1,) * (core_ndim - 1)
 
     def lift(x):
         return x.reshape(*x.shape[:-1], *ones, x.shape[-1])
 
-    return SparseArray(lift(values), lift(words), core=core)
+    return SparseArray(lift(values), lift(words), core=core, gaps=gaps is not None)
+
+
+def _smaller_gaps(kept: jax.Array, capacity: int) -> np.ndarray | None:
+    """The distances between kept entries, if they take fewer bytes than one bit for each entry."""
+    rows, size = kept.shape[:-1], kept.shape[-1]
+    bits = -(-size // 8)
+    if capacity >= bits or len(kept.sharding.device_set) > 1:
+        return None
+    found = sparse.gaps_of(np.asarray(kept), capacity)
+    top = int(found.max(initial=0))
+    dtype = next(d for d in _GAPS if top <= np.iinfo(d).max)
+    smaller = math.prod(rows) * capacity * dtype.itemsize < math.prod(rows) * bits
+    return found.astype(dtype) if smaller else None
 
 
 def _everywhere(x: jax.Array) -> jax.Array:

@@ -4,7 +4,8 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def expand(values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -50,6 +51,55 @@ def gather_kept(dense: jax.Array, mask: jax.Array, capacity: int) -> jax.Array:
     kept = jnp.take_along_axis(dense, order, axis=-1)
     valid = jnp.take_along_axis(mask, order, axis=-1)
     return jnp.where(valid, kept, jnp.zeros((), dense.dtype))
+
+
+def gaps_of(mask: np.ndarray, capacity: int) -> np.ndarray:
+    """How many entries are left out before each kept one.
+
+    Args:
+        mask: Booleans, ``[*stack, size]``, at most ``capacity`` of them true per row.
+        capacity: The length of the result's last axis. Shorter rows are filled up with positions
+            beyond their end.
+
+    Returns:
+        Int64, ``[*stack, capacity]``.
+
+    Example:
+        >>> gaps_of(np.array([False, True, True, False, False, True]), 4)
+        array([1, 0, 2, 0])
+    """
+    size = mask.shape[-1]
+    at = np.arange(size, size + capacity, dtype=np.int64)
+    at = np.broadcast_to(at, (*mask.shape[:-1], capacity)).copy()
+    rows = at.reshape(math.prod(mask.shape[:-1]), capacity)
+    for row, kept in zip(rows, mask.reshape(-1, size), strict=True):
+        found = np.flatnonzero(kept)
+        row[: len(found)] = found
+        row[len(found) :] = np.arange(size, size + capacity - len(found))
+    return np.diff(at, axis=-1, prepend=-1) - 1
+
+
+def mask_of_gaps(gaps: jax.Array, size: int) -> jax.Array:
+    """Inverts `gaps_of`.
+
+    Args:
+        gaps: Unsigned integers, ``[*stack, capacity]``.
+        size: The length of a row.
+
+    Returns:
+        Booleans, ``[*stack, size]``.
+    """
+
+    def placed(gaps: jax.Array) -> jax.Array:
+        at = jnp.cumsum(gaps.astype(jnp.int32) + 1, axis=-1) - 1
+        empty = jnp.zeros((*gaps.shape[:-1], size), bool)
+        return jnp.put_along_axis(empty, at, True, axis=-1, inplace=False, mode="drop")
+
+    split = jax.typeof(gaps).sharding
+    if AxisType.Explicit not in split.mesh.axis_types:
+        return placed(gaps)
+    whole = NamedSharding(split.mesh, PartitionSpec(*split.spec[:-1], None))
+    return jax.sharding.auto_axes(placed, out_sharding=whole)(gaps)
 
 
 def expand_nm(values: jax.Array, mask: jax.Array, n: int, m: int, axis: int) -> jax.Array:
