@@ -81,7 +81,7 @@ def _times(w: jax.Array, gate: jax.Array) -> jax.Array:
 
 @_times.defjvp
 def _times_jvp(primals: Any, tangents: Any) -> Any:
-    return _times(*primals), _times(tangents[0], primals[1])
+    return _times(*primals), (tangents[0] * primals[1]).astype(primals[0].dtype)
 
 
 def hard_concrete(

@@ -18,6 +18,8 @@ EVERY = METHODS + CHAINS
 def params(methods):
     """Methods as arguments; those that are like another one in the contract run on demand."""
     alike = ("int4", "int2", "int8-", "3:5", "rank-1", "nested")
+    alike += ("output", "block", "channels", "straight", "threshold", "set", "snfs", "soft")
+    alike += ("hard", "variational")
     kept = lambda m: [pytest.mark.slow] if m.name.startswith(alike) else []
     return [pytest.param(m, id=m.name, marks=kept(m)) for m in methods]
 
@@ -97,7 +99,7 @@ def test_steps_compile_once_and_keep_types(method):
 @each
 def test_gradients(method):
     c, params = small(method)
-    laws.check_gradient(c, params, c.init(params))
+    laws.check_gradient(c, params, c.init(params), method.scaled)
 
 
 @pytest.mark.parametrize("method", params(m for m in EVERY if not m.needs_values))
