@@ -207,7 +207,8 @@ def sparse_rows(dense: jax.Array, mask: jax.Array, core_ndim: int) -> SparseArra
     """Stores the entries under ``mask``, the trailing ``core_ndim`` axes as one row.
 
     Where they go is said by one bit for each entry, or by a distance for each kept one, whichever
-    takes fewer bytes; arrays on several devices take bits. The number of stored values depends on the mask, so this runs outside of jit.
+    takes fewer bytes; arrays on several devices take bits. The number of stored values depends on
+    the mask, so this runs outside of jit.
 
     Args:
         dense: Any dtype, any shape.

@@ -1,10 +1,14 @@
 """Masks that change while training: growth, values that rest, gradients that pass."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_compress as jc
 from jaxopt_compress.compression.states import compression_states
@@ -218,3 +222,103 @@ def test_scores_that_accumulate(name):
     np.testing.assert_array_equal(state.leaves["w"].mask, want >= np.sort(want.ravel())[12])
     with pytest.raises(ValueError, match=r"prunes 0.5 at step 0.*accumulates gradients.*one_shot"):
         jc.prune(score, jc.schedules.constant(0.5)).init(params)
+
+
+@pytest.mark.slow
+def test_growth_stays_where_the_parameters_are():
+    """Masks of sharded parameters: as on one device, and devices tell each other counts only."""
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    rng = np.random.default_rng(0)
+    shapes = {"a": (256, 128), "b": (64, 128)}
+    params = {k: jnp.asarray(rng.standard_normal(s), jnp.float32) for k, s in shapes.items()}
+    spread = jax.device_put(params, NamedSharding(mesh, PartitionSpec("x", "y")))
+    c = jc.prune(
+        jc.scores.magnitude(),
+        jc.schedules.constant(0.8, every=1),
+        scope="global",
+        grow=jc.grow.by_gradient(0.3),
+    )
+    tx = jc.compressed_training(optax.sgd(0.1, momentum=0.9), c)
+    results = []
+    for where in (params, spread):
+        init, update = jax.jit(tx.init), jax.jit(tx.update)
+        now, opt_state = where, init(where)
+        grads = jax.device_put(jax.tree.map(jnp.cos, params), where["a"].sharding)
+        for _ in range(2):
+            updates, opt_state = update(grads, opt_state, now)
+            now = optax.apply_updates(now, updates)
+        results.append((now, states_of(opt_state)))
+    text = update.lower(grads, opt_state, now).compile().as_text()
+    alone, shared = results
+    for k in params:
+        assert shared[1][k].mask.sharding.is_equivalent_to(spread[k].sharding, 2)
+        np.testing.assert_array_equal(shared[1][k].mask, alone[1][k].mask)
+        np.testing.assert_array_equal(shared[0][k], alone[0][k])
+    found = re.findall(r"= (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute)\(", text)
+    sizes = [
+        int(np.prod([int(d) for d in dims.split(",") if d], initial=1))
+        for types in found
+        for dims in re.findall(r"\[([\d,]*)\]", types)
+    ]
+    assert found and max(sizes) <= 32
+
+
+@pytest.mark.slow
+def test_growth_under_nnx_optimizer():
+    c = grown("gradient")
+    model = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
+    tx = jc.compressed_training(optax.adam(1e-2), c)
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    x = jax.random.normal(jax.random.key(0), (4, 8))
+
+    @nnx.jit
+    def step(model, optimizer):
+        graph, params = nnx.split(model)
+        loss = lambda view: jnp.mean((nnx.merge(graph, view)(x) - x) ** 2)
+        view = c.view(params, nnx.as_pure(optimizer.opt_state))
+        optimizer.update(model, jax.grad(loss)(view))
+
+    for _ in range(6):
+        step(model, optimizer)
+    params, opt_state = nnx.as_pure(nnx.state(model)), nnx.as_pure(optimizer.opt_state)
+    kernel, mask = params["kernel"], states_of(opt_state)["kernel"].mask
+    assert int(jnp.sum(mask)) == 32
+    np.testing.assert_array_equal(jnp.where(mask, 0, kernel), 0)
+    np.testing.assert_array_equal(jnp.where(mask, 0, opt_state.inner[0].mu["kernel"]), 0)
+
+
+@pytest.mark.slow
+def test_members_of_an_ensemble_train_as_alone():
+    """Initialized, updated and compressed under vmap, by a global threshold for each."""
+    rng = np.random.default_rng(1)
+    members = [
+        {
+            k: jnp.asarray(10.0**i * rng.standard_normal(s), jnp.float32)
+            for k, s in (("a", (8, 6)), ("b", (6, 4)))
+        }
+        for i in range(2)
+    ]
+    c = jc.prune(
+        jc.scores.magnitude(),
+        jc.schedules.constant(0.5, every=1),
+        scope="global",
+        grow=jc.grow.by_gradient(0.5),
+    )
+    tx = jc.compressed_training(optax.adam(0.1), c)
+
+    def run(params):
+        opt_state = tx.init(params)
+        for _ in range(2):
+            updates, opt_state = tx.update(jax.tree.map(jnp.cos, params), opt_state, params)
+            params = optax.apply_updates(params, updates)
+        return params, opt_state
+
+    stack = jax.tree.map(lambda *x: jnp.stack(x), *members)
+    together = jax.jit(jax.vmap(run))(stack)
+    alone_in_time = jax.jit(run)
+    for i, member in enumerate(members):
+        want, got = alone_in_time(member), jax.tree.map(lambda x, i=i: x[i], together)
+        masks = lambda run: {k: leaf.mask for k, leaf in states_of(run[1]).items()}
+        jax.tree.map(np.testing.assert_array_equal, masks(got), masks(want))
+        small = jc.compress(got[0], c, state=got[1])
+        jax.tree.map(np.testing.assert_array_equal, jc.materialize(small), c.view(*got))
