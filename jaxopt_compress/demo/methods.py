@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jaxopt_compress as jc
-from jaxopt_compress.sparsity.schedules import Schedule
+from jaxopt_compress.sparsity.schedule import Schedule
 
 SPARSITY = 0.9
 RANK = 8

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.sparsity import scores
-from jaxopt_compress.sparsity.scores import Score, as_score, gradient_of
+from jaxopt_compress.sparsity.score import Score, as_score, gradient_of
 
 Fraction = float | Callable[[Any], Any]
 

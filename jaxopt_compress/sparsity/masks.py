@@ -17,8 +17,9 @@ from jaxopt_compress.numerics.ranking import among, nonnegative
 from jaxopt_compress.numerics.thresholds import largest_masks
 from jaxopt_compress.sparsity.distributions import Distribution, Size
 from jaxopt_compress.sparsity.grow import Grow
-from jaxopt_compress.sparsity.schedules import Schedule
-from jaxopt_compress.sparsity.scores import Score, is_magnitude
+from jaxopt_compress.sparsity.schedule import Schedule
+from jaxopt_compress.sparsity.score import Score
+from jaxopt_compress.sparsity.scores import is_magnitude
 from jaxopt_compress.sparsity.state import PrunedState, leading_stack
 from jaxopt_compress.sparsity.units import Pattern, Units, units_of
 from jaxopt_compress.tree.meshes import on_auto_axes

@@ -18,8 +18,9 @@ from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.sparsity.distributions import Distribution
 from jaxopt_compress.sparsity.grow import Grow
 from jaxopt_compress.sparsity.masks import Parameters, Rules, first, later
-from jaxopt_compress.sparsity.schedules import Schedule, as_schedule, constant
-from jaxopt_compress.sparsity.scores import Score, as_score
+from jaxopt_compress.sparsity.schedule import Schedule, as_schedule
+from jaxopt_compress.sparsity.schedules import constant
+from jaxopt_compress.sparsity.score import Score, as_score
 from jaxopt_compress.sparsity.state import check_prunable
 from jaxopt_compress.sparsity.units import SCOPES, Pattern, read_pattern
 from jaxopt_compress.tree import Where

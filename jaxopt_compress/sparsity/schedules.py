@@ -1,34 +1,19 @@
 """Sparsity over training steps: how much is pruned, and when masks are computed anew."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+
+from jaxopt_compress.sparsity.schedule import (
+    Schedule,
+    between,
+    check_every,
+    check_span,
+    check_sparsity,
+    from_optax,
+)
 
 _MAX = 2**31 - 1
-
-
-class Schedule(NamedTuple):
-    """Two functions of an int32 step, both jit-able.
-
-    Attributes:
-        sparsity: Maps the step to the fraction of entries pruned, float32.
-        due: Maps the step to whether the mask is computed anew at it, bool.
-    """
-
-    sparsity: Callable[[ArrayLike], jax.Array]
-    due: Callable[[ArrayLike], jax.Array]
-
-
-def _check_sparsity(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ValueError(
-            f"{name}={value} is not a sparsity; it is the fraction pruned, "
-            "at least 0 and below 1, for example 0.9"
-        )
 
 
 def constant(sparsity: float, every: int | None = None, end: int | None = None) -> Schedule:
@@ -55,10 +40,10 @@ def constant(sparsity: float, every: int | None = None, end: int | None = None) 
         >>> [step for step in range(500) if schedule.due(step)]
         [0, 100, 200]
     """
-    _check_sparsity("sparsity", sparsity)
+    check_sparsity("sparsity", sparsity)
     if every is None and end is not None:
         raise ValueError(f"end={end} of a mask that is computed once: say every= too")
-    _check_every(every or 1)
+    check_every(1 if every is None else every)
 
     def sparsity_fn(step):
         return jnp.full(jnp.shape(step), sparsity, jnp.float32)
@@ -91,7 +76,7 @@ def one_shot(sparsity: float, step: int) -> Schedule:
         >>> [float(schedule.sparsity(step)) for step in range(5)]
         [0.0, 0.0, 0.0, 0.5, 0.5]
     """
-    _check_sparsity("sparsity", sparsity)
+    check_sparsity("sparsity", sparsity)
     if step < 0:
         raise ValueError(f"step={step}; the first step is 0")
 
@@ -141,12 +126,12 @@ def polynomial(
         Zhu and Gupta (2017), To prune, or not to prune: exploring the efficacy of pruning for
         model compression.
     """
-    _check_sparsity("final", final)
-    _check_sparsity("initial", initial)
-    _check_span(begin, end)
+    check_sparsity("final", final)
+    check_sparsity("initial", initial)
+    check_span(begin, end)
     if not 0 < power < math.inf:
         raise ValueError(f"power={power}; it must be positive and finite, 3 is usual")
-    _check_every(every)
+    check_every(every)
 
     def sparsity_fn(step):
         # Clipped as integers: differences of far steps are not exact in float32.
@@ -156,7 +141,7 @@ def polynomial(
         # The rounded formula ends on `final` exactly, and starts near `initial`.
         return jnp.where(remaining < end - begin, between, jnp.float32(initial))
 
-    return Schedule(sparsity_fn, _between(begin, end, every))
+    return Schedule(sparsity_fn, between(begin, end, every))
 
 
 def exponential(
@@ -187,10 +172,10 @@ def exponential(
         >>> [float(schedule.sparsity(step)) for step in range(4)]
         [0.0, 0.5, 0.75, 0.75]
     """
-    _check_sparsity("final", final)
-    _check_sparsity("initial", initial)
-    _check_span(begin, end)
-    _check_every(every)
+    check_sparsity("final", final)
+    check_sparsity("initial", initial)
+    check_span(begin, end)
+    check_every(every)
     low, high = math.log1p(-initial), math.log1p(-final)
 
     def sparsity_fn(step):
@@ -200,7 +185,7 @@ def exponential(
         between = jnp.where(passed < end - begin, between, jnp.float32(final))
         return jnp.where(passed > 0, between, jnp.float32(initial))
 
-    return Schedule(sparsity_fn, _between(begin, end, every))
+    return Schedule(sparsity_fn, between(begin, end, every))
 
 
 def cyclic(sparsity: float, dense: int, sparse: int, begin: int = 0, end: int = _MAX) -> Schedule:
@@ -233,8 +218,8 @@ def cyclic(sparsity: float, dense: int, sparse: int, begin: int = 0, end: int = 
         Peste et al., 2021, AC/DC: Alternating Compressed/DeCompressed Training of Deep Neural
         Networks.
     """
-    _check_sparsity("sparsity", sparsity)
-    _check_span(begin, end)
+    check_sparsity("sparsity", sparsity)
+    check_span(begin, end)
     if min(dense, sparse) < 1:
         raise ValueError(f"dense={dense} and sparse={sparse}; each phase has at least one step")
 
@@ -250,68 +235,6 @@ def cyclic(sparsity: float, dense: int, sparse: int, begin: int = 0, end: int = 
         return (step == 0) | (is_sparse(step) != is_sparse(step - 1))
 
     return Schedule(sparsity_fn, due)
-
-
-def from_optax(sparsity: Callable[[ArrayLike], ArrayLike], every: int = 1) -> Schedule:
-    """The sparsity that a function of the step says, such as a schedule of optax.
-
-    `prune` takes the function itself, too, with a mask that is computed at each step.
-
-    Args:
-        sparsity: The step to the fraction of entries pruned; clipped to ``[0, 1]``.
-        every: Steps between two computations of the mask, counted from 0.
-
-    Returns:
-        The schedule.
-
-    Raises:
-        ValueError: ``every`` is out of range.
-
-    Example:
-        >>> import optax, jaxopt_compress as jc
-        >>> schedule = jc.schedules.from_optax(optax.linear_schedule(0.0, 0.8, 100), every=10)
-        >>> round(float(schedule.sparsity(50)), 3), bool(schedule.due(50)), bool(schedule.due(51))
-        (0.4, True, False)
-    """
-    _check_every(every)
-    sparsity_fn = lambda step: jnp.asarray(sparsity(jnp.asarray(step)), jnp.float32)
-    return Schedule(sparsity_fn, lambda step: jnp.asarray(step) % every == 0)
-
-
-def as_schedule(schedule: Any) -> Schedule:
-    """A schedule, or a function of the step, as a schedule.
-
-    Raises:
-        TypeError: It is neither.
-    """
-    if isinstance(schedule, Schedule):
-        return schedule
-    if not callable(schedule) or getattr(schedule, "__module__", None) == __name__:
-        raise TypeError(
-            f"schedule={schedule!r} is no schedule; jaxopt_compress.schedules.constant(0.5) is one"
-        )
-    return from_optax(schedule)
-
-
-def _between(begin: int, end: int, every: int) -> Callable[[ArrayLike], jax.Array]:
-    def due(step):
-        step = jnp.asarray(step)
-        on_grid = (step - begin) % every == 0
-        return (begin <= step) & (step <= end) & (on_grid | (step == end))
-
-    return due
-
-
-def _check_span(begin: int, end: int) -> None:
-    if begin < 0:
-        raise ValueError(f"begin={begin}; the first step is 0")
-    if end <= begin:
-        raise ValueError(f"end={end} is not after begin={begin}; at least {begin + 1} works")
-
-
-def _check_every(every: int) -> None:
-    if every < 1:
-        raise ValueError(f"every={every}; it counts steps, 1 computes the mask at each")
 
 
 __all__ = ["Schedule", "constant", "cyclic", "exponential", "from_optax", "one_shot", "polynomial"]

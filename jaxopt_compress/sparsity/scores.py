@@ -1,41 +1,16 @@
 """Scores: how much each entry of a parameter matters. Entries with the lowest scores are pruned."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.compression import Parameter
+from jaxopt_compress.sparsity.gradient_scores import fisher, movement, saliency
 from jaxopt_compress.sparsity.keys import impl_of, key_of, renewed, words_for
 from jaxopt_compress.sparsity.loss_scores import grasp, snip, synflow
+from jaxopt_compress.sparsity.score import Score, accumulated, wide
 from jaxopt_compress.tree import named_leaves
-
-
-class Score(NamedTuple):
-    """A score of the entries of a parameter.
-
-    Attributes:
-        score: ``score(parameter, kept) -> scores`` of the parameter's shape, at least 0 unless
-            ``signed``. It is called in ``init`` and at each update that renews the mask; statistics
-            are there in ``init`` only, and the gradient in updates only.
-        keep: ``keep(parameter) -> kept``: arrays that the score needs later, such as input norms
-            from statistics. They become part of the optimizer's state, so keep little.
-        advance: ``advance(parameter, kept) -> kept``, called at each update, for scores that
-            accumulate gradients; or None.
-        scope: What entries are compared with, unless `prune` says it: ``"leaf"``, ``"output"`` or
-            ``"global"``.
-        signed: Whether scores may be negative. Two that differ in the last bit alone may then count
-            as equal.
-        begins: The first step with a score; accumulated ones have none at step 0.
-    """
-
-    score: Callable[[Parameter, Any], jax.Array]
-    keep: Callable[[Parameter], Any] = lambda parameter: None
-    advance: Callable[[Parameter, Any], Any] | None = None
-    scope: str = "leaf"
-    signed: bool = False
-    begins: int = 0
 
 
 def magnitude() -> Score:
@@ -88,90 +63,6 @@ def random(key: jax.Array, renew: bool = False) -> Score:
     return Score(score, keep, advance if renew else None)
 
 
-def saliency(decay: float = 0.99) -> Score:
-    r"""Scores entries by how much the loss would change without them, to first order.
-
-    .. math:: s \leftarrow d \, s + |w \, g|
-
-    with the gradient :math:`g` at the view, at each update; where an entry is pruned it says how
-    much the loss would gain from it.
-
-    Args:
-        decay: ``d`` per step, in [0, 1]; 1 sums over all steps.
-
-    Returns:
-        The score; it needs updates with gradients, so a schedule that prunes from step 1 on or
-        later. It keeps one float32 array per parameter in the state.
-
-    Raises:
-        ValueError: The decay is out of range.
-
-    References:
-        Molchanov et al., 2017, Pruning Convolutional Neural Networks for Resource Efficient
-        Inference.
-    """
-    term = lambda parameter, w, g: jnp.abs(w * g)
-    return Score(_own, _zeros, _accumulated(term, decay), begins=1)
-
-
-def movement(decay: float = 1.0) -> Score:
-    r"""Scores entries by how far training moves them away from 0.
-
-    .. math:: s \leftarrow d \, s - w \, g
-
-    It needs gradients of pruned entries too: take it with ``prune(backward="straight_through")``.
-
-    Args:
-        decay: ``d`` per step, in [0, 1]; 1, as in the paper, sums over all steps.
-
-    Returns:
-        The score, which may be negative; it needs updates with gradients, as `saliency` does.
-
-    Raises:
-        ValueError: The decay is out of range.
-
-    References:
-        Sanh et al., 2020, Movement Pruning: Adaptive Sparsity by Fine-Tuning.
-    """
-    term = lambda parameter, w, g: -w * g
-    return Score(_own, _zeros, _accumulated(term, decay), signed=True, begins=1)
-
-
-def fisher(decay: float | None = None) -> Score:
-    r"""Scores entries by how much the loss would change without them, to second order.
-
-    .. math:: s = \tfrac12 w^2 \, E[g^2]
-
-    with the diagonal of the empirical Fisher information in the place of the Hessian.
-
-    Args:
-        decay: None to take :math:`E[g^2]` from statistics, which
-            ``calibrate(..., measures=(jc.measures.fisher(),))`` measures; or the decay per step of
-            a running mean over the gradients of training, in [0, 1).
-
-    Returns:
-        The score. It keeps one float32 array per parameter in the state; with ``decay`` it needs
-        updates with gradients, as `saliency` does.
-
-    Raises:
-        ValueError: The decay is out of range.
-
-    References:
-        LeCun et al., 1989, Optimal Brain Damage. Theis et al., 2018, Faster gaze prediction with
-        dense networks and Fisher pruning.
-    """
-
-    def score(parameter: Parameter, kept: jax.Array) -> jax.Array:
-        return 0.5 * kept * jnp.square(_wide(parameter.dense()))
-
-    if decay is None:
-        return Score(score, lambda parameter: _wide(parameter.stats.fisher))
-    if decay == 1:
-        raise ValueError("decay=1 would never forget the start; 0.99 is usual")
-    mean = lambda parameter, w, g: (1 - decay) * jnp.square(g)
-    return Score(score, _zeros, _accumulated(mean, decay), begins=1)
-
-
 def wanda() -> Score:
     r"""Scores entries by their magnitude and the norm of the input that they meet.
 
@@ -200,7 +91,7 @@ def wanda() -> Score:
         return jnp.sqrt(jnp.diagonal(moments, axis1=-2, axis2=-1))
 
     def score(parameter: Parameter, kept: jax.Array) -> jax.Array:
-        return parameter.from_matrix(jnp.abs(_wide(parameter.matrix())) * kept[..., :, None])
+        return parameter.from_matrix(jnp.abs(wide(parameter.matrix())) * kept[..., :, None])
 
     return Score(score, norms, scope="output")
 
@@ -223,7 +114,7 @@ def lamp() -> Score:
     def score(parameter: Parameter, kept: Any) -> jax.Array:
         del kept
         m = parameter.matrix()
-        squares = jnp.square(_wide(m)).reshape(*m.shape[:-2], -1)
+        squares = jnp.square(wide(m)).reshape(*m.shape[:-2], -1)
         order = jnp.argsort(squares, -1)
         ranked = jnp.take_along_axis(squares, order, -1)
         # From the largest down; of equal ones each has those behind it in the sum.
@@ -261,65 +152,7 @@ def given(tree: Any, signed: bool = False) -> Score:
             )
         return jnp.asarray(arrays[parameter.path])
 
-    return Score(_own, keep, signed=signed)
-
-
-def as_score(score: Score | Callable[[Parameter], jax.Array]) -> Score:
-    """A score, or a function of the parameter alone, as a score.
-
-    Raises:
-        TypeError: It is neither.
-    """
-    if isinstance(score, Score):
-        return score
-    if not callable(score) or getattr(score, "__module__", None) == __name__:
-        raise TypeError(
-            f"score={getattr(score, '__name__', score)!r} is no score; "
-            "jaxopt_compress.scores.magnitude() is one, and so is a function "
-            "(parameter) -> scores"
-        )
-    return Score(lambda parameter, kept: score(parameter))
-
-
-def gradient_of(parameter: Parameter) -> jax.Array:
-    """The gradient at the view.
-
-    Raises:
-        ValueError: The update was given none.
-    """
-    if parameter.grad is None:
-        raise ValueError(
-            f"there is no gradient of {parameter.describe()}, which decides here: call "
-            "update(state, params, grads=grads), as compressed_training does"
-        )
-    return parameter.grad
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _own(parameter: Parameter, kept: jax.Array) -> jax.Array:
-    """What was accumulated is the score."""
-    del parameter
-    return kept
-
-
-def _zeros(parameter: Parameter) -> jax.Array:
-    return jnp.zeros(parameter.value.shape, jnp.float32)
-
-
-def _accumulated(
-    term: Callable[[Parameter, jax.Array, jax.Array], jax.Array], decay: float
-) -> Callable[[Parameter, jax.Array], jax.Array]:
-    if not 0 <= decay <= 1:
-        raise ValueError(f"decay={decay}; it is in [0, 1], 0.99 is usual")
-
-    def advance(parameter: Parameter, kept: jax.Array) -> jax.Array:
-        w, g = _wide(parameter.dense()), _wide(gradient_of(parameter))
-        return (decay * kept + term(parameter, w, g)).astype(jnp.float32)
-
-    return advance
+    return Score(accumulated, keep, signed=signed)
 
 
 _MAGNITUDE = Score(lambda parameter, kept: jnp.abs(parameter.dense()))

@@ -86,6 +86,8 @@ def units_of(parameter: Parameter, pattern: Pattern, scope: str, stack: int) -> 
     apart += sorted(layout.output) if scope == "output" else []
     order = [*apart, *(d for d in range(-rank, 0) if d not in apart)]
     inverse = [d - rank for d in np.argsort([d + rank for d in order])]
+    # Outside of jit a transpose is a copy, even if it moves nothing.
+    turned = order != list(range(-rank, 0))
     merged = {
         "entries": (),
         "channels": layout.contracting,
@@ -93,10 +95,12 @@ def units_of(parameter: Parameter, pattern: Pattern, scope: str, stack: int) -> 
     }[pattern.kind]
 
     def gather(x: jax.Array) -> jax.Array:
-        return (mean(x, tuple(merged)) if merged else x).transpose(order)
+        x = mean(x, tuple(merged)) if merged else x
+        return x.transpose(order) if turned else x
 
     def spread(mask: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(mask.transpose(inverse), parameter.value.shape)
+        mask = mask.transpose(inverse) if turned else mask
+        return jnp.broadcast_to(mask, parameter.value.shape) if merged else mask
 
     return Units(gather, spread, len(apart))
 

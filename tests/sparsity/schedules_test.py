@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxopt_compress.numerics.keep_count import keep_count
-from jaxopt_compress.sparsity.schedules import constant, polynomial
+from jaxopt_compress.sparsity.schedule import as_schedule
+from jaxopt_compress.sparsity.schedules import (
+    constant,
+    cyclic,
+    exponential,
+    from_optax,
+    one_shot,
+    polynomial,
+)
 
 LAWS = settings(deadline=None, derandomize=True, max_examples=200)
 
@@ -64,9 +72,69 @@ def test_constant():
     assert [step for step in range(5) if due(step)] == [0]
 
 
+def test_constant_with_updates():
+    due = jax.jit(constant(0.75, every=10, end=35).due)
+    assert [step for step in range(99) if due(step)] == [0, 10, 20, 30]
+
+
+def test_one_shot():
+    schedule = one_shot(0.75, 4)
+    assert [float(schedule.sparsity(step)) for step in (0, 3, 4, 99)] == [0, 0, 0.75, 0.75]
+    assert [step for step in range(9) if schedule.due(step)] == [4]
+
+
+@LAWS
+@given(st.floats(0, 0.99), st.floats(0, 0.99), st.integers(1, 10**6), st.floats(-0.5, 1.5))
+def test_exponential_keeps_the_same_share_each_time(initial, final, length, at):
+    """Against the formula; ends are exact."""
+    schedule = exponential(final, begin=5, end=5 + length, initial=initial)
+    step = int(5 + at * length)
+    p = min(max((step - 5) / length, 0.0), 1.0)
+    want = 1 - (1 - initial) ** (1 - p) * (1 - final) ** p
+    assert abs(float(schedule.sparsity(step)) - want) <= 16 * 2.0**-24
+    assert schedule.sparsity(5 + length) == np.float32(final)
+
+
+def test_exponential_is_twenty_percent_of_what_is_left():
+    schedule = exponential(1 - 0.8**10, begin=0, end=10)
+    kept = [1 - float(schedule.sparsity(step)) for step in range(11)]
+    np.testing.assert_allclose(np.divide(kept[1:], kept[:-1]), 0.8, rtol=2e-6)
+
+
+@pytest.mark.parametrize(("dense", "sparse", "begin", "end"), [(2, 3, 1, 9), (1, 1, 0, 4)])
+def test_cyclic_phases(dense, sparse, begin, end):
+    """Due where a phase begins, and nowhere else but at step 0."""
+    schedule = cyclic(0.5, dense, sparse, begin, end)
+    phases = [float(schedule.sparsity(step)) > 0 for step in range(30)]
+    for step in range(30):
+        inside = step >= begin and (step - begin) % (dense + sparse) < sparse
+        assert phases[step] == (inside or step >= end)
+        changed = step == 0 or phases[step] != phases[step - 1]
+        assert bool(schedule.due(step)) == changed
+
+
+def test_functions_of_the_step():
+    schedule = as_schedule(lambda step: 0.1 * step)
+    assert float(schedule.sparsity(3)) == np.float32(0.1) * 3
+    assert all(schedule.due(step) for step in range(5))
+    assert [step for step in range(9) if from_optax(lambda step: 0.5, every=4).due(step)] == [
+        0,
+        4,
+        8,
+    ]
+    for wrong in (0.5, None, constant, cyclic):
+        with pytest.raises(TypeError, match="is no schedule"):
+            as_schedule(wrong)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: constant(0.5, end=9), "end=9 of a mask that is computed once"),
+        (lambda: constant(0.5, every=0), "every=0"),
+        (lambda: one_shot(0.5, -1), "step=-1"),
+        (lambda: exponential(0.5, 5, 5), "end=5 is not after begin=5"),
+        (lambda: cyclic(0.5, 0, 2), "dense=0 and sparse=2"),
         (lambda: constant(1.0), r"sparsity=1\.0.*below 1"),
         (lambda: constant(-0.1), r"sparsity=-0\.1"),
         (lambda: constant(90), "sparsity=90"),
