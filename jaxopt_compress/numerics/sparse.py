@@ -99,7 +99,7 @@ def mask_of_gaps(gaps: jax.Array, size: int) -> jax.Array:
     if AxisType.Explicit not in split.mesh.axis_types:
         return placed(gaps)
     whole = NamedSharding(split.mesh, PartitionSpec(*split.spec[:-1], None))
-    return jax.sharding.auto_axes(placed, out_sharding=whole)(gaps)
+    return jax.sharding.auto_axes(placed, out_sharding=whole)(gaps)  # pyright: ignore
 
 
 def expand_nm(values: jax.Array, mask: jax.Array, n: int, m: int, axis: int) -> jax.Array:

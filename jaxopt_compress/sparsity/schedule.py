@@ -20,7 +20,7 @@ class Schedule(NamedTuple):
     due: Callable[[ArrayLike], jax.Array]
 
 
-def from_optax(sparsity: Callable[[ArrayLike], ArrayLike], every: int = 1) -> Schedule:
+def from_optax(sparsity: Callable[[Any], Any], every: int = 1) -> Schedule:
     """The sparsity that a function of the step says, such as a schedule of optax.
 
     `prune` takes the function itself, too, with a mask that is computed at each step.

@@ -43,9 +43,8 @@ def as_score(score: Score | Callable[[Parameter], jax.Array]) -> Score:
     """
     if isinstance(score, Score):
         return score
-    if not callable(score) or getattr(score, "__module__", "").startswith(
-        __package__ or "jaxopt_compress"
-    ):
+    module = getattr(score, "__module__", "") or ""
+    if not callable(score) or module.startswith("jaxopt_compress.sparsity."):
         raise TypeError(
             f"score={getattr(score, '__name__', score)!r} is no score; "
             "jaxopt_compress.scores.magnitude() is one, and so is a function "

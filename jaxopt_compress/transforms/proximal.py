@@ -145,7 +145,7 @@ def _proximal(
         fits(params, where)
         return ProximalState(jnp.zeros((), jnp.int32))
 
-    def update_fn(updates: Any, state: ProximalState, params: Any = None) -> Any:
+    def update_fn(updates: Any, state: Any, params: Any = None) -> Any:
         if params is None:
             raise ValueError("proximal steps need the params: tx.update(grads, state, params)")
         chosen, by = fits(params, where), jnp.asarray(scale(state.count), jnp.float32)
@@ -157,7 +157,9 @@ def _proximal(
             w = values[path].astype(jnp.promote_types(values[path].dtype, jnp.float32))
             return (prox(w + u.astype(w.dtype), by) - w).astype(u.dtype)
 
-        return map_named(step, updates), ProximalState(optax.safe_increment(state.count))
+        return map_named(step, updates), ProximalState(
+            jnp.asarray(optax.safe_increment(state.count))
+        )
 
     return optax.GradientTransformation(init_fn, update_fn)
 
