@@ -29,8 +29,14 @@ class Rule(NamedTuple):
     begin: int = 0
 
 
-def _prune(sparsity: float, pattern: str | None = None) -> Compression:
-    return prune(scores.magnitude(), schedules.constant(sparsity), pattern)
+def _prune(
+    sparsity: float | None = None,
+    pattern: str | None = None,
+    scope: str | None = None,
+    threshold: float | None = None,
+) -> Compression:
+    schedule = None if sparsity is None else schedules.constant(sparsity)
+    return prune(scores.magnitude(), schedule, pattern, scope=scope, threshold=threshold)
 
 
 _METHODS = {
@@ -50,9 +56,9 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     ``"**"``, and ``min_ndim`` the least rank, both as in `Glob`; a leaf goes to the first rule that
     takes it. The other keys of a rule are methods, chained in the order written, with the arguments
     of the functions of the same name: `quantize`, `lsq`, `dorefa`, `low_rank`, ``prune``
-    (``sparsity``, ``pattern``; by magnitude) and ``progressive`` (update -> arguments of
-    `quantize`). Arguments that are calls in Python are their names, or tables of names and
-    arguments: ``bounds = "mse"``, ``bounds = {percentile = {percent = 99.9}}``,
+    (``sparsity``, ``pattern``, ``scope``, ``threshold``; by magnitude) and ``progressive`` (update
+    -> arguments of `quantize`). Arguments that are calls in Python are their names, or tables of
+    names and arguments: ``bounds = "mse"``, ``bounds = {percentile = {percent = 99.9}}``,
     ``activations = {format = "uint4", step = "learned"}``. A random ``key`` is its seed.
 
     Args:

@@ -92,6 +92,14 @@ def test_a_recipe_is_read_in_order(tmp_path):
             "prune = {sparsity=0.25}",
             lambda: jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.25)),
         ),
+        (
+            'prune = {sparsity=0.25, scope="output"}',
+            lambda: jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.25), scope="output"),
+        ),
+        (
+            "prune = {threshold=1}",
+            lambda: jc.prune(jc.scores.magnitude(), threshold=1.0),
+        ),
     ],
 )
 def test_methods_take_what_their_functions_take(text, expected, tmp_path):

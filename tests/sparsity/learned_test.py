@@ -40,6 +40,7 @@ def test_soft_thresholds_against_the_formula():
     np.testing.assert_allclose(c.penalty({"w": w}, state), 0.5 * 1.25, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_soft_thresholds_learn_sparsity():
     """The penalty lifts thresholds: a regression on two of eight inputs keeps those."""
     x = normal(2, 64, 8)
@@ -63,6 +64,7 @@ def test_soft_thresholds_learn_sparsity():
     np.testing.assert_allclose(small.materialize()[:2, 0], [2, -3], atol=0.3)
 
 
+@pytest.mark.fast("input")
 @pytest.mark.parametrize("per", ["entry", "channel", "input"])
 def test_hard_concrete_gates(per):
     """Gates are 0 as often as the penalty says; what is stored has no noise."""
@@ -149,6 +151,7 @@ def test_proximal_steps():
         jc.proximal.l1(0.1).update(nothing, jc.proximal.l1(0.1).init(params))
 
 
+@pytest.mark.slow
 def test_proximal_steps_of_stacks_are_apart():
     w = normal(0, 3, 6, 4) * jnp.array([1.0, 100.0, 0.01])[:, None, None]
     for tx in (jc.proximal.group_lasso(0.3), jc.proximal.nuclear(1.0)):

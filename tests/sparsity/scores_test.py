@@ -48,6 +48,7 @@ def test_wanda_compares_within_outputs():
         jc.prune(jc.scores.wanda(), HALF).init(params)
 
 
+@pytest.mark.slow
 def test_wanda_of_scanned_layers_takes_the_norms_of_each():
     layers = jnp.asarray(normal(0, 3, 6, 6))
 
@@ -96,6 +97,7 @@ def test_lamp_prunes_layers_by_what_is_left_in_them():
         np.testing.assert_array_equal(got[k], scores[k] >= limit)
 
 
+@pytest.mark.slow
 def test_random_masks_are_nested_and_apart():
     key = jax.random.key(1)
     by = jc.scores.random(key)
@@ -120,6 +122,7 @@ def batch():
     return params, jnp.asarray(normal(2, 7, 4)), jnp.asarray(normal(3, 7, 2))
 
 
+@pytest.mark.slow
 def test_snip_and_grasp_against_dense_derivatives():
     params, x, y = batch()
     floats = {k: params[k] for k in ("a", "b")}
@@ -144,6 +147,7 @@ def test_snip_and_grasp_against_dense_derivatives():
         jc.prune(by, HALF).init({"c": jnp.ones((2, 2))})
 
 
+@pytest.mark.slow
 def test_synflow_conserves_flow():
     """The sum of scores is the same in each layer, and no layer vanishes over rounds."""
     params, x, _ = batch()
@@ -161,6 +165,7 @@ def test_synflow_conserves_flow():
     assert bool(jnp.any(fn(jax.tree.map(jnp.abs, view), jnp.ones_like(x)) > 0))
 
 
+@pytest.mark.slow
 def test_fisher_from_statistics():
     params = {"w": jnp.asarray(normal(0, 6, 4))}
     fn = lambda p, x: jnp.sum(jnp.tanh(x @ p["w"]))

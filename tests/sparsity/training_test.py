@@ -77,7 +77,7 @@ def check_training(tx, c, params, predict, steps=6):
     return params, opt_state
 
 
-@pytest.mark.fast("gradient-adam", "momentum-lion", "random-adafactor", "gradient-injected")
+@pytest.mark.fast("gradient-adafactor")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("rule", GROW)
 def test_growth_in_any_optimizer(rule, optimizer):
@@ -86,7 +86,7 @@ def test_growth_in_any_optimizer(rule, optimizer):
     check_training(jc.compressed_training(OPTIMIZERS[optimizer], c), c, params, predict)
 
 
-@pytest.mark.fast("gradient-MultiSteps", "random-multi_transform")
+@pytest.mark.fast("random-MultiSteps")
 @pytest.mark.parametrize("wrapper", list(WRAPPERS)[1:])
 @pytest.mark.parametrize("rule", GROW)
 def test_growth_in_any_wrapper(rule, wrapper):
@@ -97,7 +97,7 @@ def test_growth_in_any_wrapper(rule, wrapper):
     check_training(tx, c, params, predict, steps=9)
 
 
-@pytest.mark.fast("gradient-tuple", "random-nnx", "gradient-holes")
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", ["tuple", "holes", "nnx"])
 @pytest.mark.parametrize("rule", ["gradient", "random"])
 def test_growth_in_any_tree(rule, tree):
@@ -125,6 +125,7 @@ def test_rigl_by_hand():
     np.testing.assert_allclose(params["w"][:, 0], [3.5 - 0.5 * 1.9, 0, 0, -1], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["leaf", "output", "global"])
 def test_counts_stay_whatever_is_compared(scope):
     """Also of a gradual schedule, of stacks with scales of their own, and of ties at 0."""
@@ -158,6 +159,7 @@ def test_counts_stay_whatever_is_compared(scope):
         state = update(state, params, grads=grads)
 
 
+@pytest.mark.slow
 def test_growth_needs_gradients():
     params = {"w": jnp.arange(8.0).reshape(4, 2)}
     c = grown("gradient")
@@ -198,6 +200,7 @@ def test_dense_phases_begin_with_zeros():
     assert counts == [2, 4, 4, 2, 2]
 
 
+@pytest.mark.fast("movement")
 @pytest.mark.parametrize("name", ["saliency", "movement", "fisher"])
 def test_scores_that_accumulate(name):
     """Against sums by hand over three updates, of which the last one prunes."""

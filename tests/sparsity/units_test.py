@@ -45,6 +45,7 @@ def test_global_is_one_sort_of_everything(dtypes):
     assert not got["c"].any()
 
 
+@pytest.mark.slow
 def test_global_leaves_members_of_an_ensemble_apart():
     members = [{"a": normal(i, 4, 4) * 10.0**i, "b": normal(9 + i, 6, 2)} for i in range(3)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *members)
@@ -62,6 +63,7 @@ def test_outputs_are_compared_apart():
         np.testing.assert_array_equal(got[..., n], top(np.abs(w[..., n]), 54 - 41))
 
 
+@pytest.mark.fast("global")
 @pytest.mark.parametrize("scope", ["leaf", "global"])
 def test_channels_and_inputs(scope):
     """Of an HWIO kernel: whole outputs, and whole inputs with their windows."""
@@ -88,6 +90,7 @@ def test_blocks_also_at_ragged_ends():
         np.testing.assert_array_equal(got[i], want[rows][:, columns])
 
 
+@pytest.mark.slow
 def test_blocks_of_convolutions_are_of_their_matrices():
     w = normal(0, 3, 3, 2, 4)
     got = masks(prune(pattern="block:9x2"), {"w": jnp.asarray(w)})["w"]
@@ -129,6 +132,7 @@ def test_erk_known_answers(sparsity, want):
     np.testing.assert_allclose(total, sparsity * 74, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_erk_over_a_gradual_schedule():
     """Each parameter by its own share, as a schedule asks for more."""
     params = {"small": jnp.asarray(normal(0, 8, 4)), "large": jnp.asarray(normal(1, 64, 32))}
