@@ -141,7 +141,9 @@ def alone(fn, in_axes: Any = 0):
 
 def tickets(apply, params, data, seeds, steps, sparsity, uses, advance):
     """Iterative magnitude pruning: the weights that training has made large, from early values."""
-    early, _ = train(apply, params, data, seeds, max(1, steps // 20), None, uses, lambda count: None)
+    early, _ = train(
+        apply, params, data, seeds, max(1, steps // 20), None, uses, lambda count: None
+    )
     trained, _ = train(apply, early, data, seeds, steps, None, uses, advance)
     for i in range(1, ROUNDS + 1):
         kept = 1 - (1 - sparsity) ** (i / ROUNDS)

@@ -17,10 +17,12 @@ from jaxopt_compress.compression import (
 from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.sparsity.distributions import Distribution
 from jaxopt_compress.sparsity.grow import Grow
-from jaxopt_compress.sparsity.masks import Parameters, Rules, first, later
+from jaxopt_compress.sparsity.masks import first, later
+from jaxopt_compress.sparsity.rules import Rules
 from jaxopt_compress.sparsity.schedule import Schedule, as_schedule
 from jaxopt_compress.sparsity.schedules import constant
 from jaxopt_compress.sparsity.score import Score, as_score
+from jaxopt_compress.sparsity.search import Parameters
 from jaxopt_compress.sparsity.state import check_prunable
 from jaxopt_compress.sparsity.units import SCOPES, Pattern, read_pattern
 from jaxopt_compress.tree import Where
@@ -83,7 +85,8 @@ def prune(
         where: Which parameters; by default the floating ones of rank 2 and more, and where uses are
             given only those with a use.
         threshold: In the place of a schedule: entries with at least this score stay. A number, or a
-            function of the step; masks are then renewed by each update.
+            function of the step; masks are then renewed by each update. Scores that accumulate
+            gradients prune nothing in ``init``.
         scope: What is compared with each other: ``"leaf"``, the entries of a parameter, and of each
             entry of its stack; ``"output"``, those of one output; ``"global"``, those of all
             parameters. By default what the score says, which is ``"leaf"`` for most.
@@ -124,7 +127,7 @@ def prune(
         Deep Neural Networks.
     """
     by, form = as_score(score), read_pattern(pattern)
-    steps = _schedule(schedule, threshold, form)
+    steps = _schedule(schedule, threshold, form, by.signed)
     _check_together(form, scope, distribution, grow, threshold)
     wide = scope or ("leaf" if form.kind != "entries" or distribution else by.scope)
     limit = threshold if callable(threshold) or threshold is None else lambda count: threshold
@@ -144,7 +147,7 @@ def prune(
     return compression_of(method, where, stack=stack, asked=asked)
 
 
-def _schedule(schedule: Any, threshold: Any, pattern: Pattern) -> Schedule | None:
+def _schedule(schedule: Any, threshold: Any, pattern: Pattern, signed: bool) -> Schedule | None:
     """The schedule; None with a threshold.
 
     Raises:
@@ -156,7 +159,7 @@ def _schedule(schedule: Any, threshold: Any, pattern: Pattern) -> Schedule | Non
             raise ValueError(
                 "schedule= says how many entries stay, threshold= which; give one of them"
             )
-        if not callable(threshold) and not threshold >= 0:
+        if not callable(threshold) and not (threshold >= 0 or signed):
             raise ValueError(f"threshold={threshold!r}; it is a score, at least 0")
         return None
     ends = 1 - pattern.sizes[0] / pattern.sizes[1] if pattern.n_m else None

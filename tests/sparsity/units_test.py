@@ -111,6 +111,29 @@ def test_thresholds():
     np.testing.assert_array_equal(masks(by_deviation, params)["w"], [[0, 1], [0, 0]])
 
 
+def test_thresholds_of_signed_scores():
+    """Nothing is pruned before there is a score; then what moves towards 0 is."""
+    c = jc.prune(jc.scores.movement(), threshold=-0.5)
+    params = {"w": jnp.array([[1.0, -1.0], [2.0, 3.0]])}
+    state = c.init(params)
+    assert bool(jnp.all(state.leaves["w"].mask))
+    grads = {"w": jnp.array([[1.0, 1.0], [0.25, 0.1]])}  # -w g: -1, 1, -0.5, -0.3
+    state = jax.jit(c.update)(state, params, grads=grads)
+    np.testing.assert_array_equal(state.leaves["w"].mask, [[0, 1], [1, 1]])
+
+
+def test_what_is_fixed_at_zero_takes_no_place():
+    """Of entries that an earlier element keeps, as many as asked for stay, zeros included."""
+    w = jnp.array([[0.0, 5.0, 6.0, 7.0, 8.0, 0.0, 0.0, 0.0]]).T
+    first = jc.scores.given({"w": jnp.array([[9.0, 0, 0, 0, 0, 9, 9, 9]]).T})
+    c = jc.chain(jc.prune(first, HALF), prune(schedule=jc.schedules.constant(0.75)))
+    state = jax.jit(c.init)({"w": w}).states[1].leaves["w"]
+    np.testing.assert_array_equal(state.mask[:, 0], [1, 0, 0, 0, 0, 1, 0, 0])
+    c = jc.chain(jc.prune(first, HALF), jc.prune(jc.scores.movement(), pattern="1:2"))
+    with pytest.raises(ValueError, match="at step 0, and the score accumulates"):
+        c.init({"w": w})
+
+
 def test_ragged_groups_keep_what_they_have():
     w = jnp.asarray(normal(0, 6, 3))
     got = masks(jc.prune(jc.scores.magnitude(), pattern="2:4"), {"w": w})["w"]
