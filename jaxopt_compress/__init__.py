@@ -142,9 +142,13 @@ __all__ = [
     "scores",
     "sensitivities",
     "shard",
+<<<<<<< HEAD
     "small_states",
     "soft_threshold",
     "stochastic_rounding",
+=======
+    "soft_threshold",
+>>>>>>> masks
     "uses",
     "variational_dropout",
     "weight_gradients",
