@@ -142,13 +142,9 @@ __all__ = [
     "scores",
     "sensitivities",
     "shard",
-<<<<<<< HEAD
     "small_states",
     "soft_threshold",
     "stochastic_rounding",
-=======
-    "soft_threshold",
->>>>>>> masks
     "uses",
     "variational_dropout",
     "weight_gradients",

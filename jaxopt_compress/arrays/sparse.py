@@ -231,7 +231,6 @@ def sparse_rows(dense: jax.Array, mask: jax.Array, core_ndim: int) -> SparseArra
         # One row is the common case and needs no sort.
         values = _kept_entries(dense, _everywhere(mask))
     else:
-<<<<<<< HEAD
         values = sparse.gather_kept(sparse.flatten_core(dense, core), kept, capacity)
     gaps = _smaller_gaps(kept, capacity)
     if gaps is not None:
@@ -240,14 +239,6 @@ def sparse_rows(dense: jax.Array, mask: jax.Array, core_ndim: int) -> SparseArra
     else:
         words = pack_mask(kept, -1)
         words = _everywhere(words) if core_ndim == dense.ndim else words
-=======
-        values = sparse.gather_kept(rows, kept, capacity)
-    gaps = _smaller_gaps(kept, capacity)
-    if gaps is not None:
-        words = jax.device_put(gaps, values.sharding)
-    else:
-        words = pack_mask(kept, -1) if rows.ndim > 1 else _everywhere(pack_mask(kept, -1))
->>>>>>> masks
     ones = (1,) * (core_ndim - 1)
 
     def lift(x):
@@ -267,7 +258,6 @@ def _smaller_gaps(kept: jax.Array, capacity: int) -> np.ndarray | None:
     dtype = next(d for d in _GAPS if top <= np.iinfo(d).max)
     smaller = math.prod(rows) * capacity * dtype.itemsize < math.prod(rows) * bits
     return found.astype(dtype) if smaller else None
-<<<<<<< HEAD
 
 
 def _kept_entries(dense: jax.Array, mask: jax.Array) -> jax.Array:
@@ -279,8 +269,6 @@ def _kept_entries(dense: jax.Array, mask: jax.Array) -> jax.Array:
         return jax.device_put(kept, device)
     at = np.flatnonzero(np.asarray(mask))
     return _everywhere(jnp.take(dense.reshape(-1), at, axis=0))
-=======
->>>>>>> masks
 
 
 def _everywhere(x: jax.Array) -> jax.Array:
