@@ -3,6 +3,7 @@
 from jaxopt_compress.quantization.activations import activations, backward
 from jaxopt_compress.quantization.arrays import quantize_array
 from jaxopt_compress.quantization.dorefa import dorefa
+from jaxopt_compress.quantization.gptq import gptq
 from jaxopt_compress.quantization.lsq import lsq
 from jaxopt_compress.quantization.progressive import progressive
 from jaxopt_compress.quantization.quantize import quantize
@@ -11,6 +12,7 @@ __all__ = [
     "activations",
     "backward",
     "dorefa",
+    "gptq",
     "lsq",
     "progressive",
     "quantize",
