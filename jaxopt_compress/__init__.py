@@ -36,7 +36,7 @@ from jaxopt_compress.quantization import (
     quantize_array,
 )
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
-from jaxopt_compress.sparsity import prune, schedules, scores
+from jaxopt_compress.sparsity import prune, schedules, scores, sparse_gpt
 from jaxopt_compress.storage import (
     CheckpointError,
     load,
@@ -110,6 +110,7 @@ __all__ = [
     "schedules",
     "scores",
     "shard",
+    "sparse_gpt",
     "uses",
     "weight_gradients",
 ]

@@ -98,8 +98,9 @@ def settle_rows(
 
 
 def _filled(count: int, x: jax.Array) -> jax.Array:
-    # With what the last row has, of which every step and zero point is a possible one.
-    return jnp.pad(x, [(0, count)] + [(0, 0)] * (x.ndim - 1), mode="edge")
+    # With steps that the last row has, and with nothing that is kept or counted.
+    mode = "edge" if jnp.issubdtype(x.dtype, jnp.floating) else "constant"
+    return jnp.pad(x, [(0, count)] + [(0, 0)] * (x.ndim - 1), mode=mode)
 
 
 def _rows(x: jax.Array, at: Any, count: int) -> jax.Array:
