@@ -27,9 +27,11 @@ from jaxopt_compress.planning import read_recipe, report
 from jaxopt_compress.post_training import compress_in_order
 from jaxopt_compress.quantization import (
     activations,
+    auto_round,
     backward,
     dorefa,
     gptq,
+    hqq,
     lsq,
     progressive,
     quantize,
@@ -71,6 +73,7 @@ __all__ = [
     "SparseArray",
     "UnmeasuredWarning",
     "activations",
+    "auto_round",
     "backward",
     "best_of",
     "bounds",
@@ -87,6 +90,7 @@ __all__ = [
     "evaluate",
     "fold_norms",
     "gptq",
+    "hqq",
     "lift",
     "load",
     "load_safetensors",

@@ -4,13 +4,13 @@ import functools
 
 from jaxopt_compress.compression import Compression, compression_of, spelled
 from jaxopt_compress.compression.keywords import answers
-from jaxopt_compress.numerics.bounds import Bounds, absmax
+from jaxopt_compress.numerics.bounds import Bounds
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.solvers.gptq import gptq as solve
 from jaxopt_compress.quantization.activations import Activations
 from jaxopt_compress.quantization.products import asked_of_products, with_products
-from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method, rule_of
-from jaxopt_compress.quantization.solved import solved
+from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method
+from jaxopt_compress.quantization.solved import solved, weighing
 from jaxopt_compress.tree import Where
 
 
@@ -86,9 +86,7 @@ def gptq(
     fmt = format_of(format)
     grid = {"per": per, "scale_dtype": scale_dtype, "pad": pad}
     weights = quantize_method(fmt, group_size, symmetric, bounds=bounds, **grid)
-    weigh = None
-    if bounds is None and not fmt.absmean:
-        weigh = rule_of(fmt, (None, None), absmax(), symmetric, scale_dtype)
+    weigh = weighing(fmt, bounds, symmetric, scale_dtype)
     run = functools.partial(solve, fmt=fmt, damping=damping, act_order=act_order)
     asked = spelled(
         "gptq",

@@ -12,10 +12,12 @@ from jaxopt_compress.arrays import FakeQuantizedArray, QuantizedArray, SparseArr
 from jaxopt_compress.compression import Decision, LeafMethod, LeafState, NeedsStats, Parameter
 from jaxopt_compress.compression.leaf_states import GRID
 from jaxopt_compress.compression.matrices import Matrices, matrices_of
-from jaxopt_compress.numerics.bounds import least_squares
+from jaxopt_compress.numerics.bounds import Bounds, absmax, least_squares
 from jaxopt_compress.numerics.codes import encode
+from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.groups import grouped
 from jaxopt_compress.numerics.solvers.grids import Grid
+from jaxopt_compress.quantization.quantize import rule_of
 from jaxopt_compress.quantization.state import (
     QuantizedState,
     Rule,
@@ -105,6 +107,15 @@ def solved(kind: str, weights: LeafMethod, solve: Solve, weigh: Rule | None = No
         return Decision(SolvedState(state.holding(codes, value.dtype), kind))
 
     return LeafMethod(check, init)
+
+
+def weighing(
+    fmt: Format, bounds: Bounds | None, symmetric: bool, scale_dtype: str | None
+) -> Rule | None:
+    """The rule for grids that weigh errors by inputs, unless the caller or the format says others."""
+    if bounds is not None or fmt.absmean:
+        return None
+    return rule_of(fmt, (None, None), absmax(), symmetric, scale_dtype)
 
 
 def grid_of(state: QuantizedState, parameter: Parameter, matrices: Matrices) -> Grid:
