@@ -5,6 +5,7 @@ from jaxopt_compress.arrays import (
     LowRankArray,
     PermutedArray,
     QuantizedArray,
+    ScaledArray,
     SparseArray,
     map_dense,
     materialize,
@@ -28,6 +29,7 @@ from jaxopt_compress.post_training import compress_in_order
 from jaxopt_compress.quantization import (
     activations,
     auto_round,
+    awq,
     backward,
     dorefa,
     gptq,
@@ -36,6 +38,7 @@ from jaxopt_compress.quantization import (
     progressive,
     quantize,
     quantize_array,
+    smooth_quant,
 )
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
 from jaxopt_compress.sparsity import prune, schedules, scores, sparse_gpt
@@ -70,10 +73,12 @@ __all__ = [
     "PermutedArray",
     "QuantizedArray",
     "Rewrite",
+    "ScaledArray",
     "SparseArray",
     "UnmeasuredWarning",
     "activations",
     "auto_round",
+    "awq",
     "backward",
     "best_of",
     "bounds",
@@ -114,6 +119,7 @@ __all__ = [
     "schedules",
     "scores",
     "shard",
+    "smooth_quant",
     "sparse_gpt",
     "uses",
     "weight_gradients",

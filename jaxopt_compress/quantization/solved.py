@@ -8,7 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.arrays import FakeQuantizedArray, QuantizedArray, SparseArray
+from jaxopt_compress.arrays import (
+    FakeQuantizedArray,
+    InputQuantizedArray,
+    ScaledArray,
+    SparseArray,
+)
 from jaxopt_compress.compression import Decision, LeafMethod, LeafState, NeedsStats, Parameter
 from jaxopt_compress.compression.leaf_states import GRID
 from jaxopt_compress.compression.matrices import Matrices, matrices_of
@@ -29,32 +34,34 @@ from jaxopt_compress.quantization.state import (
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["stored"], meta_fields=["kind"]
+    jax.tree_util.register_dataclass, data_fields=["stored"], meta_fields=["format", "kind"]
 )
 @dataclasses.dataclass(frozen=True)
 class SolvedState(LeafState):
-    """Codes and grid of one parameter, which no update changes.
+    """The stored form of one parameter, which no update changes.
 
     The view does not depend on the parameter any more: its derivative is 0, and training moves what
     else there is, such as biases and norms.
 
     Attributes:
-        stored: The `QuantizedArray`.
+        stored: A `QuantizedArray`, perhaps inside of what its products do besides.
+        format: The number format of the weight.
         kind: The name of the method.
     """
 
     stored: Any
-    kind: str = "solved"
+    format: Format
+    kind: str
     establishes = frozenset({GRID})
 
     @property
     def keeps(self) -> frozenset[str]:
         """Zeros where the grid has one; and factors stay factors."""
-        return keeps_on(self.stored.fmt)
+        return keeps_on(self.format)
 
     def why_lost(self, name: str) -> str | None:
         """Names the format."""
-        return why_lost_on(self.stored.fmt, name)
+        return why_lost_on(self.format, name)
 
     def apply(self, w: Any, learned: Any) -> jax.Array:
         """The values of the codes."""
@@ -68,11 +75,18 @@ class SolvedState(LeafState):
         return FakeQuantizedArray(self.stored.replace(codes=values, zero=zero, block=None))
 
     def compress(self, w: Any, learned: Any, path: str) -> Any:
-        """Codes and grid; those of a sparse array stay sparse."""
+        """The stored form; of a sparse array, with sparse codes."""
         del learned, path
-        if not isinstance(w, SparseArray):
-            return self.stored
-        return self.stored.replace(codes=w.with_entries(self.stored.unpacked()), block=None)
+        return _sparse_as(w, self.stored) if isinstance(w, SparseArray) else self.stored
+
+
+def _sparse_as(w: SparseArray, stored: Any) -> Any:
+    """A stored form with the entries of its codes that a sparse array has."""
+    if isinstance(stored, ScaledArray):
+        return stored.replace(array=_sparse_as(w, stored.array))
+    if isinstance(stored, InputQuantizedArray):
+        return stored.replace(weight=_sparse_as(w, stored.weight))
+    return stored.replace(codes=w.with_entries(stored.unpacked()), block=None)
 
 
 Solve = Callable[[jax.Array, jax.Array, Grid], jax.Array]
@@ -92,7 +106,7 @@ def solved(kind: str, weights: LeafMethod, solve: Solve, weigh: Rule | None = No
 
     def check(parameter: Parameter) -> None:
         weights.check(parameter)
-        check_moments(kind, parameter)
+        check_stats(kind, parameter, "moments")
 
     def init(parameter: Parameter) -> Decision:
         state: QuantizedState = weights.init(parameter).state
@@ -104,7 +118,7 @@ def solved(kind: str, weights: LeafMethod, solve: Solve, weigh: Rule | None = No
             state = weighted(state, value, squares, weigh)
         levels = solve(matrices.of(value), moment, grid_of(state, parameter, matrices))
         codes = encode(matrices.back(levels), state.format)
-        return Decision(SolvedState(state.holding(codes, value.dtype), kind))
+        return Decision(SolvedState(state.holding(codes, value.dtype), state.format, kind))
 
     return LeafMethod(check, init)
 
@@ -126,6 +140,7 @@ def grid_of(state: QuantizedState, parameter: Parameter, matrices: Matrices) -> 
     return Grid(entries(scale), entries(zero), entries(parameter.keep))  # pyright: ignore
 
 
+@functools.partial(jax.jit, static_argnames="rule")
 def weighted(state: QuantizedState, w: jax.Array, weights: jax.Array, rule: Rule) -> QuantizedState:
     """The grid of the range with the least weighted squared error.
 
@@ -133,7 +148,7 @@ def weighted(state: QuantizedState, w: jax.Array, weights: jax.Array, rule: Rule
         state: A grid of the same parameter.
         w: The parameter.
         weights: Of its shape, at least 0.
-        rule: How steps follow from the range.
+        rule: How steps follow from the range; its bounds are not used.
     """
     fine, _, _ = grouped(weights.astype(jnp.float32), state.reduce, state.cuts)
     bounds = least_squares(_CANDIDATES, _LEAST, lambda x: fine)
@@ -144,18 +159,25 @@ def weighted(state: QuantizedState, w: jax.Array, weights: jax.Array, rule: Rule
 _CANDIDATES, _LEAST = 80, 0.2
 
 
-def check_moments(kind: str, parameter: Parameter) -> None:
-    """Refuses missing second moments.
+def check_stats(kind: str, parameter: Parameter, *measures: str) -> None:
+    """Refuses missing statistics.
+
+    Args:
+        kind: The method's name.
+        parameter: The parameter.
+        *measures: The names of the measures that it needs.
 
     Raises:
-        NeedsStats: Names the parameter.
+        NeedsStats: Names the parameter and what is missing.
     """
     stats = parameter.stats
-    if stats is None or not stats.has("moments"):
-        raise NeedsStats(
-            f"{kind} needs second moments of the activations that meet {parameter.describe()}: "
-            "pass stats=jaxopt_compress.calibrate(fn, params, batches), whose measures include "
-            "moments(), or run compress_in_order. If they were passed: what is only looked up "
-            "meets no activations, and calibrate warns of what it cannot measure; compress these "
-            "by quantize in another rule of a recipe, or leave them out by where="
-        )
+    if stats is not None and stats.contracting and all(map(stats.has, measures)):
+        return
+    needed = ", ".join(f"jaxopt_compress.measures.{name}()" for name in measures)
+    raise NeedsStats(
+        f"{kind} needs {needed} of the activations that meet {parameter.describe()}: pass "
+        "stats=jaxopt_compress.calibrate(fn, params, batches), or run compress_in_order. If they "
+        "were passed: what is only looked up meets no activations, and calibrate warns of what it "
+        "cannot measure; compress these by quantize in another rule of a recipe, or leave them out "
+        "by where="
+    )

@@ -81,7 +81,7 @@ def half_quadratic(
         return ((scale, zero), best, jnp.where(better, new, least)), None
 
     start = (scale, zero)
-    betas = 10 * jnp.power(1.1, jnp.arange(iterations, dtype=jnp.float32))
+    betas = 10 * jnp.power(1.01, jnp.arange(iterations, dtype=jnp.float32))
     carry = (start, start, cost(view(scale, zero)[2]))
     (_, best, _), _ = lax.scan(fit, carry, betas)
     return best
