@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 # Each try multiplies the damping by 10: the last one leaves a multiple of the identity.
-_TRIES = 10
+_TRIES = 12
 
 
 def conditioned(moment: jax.Array) -> jax.Array:
@@ -68,7 +68,8 @@ def inverse_factor(moment: jax.Array, damping: float = 0.01) -> jax.Array:
         _, lower, tries = state
         return ~jnp.all(jnp.isfinite(lower)) & (tries < _TRIES)
 
-    start = attempt((jnp.float32(damping), eye, jnp.int32(0)))
+    # One failure to begin with, so that the factorization is compiled once.
+    start = (jnp.asarray(damping, h.dtype), jnp.full_like(h, jnp.nan), jnp.int32(0))
     _, lower, _ = lax.while_loop(failed, attempt, start)
     lower = jnp.where(jnp.all(jnp.isfinite(lower)), lower, eye)
     # Both orders reversed, a lower factor of the reversed moment is an upper one of the moment.

@@ -69,12 +69,16 @@ def settle_rows(
         if of_step is not None:
             mine = of_step(due, jnp.diagonal(small), mine)
             own = jax.tree.map(lambda x, new: _with_rows(x, new, at), own, mine)
-        made, wrong = [], []
-        for j in range(step):
-            row = due[j] - sum(small[i, j] * error for i, error in enumerate(wrong))
-            made.append(settle(row, jax.tree.map(lambda x, j=j: x[j], mine)))
-            wrong.append((row - made[-1]) / small[j, j])
-        new = _with_rows(errors, jnp.stack(wrong), at), _with_rows(settled, jnp.stack(made), at)
+
+        def settle_row(j, carry):
+            wrong, made = carry
+            row = due[j] - _dot(small[:, j], wrong)
+            value = settle(row, jax.tree.map(lambda x: x[j], mine))
+            return wrong.at[j].set((row - value) / small[j, j]), made.at[j].set(value)
+
+        blank = jnp.zeros_like(due)
+        wrong, made = lax.fori_loop(0, step, settle_row, (blank, blank))
+        new = _with_rows(errors, wrong, at), _with_rows(settled, made, at)
         return (*new, own)
 
     def settle_block(b, carry):
