@@ -92,29 +92,28 @@ def mse(candidates: int = 80, least: float = 0.2) -> Bounds:
     """
     if candidates < 1 or not 0 < least <= 1:
         raise ValueError(f"mse({candidates}, {least}): at least one candidate, in (0, 1]")
-    return least_squares(candidates, least, lambda x: None)
+    return Bounds(least_squares(candidates, least))
 
 
 def least_squares(
-    candidates: int, least: float, weights: Callable[[jax.Array], jax.Array | None]
-) -> Bounds:
-    """As `mse`, each squared error counted by a weight of its entry.
+    candidates: int, least: float, weights: jax.Array | None = None
+) -> Callable[[jax.Array, tuple[int, ...], Format, bool, Callable[..., Any]], Range]:
+    """The ``measure`` of `mse`, each squared error counted by a weight of its entry.
 
     Args:
         candidates: As in `mse`.
         least: As in `mse`.
-        weights: From the array that is measured, to the weights of its entries or None.
+        weights: Of the shape of what is measured, or None.
     """
     whole = absmax()
 
     def measure(x, axes, fmt, symmetric, view):
         low, high = whole.measure(x, axes, fmt, symmetric, view)
-        weight = weights(x)
 
         def better(best, part):
             error, chosen = best
             squares = (view(low * part, high * part) - x) ** 2
-            new = jnp.sum(squares if weight is None else squares * weight, axes, keepdims=True)
+            new = jnp.sum(squares if weights is None else squares * weights, axes, keepdims=True)
             return (jnp.minimum(new, error), jnp.where(new < error, part, chosen)), None
 
         start = (jnp.full_like(high, jnp.inf), jnp.ones_like(high))
@@ -123,7 +122,7 @@ def least_squares(
         (_, part), _ = lax.scan(better, start, parts)
         return low * part, high * part
 
-    return Bounds(measure)
+    return measure
 
 
 def entropy(bins: int = 2048) -> Bounds:

@@ -43,7 +43,8 @@ def auto_round(
         symmetric: As in `quantize`.
         stack: As in `quantize`.
         per: As in `quantize`.
-        bounds: As in `gptq`.
+        bounds: As in `quantize`; by default the range with the least squared error, each counted by
+            the mean square of the input that the weight meets.
         scale_dtype: As in `quantize`.
         pad: As in `quantize`.
         activations: As in `quantize`.

@@ -4,13 +4,13 @@ import functools
 
 from jaxopt_compress.compression import Compression, compression_of, spelled
 from jaxopt_compress.compression.keywords import answers
-from jaxopt_compress.numerics.bounds import Bounds
+from jaxopt_compress.numerics.bounds import Bounds, mse
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.solvers.gptq import gptq as solve
 from jaxopt_compress.quantization.activations import Activations
 from jaxopt_compress.quantization.products import asked_of_products, with_products
 from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method
-from jaxopt_compress.quantization.solved import solved, weighing
+from jaxopt_compress.quantization.solved import solved
 from jaxopt_compress.tree import Where
 
 
@@ -49,8 +49,8 @@ def gptq(
         symmetric: As in `quantize`.
         stack: As in `quantize`.
         per: As in `quantize`.
-        bounds: As in `quantize`; by default the range with the least squared error, each counted by
-            the mean square of the input that the weight meets.
+        bounds: As in `quantize`; by default that with the least squared error, ``bounds.mse()``, where
+            the format lets one choose.
         scale_dtype: As in `quantize`.
         pad: As in `quantize`.
         activations: As in `quantize`.
@@ -85,8 +85,9 @@ def gptq(
         raise ValueError(f"damping={damping}; it is above 0, such as 0.01")
     fmt = format_of(format)
     grid = {"per": per, "scale_dtype": scale_dtype, "pad": pad}
+    if bounds is None and not fmt.absmean:
+        bounds = mse()
     weights = quantize_method(fmt, group_size, symmetric, bounds=bounds, **grid)
-    weigh = weighing(fmt, bounds, symmetric, scale_dtype)
     run = functools.partial(solve, fmt=fmt, damping=damping, act_order=act_order)
     asked = spelled(
         "gptq",
@@ -97,5 +98,5 @@ def gptq(
         stack=stack or None,
         **asked_of_products(activations, None),
     )
-    method = with_products(solved("gptq", weights, run, weigh), activations, None)
+    method = with_products(solved("gptq", weights, run), activations, None)
     return compression_of(method, where, stack=stack, asked=asked)

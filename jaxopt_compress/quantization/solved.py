@@ -151,7 +151,7 @@ def weighted(state: QuantizedState, w: jax.Array, weights: jax.Array, rule: Rule
         rule: How steps follow from the range; its bounds are not used.
     """
     fine, _, _ = grouped(weights.astype(jnp.float32), state.reduce, state.cuts)
-    bounds = least_squares(_CANDIDATES, _LEAST, lambda x: fine)
+    bounds = Bounds(least_squares(_CANDIDATES, _LEAST, fine))
     return measured(state, w, rule._replace(bounds=bounds))
 
 
