@@ -42,7 +42,7 @@ class Matrices(NamedTuple):
         return jnp.broadcast_to(h, (*lead, *h.shape[-2:]))
 
     def per_input(self, x: jax.Array) -> jax.Array:
-        """Values ``[*lead, k]`` or ``[k]`` of inputs, spread over an array of the parameter's shape."""
+        """Values ``[*lead, k]`` or ``[k]`` of inputs, as an array of the parameter's shape."""
         lead = jax.eval_shape(self.of, self.parameter.value).shape
         return self.back(jnp.broadcast_to(x[..., None], lead))
 

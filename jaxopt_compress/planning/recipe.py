@@ -54,7 +54,7 @@ _METHODS = {
     "progressive": (progressive, '{0 = {format = "int8"}, 1000 = {format = "int4"}}'),
     "prune": (_prune, "{sparsity = 0.5}"),
     "quantize": (quantize, '{format = "int8"}'),
-    "smooth_quant": (smooth_quant, '{alpha = 0.5}'),
+    "smooth_quant": (smooth_quant, "{alpha = 0.5}"),
     "sparse_gpt": (sparse_gpt, "{sparsity = 0.5}"),
 }
 

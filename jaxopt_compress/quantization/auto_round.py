@@ -94,6 +94,4 @@ def auto_round(
         stack=stack or None,
         **asked_of_products(activations, None),
     )
-    return compression_of(
-        with_products(method, activations, None), where, stack=stack, asked=asked
-    )
+    return compression_of(with_products(method, activations, None), where, stack=stack, asked=asked)

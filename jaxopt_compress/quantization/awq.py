@@ -73,8 +73,9 @@ def awq(
         >>> params = {"w": jax.random.normal(keys[1], (64, 16))}
         >>> model = lambda params, x: x @ params["w"]
         >>> stats, uses = jc.calibrate(model, params, [x]), jc.uses(model, params, x)
-        >>> error = lambda c: jnp.std(model(params, x) - jc.lift(model)(
-        ...     jc.compress(params, c, uses=uses, stats=stats), x))
+        >>> error = lambda c: jnp.std(
+        ...     model(params, x) - jc.lift(model)(jc.compress(params, c, uses=uses, stats=stats), x)
+        ... )
         >>> bool(error(jc.awq("int4")) < 0.8 * error(jc.quantize("int4")))
         True
 

@@ -49,8 +49,7 @@ def gptq(
         symmetric: As in `quantize`.
         stack: As in `quantize`.
         per: As in `quantize`.
-        bounds: As in `quantize`; by default that with the least squared error, ``bounds.mse()``, where
-            the format lets one choose.
+        bounds: As in `quantize`; by default ``bounds.mse()``, except for binary and ternary.
         scale_dtype: As in `quantize`.
         pad: As in `quantize`.
         activations: As in `quantize`.
@@ -72,8 +71,12 @@ def gptq(
         >>> params = {"w": jax.random.normal(keys[2], (64, 16))}
         >>> model = lambda params, x: x @ params["w"]
         >>> stats = jc.calibrate(model, params, [x])
-        >>> error = lambda c: jnp.std(x @ params["w"] - jc.lift(model)(
-        ...     jc.compress(params, c, uses=jc.uses(model, params, x), stats=stats), x))
+        >>> error = lambda c: jnp.std(
+        ...     x @ params["w"]
+        ...     - jc.lift(model)(
+        ...         jc.compress(params, c, uses=jc.uses(model, params, x), stats=stats), x
+        ...     )
+        ... )
         >>> bool(error(jc.gptq("int4")) < 0.5 * error(jc.quantize("int4")))
         True
 

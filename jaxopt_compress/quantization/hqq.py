@@ -69,8 +69,9 @@ def hqq(
     Example:
         >>> import jax, jax.numpy as jnp, jaxopt_compress as jc
         >>> params = {"w": jax.random.t(jax.random.key(0), 3, (64, 16))}
-        >>> error = lambda c: jnp.mean(jnp.abs(jc.compress(params, c)["w"].materialize()
-        ...     - params["w"]) ** 0.7)
+        >>> error = lambda c: jnp.mean(
+        ...     jnp.abs(jc.compress(params, c)["w"].materialize() - params["w"]) ** 0.7
+        ... )
         >>> bool(error(jc.hqq("int3")) < error(jc.quantize("int3")))
         True
 
@@ -117,6 +118,4 @@ def hqq(
         **asked_of_products(activations, None),
     )
     method = LeafMethod(weights.check, init, update)
-    return compression_of(
-        with_products(method, activations, None), where, stack=stack, asked=asked
-    )
+    return compression_of(with_products(method, activations, None), where, stack=stack, asked=asked)

@@ -74,8 +74,9 @@ def smooth_quant(
         >>> params = {"w": jax.random.normal(keys[1], (64, 16)) * 0.1}
         >>> model = lambda params, x: x @ params["w"]
         >>> stats, uses = jc.calibrate(model, params, [x]), jc.uses(model, params, x)
-        >>> error = lambda c: jnp.std(model(params, x) - jc.lift(model)(
-        ...     jc.compress(params, c, uses=uses, stats=stats), x))
+        >>> error = lambda c: jnp.std(
+        ...     model(params, x) - jc.lift(model)(jc.compress(params, c, uses=uses, stats=stats), x)
+        ... )
         >>> bool(error(jc.smooth_quant()) < 0.5 * error(jc.quantize("int8", activations="int8")))
         True
 
@@ -100,7 +101,9 @@ def smooth_quant(
         reach = along_inputs(parameter.stats.absmax, matrices)
         own = jnp.max(jnp.abs(matrices.of(w.astype(jnp.float32))), -1, initial=0)
         # Inputs and weights that are 0 have no range to share.
-        scales = jnp.where((reach > 0) & (own > 0), _power(reach, alpha) / _power(own, 1 - alpha), 1)
+        scales = jnp.where(
+            (reach > 0) & (own > 0), _power(reach, alpha) / _power(own, 1 - alpha), 1
+        )
         scales = jnp.clip(scales, 2.0**-60, 2.0**60)
         spread = matrices.per_input(scales)
         scaled = (w.astype(jnp.float32) * spread).astype(w.dtype)

@@ -20,7 +20,7 @@ from jaxopt_compress.compression import (
     compression_of,
     spelled,
 )
-from jaxopt_compress.compression.leaf_states import RANK, ZEROS, N_M
+from jaxopt_compress.compression.leaf_states import N_M, RANK, ZEROS
 from jaxopt_compress.compression.matrices import matrices_of
 from jaxopt_compress.numerics.rounding import seal
 from jaxopt_compress.numerics.solvers.sparse_gpt import sparse_gpt as solve

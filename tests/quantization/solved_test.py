@@ -77,7 +77,8 @@ def test_stored_form_is_the_view_bit_for_bit(method):
     small = c.compress(params, state)
     got = jc.lift(experts, on_fallback="error")(small, x)
     want = experts(jc.materialize(small), x)
-    tolerance = 0.02 if method == "smooth_quant" else 1e-5  # of rounded activations; of sums
+    # Rounded activations; and bfloat16 weights, which products of codes do not round.
+    tolerance = 0.02 if method == "smooth_quant" else 2.0**-8
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=tolerance * float(jnp.max(jnp.abs(b))))
 

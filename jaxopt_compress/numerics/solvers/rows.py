@@ -53,7 +53,7 @@ def settle_rows(
     References:
         Frantar and Alistarh, 2022, Optimal Brain Compression. Frantar et al., 2023, GPTQ.
     """
-    k, n = w.shape
+    k = w.shape[0]
     block = min(block // step * step, -(-k // step) * step) if block > step else step
     w, held = (jax.tree.map(functools.partial(_filled, -k % block), x) for x in (w, held))
     factor = jnp.pad(factor, [(0, -k % block)] * 2)

@@ -17,7 +17,7 @@ def sign_round(
 ) -> jax.Array:
     r"""Levels of integers next to the entries, with a small error of products.
 
-    Signed gradient descent moves each entry by :math:`V \in [-1/2, 1/2]` steps before it is rounded,
+    Signed gradient descent moves each entry by :math:`V \in [-1/2, 1/2]` steps before rounding,
 
     .. math:: V \leftarrow \mathrm{clip}(V - \eta_t \, \mathrm{sign}(H D), -1/2, 1/2), \qquad
         D = \hat W(V) - W

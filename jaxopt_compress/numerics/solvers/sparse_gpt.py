@@ -28,8 +28,8 @@ def sparse_gpt(
     r"""Sparse matrices with a small error of products, ``tr(D^T H D)``.
 
     An entry costs :math:`w_{ij}^2 / U_{ii}^2`, with :math:`U` of `inverse_factor`; the cheapest
-    become 0. They are chosen block by block of rows, in each as many as its share, or, of a pattern,
-    in each ``m`` consecutive rows of a column.
+    become 0. They are chosen block by block of rows, in each as many as its share; or, for a
+    pattern, in each ``m`` consecutive rows of a column.
 
     Args:
         w: ``[*stack, k, n]``, of which ``k`` is summed over.
