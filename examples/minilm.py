@@ -1,9 +1,9 @@
 """Compresses MiniLM without training, and measures what each way to round costs.
 
-all-MiniLM-L6-v2 turns sentences into vectors. Its 36 kernels are rounded to few bits, to the
-nearest level or with sentences from the training part of the STS Benchmark as calibration data, without the
-similarities that people gave them. Printed is the rank correlation of cosine similarities with those
-that people gave to the 1379 pairs of the test part: .8203 for float32.
+all-MiniLM-L6-v2 turns sentences into vectors. Its 36 kernels are rounded to few bits, some methods
+with sentences from the training part of the STS Benchmark as calibration data. Printed is the rank
+correlation of cosine similarities with those that people gave to the 1379 pairs of the test part:
+.8203 for float32.
 
     python -m examples.minilm                              # what runs in minutes
     python -m examples.minilm --variants int3-g64 --json   # one row of the table

@@ -126,7 +126,7 @@ def solved(kind: str, weights: LeafMethod, solve: Solve, weigh: Rule | None = No
 def weighing(
     fmt: Format, bounds: Bounds | None, symmetric: bool, scale_dtype: str | None
 ) -> Rule | None:
-    """The rule for grids that weigh errors by inputs, unless the caller or the format says others."""
+    """The rule for grids that weigh errors by inputs, unless others are asked for."""
     if bounds is not None or fmt.absmean:
         return None
     return rule_of(fmt, (None, None), absmax(), symmetric, scale_dtype)

@@ -96,8 +96,8 @@ def sparse_gpt(
 
     Raises:
         NeedsStats: In ``init``: there are no second moments of what meets a parameter.
-        ValueError: A sparsity outside of 0 to 1, one that contradicts the pattern, or a pattern that
-            does not divide the last of several axes that are summed over.
+        ValueError: A sparsity outside of 0 to 1, or one that contradicts the pattern; a pattern
+            that does not divide the last of several axes that are summed over.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxopt_compress as jc
