@@ -6,7 +6,7 @@ from jaxopt_compress.lift import (
     convolutions,
     input_products,
     lookups,
-    scaled,
+    scaled_inputs,
     views,
 )
 from jaxopt_compress.lift.interpreter import FallbackError, FallbackWarning
@@ -34,4 +34,4 @@ __all__ = [
 ]
 
 # Imported for the rules that they register.
-del contractions, control_flow, convolutions, input_products, lookups, scaled, views
+del contractions, control_flow, convolutions, input_products, lookups, scaled_inputs, views

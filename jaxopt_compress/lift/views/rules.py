@@ -19,7 +19,15 @@ from jaxopt_compress.arrays import (
 )
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import Call, Layer, Ref, Turned, leaf_rule
-from jaxopt_compress.lift.views import base, low_rank, permuted, quantized, scaled, sparse, wrapped
+from jaxopt_compress.lift.views import (
+    base,
+    low_rank,
+    permuted,
+    quantized,
+    scaled_inputs,
+    sparse,
+    wrapped,
+)
 from jaxopt_compress.lift.views.base import Cut, NoView
 from jaxopt_compress.lift.views.joined import Joined
 from jaxopt_compress.lift.views.mapped import Mapped
@@ -34,7 +42,14 @@ STORED = (
     ScaledArray,
 )
 
-del low_rank, permuted, quantized, scaled, sparse, wrapped  # imported for the views they register
+del (
+    low_rank,
+    permuted,
+    quantized,
+    scaled_inputs,
+    sparse,
+    wrapped,
+)  # imported for the views they register
 
 
 def _view(primitives: str) -> Callable[[Callable[[Call, Any], Any]], Any]:
