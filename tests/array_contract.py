@@ -16,6 +16,7 @@ from jaxopt_compress.arrays import (
     LowRankArray,
     PermutedArray,
     QuantizedArray,
+    ScaledArray,
 )
 from jaxopt_compress.arrays.sparse import sparse_nm, sparse_rows
 from jaxopt_compress.numerics.codebooks import NF4
@@ -263,6 +264,20 @@ def with_inputs(build):
     return wrapped
 
 
+def with_factors(build, shape):
+    """An array whose inputs have factors."""
+
+    def wrapped(rng, stack):
+        leaf, formula = build(rng, stack)
+        factors = jnp.asarray(rng.uniform(0.5, 2.0, (*stack, *shape)), jnp.float32)
+        dense = lambda *fields: (formula(*fields[:-1]).astype(jnp.float32) * fields[-1]).astype(
+            leaf.dtype
+        )
+        return Example(ScaledArray(leaf, factors), dense)
+
+    return wrapped
+
+
 K, N = 64, 8
 ROWS, TWO = Rows((K, N), 172), Groups((K, N), 2, 4, -2)
 CHANNEL, GROUPED, BOTH = (1, N), (8, N), (-2, -1)
@@ -271,6 +286,13 @@ HALF = "bfloat16"
 LEAVES = [
     Leaf("int8", quantized((K, N), "int8", -2, CHANNEL), 512 + 32, 512 + 32, BOTH),
     Leaf("int8_inputs", with_inputs(quantized((K, N), "int8", -2, CHANNEL)), 548, 548, BOTH),
+    Leaf(
+        "int8_scaled",
+        with_factors(quantized((K, N), "int8", -2, CHANNEL), (K, 1)),
+        512 + 32 + 256,
+        512 + 32 + 256,
+        BOTH,
+    ),
     Leaf("int8_tensor", quantized((K, N), "int8", -2, (1, 1), dtype=HALF), 512 + 4, 516, BOTH),
     Leaf("int8_scalar", quantized((), "int8", None, ()), 1 + 4, 5),
     Leaf("int8_qkv", quantized((16, 8, 4), "int8", -3, (1, 8, 4)), 512 + 128, 640, (-3, -2)),

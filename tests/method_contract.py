@@ -125,6 +125,7 @@ METHODS = [
     Method("rank", low_rank(rank=2), has_rank_two),
     Method("rank-1", low_rank(rank=1), has_factors),
     Method("energy", low_rank(energy=0.7), has_factors, needs_values=True),
+    Method("hqq", lambda where: jc.hqq("int3", symmetric=False, where=where)),
     Method("int8-tensor", quantize("int8", per="tensor")),
     Method("global", prune(0.6, scope="global"), has_axes),
     Method("output", prune(0.6, scope="output"), is_matrix),

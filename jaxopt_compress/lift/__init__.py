@@ -7,6 +7,7 @@ from jaxopt_compress.lift import (
     custom_rules,
     input_products,
     lookups,
+    scaled_inputs,
     views,
 )
 from jaxopt_compress.lift.interpreter import FallbackError, FallbackWarning
@@ -41,4 +42,5 @@ __all__ = [
 ]
 
 # Imported for the rules that they register.
-del contractions, control_flow, convolutions, custom_rules, input_products, lookups, views
+del contractions, control_flow, convolutions, custom_rules, input_products, lookups
+del scaled_inputs, views

@@ -92,6 +92,19 @@ def mse(candidates: int = 80, least: float = 0.2) -> Bounds:
     """
     if candidates < 1 or not 0 < least <= 1:
         raise ValueError(f"mse({candidates}, {least}): at least one candidate, in (0, 1]")
+    return Bounds(least_squares(candidates, least))
+
+
+def least_squares(
+    candidates: int, least: float, weights: jax.Array | None = None
+) -> Callable[[jax.Array, tuple[int, ...], Format, bool, Callable[..., Any]], Range]:
+    """The ``measure`` of `mse`, each squared error counted by a weight of its entry.
+
+    Args:
+        candidates: As in `mse`.
+        least: As in `mse`.
+        weights: Of the shape of what is measured, or None.
+    """
     whole = absmax()
 
     def measure(x, axes, fmt, symmetric, view):
@@ -99,7 +112,8 @@ def mse(candidates: int = 80, least: float = 0.2) -> Bounds:
 
         def better(best, part):
             error, chosen = best
-            new = jnp.sum((view(low * part, high * part) - x) ** 2, axes, keepdims=True)
+            squares = (view(low * part, high * part) - x) ** 2
+            new = jnp.sum(squares if weights is None else squares * weights, axes, keepdims=True)
             return (jnp.minimum(new, error), jnp.where(new < error, part, chosen)), None
 
         start = (jnp.full_like(high, jnp.inf), jnp.ones_like(high))
@@ -108,7 +122,7 @@ def mse(candidates: int = 80, least: float = 0.2) -> Bounds:
         (_, part), _ = lax.scan(better, start, parts)
         return low * part, high * part
 
-    return Bounds(measure)
+    return measure
 
 
 def entropy(bins: int = 2048) -> Bounds:

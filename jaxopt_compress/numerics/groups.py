@@ -57,6 +57,25 @@ def by_groups(
         >>> by_groups(largest, jnp.arange(6.0).reshape(2, 3), (-2,), [(-1, 2)])
         (Array([[4., 5.]], dtype=float32),)
     """
+    x, axes, inner = grouped(x, reduce, cuts)
+    results = fn(x, axes)
+    return tuple(jnp.squeeze(y, inner) for y in results)
+
+
+def grouped(
+    x: jax.Array, reduce: Sequence[int], cuts: Cuts = ()
+) -> tuple[jax.Array, tuple[int, ...], tuple[int, ...]]:
+    """An array with each axis that is cut as two, of groups and of their entries.
+
+    Args:
+        x: As in `by_groups`.
+        reduce: As in `by_groups`.
+        cuts: As in `by_groups`.
+
+    Returns:
+        The array, the axes along which what shares a result runs, and those of the entries of
+        groups among them.
+    """
     groups = dict(cuts)
     widths = [(0, -n % groups.get(d - x.ndim, 1)) for d, n in enumerate(x.shape)]
     if any(fill for _, fill in widths):
@@ -68,5 +87,4 @@ def by_groups(
         if d - x.ndim in groups:
             shape[-1:] = [n // groups[d - x.ndim], groups[d - x.ndim]]
             inner.append(len(shape) - 1)
-    results = fn(x.reshape(shape), (*axes, *inner))
-    return tuple(jnp.squeeze(y, tuple(inner)) for y in results)
+    return x.reshape(shape), (*axes, *inner), tuple(inner)

@@ -8,8 +8,18 @@ from typing import Any, NamedTuple
 from jaxopt_compress.compression import Compression, Globs, Recipe, chain
 from jaxopt_compress.low_rank import low_rank
 from jaxopt_compress.planning.arguments import call, check_keys
-from jaxopt_compress.quantization import dorefa, lsq, progressive, quantize
-from jaxopt_compress.sparsity import prune, schedules, scores
+from jaxopt_compress.quantization import (
+    auto_round,
+    awq,
+    dorefa,
+    gptq,
+    hqq,
+    lsq,
+    progressive,
+    quantize,
+    smooth_quant,
+)
+from jaxopt_compress.sparsity import prune, schedules, scores, sparse_gpt
 from jaxopt_compress.tree import Glob, select
 
 
@@ -40,12 +50,18 @@ def _prune(
 
 
 _METHODS = {
+    "auto_round": (auto_round, '{format = "int4"}'),
+    "awq": (awq, '{format = "int4"}'),
     "dorefa": (dorefa, '{format = "odd2"}'),
+    "gptq": (gptq, '{format = "int4"}'),
+    "hqq": (hqq, '{format = "int4"}'),
     "low_rank": (low_rank, "{rank = 8}"),
     "lsq": (lsq, '{format = "int4"}'),
     "progressive": (progressive, '{0 = {format = "int8"}, 1000 = {format = "int4"}}'),
     "prune": (_prune, "{sparsity = 0.5}"),
     "quantize": (quantize, '{format = "int8"}'),
+    "smooth_quant": (smooth_quant, "{alpha = 0.5}"),
+    "sparse_gpt": (sparse_gpt, "{sparsity = 0.5}"),
 }
 
 
@@ -55,10 +71,11 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     The file is a list of ``[[rule]]`` tables. ``where`` is a glob or a list of globs, by default
     ``"**"``, and ``min_ndim`` the least rank, both as in `Glob`; a leaf goes to the first rule that
     takes it. The other keys of a rule are methods, chained in the order written, with the arguments
-    of the functions of the same name: `quantize`, `lsq`, `dorefa`, `low_rank`, ``prune``
-    (``sparsity``, ``pattern``, ``scope``, ``threshold``; by magnitude) and ``progressive`` (update
-    -> arguments of `quantize`). Arguments that are calls in Python are their names, or tables of
-    names and arguments: ``bounds = "mse"``, ``bounds = {percentile = {percent = 99.9}}``,
+    of the functions of the same name: `quantize`, `lsq`, `dorefa`, `gptq`, `awq`, `hqq`,
+    `auto_round`, `smooth_quant`, `sparse_gpt`, `low_rank`, ``prune`` (``sparsity``, ``pattern``,
+    ``scope``, ``threshold``; by magnitude) and ``progressive`` (update -> arguments of `quantize`).
+    Arguments that are calls in Python are their names, or tables of names and arguments:
+    ``bounds = "mse"``, ``bounds = {percentile = {percent = 99.9}}``,
     ``activations = {format = "uint4", step = "learned"}``. A random ``key`` is its seed.
 
     Args:

@@ -156,14 +156,22 @@ class QuantizedState(LeafState):
         codes = _codes(full, self.scale, self.zero, self.key, self.cuts, self.format)
         if isinstance(w, SparseArray):
             return self._form(w.with_entries(codes), full.dtype)
-        small = self._form(codes, full.dtype)
+        return self.holding(codes, full.dtype)
+
+    def holding(self, codes: jax.Array, dtype: Any) -> QuantizedArray:
+        """Codes, one per entry, on this grid; in words where the format is packed."""
+        small = self._form(codes, dtype)
         if self.block is None or self.axis is None:
             return small
         words = pack(codes, self.format.bits, self.axis, self.block)
         return small.replace(codes=words, block=self.block)
 
+    def spread(self, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array | None]:
+        """Float32 steps and zero points that broadcast against an array of a shape."""
+        return _spread(self.scale, self.zero, self.cuts, shape)
+
     def _grid(self, w: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        return _spread(self.scale, self.zero, self.cuts, w.shape)
+        return self.spread(w.shape)
 
     def _noise(self, w: jax.Array) -> jax.Array | None:
         return _noise(self.key, w.shape)

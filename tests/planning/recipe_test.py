@@ -168,7 +168,10 @@ def test_where_takes_lists_classes_and_ranks(tmp_path):
         ("", r"no \[\[rule\]\] table"),
         ("[[rules]]", "unknown key 'rules'; did you mean 'rule'"),
         ("[[rule]", "is not TOML"),
-        ("[[rule]]\nwhere = '*'", r"rule 1 \(where='\*'\) does nothing: it needs one of dorefa, "),
+        (
+            "[[rule]]\nwhere = '*'",
+            r"rule 1 \(where='\*'\) does nothing: it needs one of auto_",
+        ),
         ("[[rule]]\nwere = '*'", r"rule 1 \(where='\*\*'\): unknown key 'were'.* mean 'where'"),
         ("[[rule]]\nwhere = 3", r"rule 1 \(where=3\): it is a glob"),
         ("[[rule]]\nwhere = []", r"rule 1 \(where=\[\]\): it is a glob"),

@@ -14,18 +14,42 @@ from jaxopt_compress.arrays import (
     LowRankArray,
     PermutedArray,
     QuantizedArray,
+    ScaledArray,
     SparseArray,
 )
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import Call, Layer, Ref, Turned, leaf_rule
-from jaxopt_compress.lift.views import base, low_rank, permuted, quantized, sparse, wrapped
+from jaxopt_compress.lift.views import (
+    base,
+    low_rank,
+    permuted,
+    quantized,
+    scaled_inputs,
+    sparse,
+    wrapped,
+)
 from jaxopt_compress.lift.views.base import Cut, NoView
 from jaxopt_compress.lift.views.joined import Joined
 from jaxopt_compress.lift.views.mapped import Mapped
 
-STORED = (QuantizedArray, SparseArray, LowRankArray, PermutedArray, Joined, InputQuantizedArray)
+STORED = (
+    QuantizedArray,
+    SparseArray,
+    LowRankArray,
+    PermutedArray,
+    Joined,
+    InputQuantizedArray,
+    ScaledArray,
+)
 
-del low_rank, permuted, quantized, sparse, wrapped  # imported for the views they register
+del (
+    low_rank,
+    permuted,
+    quantized,
+    scaled_inputs,
+    sparse,
+    wrapped,
+)  # imported for the views they register
 
 
 def _view(primitives: str) -> Callable[[Callable[[Call, Any], Any]], Any]:

@@ -1,0 +1,105 @@
+"""Compresses a language model without training: all layers at once, or one behind the other.
+
+SmolLM2-135M's 210 kernels are rounded to 3 or 2 bits in groups of 64. Calibrated is on some
+categories of the Brown corpus, and measured the perplexity of the next tokens in its fiction. GPTQ
+decides on statistics of the float model, or, in order, on those that the compressed layers before
+each one produce. Runs take from minutes to an hour on a CPU, by the number of tokens.
+
+    python -m examples.smollm2 --formats int3 --tokens 2048 --calibrate 4096
+"""
+
+import argparse
+import json
+import math
+import time
+
+import jax
+import numpy as np
+
+import jaxopt_compress as jc
+from examples.fetching import fetch
+from examples.models import smollm2
+
+KERNELS = "**/kernel"
+CALIBRATED = ("lore", "government", "romance", "hobbies")
+LENGTH = 256
+METHODS = ("nearest", "squares", "gptq", "gptq-in-order")
+
+
+def method(name, bits, symmetric):
+    """The compression that a method's name says."""
+    given = {"group_size": 64, "symmetric": symmetric, "where": KERNELS}
+    if name.startswith("gptq"):
+        return jc.gptq(bits, **given)
+    bounds = jc.bounds.mse() if name == "squares" else None
+    return jc.quantize(bits, bounds=bounds, **given)
+
+
+def texts(tokenize, categories, tokens):
+    """Batches of ``tokens`` tokens of each category."""
+    count = max(1, tokens // LENGTH)
+    return [
+        batch
+        for category in categories
+        for batch in smollm2.windows(tokenize, category, count, LENGTH, size=1)
+    ]
+
+
+def main():
+    """Prints the perplexity of each variant, and which part of the loss of rounding it undoes."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--formats", nargs="*", default=["int3", "int2"])
+    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
+    parser.add_argument("--asymmetric", action="store_true", help="grids with a zero point")
+    parser.add_argument("--tokens", type=int, default=8192, help="to measure")
+    parser.add_argument("--calibrate", type=int, default=16384, help="tokens to calibrate on")
+    parser.add_argument("--resume", help="a folder for what compress_in_order decided")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    args = parser.parse_args()
+
+    folder = fetch("smollm2")
+    params, tokenize = smollm2.load(folder), smollm2.tokenizer(folder)
+    test = texts(tokenize, ["fiction"], args.tokens)
+    share = args.calibrate // len(CALIBRATED)
+    seen = [(ids,) for ids, _ in texts(tokenize, CALIBRATED, share)]
+    uses = jc.uses(smollm2.apply, params, *seen[0])
+    stats = jc.calibrate(smollm2.apply, params, seen, where=KERNELS)
+    score = lambda p: jc.evaluate(smollm2.apply, p, test, ["perplexity"])["perplexity"]
+    found = {"float32": {"perplexity": score(params), "seconds": 0.0, "undone": None}}
+    _say("float32", found["float32"], args.json)
+    for bits in args.formats:
+        for name in args.methods:
+            c, start = method(name, bits, not args.asymmetric), time.perf_counter()
+            if name == "gptq-in-order":
+                resume = args.resume and f"{args.resume}/{bits}"
+                small = jc.compress_in_order(
+                    smollm2.apply, params, c, seen, uses=uses, resume=resume, progress=False
+                )
+            else:
+                small = jc.compress(params, c, uses=uses, stats=stats)
+            jax.block_until_ready(jax.tree.leaves(small))
+            seconds = time.perf_counter() - start
+            row = {"perplexity": score(jc.materialize(small)), "seconds": seconds}
+            row["undone"] = _undone(found, f"{bits}-nearest", row["perplexity"])
+            found[f"{bits}-{name}"] = row
+            _say(f"{bits}-{name}", row, args.json)
+    if args.json:
+        print(json.dumps(found))
+
+
+def _undone(found, nearest, perplexity):
+    """Which part of the loss of log-perplexity by rounding to the nearest a method undoes."""
+    if nearest not in found:
+        return None
+    best, worst = (math.log(found[n]["perplexity"]) for n in ("float32", nearest))
+    return float(np.divide(worst - math.log(perplexity), worst - best))
+
+
+def _say(name, row, quiet):
+    if not quiet:
+        undone = "" if row["undone"] is None else f"  {row['undone']:6.1%} undone"
+        print(f"{name:22} {row['perplexity']:10.2f}  {row['seconds']:6.0f} s{undone}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The inverse of a second moment, as a triangular factor."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Each try multiplies the damping by 10: the last one leaves a multiple of the identity.
+_TRIES = 12
+
+
+def conditioned(moment: jax.Array) -> jax.Array:
+    """A second moment with a mean diagonal of 1, in which inputs that were never met count as 1.
+
+    Rows and columns of inputs that were always 0 become those of the identity, so that their
+    weights are rounded to the nearest. A moment without any input becomes the identity.
+
+    Args:
+        moment: ``[k, k]``, symmetric.
+
+    Returns:
+        Float32 ``[k, k]``.
+    """
+    h = moment.astype(jnp.float32)
+    diagonal = jnp.diagonal(h)
+    alive = diagonal > 0
+    count = jnp.maximum(jnp.sum(alive), 1)
+    # The mean of quotients: sums of large squares would overflow.
+    top = jnp.maximum(jnp.max(diagonal, initial=0), jnp.finfo(jnp.float32).tiny)
+    mean = jnp.sum(jnp.where(alive, diagonal / top, 0)) / count
+    h = jnp.where(alive[:, None] & alive, h / top / jnp.where(mean > 0, mean, 1), 0)
+    return jnp.where(jnp.eye(h.shape[0], dtype=bool) & ~alive, 1, h)
+
+
+def inverse_factor(moment: jax.Array, damping: float = 0.01) -> jax.Array:
+    r"""The upper triangular factor of the inverse of a damped second moment.
+
+    .. math:: U^T U = (H + \lambda I)^{-1}, \qquad \lambda = \mathrm{damping} \cdot
+        \mathrm{mean}(\mathrm{diag}\, H)
+
+    It comes from the Cholesky factor of :math:`H` in reversed order, without the inverse itself.
+    Where the factorization fails in float32, the damping grows tenfold until it succeeds.
+
+    Args:
+        moment: ``[k, k]``, symmetric and positive semidefinite.
+        damping: Above 0.
+
+    Returns:
+        Float32 ``[k, k]``, finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> inverse_factor(jnp.array([[4.0, 0.0], [0.0, 4.0]]), 1e-6).round(3)
+        Array([[1., 0.],
+               [0., 1.]], dtype=float32)
+
+    References:
+        Frantar et al., 2023, GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+        Transformers.
+    """
+    h = conditioned(moment)[::-1, ::-1]
+    eye = jnp.eye(h.shape[0], dtype=h.dtype)
+
+    def attempt(state: tuple[jax.Array, jax.Array, jax.Array]):
+        damp, _, tries = state
+        return damp * 10, lax.linalg.cholesky(h + damp * eye), tries + 1
+
+    def failed(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        _, lower, tries = state
+        return ~jnp.all(jnp.isfinite(lower)) & (tries < _TRIES)
+
+    # One failure to begin with, so that the factorization is compiled once.
+    start = (jnp.asarray(damping, h.dtype), jnp.full_like(h, jnp.nan), jnp.int32(0))
+    _, lower, _ = lax.while_loop(failed, attempt, start)
+    lower = jnp.where(jnp.all(jnp.isfinite(lower)), lower, eye)
+    # Both orders reversed, a lower factor of the reversed moment is an upper one of the moment.
+    upper = lower[::-1, ::-1]
+    return lax.linalg.triangular_solve(upper, eye, left_side=True, lower=False)

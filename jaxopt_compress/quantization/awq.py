@@ -1,0 +1,170 @@
+"""Quantization with larger weights for the inputs that matter more."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxopt_compress.arrays import ScaledArray
+from jaxopt_compress.compression import (
+    Compression,
+    Decision,
+    LeafMethod,
+    Parameter,
+    compression_of,
+    spelled,
+)
+from jaxopt_compress.compression.keywords import answers
+from jaxopt_compress.compression.matrices import Matrices, matrices_of
+from jaxopt_compress.numerics.bounds import absmax
+from jaxopt_compress.numerics.formats import Format, format_of
+from jaxopt_compress.numerics.output_error import output_energy
+from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method, rule_of
+from jaxopt_compress.quantization.solved import SolvedState, check_stats, weighted
+from jaxopt_compress.quantization.state import QuantizedState, Rule, dense, measured
+from jaxopt_compress.tree import Where
+
+
+@answers(ELSEWHERE)
+def awq(
+    format: str | Format,
+    group_size: int | tuple[int, int] | None = None,
+    where: Where = None,
+    *,
+    symmetric: bool = True,
+    stack: int = 0,
+    scale_dtype: str | None = None,
+    pad: bool = False,
+    candidates: int = 20,
+) -> Compression:
+    r"""Rounds weights to the nearest after scaling them by how large their inputs are.
+
+    .. math:: \hat W = \mathrm{diag}(s)^{-1} Q(\mathrm{diag}(s) W), \qquad
+        s_i = (E |x_i|)^\alpha
+
+    with the :math:`\alpha` in [0, 1) that leaves the least error of products
+    :math:`\mathrm{tr}(D^T H D)`, for each entry of a stack, and then the range with the least
+    squared error, each counted by the mean square of its scaled input. Products multiply the
+    activation by :math:`1 / s`; nothing else of the function changes, so that it may be any one.
+    Convolutions decode the kernel where they use it. The codes are final, as those of `gptq`.
+
+    Args:
+        format: As in `quantize`.
+        group_size: As in `quantize`.
+        where: As in `quantize`.
+        symmetric: As in `quantize`.
+        stack: As in `quantize`.
+        scale_dtype: As in `quantize`.
+        pad: As in `quantize`.
+        candidates: How many :math:`\alpha` are tried, evenly spaced.
+
+    Returns:
+        A `Compression` that stores a `ScaledArray` of a `QuantizedArray`.
+
+    Raises:
+        NeedsStats: In ``init``: there are no second moments and means of what meets a parameter.
+        ValueError: As `quantize`; binary and ternary; or no candidates.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxopt_compress as jc
+        >>> keys = jax.random.split(jax.random.key(0), 2)
+        >>> x = jax.random.normal(keys[0], (256, 64)) * jnp.where(jnp.arange(64) < 4, 10.0, 1.0)
+        >>> params = {"w": jax.random.normal(keys[1], (64, 16))}
+        >>> model = lambda params, x: x @ params["w"]
+        >>> stats, uses = jc.calibrate(model, params, [x]), jc.uses(model, params, x)
+        >>> error = lambda c: jnp.std(
+        ...     model(params, x) - jc.lift(model)(jc.compress(params, c, uses=uses, stats=stats), x)
+        ... )
+        >>> bool(error(jc.awq("int4")) < 0.8 * error(jc.quantize("int4")))
+        True
+
+    References:
+        Lin et al., 2024, AWQ: Activation-aware Weight Quantization for On-Device LLM Compression
+        and Acceleration.
+    """
+    fmt = format_of(format)
+    if fmt.absmean:
+        raise ValueError(f"awq({fmt.name!r}): the scale is the mean magnitude, which none can lead")
+    if candidates < 1:
+        raise ValueError(f"candidates={candidates}; it is at least 1")
+    weights = quantize_method(fmt, group_size, symmetric, scale_dtype=scale_dtype, pad=pad)
+    rule = rule_of(fmt, (None, None), absmax(), symmetric, scale_dtype)
+
+    def check(parameter: Parameter) -> None:
+        weights.check(parameter)
+        check_stats("awq", parameter, "moments", "means")
+
+    def init(parameter: Parameter) -> Decision:
+        state: QuantizedState = weights.init(parameter).state
+        w, stats = dense(parameter.value), parameter.stats
+        matrices = matrices_of(tuple(w.shape), parameter.layout, stats)
+        given = matrices.moment(stats), along_inputs(stats.mean_magnitude, matrices)
+        scales, squares = _best_scales(state, w, *given, matrices, rule, candidates)
+        scaled = w.astype(jnp.float32) * scales
+        state = weighted(state, scaled, squares, rule)
+        stored = state.compress(scaled.astype(w.dtype), None, parameter.path)
+        factors = as_factors(1 / scales, matrices)
+        return Decision(SolvedState(ScaledArray(stored, factors), fmt, "awq"))
+
+    asked = spelled(
+        "awq",
+        format,
+        group_size=group_size,
+        symmetric=None if symmetric else False,
+        where=where,
+        stack=stack or None,
+    )
+    return compression_of(LeafMethod(check, init), where, stack=stack, asked=asked)
+
+
+@functools.partial(jax.jit, static_argnames=("matrices", "rule", "candidates"))
+def _best_scales(
+    state: QuantizedState,
+    w: jax.Array,
+    moment: jax.Array,
+    magnitude: jax.Array,
+    matrices: Matrices,
+    rule: Rule,
+    candidates: int,
+) -> tuple[jax.Array, jax.Array]:
+    """The scales of inputs, and the mean squares of the scaled inputs, of the parameter's shape."""
+    w = w.astype(jnp.float32)
+
+    def spread(alpha: jax.Array) -> jax.Array:
+        return matrices.per_input(scales_of(magnitude, alpha[..., None]))
+
+    def error(alpha: jax.Array) -> jax.Array:
+        scales = spread(jnp.broadcast_to(alpha, moment.shape[:-2]))
+        view = measured(state, w * scales, rule).apply(w * scales, None)
+        return output_energy(matrices.of(view / scales - w), moment)
+
+    alphas = jnp.arange(candidates, dtype=jnp.float32) / candidates
+    errors = lax.map(error, alphas)
+    scales = spread(alphas[jnp.argmin(errors, 0)])
+    squares = matrices.per_input(jnp.diagonal(moment, axis1=-2, axis2=-1))
+    return scales, squares / jnp.square(scales)
+
+
+def scales_of(magnitude: jax.Array, alpha: jax.Array) -> jax.Array:
+    """``magnitude ** alpha`` of inputs, ``[*lead, k]``, about 1; exactly 1 where it is 0."""
+    size = jnp.where(magnitude > 0, magnitude, 1)
+    low, high = jnp.min(size, -1, keepdims=True), jnp.max(size, -1, keepdims=True)
+    # Square roots apart: the product of large ones overflows.
+    scales = (size / (jnp.sqrt(low) * jnp.sqrt(high))) ** alpha
+    return jnp.where(magnitude > 0, scales, 1)
+
+
+def along_inputs(x: jax.Array, matrices: Matrices) -> jax.Array:
+    """Values ``[k]`` or ``[*lead, k]`` of inputs, for each matrix."""
+    lead = jax.eval_shape(matrices.of, matrices.parameter.value).shape[:-2]
+    return jnp.broadcast_to(x, (*lead, x.shape[-1]))
+
+
+def as_factors(spread: jax.Array, matrices: Matrices) -> jax.Array:
+    """Values of inputs without the output axes that they were spread along."""
+    if matrices.groups is not None:
+        return spread
+    for axis in matrices.parameter.layout.output:
+        spread = lax.slice_in_dim(spread, 0, min(1, spread.shape[axis]), axis=axis)
+    return spread

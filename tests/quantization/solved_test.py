@@ -1,0 +1,200 @@
+"""Methods that need data: the contract, models of every library, and what they refuse."""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+import jaxopt_compress as jc
+from jaxopt_compress.compression import NeedsStats
+from jaxopt_compress.compression.output_error import output_error
+from jaxopt_compress.tree import named_leaves
+from tests import method_contract as laws
+from tests.models import CASES, leaves_by_path
+
+pytestmark = pytest.mark.filterwarnings("ignore::jaxopt_compress.AssumedLayout")
+
+SHAPES = {"even": (8, 6), "stack": (3, 8, 4)}
+DTYPES = {"even": np.dtype(np.float32), "stack": np.dtype(ml_dtypes.bfloat16)}
+
+METHODS = {
+    "gptq": lambda: jc.gptq("int4"),
+    "gptq-grouped-asymmetric": lambda: jc.gptq("int2", 4, symmetric=False),
+    "gptq-nf4": lambda: jc.gptq("nf4"),
+    "auto_round": lambda: jc.auto_round("int3", symmetric=False),
+    "awq": lambda: jc.awq("int4", 4, symmetric=False),
+    "smooth_quant": lambda: jc.smooth_quant(),
+    "sparse_gpt": lambda: jc.sparse_gpt(0.4),
+    "sparse_gpt-2:4": lambda: jc.sparse_gpt(0.5, "2:4"),
+    "sparse_gpt+gptq": lambda: jc.chain(jc.sparse_gpt(0.5, "2:4"), jc.gptq("int4")),
+    "prune+gptq": lambda: jc.chain(
+        jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)),
+        jc.gptq("int4", symmetric=False),
+    ),
+    "gptq+prune": lambda: jc.chain(
+        jc.gptq("int4"), jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5))
+    ),
+    "low_rank+gptq": lambda: jc.chain(jc.low_rank(rank=2), jc.gptq("int4")),
+}
+
+
+def experts(params, x):
+    """A product, and one per entry of a stack, whose inputs are of other sizes."""
+    sizes = jnp.array([1.0, 10.0, 0.1])[:, None, None]
+    return x @ params["even"], jnp.matmul(x * sizes, params["stack"].astype(x.dtype))
+
+
+@functools.cache
+def measured():
+    params = {
+        name: laws.values(i, "normal", shape, DTYPES[name])
+        for i, (name, shape) in enumerate(SHAPES.items())
+    }
+    # Entries of a stack of sizes of their own.
+    params["stack"] = params["stack"] * jnp.array([1, 64, 0.015625], jnp.bfloat16)[:, None, None]
+    mix = np.random.default_rng(5).standard_normal((8, 8))
+    x = jnp.asarray(np.random.default_rng(4).standard_normal((64, 8)) @ mix, jnp.float32)
+    return params, jc.uses(experts, params, x), jc.calibrate(experts, params, [x]), x
+
+
+@pytest.mark.fast("gptq-grouped-asymmetric", "sparse_gpt+gptq", "awq")
+@pytest.mark.parametrize("method", METHODS)
+def test_stored_form_is_the_view_bit_for_bit(method):
+    params, uses, stats, x = measured()
+    c = METHODS[method]()
+    state = c.init(params, uses=uses, stats=stats)
+    laws.check_contract(programs(c), params, state)
+    pruned = [k for k in ("prune", "sparse_gpt") if k in laws.kinds(state)]
+    if pruned:
+        view = jc.materialize(c.apply(params, state))
+        zeros = [np.mean(np.asarray(view[p], np.float32) == 0) for p in params]
+        assert min(zeros) > 0.39
+    # It runs in a lifted function, as the dense form does.
+    small = c.compress(params, state)
+    got = jc.lift(experts, on_fallback="error")(small, x)
+    want = experts(jc.materialize(small), x)
+    # Rounded activations; and bfloat16 weights, which products of codes do not round.
+    tolerance = 0.02 if method == "smooth_quant" else 2.0**-8
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=tolerance * float(jnp.max(jnp.abs(b))))
+
+
+def programs(c):
+    """The compiled forms, as of the methods without data."""
+    return laws.Programs(
+        c,
+        c.init,
+        jax.jit(c.apply),
+        jax.jit(laws.consume),
+        jax.jit(lambda params, state, x: laws.consume(c.apply(params, state), x)),
+        jax.jit(lambda small, x: laws.consume(jc.materialize(small), x)),
+        jax.jit(jc.materialize),
+    )
+
+
+def test_states_stay_the_same_in_training():
+    params, uses, stats, _ = measured()
+    c = jc.chain(jc.sparse_gpt(0.5), jc.gptq("int4"))
+    state = c.init(params, uses=uses, stats=stats)
+    moved = jax.tree.map(lambda w: w + 1, params)
+    new = jax.jit(c.update)(state, moved)
+    laws.assert_same_bits(c.apply(moved, new), c.apply(params, state))
+    slopes = jax.grad(lambda p: jnp.sum(c.apply(p, state)["even"]))(params)
+    assert not np.any(slopes["even"])
+
+
+def test_pruned_parameters_move_under_the_mask():
+    params, uses, stats, _ = measured()
+    c = jc.sparse_gpt(0.5)
+    state = c.init(params, uses=uses, stats=stats)
+    slopes = jax.grad(lambda p: jnp.sum(c.apply(p, state)["even"]))(params)["even"]
+    np.testing.assert_array_equal(np.asarray(slopes) == 1, c.apply(params, state)["even"] != 0)
+    assert set(np.unique(slopes)) == {0.0, 1.0}
+
+
+ZOO = {case.name: case for case in CASES}
+SOLVED = {
+    "linen_attention": "gptq",
+    "linen_conv_net": "gptq",
+    "linen_tied_embedding": "awq",
+    "linen_scanned_transformer": "gptq",
+    "nnx_conv_net": "gptq",
+    "equinox_conv_attention": "awq",
+    "haiku_conv_net": "auto_round",
+    "einsum_experts": "gptq",
+}
+
+
+@pytest.mark.fast("linen_attention", "einsum_experts")
+@pytest.mark.parametrize("case", SOLVED)
+def test_every_kind_of_model_gets_nearer_outputs_than_by_rounding(case):
+    fn, params, args = ZOO[case].make()
+    uses = jc.uses(fn, params, *args)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stats = jc.calibrate(fn, params, [args])
+    paths = [p for p in stats if any(u.contracting for u in uses.get(p, ()))]
+    given = {"uses": uses, "stats": stats}
+    method = getattr(jc, SOLVED[case])("int3", where=paths)
+    small = jc.compress(params, method, **given)
+    nearest = jc.compress(params, jc.quantize("int3", where=paths, bounds=jc.bounds.mse()), **given)
+    leaves, sides = leaves_by_path(params), [named(small), named(nearest)]
+    errors = np.array(
+        [
+            [float(output_error(leaves[p], x[p].materialize(), stats[p][0]).whole) for x in sides]
+            for p in paths
+        ]
+    )
+    assert errors[:, 0].mean() < errors[:, 1].mean()
+    # And each of them is at most a little worse.
+    assert np.all(errors[:, 0] < 1.1 * errors[:, 1] + 1e-6)
+    got, want = jc.lift(fn)(small, *args), fn(jc.materialize(small), *args)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.max(jnp.abs(b))) + 1e-6)
+
+
+def named(tree):
+    """Path -> leaf, compressed ones whole."""
+    return dict(named_leaves(tree))
+
+
+@pytest.mark.parametrize(
+    "method", [jc.gptq("int4"), jc.auto_round("int4"), jc.awq("int4"), jc.smooth_quant()]
+)
+def test_missing_statistics_are_named_before_anything_is_computed(method):
+    with pytest.raises(NeedsStats, match=r"'even' of shape \(8, 6\).*calibrate"):
+        jc.compress({"even": jnp.ones((8, 6))}, method)
+
+
+def test_sparse_gpt_needs_statistics_too():
+    with pytest.raises(NeedsStats, match=r"sparse_gpt needs second moments.*'even'"):
+        jc.compress({"even": jnp.ones((8, 6))}, jc.sparse_gpt(0.5))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: jc.gptq("int4", damping=0), "damping=0; it is above 0"),
+        (lambda: jc.auto_round("nf4"), "it rounds to integers, such as 'int4'"),
+        (lambda: jc.awq("binary"), "the mean magnitude"),
+        (lambda: jc.hqq("mxfp4"), "float8_e8m0fnu"),
+        (lambda: jc.hqq("int4", power=2), "0 < power <= 1"),
+        (lambda: jc.smooth_quant(alpha=2), "between 0 and 1"),
+        (lambda: jc.sparse_gpt(1.5), "between 0 and 1"),
+        (lambda: jc.sparse_gpt(0.4, "2:4"), r"write sparse_gpt\(0.5, '2:4'\)"),
+        (lambda: jc.sparse_gpt(0.5, "4:2"), "'n:m' with 0 < n < m"),
+    ],
+)
+def test_wrong_options_say_what_works(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_best_of_takes_solvers():
+    params, uses, stats, _ = measured()
+    c = jc.best_of(jc.quantize("int3"), jc.gptq("int3"), stats=stats)
+    assert c.init(params, uses=uses, stats=stats).chosen == {"even": 1, "stack": 1}
