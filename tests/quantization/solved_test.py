@@ -129,6 +129,7 @@ SOLVED = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.fast("linen_attention", "einsum_experts")
 @pytest.mark.parametrize("case", SOLVED)
 def test_every_kind_of_model_gets_nearer_outputs_than_by_rounding(case):

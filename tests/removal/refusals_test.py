@@ -12,6 +12,8 @@ from jax import lax
 import jaxopt_compress as jc
 from tests.removal import law
 
+pytestmark = pytest.mark.ci
+
 X = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)), jnp.float32)
 PARAMS = law.values({"b": jnp.ones(6), "v": jnp.ones((6, 2)), "w": jnp.ones((3, 6))})
 
