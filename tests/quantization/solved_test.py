@@ -198,3 +198,25 @@ def test_best_of_takes_solvers():
     params, uses, stats, _ = measured()
     c = jc.best_of(jc.quantize("int3"), jc.gptq("int3"), stats=stats)
     assert c.init(params, uses=uses, stats=stats).chosen == {"even": 1, "stack": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["gptq", "awq", "auto_round"])
+def test_layers_in_order_are_decided_one_by_one_and_stacked(method):
+    rng = np.random.default_rng(0)
+    sizes = np.array([1.0, 30.0])[:, None, None]
+    params = {"w": jnp.asarray(rng.standard_normal((2, 8, 8)) * sizes, jnp.float32)}
+
+    def scanned(params, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, params["w"])[0]
+
+    x = jnp.asarray(rng.standard_normal((64, 8)), jnp.float32)
+    c = getattr(jc, method)("int4")
+    small = jc.compress_in_order(scanned, params, c, [x], progress=False)
+    stats = jc.calibrate(scanned, params, [x])
+    whole = jc.compress(params, c, uses=jc.uses(scanned, params, x), stats=stats)
+    assert jax.tree.structure(small) == jax.tree.structure(whole)
+    # The first layer sees the same inputs in both; the second those behind the first.
+    first = lambda tree: jc.materialize(tree)["w"][0]
+    np.testing.assert_allclose(first(small), first(whole), atol=1e-5)
+    assert output_error(params["w"], small["w"].materialize(), stats["w"][0]).whole < 0.1
