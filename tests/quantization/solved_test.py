@@ -61,7 +61,7 @@ def measured():
     return params, jc.uses(experts, params, x), jc.calibrate(experts, params, [x]), x
 
 
-@pytest.mark.fast("gptq-grouped-asymmetric", "sparse_gpt+gptq", "awq")
+@pytest.mark.fast("gptq-grouped-asymmetric", "awq")
 @pytest.mark.parametrize("method", METHODS)
 def test_stored_form_is_the_view_bit_for_bit(method):
     params, uses, stats, x = measured()
@@ -129,7 +129,7 @@ SOLVED = {
 }
 
 
-@pytest.mark.fast("linen_attention", "einsum_experts")
+@pytest.mark.fast("einsum_experts")
 @pytest.mark.parametrize("case", SOLVED)
 def test_every_kind_of_model_gets_nearer_outputs_than_by_rounding(case):
     fn, params, args = ZOO[case].make()
@@ -194,6 +194,7 @@ def test_wrong_options_say_what_works(make, message):
         make()
 
 
+@pytest.mark.slow
 def test_best_of_takes_solvers():
     params, uses, stats, _ = measured()
     c = jc.best_of(jc.quantize("int3"), jc.gptq("int3"), stats=stats)
