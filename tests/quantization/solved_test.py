@@ -123,7 +123,7 @@ SOLVED = {
     "linen_tied_embedding": "awq",
     "linen_scanned_transformer": "gptq",
     "nnx_conv_net": "gptq",
-    "equinox_conv_attention": "awq",
+    "equinox_conv_attention": "gptq",
     "haiku_conv_net": "auto_round",
     "einsum_experts": "gptq",
 }
