@@ -82,6 +82,7 @@ def reference_sparse_gpt(w, factor, counts, block):
     return w, mask
 
 
+@pytest.mark.fast("ordered", "asymmetric", "kept")
 @pytest.mark.parametrize("kind", ["plain", "ordered", "asymmetric", "kept"])
 def test_gptq_gives_the_codes_of_the_published_algorithm(kind):
     w, moment, _ = problem()
@@ -141,8 +142,8 @@ def test_sparse_gpt_gives_the_matrix_of_the_published_algorithm(pattern):
 
 def test_sparse_gpt_keeps_exactly_as_many_as_asked_for():
     w, moment, _ = problem()
-    _, mask = sparse_gpt(jnp.asarray(w), jnp.asarray(moment), None, 0.37)
-    assert int(mask.sum()) == w.size - int(np.floor(w.size * 0.37 + 0.5))
+    _, mask = sparse_gpt(jnp.asarray(w), jnp.asarray(moment), None, 0.6)
+    assert int(mask.sum()) == w.size - int(np.floor(w.size * 0.6 + 0.5))
 
 
 @pytest.mark.parametrize(("solver", "share"), [("gptq", 0.7), ("sign_round", 0.85)])
