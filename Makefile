@@ -32,9 +32,9 @@ test-ci: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(PYTEST) -n 2 --dist loadgroup -m "slow or ci" tests $(PYTEST_ARGS)
 
-# The part of the slow tests that continuous integration runs: what is stored and what trains, in
-# their full products.
-SLOW_PART := tests/storage tests/transforms
+# The part of the slow tests that continuous integration runs: what is stored, in its full
+# products.
+SLOW_PART := tests/storage
 
 test-slow-part: $(VENV)/.installed
 	$(PYTEST) -n 2 --dist loadgroup -m slow $(SLOW_PART) $(PYTEST_ARGS)

@@ -138,7 +138,7 @@ def bound(spec, sizes):
     return (short + (terms + 8) * 2.0**-24) * sizes
 
 
-def taken_by(form, most=3, interpret=True):
+def taken_by(form, most=2, interpret=True):
     """Up to so many products of the pool that a form fits, spread out over it."""
     fits = []
     for spec in POOL:
