@@ -131,6 +131,6 @@ def remember(
 
 
 def _log_rest(kept: jax.Array) -> jax.Array:
-    """``log(1 - sum(exp(kept)))``, ``[*examples, 1]``; of what rounding leaves below 0, -inf."""
+    """``log(1 - sum(exp(kept)))``, ``[*examples, 1]``; -inf where rounding leaves nothing."""
     rest = 1 - jnp.sum(jnp.exp(kept), -1, keepdims=True)
     return jnp.where(rest > 0, jnp.log(jnp.where(rest > 0, rest, 1)), -jnp.inf)

@@ -40,8 +40,8 @@ def _custom_vjp(call: Call) -> list[Any]:
 def _with_own_rule(call: Call, jaxpr: Any) -> tuple[Any, Any]:
     """A body that returns ``(results, frame)``, and the same to be differentiated.
 
-    The derivatives of the results are by the function's own rule. Its rule knows nothing of what
-    was observed inside, whose derivatives are those of the operations before it.
+    The derivatives of the results are by the function's own rule. The observed values inside
+    are no part of it: their derivatives are those of the operations before them.
     """
     replay, enclosing = call.replay, call.replay.enclosing
 

@@ -2,14 +2,14 @@
 
 import functools
 
-from jaxopt_compress.compression import Compression, compression_of, spelled
+from jaxopt_compress.compression import Compression, compression_of
 from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.numerics.bounds import Bounds
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.solvers.sign_round import sign_round
 from jaxopt_compress.quantization.activations import Activations
-from jaxopt_compress.quantization.products import asked_of_products, with_products
+from jaxopt_compress.quantization.products import asked_of_grid, with_products
 from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method
 from jaxopt_compress.quantization.solved import solved, weighing
 from jaxopt_compress.tree import Where
@@ -85,13 +85,15 @@ def auto_round(
     method = solved(
         "auto_round", weights, functools.partial(sign_round, fmt=fmt, steps=steps), weigh
     )
-    asked = spelled(
+    asked = asked_of_grid(
         "auto_round",
         format,
-        group_size=group_size,
-        symmetric=None if symmetric else False,
-        where=where,
-        stack=stack or None,
-        **asked_of_products(activations, None),
+        group_size,
+        where,
+        symmetric=symmetric,
+        stack=stack,
+        per=per,
+        scale_dtype=scale_dtype,
+        activations=activations,
     )
     return compression_of(with_products(method, activations, None), where, stack=stack, asked=asked)

@@ -13,13 +13,13 @@ from jaxopt_compress.compression import (
     LeafMethod,
     Parameter,
     compression_of,
-    spelled,
 )
 from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.compression.matrices import Matrices, matrices_of
 from jaxopt_compress.numerics.bounds import absmax
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.output_error import output_energy
+from jaxopt_compress.quantization.products import asked_of_grid
 from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method, rule_of
 from jaxopt_compress.quantization.solved import SolvedState, check_stats, weighted
 from jaxopt_compress.quantization.state import QuantizedState, Rule, dense, measured
@@ -107,13 +107,14 @@ def awq(
         factors = as_factors(1 / scales, matrices)
         return Decision(SolvedState(ScaledArray(stored, factors), fmt, "awq"))
 
-    asked = spelled(
+    asked = asked_of_grid(
         "awq",
         format,
-        group_size=group_size,
-        symmetric=None if symmetric else False,
-        where=where,
-        stack=stack or None,
+        group_size,
+        where,
+        symmetric=symmetric,
+        stack=stack,
+        scale_dtype=scale_dtype,
     )
     return compression_of(LeafMethod(check, init), where, stack=stack, asked=asked)
 

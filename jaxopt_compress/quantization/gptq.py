@@ -2,13 +2,13 @@
 
 import functools
 
-from jaxopt_compress.compression import Compression, compression_of, spelled
+from jaxopt_compress.compression import Compression, compression_of
 from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.numerics.bounds import Bounds, mse
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.solvers.gptq import gptq as solve
 from jaxopt_compress.quantization.activations import Activations
-from jaxopt_compress.quantization.products import asked_of_products, with_products
+from jaxopt_compress.quantization.products import asked_of_grid, with_products
 from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method
 from jaxopt_compress.quantization.solved import solved
 from jaxopt_compress.tree import Where
@@ -92,14 +92,16 @@ def gptq(
         bounds = mse()
     weights = quantize_method(fmt, group_size, symmetric, bounds=bounds, **grid)
     run = functools.partial(solve, fmt=fmt, damping=damping, act_order=act_order)
-    asked = spelled(
+    asked = asked_of_grid(
         "gptq",
         format,
-        group_size=group_size,
-        symmetric=None if symmetric else False,
-        where=where,
-        stack=stack or None,
-        **asked_of_products(activations, None),
+        group_size,
+        where,
+        symmetric=symmetric,
+        stack=stack,
+        per=per,
+        scale_dtype=scale_dtype,
+        activations=activations,
     )
     method = with_products(solved("gptq", weights, run), activations, None)
     return compression_of(method, where, stack=stack, asked=asked)

@@ -11,7 +11,6 @@ from jaxopt_compress.compression import (
     LeafMethod,
     Parameter,
     compression_of,
-    spelled,
 )
 from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.numerics.formats import Format, format_of
@@ -19,7 +18,7 @@ from jaxopt_compress.numerics.groups import grouped
 from jaxopt_compress.numerics.solvers.half_quadratic import half_quadratic
 from jaxopt_compress.numerics.steps import shorter_steps
 from jaxopt_compress.quantization.activations import Activations
-from jaxopt_compress.quantization.products import asked_of_products, with_products
+from jaxopt_compress.quantization.products import asked_of_grid, with_products
 from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method
 from jaxopt_compress.quantization.state import QuantizedState, dense
 from jaxopt_compress.tree import Where
@@ -108,14 +107,16 @@ def hqq(
         zero = None if zero is None else jnp.squeeze(zero, inner)
         return Decision(dataclasses.replace(state, scale=scale, zero=zero, clips=True))
 
-    asked = spelled(
+    asked = asked_of_grid(
         "hqq",
         format,
-        group_size=group_size,
-        symmetric=None if symmetric else False,
-        where=where,
-        stack=stack or None,
-        **asked_of_products(activations, None),
+        group_size,
+        where,
+        symmetric=symmetric,
+        stack=stack,
+        per=per,
+        scale_dtype=scale_dtype,
+        activations=activations,
     )
     method = LeafMethod(weights.check, init, update)
     return compression_of(with_products(method, activations, None), where, stack=stack, asked=asked)

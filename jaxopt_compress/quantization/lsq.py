@@ -17,7 +17,6 @@ from jaxopt_compress.compression import (
     LeafState,
     Parameter,
     compression_of,
-    spelled,
 )
 from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.compression.leaf_states import GRID
@@ -26,7 +25,7 @@ from jaxopt_compress.numerics.groups import by_groups, spread_to
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.learned import least_step, scaled_gradient, slopes, within_reach
 from jaxopt_compress.quantization.activations import Activations, Backward
-from jaxopt_compress.quantization.products import asked_of_products, with_products
+from jaxopt_compress.quantization.products import asked_of_grid, with_products
 from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method
 from jaxopt_compress.quantization.state import QuantizedState, dense
 from jaxopt_compress.quantization.straight_through import fake_quantize
@@ -164,14 +163,15 @@ def lsq(
         return Decision(state, {"scale": within_reach(learned["scale"], state.least)})
 
     method = LeafMethod(base.check, init, update)
-    asked = spelled(
+    asked = asked_of_grid(
         "lsq",
         format,
-        group_size=group_size,
-        where=where,
-        stack=stack or None,
-        per=None if per == "channel" else per,
-        **asked_of_products(activations, backward),
+        group_size,
+        where,
+        stack=stack,
+        per=per,
+        activations=activations,
+        backward=backward,
     )
     return compression_of(
         with_products(method, activations, backward), where, stack=stack, asked=asked

@@ -11,7 +11,14 @@ import numpy as np
 
 from jaxopt_compress.arrays import InputQuantizedArray
 from jaxopt_compress.arrays.fields import is_traced
-from jaxopt_compress.compression import Decision, LeafMethod, LeafState, NeedsStats, Parameter
+from jaxopt_compress.compression import (
+    Decision,
+    LeafMethod,
+    LeafState,
+    NeedsStats,
+    Parameter,
+    spelled,
+)
 from jaxopt_compress.compression.leaf_states import PRODUCTS
 from jaxopt_compress.numerics.learned import REACH, least_step, scaled_gradient, within_reach
 from jaxopt_compress.numerics.rounding import seal
@@ -181,6 +188,33 @@ def with_products(
 
     clipped = activations is not None and activations.step == "clipped"
     return LeafMethod(check, init, update, squares if clipped else weights.penalty)
+
+
+def asked_of_grid(
+    name: str,
+    format: Any,
+    group_size: Any,
+    where: Any,
+    *,
+    symmetric: bool = True,
+    stack: int = 0,
+    per: str = "channel",
+    scale_dtype: str | None = None,
+    activations: Activations | str | None = None,
+    backward: Backward | str | None = None,
+) -> str:
+    """The call of a method with a grid, as `spelled` writes it: all that the stored form shows."""
+    return spelled(
+        name,
+        format,
+        group_size=group_size,
+        symmetric=None if symmetric else False,
+        where=where,
+        stack=stack or None,
+        per=None if per == "channel" else per,
+        scale_dtype=scale_dtype,
+        **asked_of_products(activations, backward),
+    )
 
 
 def asked_of_products(

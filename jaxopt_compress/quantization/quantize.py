@@ -16,7 +16,6 @@ from jaxopt_compress.compression import (
     LeafMethod,
     Parameter,
     compression_of,
-    spelled,
 )
 from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.numerics.bounds import ABSMEAN, Bounds, absmax
@@ -31,7 +30,7 @@ from jaxopt_compress.quantization.checks import (
     check_times,
     check_types,
 )
-from jaxopt_compress.quantization.products import asked_of_products, with_products
+from jaxopt_compress.quantization.products import asked_of_grid, with_products
 from jaxopt_compress.quantization.state import QuantizedState, Rule, dense, measured
 from jaxopt_compress.tree import Layout, Where
 
@@ -157,16 +156,17 @@ def quantize(
         begin=begin,
         freeze=freeze,
     )
-    asked = spelled(
+    asked = asked_of_grid(
         "quantize",
         format,
-        group_size=group_size,
-        symmetric=None if symmetric else False,
-        where=where,
-        stack=stack or None,
-        per=None if per == "channel" else per,
+        group_size,
+        where,
+        symmetric=symmetric,
+        stack=stack,
+        per=per,
         scale_dtype=scale_dtype,
-        **asked_of_products(activations, backward),
+        activations=activations,
+        backward=backward,
     )
     method = with_products(weights, activations, backward, begin)
     return compression_of(method, where, stack=stack, asked=asked)

@@ -10,7 +10,6 @@ from jaxopt_compress.compression import (
     LeafMethod,
     Parameter,
     compression_of,
-    spelled,
 )
 from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.compression.matrices import matrices_of
@@ -18,6 +17,7 @@ from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.steps import symmetric_step
 from jaxopt_compress.quantization.activations import Activations, as_activations
 from jaxopt_compress.quantization.awq import along_inputs, as_factors
+from jaxopt_compress.quantization.products import asked_of_grid
 from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method
 from jaxopt_compress.quantization.solved import SolvedState, check_stats
 from jaxopt_compress.quantization.state import dense, per_stack
@@ -117,13 +117,14 @@ def smooth_quant(
         leaf = ScaledArray(met, as_factors(1 / spread, matrices))
         return Decision(SolvedState(leaf, fmt, "smooth_quant"))
 
-    asked = spelled(
+    asked = asked_of_grid(
         "smooth_quant",
         format,
-        group_size=group_size,
-        symmetric=None if symmetric else False,
-        where=where,
-        stack=stack or None,
+        group_size,
+        where,
+        symmetric=symmetric,
+        stack=stack,
+        scale_dtype=scale_dtype,
         activations=act,
     )
     return compression_of(LeafMethod(check, init), where, stack=stack, asked=asked)

@@ -107,6 +107,24 @@ def test_states_stay_the_same_in_training():
     assert not np.any(slopes["even"])
 
 
+@pytest.mark.parametrize(
+    ("held", "asked"),
+    [
+        (jc.gptq("int4"), jc.gptq("int4", scale_dtype="bfloat16")),
+        (jc.auto_round("int4"), jc.auto_round("int4", per="tensor")),
+        (jc.awq("int4"), jc.awq("int4", scale_dtype="bfloat16")),
+        (jc.hqq("int4"), jc.hqq("int4", per="tensor")),
+        (jc.smooth_quant("int4"), jc.smooth_quant("int4", scale_dtype="bfloat16")),
+    ],
+    ids=["gptq", "auto_round", "awq", "hqq", "smooth_quant"],
+)
+def test_states_of_other_grids_are_refused(held, asked):
+    params, uses, stats, _ = measured()
+    state = jax.eval_shape(lambda p: held.init(p, uses=uses, stats=stats), params)
+    with pytest.raises(ValueError, match=r"the recipe asks for .*, and the state holds"):
+        asked.update(state, params)
+
+
 def test_pruned_parameters_move_under_the_mask():
     params, uses, stats, _ = measured()
     c = jc.sparse_gpt(0.5)
