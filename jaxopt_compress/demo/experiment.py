@@ -1,5 +1,7 @@
 """The main job: train, compress in five ways, measure, store, reload."""
 
+import contextlib
+import functools
 import importlib.metadata
 import json
 import platform
@@ -64,67 +66,12 @@ def run(
     # Before any computation.
     for package in ("matplotlib", "sklearn"):
         require(package, extra="examples")
-    bar = require("rich.progress", extra="examples")
-    begin = time.perf_counter()
     console = require("rich.console", extra="examples").Console()
+    begin = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     train_set, test_set = data.load()
-    model = CNN()
-    logits = jax.jit(jc.lift(model.apply, on_fallback="error"))  # pyright: ignore
-
-    columns = (bar.TextColumn("{task.description}"), bar.BarColumn(), bar.MofNCompleteColumn())
-    columns += (bar.TextColumn("epochs"), bar.TimeElapsedColumn())
-    with bar.Progress(*columns, console=console) as progress:
-        bars = {
-            name: progress.add_task(name, total=total, start=False)
-            for name, total in [
-                ("dense", epochs.dense),
-                *((method.name, epochs.compressed) for method in methods),
-            ]
-        }
-
-        def fit(name: str, *args: Any) -> Trained:
-            progress.start_task(bars[name])
-            return train(model, *args, on_epoch=lambda: progress.advance(bars[name]))
-
-        init_key, dense_key, tuning_key = jax.random.split(jax.random.key(seed), 3)
-        params = model.init(init_key, train_set.images[:1])
-        schedule = optax.cosine_decay_schedule(2e-3, steps_of(train_set, epochs.dense))
-        tx = optax.adamw(schedule, weight_decay=1e-3)
-        trained = fit("dense", params, tx, train_set, dense_key, epochs.dense)
-        params = trained.params
-        dense_logits = logits(params, test_set.images)
-
-        def measure(key: str, name: str, small: Any, once: Any, trained: Trained) -> Variant:
-            folder = out / "checkpoints" / key
-            jc.save(folder, small, overwrite=True)
-            report = jc.report(params, small)
-            found = evaluation.quality(logits(small, test_set.images), dense_logits, test_set)
-            one_shot = evaluation.quality(
-                logits(jc.materialize(once), test_set.images), dense_logits, test_set
-            )
-            row = Row(
-                variant=name,
-                **found,
-                one_shot_accuracy=one_shot["accuracy"],
-                stored_bytes=jc.nbytes(small),
-                ratio=jc.nbytes(params) / jc.nbytes(small),
-                bits_per_weight=report["total"]["bits_per_weight"],
-            )
-            return Variant(key, name, small, row, report, trained)
-
-        variants = [measure("dense", "dense", params, params, trained)]
-        uses = jc.uses(model.apply, params, train_set.images[:1])
-        steps = steps_of(train_set, epochs.compressed)
-        for method in methods:
-            c = method.make(gradual(steps))
-            tx = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
-            tx = jc.compressed_training(tx, c, uses=uses)
-            # All methods see the same batches.
-            trained = fit(method.name, params, tx, train_set, tuning_key, epochs.compressed, c)
-            small = jc.compress(trained.params, c, state=trained.opt_state)
-            once = jc.compress(params, method.make(at_once()), uses=uses)
-            variants.append(measure(method.key, method.name, small, once, trained))
+    logits = jax.jit(jc.lift(CNN().apply, on_fallback="error"))  # pyright: ignore
+    variants = _variants(out, seed, epochs, methods, (train_set, test_set), logits, console)
 
     times = evaluation.milliseconds(logits, {v.name: v.small for v in variants}, test_set.images)
     last = variants[-1]
@@ -133,10 +80,10 @@ def run(
     equal = evaluation.same_bits(expected, logits(jc.load(folder), test_set.images))
 
     rows = [v.row for v in variants]
-    files = {v.name: evaluation.file_bytes(out / "checkpoints" / v.key) for v in variants}
     plots.sparsity(out / "sparsity.png", {v.name: v.trained for v in variants[1:]})
     plots.accuracy(out / "accuracy.png", rows, len(test_set.labels))
     plots.layer_error(out / "layer_error.png", {v.name: v.report for v in variants[1:]})
+    device = jax.devices()[0].device_kind
     document = {
         "seed": seed,
         "versions": _versions(),
@@ -150,26 +97,93 @@ def run(
         "reports": {v.name: v.report for v in variants},
         "reload": {"checkpoint": last.key, "logits": int(np.size(expected)), "equal": equal},
         # The two that differ between runs: storage commits its files concurrently.
-        "file_bytes": files,
+        "file_bytes": {
+            v.name: evaluation.file_bytes(out / "checkpoints" / v.key) for v in variants
+        },
         "timing": {
-            "device": jax.devices()[0].device_kind,
+            "device": device,
             "batch": len(test_set.labels),
             "median_ms_per_batch": times,
-            "total_seconds": time.perf_counter() - begin,
+            "total_seconds": (seconds := time.perf_counter() - begin),
         },
     }
     (out / "report.json").write_text(json.dumps(document, indent=1) + "\n")
 
-    console.print(table(rows, times, document["timing"]["device"], len(test_set.labels)))
+    console.print(table(rows, times, device, len(test_set.labels)))
     if not equal:
         raise RuntimeError(f"{folder} gives other logits when loaded again")
     console.print(
         f"{folder} loaded again: all {np.size(expected):,} logits are equal, bit for bit.\n"
-        f"Plots, report.json and checkpoints are in {out}; "
-        f"{document['timing']['total_seconds']:.0f} s in all.",
+        f"Plots, report.json and checkpoints are in {out}; {seconds:.0f} s in all.",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _variants(out, seed, epochs, methods, sets, logits, console) -> list[Variant]:
+    """The dense network, and what each method makes of it."""
+    train_set, test_set = sets
+    model = CNN()
+    names = {"dense": epochs.dense, **{method.name: epochs.compressed for method in methods}}
+    with _bars(console, names) as (start, advance):
+
+        def fit(name: str, *args: Any) -> Trained:
+            start(name)
+            return train(model, *args, on_epoch=lambda: advance(name))
+
+        init_key, dense_key, tuning_key = jax.random.split(jax.random.key(seed), 3)
+        params = model.init(init_key, train_set.images[:1])
+        schedule = optax.cosine_decay_schedule(2e-3, steps_of(train_set, epochs.dense))
+        tx = optax.adamw(schedule, weight_decay=1e-3)
+        trained = fit("dense", params, tx, train_set, dense_key, epochs.dense)
+        params = trained.params
+        measure = functools.partial(_measure, out / "checkpoints", params, test_set, logits)
+
+        variants = [measure("dense", "dense", params, params, trained)]
+        uses = jc.uses(model.apply, params, train_set.images[:1])
+        steps = steps_of(train_set, epochs.compressed)
+        for method in methods:
+            c = method.make(gradual(steps))
+            tx = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
+            tx = jc.compressed_training(tx, c, uses=uses)
+            # All methods see the same batches.
+            trained = fit(method.name, params, tx, train_set, tuning_key, epochs.compressed, c)
+            small = jc.compress(trained.params, c, state=trained.opt_state)
+            once = jc.compress(params, method.make(at_once()), uses=uses)
+            variants.append(measure(method.key, method.name, small, once, trained))
+    return variants
+
+
+@contextlib.contextmanager
+def _bars(console, epochs: dict[str, int]):
+    """A bar of progress for each training; gives what starts one, and what advances it."""
+    bar = require("rich.progress", extra="examples")
+    columns = (bar.TextColumn("{task.description}"), bar.BarColumn(), bar.MofNCompleteColumn())
+    columns += (bar.TextColumn("epochs"), bar.TimeElapsedColumn())
+    with bar.Progress(*columns, console=console) as progress:
+        add = functools.partial(progress.add_task, start=False)
+        bars = {name: add(name, total=total) for name, total in epochs.items()}
+        yield (
+            (lambda name: progress.start_task(bars[name])),
+            (lambda name: progress.advance(bars[name])),
+        )
+
+
+def _measure(checkpoints, params, test_set, logits, key, name, small, once, trained) -> Variant:
+    """Stores `small`, and measures it beside `once`, the same method without training."""
+    jc.save(checkpoints / key, small, overwrite=True)
+    report = jc.report(params, small)
+    dense_logits = logits(params, test_set.images)
+    quality = lambda tree: evaluation.quality(logits(tree, test_set.images), dense_logits, test_set)
+    row = Row(
+        variant=name,
+        **quality(small),
+        one_shot_accuracy=quality(jc.materialize(once))["accuracy"],
+        stored_bytes=jc.nbytes(small),
+        ratio=jc.nbytes(params) / jc.nbytes(small),
+        bits_per_weight=report["total"]["bits_per_weight"],
+    )
+    return Variant(key, name, small, row, report, trained)
 
 
 def _versions() -> dict[str, str | None]:
