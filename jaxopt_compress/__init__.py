@@ -8,6 +8,7 @@ from jaxopt_compress.arrays import (
     QuantizedArray,
     ScaledArray,
     SparseArray,
+    SumArray,
     map_dense,
     materialize,
 )
@@ -96,6 +97,7 @@ __all__ = [
     "Rewrite",
     "ScaledArray",
     "SparseArray",
+    "SumArray",
     "UnfollowedWarning",
     "UnmeasuredWarning",
     "activations",

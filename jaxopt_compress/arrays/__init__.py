@@ -17,6 +17,7 @@ from jaxopt_compress.arrays.permuted import PermutedArray
 from jaxopt_compress.arrays.quantized import QuantizedArray
 from jaxopt_compress.arrays.scaled import ScaledArray
 from jaxopt_compress.arrays.sparse import SparseArray
+from jaxopt_compress.arrays.summed import SumArray
 
 __all__ = [
     "CompressedArray",
@@ -28,6 +29,7 @@ __all__ = [
     "QuantizedArray",
     "ScaledArray",
     "SparseArray",
+    "SumArray",
     "compressed_array",
     "describe",
     "is_compressed",

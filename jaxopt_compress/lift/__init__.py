@@ -8,6 +8,7 @@ from jaxopt_compress.lift import (
     input_products,
     lookups,
     scaled_inputs,
+    sums,
     views,
 )
 from jaxopt_compress.lift.interpreter import FallbackError, FallbackWarning
@@ -43,4 +44,4 @@ __all__ = [
 
 # Imported for the rules that they register.
 del contractions, control_flow, convolutions, custom_rules, input_products, lookups
-del scaled_inputs, views
+del scaled_inputs, sums, views
