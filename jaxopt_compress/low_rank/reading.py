@@ -95,6 +95,14 @@ class Reading(NamedTuple):
             w = jnp.transpose(w, order)
         return w.reshape(*self.stack, *self.rows_and_columns)
 
+    def arrays(self, m: jax.Array) -> jax.Array:
+        """Inverts `matrices`."""
+        k, n = (self.right, self.left) if self.turned else (self.left, self.right)
+        ndim = len(self.shape)
+        order = (*range(len(self.stack)), *(ndim + d for d in (*k, *n)))
+        m = m.reshape([self.shape[d] for d in order])
+        return jnp.transpose(m, sorted(range(ndim), key=order.__getitem__))
+
     def decision(self, u: jax.Array, v: jax.Array, dtype: Any) -> Decision:
         """The decision for factors ``[*stack, k, r]`` and ``[*stack, r, n]``."""
         if self.turned:
@@ -106,8 +114,12 @@ class Reading(NamedTuple):
         return Decision(FactoredState(np.dtype(dtype), len(right), axes), {"u": u, "v": v})
 
 
-def reading_of(parameter: Parameter) -> Reading:
+def reading_of(parameter: Parameter, stored: bool = False) -> Reading:
     """How a parameter is read as a matrix.
+
+    Args:
+        parameter: The parameter.
+        stored: Whether it may be compressed, where no entry of it is read.
 
     Raises:
         TypeError: It is compressed already.
@@ -115,7 +127,7 @@ def reading_of(parameter: Parameter) -> Reading:
             is empty.
     """
     value, layout = parameter.value, parameter.layout
-    if is_compressed(value) and not isinstance(value, MaskedArray):
+    if is_compressed(value) and not stored and not isinstance(value, MaskedArray):
         raise TypeError(
             f"{parameter.describe()} is a {type(value).__name__} and cannot be factorized; "
             "materialize it first"
