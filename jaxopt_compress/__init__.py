@@ -9,6 +9,7 @@ from jaxopt_compress.arrays import (
     ScaledArray,
     SparseArray,
     SumArray,
+    TuckerArray,
     map_dense,
     materialize,
 )
@@ -25,7 +26,7 @@ from jaxopt_compress.lift import (
     measures,
     uses,
 )
-from jaxopt_compress.low_rank import lora, low_rank, low_rank_plus_sparse
+from jaxopt_compress.low_rank import lora, low_rank, low_rank_plus_sparse, tucker
 from jaxopt_compress.numerics import bounds
 from jaxopt_compress.planning import allocate, bytes, read_recipe, report, sensitivities
 from jaxopt_compress.post_training import compress_in_order
@@ -98,6 +99,7 @@ __all__ = [
     "ScaledArray",
     "SparseArray",
     "SumArray",
+    "TuckerArray",
     "UnfollowedWarning",
     "UnmeasuredWarning",
     "activations",
@@ -163,6 +165,7 @@ __all__ = [
     "soft_threshold",
     "sparse_gpt",
     "stochastic_rounding",
+    "tucker",
     "uses",
     "variational_dropout",
     "weight_gradients",

@@ -18,6 +18,7 @@ from jaxopt_compress.arrays import (
     QuantizedArray,
     ScaledArray,
     SumArray,
+    TuckerArray,
 )
 from jaxopt_compress.arrays.sparse import sparse_nm, sparse_rows
 from jaxopt_compress.numerics.codebooks import NF4
@@ -279,6 +280,19 @@ def with_factors(build, shape):
     return wrapped
 
 
+def tucker(rng, stack):
+    """A kernel ``[3, 3, 16, 8]`` by way of 4 and 2 channels."""
+    sizes = (1, 1, 16, 4), (3, 3, 4, 2), (1, 1, 2, 8)
+    parts = [normal(rng, *stack, *size) for size in sizes]
+
+    def formula(first, core, last):
+        how = "...ia,...hwab,...bo->...hwio"
+        first, last = (x.reshape(*stack, *x.shape[-2:]) for x in (first, last))
+        return jnp.einsum(how, first, core, last, precision="highest")
+
+    return Example(TuckerArray(*parts, jnp.dtype("float32"), (-2, -1)), formula)
+
+
 def summed(*builds):
     """The sum of arrays in several forms."""
 
@@ -427,6 +441,7 @@ LEAVES = [
         BOTH,
         exact=False,
     ),
+    Leaf("tucker", tucker, 4 * (64 + 72 + 16), 4 * (64 + 72 + 16), BOTH, exact=False),
     Leaf(
         "rows_and_low_rank",
         summed(sparse(ROWS), low_rank((K,), (N,), 3)),

@@ -18,6 +18,7 @@ from jaxopt_compress.arrays.quantized import QuantizedArray
 from jaxopt_compress.arrays.scaled import ScaledArray
 from jaxopt_compress.arrays.sparse import SparseArray
 from jaxopt_compress.arrays.summed import SumArray
+from jaxopt_compress.arrays.tucker import TuckerArray
 
 __all__ = [
     "CompressedArray",
@@ -30,6 +31,7 @@ __all__ = [
     "ScaledArray",
     "SparseArray",
     "SumArray",
+    "TuckerArray",
     "compressed_array",
     "describe",
     "is_compressed",

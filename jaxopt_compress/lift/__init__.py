@@ -9,6 +9,7 @@ from jaxopt_compress.lift import (
     lookups,
     scaled_inputs,
     sums,
+    tucker,
     views,
 )
 from jaxopt_compress.lift.interpreter import FallbackError, FallbackWarning
@@ -44,4 +45,4 @@ __all__ = [
 
 # Imported for the rules that they register.
 del contractions, control_flow, convolutions, custom_rules, input_products, lookups
-del scaled_inputs, sums, views
+del scaled_inputs, sums, tucker, views
