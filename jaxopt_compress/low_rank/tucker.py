@@ -126,7 +126,7 @@ def tucker(
         i, o = channels
         last = jnp.moveaxis(dense, channels, (-2, -1))
         w = last.reshape(-1, *last.shape[-2:])
-        sizes = w.shape
+        sizes = _sizes(parameter, channels)
         if ratio is not None:
             inner, outer = _of_ratio(parameter, sizes, ratio)
         elif energy is not None:

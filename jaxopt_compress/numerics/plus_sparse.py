@@ -86,7 +86,7 @@ def robust_pca(w: jax.Array, rounds: int = 60) -> tuple[jax.Array, jax.Array]:
     dual = wide / jnp.maximum(norm, jnp.max(jnp.abs(wide)) / weight)
 
     def step(state: tuple[jax.Array, ...], _: None) -> tuple[tuple[jax.Array, ...], None]:
-        _, sparse, dual, mu = state
+        sparse, dual, mu = state[1:]
         u, s, v = jnp.linalg.svd(wide - sparse + dual / mu, full_matrices=False)
         low = _product(u * jnp.maximum(s - 1 / mu, 0), v)
         left = wide - low + dual / mu

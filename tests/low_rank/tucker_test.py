@@ -52,11 +52,14 @@ def test_a_convolution_runs_three_smaller_ones(lies, strides):
     x = kernel(2, 7, 7, 8) if lies == "HWIO" else kernel(2, 8, 7, 7)
     fn = lambda p, x: conv(p, x, (strides, strides), numbers)
     params = {"w": kernel(*shape)}
-    small = jc.compress(params, jc.tucker(ranks=(3, 4)), uses=jc.uses(fn, params, x))
+    c, uses = jc.tucker(ranks=(3, 4)), jc.uses(fn, params, x)
+    state = c.init(params, uses=uses)
+    small = c.compress(params, state)
+    np.testing.assert_array_equal(jax.jit(c.apply)(params, state)["w"], jc.materialize(small)["w"])
     assert (small["w"].shape, small["w"].ranks) == (shape, (3, 4))
     got = jax.jit(jc.lift(fn, on_fallback="error"))(small, x)
     np.testing.assert_allclose(got, fn(jc.materialize(small), x), atol=1e-4)
-    quantized = jc.compress(small, jc.quantize("int8"), uses=jc.uses(fn, params, x))
+    quantized = jc.compress(small, jc.quantize("int8"), uses=uses)
     assert quantized["w"].describe() == "tucker 3x4 of int8"
     got = jax.jit(jc.lift(fn, on_fallback="error"))(quantized, x)
     np.testing.assert_allclose(got, fn(jc.materialize(quantized), x), atol=1e-4)
