@@ -89,7 +89,7 @@ def lora(
         >>> params = {"w": jnp.ones((64, 8))}
         >>> small = jc.compress(params, jc.chain(jc.quantize("int8"), jc.lora(2)))["w"]
         >>> small
-        SumArray(int8 plus low rank 2, float32[64,8], 18 bits per weight, 1,120 bytes)
+        SumArray(int8 plus low rank 2, float32[64,8], 17.5 bits per weight, 1,120 bytes)
 
     References:
         Hu et al., 2022, LoRA: Low-Rank Adaptation of Large Language Models. Dettmers et al., 2023,

@@ -100,7 +100,7 @@ def low_rank_plus_sparse(
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
-        >>> w = jnp.outer(jnp.arange(1.0, 9.0), jnp.ones(8)).at[3, 5].add(100.0)
+        >>> w = jnp.outer(jnp.arange(1.0, 9.0), jnp.ones(8)).at[3, 5].add(20.0)
         >>> small = jc.compress({"w": w}, jc.low_rank_plus_sparse(rank=1, sparsity=0.98))["w"]
         >>> small
         SumArray(low rank 1 plus sparse gaps, float32[8,8], 8.62 bits per weight, 69 bytes)

@@ -121,7 +121,7 @@ def error_curve(w: jax.Array) -> jax.Array:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> error_curve(jnp.diag(jnp.array([4.0, 3.0])))
+        >>> error_curve(jnp.diag(jnp.array([4.0, 3.0]))).round(3)
         Array([1. , 0.6, 0. ], dtype=float32)
     """
     s = jnp.linalg.svd(_unit_range(w)[0], compute_uv=False)
