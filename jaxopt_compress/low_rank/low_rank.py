@@ -72,8 +72,8 @@ def low_rank(
         bytes: the most bytes that the factors of one parameter take; or
         ratio: how many times smaller than a parameter its factors are at least; or
         budget: `jaxopt_compress.bytes` of a share of all chosen parameters: ranks go where they
-            count the most, such that the product of the shares of squares that parameters keep is
-            the largest, and a parameter whose factors would be as large as itself is kept whole.
+            lose the least, by the sum of the squares of all relative errors, and a parameter whose
+            factors would be as large as itself is kept whole.
         whiten: What weighs errors: False for nothing, True for the second moments of ``stats``,
             ``"scale"`` for the roots of the mean magnitudes of inputs, or ``"fisher"`` for the
             squared gradients of each input's weights, from `measures.fisher`.

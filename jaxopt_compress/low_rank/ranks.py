@@ -121,7 +121,7 @@ def allocated(
 ) -> dict[str, int | None]:
     """Path -> rank, or None for a parameter that stays whole, within a share of all bytes.
 
-    The product of the shares of squares that parameters keep is the largest.
+    The sum of the squares of relative errors is the least.
 
     Args:
         share: Of the bytes of these parameters.
@@ -135,9 +135,7 @@ def allocated(
     offers = []
     for path, parameter in parameters.items():
         squares = np.square(curves[path].astype(np.float64))
-        kept = np.maximum(1 - squares.reshape(-1, squares.shape[-1]), np.finfo(np.float64).tiny)
-        # Convex in the squares, which are convex in ranks: greedy choices stay exact.
-        losses = -np.log(kept).sum(0)
+        losses = squares.reshape(-1, squares.shape[-1]).sum(0)
         offers.append(Offer(losses, cost_of_rank(parameter, readings[path]), _nbytes(parameter)))
     budget = int(share * sum(map(_nbytes, parameters.values())))
     try:

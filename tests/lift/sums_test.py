@@ -88,6 +88,7 @@ def test_a_lookup_beyond_the_end_is_filled_once():
     np.testing.assert_array_equal(got, fill(3.0)(w.materialize(), rows))
 
 
+@pytest.mark.ci
 def test_a_chain_quantizes_the_parts():
     params = {"w": summed((8, 6))}
     small = jc.compress(params, jc.quantize("int8"), layout="in,out")

@@ -19,6 +19,7 @@ def low_and_sparse(m, n, rank, share):
     return low.astype(np.float32), sparse.astype(np.float32)
 
 
+@pytest.mark.ci
 def test_both_parts_are_found():
     low, sparse = low_and_sparse(40, 30, 2, 0.05)
     count = int(np.count_nonzero(sparse))

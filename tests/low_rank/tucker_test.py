@@ -42,6 +42,7 @@ def test_rounds_lose_no_more_than_singular_vectors_alone():
     assert lost(np.einsum("sab,ia,bo->sio", g, a, b)) <= hosvd * (1 + 1e-6)
 
 
+@pytest.mark.ci
 @pytest.mark.fast("HWIO-1")
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("lies", ["HWIO", "OIHW"])

@@ -38,6 +38,7 @@ def error(x, w, small):
 CLOSE = {"rtol": 1e-3}
 
 
+@pytest.mark.fast("in,out")
 @pytest.mark.parametrize("layout", ["in,out", "out,in"])
 def test_no_factors_of_that_rank_lose_less_of_the_outputs(layout):
     x, w = inputs(), weights(K, N)

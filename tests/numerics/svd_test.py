@@ -21,6 +21,7 @@ def matrix(kind):
     return ((u * s) @ v).astype(np.float32)
 
 
+@pytest.mark.fast("gaussian")
 @pytest.mark.parametrize("kind", ["gaussian", "power", "exponential"])
 def test_the_error_is_within_a_hundredth_of_the_least(kind):
     w = matrix(kind)
@@ -31,6 +32,7 @@ def test_the_error_is_within_a_hundredth_of_the_least(kind):
     assert got < 1.01 * np.sqrt(np.sum(s[RANK:] ** 2)) + 1e-6 * s[0]
 
 
+@pytest.mark.ci
 def test_projections_follow_a_key():
     w = jnp.asarray(matrix("gaussian"))
     again = [balanced_factors(w, RANK, key=jax.random.key(i))[0] for i in (1, 1, 2)]
