@@ -206,6 +206,10 @@ SHAPES = {"even": (8, 6), "stack": (3, 8, 4), "ragged": (5, 1), "scalar": (), "e
 KINDS = ("normal", "wide", "subnormal", "huge", "positive", "ties")
 
 
+# Kinds that go through LAPACK or random numbers, and keep no zeros.
+FACTORS = {"low_rank", "low_rank_plus_sparse", "lora"}
+
+
 def values(seed: int, kind: str, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
     """Entries of one kind, a third of them zeros of either sign."""
     rng, info = np.random.default_rng(seed), ml_dtypes.finfo(dtype)
@@ -312,7 +316,7 @@ def check_init(run: Programs, params: Any) -> Any:
     """`init` decides the same under jit; returns the state."""
     state = run.compression.init(params)
     # Low rank goes through LAPACK, and its products are fused differently.
-    exact = not kinds(state) & {"low_rank", "low_rank_plus_sparse", "lora"}
+    exact = not kinds(state) & FACTORS
     if exact:
         assert_same_bits(run.init(params), state, "init under jit")
     return state
