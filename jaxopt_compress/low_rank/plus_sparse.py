@@ -145,7 +145,9 @@ def low_rank_plus_sparse(
         factored = reading.decision(u, v, dense.dtype)
         mask = reading.arrays(mask)
         product = factored.state.apply(None, factored.learned).materialize()
-        entries = jnp.where(mask, dense.astype(jnp.float32) - product.astype(jnp.float32), 0)
+        left = dense.astype(jnp.float32) - product.astype(jnp.float32)
+        top = float(jnp.finfo(dense.dtype).max)
+        entries = jnp.where(mask, jnp.clip(left, -top, top), 0)
         learned = {**factored.learned, "entries": entries.astype(dense.dtype)}
         return Decision(PlusSparseState(mask, factored.state, len(reading.stack)), learned)
 

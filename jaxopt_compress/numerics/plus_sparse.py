@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.numerics.svd import balanced_factors
+from jaxopt_compress.numerics.svd import balanced_factors, unit_range
 from jaxopt_compress.numerics.thresholds import largest_mask
 
 
@@ -35,7 +35,8 @@ def go_dec(
         Zhou and Tao, 2011, GoDec: Randomized Low-rank and Sparse Matrix Decomposition in Noisy
         Case.
     """
-    wide = w.astype(jnp.float32)
+    wide, exponent = unit_range(w)
+    half = exponent[..., None] // 2
 
     def rest(sparse: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         u, v = balanced_factors(wide - sparse, rank, key=key)
@@ -47,7 +48,8 @@ def go_dec(
 
     sparse, _ = jax.lax.scan(step, jnp.zeros_like(wide), None, length=rounds)
     u, v, left = rest(sparse)
-    return u.astype(w.dtype), v.astype(w.dtype), _largest(left, keep)
+    u, v = (jnp.ldexp(x, half).astype(w.dtype) for x in (u, v))
+    return u, v, _largest(left, keep)
 
 
 def _largest(x: jax.Array, keep: int) -> jax.Array:

@@ -42,8 +42,8 @@ def balanced_factors(
 def _balanced(
     w: jax.Array, met: jax.Array, key: jax.Array, rank: int
 ) -> tuple[jax.Array, jax.Array]:
-    scaled, exponent = _unit_range(w)
-    q = _directions(_unit_range(met)[0], rank, key)
+    scaled, exponent = unit_range(w)
+    q = _directions(unit_range(met)[0], rank, key)
     u = _matmul(scaled, q)
     size = jnp.linalg.norm(u, axis=-2, keepdims=True)
     root = jnp.sqrt(size)
@@ -96,7 +96,7 @@ def _orthonormal(x: jax.Array) -> jax.Array:
     return jnp.linalg.qr(x)[0]
 
 
-def _unit_range(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+def unit_range(w: jax.Array) -> tuple[jax.Array, jax.Array]:
     """``w / 2**exponent`` with entries of at most 1, so that sums of their squares stay finite.
 
     Returns:
@@ -124,7 +124,7 @@ def error_curve(w: jax.Array) -> jax.Array:
         >>> error_curve(jnp.diag(jnp.array([4.0, 3.0]))).round(3)
         Array([1. , 0.6, 0. ], dtype=float32)
     """
-    s = jnp.linalg.svd(_unit_range(w)[0], compute_uv=False)
+    s = jnp.linalg.svd(unit_range(w)[0], compute_uv=False)
     # From the smallest on, so that no small sum is the difference of two large ones.
     left = jnp.cumsum(jnp.square(s[..., ::-1]), -1)[..., ::-1]
     left = jnp.concatenate([left, jnp.zeros_like(left[..., :1])], -1)
@@ -156,7 +156,7 @@ def rank_for_energy(w: jax.Array, energy: float) -> jax.Array:
     Returns:
         int32 of the shape of the stack, at least 1.
     """
-    s = jnp.linalg.svd(_unit_range(w)[0], compute_uv=False)
+    s = jnp.linalg.svd(unit_range(w)[0], compute_uv=False)
     power = jnp.cumsum(jnp.square(s), -1)
     short = jnp.sum(power < energy * power[..., -1:], -1, dtype=jnp.int32)
     return jnp.clip(short + 1, 1, s.shape[-1])
