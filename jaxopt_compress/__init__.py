@@ -8,6 +8,8 @@ from jaxopt_compress.arrays import (
     QuantizedArray,
     ScaledArray,
     SparseArray,
+    SumArray,
+    TuckerArray,
     map_dense,
     materialize,
 )
@@ -24,7 +26,7 @@ from jaxopt_compress.lift import (
     measures,
     uses,
 )
-from jaxopt_compress.low_rank import low_rank
+from jaxopt_compress.low_rank import lora, low_rank, low_rank_plus_sparse, tucker
 from jaxopt_compress.numerics import bounds
 from jaxopt_compress.planning import allocate, bytes, read_recipe, report, sensitivities
 from jaxopt_compress.post_training import compress_in_order
@@ -96,6 +98,8 @@ __all__ = [
     "Rewrite",
     "ScaledArray",
     "SparseArray",
+    "SumArray",
+    "TuckerArray",
     "UnfollowedWarning",
     "UnmeasuredWarning",
     "activations",
@@ -130,8 +134,10 @@ __all__ = [
     "lift",
     "load",
     "load_safetensors",
+    "lora",
     "loss_scale",
     "low_rank",
+    "low_rank_plus_sparse",
     "lsq",
     "map_dense",
     "materialize",
@@ -159,6 +165,7 @@ __all__ = [
     "soft_threshold",
     "sparse_gpt",
     "stochastic_rounding",
+    "tucker",
     "uses",
     "variational_dropout",
     "weight_gradients",

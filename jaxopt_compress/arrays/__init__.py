@@ -17,6 +17,8 @@ from jaxopt_compress.arrays.permuted import PermutedArray
 from jaxopt_compress.arrays.quantized import QuantizedArray
 from jaxopt_compress.arrays.scaled import ScaledArray
 from jaxopt_compress.arrays.sparse import SparseArray
+from jaxopt_compress.arrays.summed import SumArray
+from jaxopt_compress.arrays.tucker import TuckerArray
 
 __all__ = [
     "CompressedArray",
@@ -28,6 +30,8 @@ __all__ = [
     "QuantizedArray",
     "ScaledArray",
     "SparseArray",
+    "SumArray",
+    "TuckerArray",
     "compressed_array",
     "describe",
     "is_compressed",

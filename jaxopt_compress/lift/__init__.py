@@ -8,6 +8,8 @@ from jaxopt_compress.lift import (
     input_products,
     lookups,
     scaled_inputs,
+    sums,
+    tucker,
     views,
 )
 from jaxopt_compress.lift.interpreter import FallbackError, FallbackWarning
@@ -43,4 +45,4 @@ __all__ = [
 
 # Imported for the rules that they register.
 del contractions, control_flow, convolutions, custom_rules, input_products, lookups
-del scaled_inputs, views
+del scaled_inputs, sums, tucker, views

@@ -24,7 +24,7 @@ import jaxopt_compress as jc
         (lambda: jc.prune(sparsity=0.5), r"sparsity=: the schedule says it"),
         (lambda: jc.prune(jc.scores.magnitude(), n=2, m=4), "=: write pattern='2:4'"),
         (lambda: jc.low_rank(r=4), "r=: write rank="),
-        (lambda: jc.low_rank(ratio=0.5), "ratio=: write energy="),
+        (lambda: jc.low_rank(compression_ratio=2), "compression_ratio=: write ratio="),
     ],
 )
 def test_what_to_write(call, message):

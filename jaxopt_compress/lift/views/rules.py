@@ -16,6 +16,7 @@ from jaxopt_compress.arrays import (
     QuantizedArray,
     ScaledArray,
     SparseArray,
+    SumArray,
 )
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import Call, Layer, Ref, Turned, leaf_rule
@@ -26,6 +27,7 @@ from jaxopt_compress.lift.views import (
     quantized,
     scaled_inputs,
     sparse,
+    summed,
     wrapped,
 )
 from jaxopt_compress.lift.views.base import Cut, NoView
@@ -40,6 +42,7 @@ STORED = (
     Joined,
     InputQuantizedArray,
     ScaledArray,
+    SumArray,
 )
 
 del (
@@ -48,6 +51,7 @@ del (
     quantized,
     scaled_inputs,
     sparse,
+    summed,
     wrapped,
 )  # imported for the views they register
 
