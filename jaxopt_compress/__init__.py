@@ -6,6 +6,7 @@ from jaxopt_compress.arrays import (
     LowRankArray,
     PermutedArray,
     QuantizedArray,
+    RotatedArray,
     ScaledArray,
     SparseArray,
     map_dense,
@@ -50,7 +51,7 @@ from jaxopt_compress.quantization import (
     smooth_quant,
 )
 from jaxopt_compress.removal import NotRemovable, find_groups, flops
-from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
+from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms, rotate, rotate_inputs
 from jaxopt_compress.sparsity import (
     distributions,
     grow,
@@ -94,6 +95,7 @@ __all__ = [
     "PermutedArray",
     "QuantizedArray",
     "Rewrite",
+    "RotatedArray",
     "ScaledArray",
     "SparseArray",
     "UnfollowedWarning",
@@ -149,6 +151,8 @@ __all__ = [
     "register_flax_serialization",
     "report",
     "resident_bytes",
+    "rotate",
+    "rotate_inputs",
     "save",
     "schedules",
     "scores",

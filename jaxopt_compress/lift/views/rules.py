@@ -14,6 +14,7 @@ from jaxopt_compress.arrays import (
     LowRankArray,
     PermutedArray,
     QuantizedArray,
+    RotatedArray,
     ScaledArray,
     SparseArray,
 )
@@ -24,6 +25,7 @@ from jaxopt_compress.lift.views import (
     low_rank,
     permuted,
     quantized,
+    rotated_inputs,
     scaled_inputs,
     sparse,
     wrapped,
@@ -40,12 +42,14 @@ STORED = (
     Joined,
     InputQuantizedArray,
     ScaledArray,
+    RotatedArray,
 )
 
 del (
     low_rank,
     permuted,
     quantized,
+    rotated_inputs,
     scaled_inputs,
     sparse,
     wrapped,
