@@ -28,7 +28,7 @@ from jaxopt_compress.lift import (
 from jaxopt_compress.low_rank import low_rank
 from jaxopt_compress.numerics import bounds
 from jaxopt_compress.planning import allocate, bytes, read_recipe, report, sensitivities
-from jaxopt_compress.post_training import compress_in_order
+from jaxopt_compress.post_training import compress_in_order, correct_biases
 from jaxopt_compress.precision import (
     dynamic_loss_scale,
     loss_scale,
@@ -116,6 +116,7 @@ __all__ = [
     "compress",
     "compress_in_order",
     "compressed_training",
+    "correct_biases",
     "distillation",
     "distributions",
     "dorefa",
