@@ -9,6 +9,7 @@ from jaxopt_compress.arrays import (
     RotatedArray,
     ScaledArray,
     SparseArray,
+    SumArray,
     map_dense,
     materialize,
 )
@@ -25,7 +26,7 @@ from jaxopt_compress.lift import (
     measures,
     uses,
 )
-from jaxopt_compress.low_rank import low_rank
+from jaxopt_compress.low_rank import lora, low_rank, low_rank_plus_sparse
 from jaxopt_compress.numerics import bounds
 from jaxopt_compress.planning import allocate, bytes, read_recipe, report, sensitivities
 from jaxopt_compress.post_training import compress_in_order, correct_biases
@@ -98,6 +99,7 @@ __all__ = [
     "RotatedArray",
     "ScaledArray",
     "SparseArray",
+    "SumArray",
     "UnfollowedWarning",
     "UnmeasuredWarning",
     "activations",
@@ -133,8 +135,10 @@ __all__ = [
     "lift",
     "load",
     "load_safetensors",
+    "lora",
     "loss_scale",
     "low_rank",
+    "low_rank_plus_sparse",
     "lsq",
     "map_dense",
     "materialize",

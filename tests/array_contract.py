@@ -17,6 +17,7 @@ from jaxopt_compress.arrays import (
     PermutedArray,
     QuantizedArray,
     ScaledArray,
+    SumArray,
 )
 from jaxopt_compress.arrays.sparse import sparse_nm, sparse_rows
 from jaxopt_compress.numerics.codebooks import NF4
@@ -278,6 +279,24 @@ def with_factors(build, shape):
     return wrapped
 
 
+def summed(*builds):
+    """The sum of arrays in several forms."""
+
+    def build(rng, stack):
+        parts = [build(rng, stack) for build in builds]
+
+        def formula(*fields):
+            fields, total = iter(fields), 0.0
+            for leaf, dense in parts:
+                own = [next(fields) for _ in float_fields(leaf)]
+                total = total + dense(*own).astype(jnp.float32)
+            return total.astype(parts[0].leaf.dtype)
+
+        return Example(SumArray(tuple(leaf for leaf, _ in parts)), formula)
+
+    return build
+
+
 K, N = 64, 8
 ROWS, TWO = Rows((K, N), 172), Groups((K, N), 2, 4, -2)
 CHANNEL, GROUPED, BOTH = (1, N), (8, N), (-2, -1)
@@ -405,6 +424,27 @@ LEAVES = [
         quantized_factors,
         192 + 12 + 12 + 32,
         192 + 12 + 24 + 32,
+        BOTH,
+        exact=False,
+    ),
+    Leaf(
+        "rows_and_low_rank",
+        summed(sparse(ROWS), low_rank((K,), (N,), 3)),
+        688 + 64 + 864,
+        688 + 64 + 864,
+        (),
+        BOTH,
+        exact=False,
+    ),
+    Leaf(
+        "int4_and_low_rank_and_2:4",
+        summed(
+            quantized((K, N), "int4", -2, GROUPED, group=8, dtype=HALF),
+            low_rank((K,), (N,), 3, dtype=HALF, factor=HALF),
+            sparse(TWO, HALF),
+        ),
+        256 + 256 + 432 + 512 + 64,
+        512 + 256 + 432 + 512 + 64,
         BOTH,
         exact=False,
     ),

@@ -125,6 +125,19 @@ METHODS = [
     Method("rank", low_rank(rank=2), has_rank_two),
     Method("rank-1", low_rank(rank=1), has_factors),
     Method("energy", low_rank(energy=0.7), has_factors, needs_values=True),
+    Method("rank-error", low_rank(error=0.3), has_factors, needs_values=True),
+    Method(
+        "rank-budget",
+        low_rank(budget=jc.bytes(1.0)),
+        has_rank_two,
+        needs_values=True,
+    ),
+    Method(
+        "low-rank-plus-sparse",
+        lambda where: jc.low_rank_plus_sparse(rank=2, sparsity=0.8, where=where),
+        has_rank_two,
+    ),
+    Method("lora", lambda where: jc.lora(rank=2, where=where), has_rank_two),
     Method("hqq", lambda where: jc.hqq("int3", symmetric=False, where=where)),
     Method("int8-tensor", quantize("int8", per="tensor")),
     Method("global", prune(0.6, scope="global"), has_axes),
@@ -166,6 +179,19 @@ CHAINS = [
     Method("rank+prune", chained(low_rank(rank=2), prune(0.5)), has_rank_two),
     Method("soft+int8", chained(soft, quantize("int8")), has_axes),
     Method("rank+int4", chained(low_rank(rank=2), quantize("int4")), has_rank_two),
+    Method(
+        "rank-and-sparse+int8",
+        chained(
+            lambda where: jc.low_rank_plus_sparse(rank=2, sparsity=0.8, where=where),
+            quantize("int8"),
+        ),
+        has_rank_two,
+    ),
+    Method(
+        "int4+lora",
+        chained(quantize("int4"), lambda where: jc.lora(rank=2, where=where)),
+        has_rank_two,
+    ),
     Method(
         "nested",
         chained(chained(prune(0.5)), chained(quantize("int8"))),
@@ -286,7 +312,7 @@ def check_init(run: Programs, params: Any) -> Any:
     """`init` decides the same under jit; returns the state."""
     state = run.compression.init(params)
     # Low rank goes through LAPACK, and its products are fused differently.
-    exact = "low_rank" not in kinds(state)
+    exact = not kinds(state) & {"low_rank", "low_rank_plus_sparse"}
     if exact:
         assert_same_bits(run.init(params), state, "init under jit")
     return state

@@ -18,6 +18,7 @@ from jaxopt_compress.arrays.quantized import QuantizedArray
 from jaxopt_compress.arrays.rotated import RotatedArray
 from jaxopt_compress.arrays.scaled import ScaledArray
 from jaxopt_compress.arrays.sparse import SparseArray
+from jaxopt_compress.arrays.summed import SumArray
 
 __all__ = [
     "CompressedArray",
@@ -30,6 +31,7 @@ __all__ = [
     "RotatedArray",
     "ScaledArray",
     "SparseArray",
+    "SumArray",
     "compressed_array",
     "describe",
     "is_compressed",

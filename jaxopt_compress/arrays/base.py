@@ -178,8 +178,9 @@ class CompressedArray:
 
     def children(self) -> list[Any]:
         """The fields that are arrays, in order; absent ones left out."""
-        values = jax.tree.leaves(self, is_leaf=lambda x: x is not self)
-        return [v for v in values if isinstance(v, CompressedArray) or hasattr(v, "dtype")]
+        inner = lambda x: x is not self and isinstance(x, CompressedArray)
+        values = jax.tree.leaves(self, is_leaf=inner)
+        return [v for v in values if inner(v) or hasattr(v, "dtype")]
 
     def replace(self, **fields: Any) -> Self:
         """A copy with some fields replaced."""

@@ -9,6 +9,7 @@ from jaxopt_compress.lift import (
     lookups,
     rotated_inputs,
     scaled_inputs,
+    sums,
     views,
 )
 from jaxopt_compress.lift.interpreter import FallbackError, FallbackWarning
@@ -44,4 +45,4 @@ __all__ = [
 
 # Imported for the rules that they register.
 del contractions, control_flow, convolutions, custom_rules, input_products, lookups
-del rotated_inputs, scaled_inputs, views
+del rotated_inputs, scaled_inputs, sums, views

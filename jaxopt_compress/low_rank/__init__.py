@@ -1,5 +1,7 @@
-"""Thin factors in the place of matrices."""
+"""Thin factors in the place of matrices, or beside them."""
 
+from jaxopt_compress.low_rank.lora import lora
 from jaxopt_compress.low_rank.low_rank import low_rank
+from jaxopt_compress.low_rank.plus_sparse import low_rank_plus_sparse
 
-__all__ = ["low_rank"]
+__all__ = ["lora", "low_rank", "low_rank_plus_sparse"]

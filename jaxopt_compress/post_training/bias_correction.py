@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.arrays import is_compressed, materialize
 from jaxopt_compress.compression.matrices import matrices_of
-from jaxopt_compress.lift import Statistics, lift, statistics_for
+from jaxopt_compress.lift import Statistics, lift
 from jaxopt_compress.rewriting.channels import Group, Walk
 from jaxopt_compress.rewriting.report import Difference, difference
 from jaxopt_compress.rewriting.staging import along, shapes, stage
@@ -130,13 +130,13 @@ def correct_biases(
         group = writers.get(path)
         why = "it is not the weight of a product that was found" if group is None else None
         why = _problem(walk, group, names, new) if group is not None else why
-        if path not in stats:
+        if not stats.get(path):
             why = "there are no statistics of what meets it"
         if why is not None or group is None:
             skipped[path] = str(why)
             continue
         bias = group.biases[0]
-        shift = _shift(old[path], new[path], statistics_for(stats, path))
+        shift = _shift(old[path], new[path], stats[path][0])
         shifts[names[bias.leaf]] = along(shift, bias.axis, structs[bias.leaf].ndim)
     if not shifts:
         raise ValueError(f"correct_biases found no bias to correct; skipped: {skipped}")

@@ -95,7 +95,8 @@ class _Reader:
         static = {k: _static(k, v, path) for k, v in given.items()}
         data = {k: self.visit(v, _below(path, k)) for k, v in fields.items()}
         for k, x in data.items():
-            good = x is None or isinstance(x, (Entry, CompressedArray))
+            several = x if isinstance(x, tuple) else (x,)
+            good = all(y is None or isinstance(y, (Entry, CompressedArray)) for y in several)
             _require(good, path, f"the field {k} is no array")
         try:
             leaf = kind.type(**data, **static)

@@ -12,10 +12,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxopt_compress.tree import combine, nbytes, partition, resident_bytes, shard
 from tests.array_contract import LEAVES, ROUND_TRIPS, STACK, assert_same_bits, float_fields
 
-# Those that differ from another one in the sizes of their fields alone run when asked for.
+# Those that differ from others in sizes or combine them run when asked for.
 ALIKE = (
     *("int8_tensor", "int8_scalar", "int8_last", "int8_one_group", "int2_unpacked", "int1"),
-    *("1:4", "low_rank_out", "int4_2:4", "nf4_rows"),
+    *("1:4", "low_rank_out", "int4_2:4", "nf4_rows", "int4_and_low_rank_and_2:4"),
 )
 each_leaf = pytest.mark.parametrize(
     "case",

@@ -17,6 +17,7 @@ from jaxopt_compress.arrays import (
     RotatedArray,
     ScaledArray,
     SparseArray,
+    SumArray,
 )
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import Call, Layer, Ref, Turned, leaf_rule
@@ -28,6 +29,7 @@ from jaxopt_compress.lift.views import (
     rotated_inputs,
     scaled_inputs,
     sparse,
+    summed,
     wrapped,
 )
 from jaxopt_compress.lift.views.base import Cut, NoView
@@ -43,6 +45,7 @@ STORED = (
     InputQuantizedArray,
     ScaledArray,
     RotatedArray,
+    SumArray,
 )
 
 del (
@@ -52,6 +55,7 @@ del (
     rotated_inputs,
     scaled_inputs,
     sparse,
+    summed,
     wrapped,
 )  # imported for the views they register
 

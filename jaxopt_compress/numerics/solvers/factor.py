@@ -57,7 +57,23 @@ def inverse_factor(moment: jax.Array, damping: float = 0.01) -> jax.Array:
         Frantar et al., 2023, GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
         Transformers.
     """
-    h = conditioned(moment)[::-1, ::-1]
+    lower = damped_cholesky(conditioned(moment)[::-1, ::-1], damping)
+    # Both orders reversed, a lower factor of the reversed moment is an upper one of the moment.
+    upper = lower[::-1, ::-1]
+    eye = jnp.eye(upper.shape[0], dtype=upper.dtype)
+    return lax.linalg.triangular_solve(upper, eye, left_side=True, lower=False)
+
+
+def damped_cholesky(h: jax.Array, damping: float) -> jax.Array:
+    r"""The lower triangular factor of :math:`H + \lambda I`, for the least damping that works.
+
+    Args:
+        h: ``[k, k]``, symmetric and positive semidefinite, with a mean diagonal of about 1.
+        damping: :math:`\lambda`, above 0. Where float32 cannot factorize, it grows tenfold.
+
+    Returns:
+        Float32 ``[k, k]``, finite; the identity if nothing works.
+    """
     eye = jnp.eye(h.shape[0], dtype=h.dtype)
 
     def attempt(state: tuple[jax.Array, jax.Array, jax.Array]):
@@ -71,7 +87,4 @@ def inverse_factor(moment: jax.Array, damping: float = 0.01) -> jax.Array:
     # One failure to begin with, so that the factorization is compiled once.
     start = (jnp.asarray(damping, h.dtype), jnp.full_like(h, jnp.nan), jnp.int32(0))
     _, lower, _ = lax.while_loop(failed, attempt, start)
-    lower = jnp.where(jnp.all(jnp.isfinite(lower)), lower, eye)
-    # Both orders reversed, a lower factor of the reversed moment is an upper one of the moment.
-    upper = lower[::-1, ::-1]
-    return lax.linalg.triangular_solve(upper, eye, left_side=True, lower=False)
+    return jnp.where(jnp.all(jnp.isfinite(lower)), lower, eye)

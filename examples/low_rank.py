@@ -1,0 +1,109 @@
+"""Thin factors of trained kernels: what keeps quality at the same bytes.
+
+The kernels of a model become products of two factors that take a share of their bytes: by a plain
+SVD, with inputs scaled by their magnitudes, so that outputs rather than entries are kept, with
+ranks that go where they lose the least, and with factors of int8. MiniLM is measured by the rank
+correlation on the test part of the STS Benchmark, SmolLM2 by the perplexity on the fiction of the
+Brown corpus. Nothing is trained.
+
+    python -m examples.low_rank                                      # MiniLM, minutes
+    python -m examples.low_rank --model smollm2 --shares 0.8 --tokens 2048
+"""
+
+import argparse
+import json
+import time
+
+import jax
+
+import jaxopt_compress as jc
+from examples import minilm as sentences
+from examples import smollm2 as language
+from examples.fetching import fetch
+from examples.models import minilm, smollm2
+from jaxopt_compress.tree import named_leaves
+
+KERNELS = "**/kernel"
+
+
+def variants(share):
+    """Name -> compression, each to at most ``share`` of the bytes of all kernels."""
+    ratio = {"where": KERNELS, "ratio": 1 / share}
+    budget = lambda share: {"where": KERNELS, "budget": jc.bytes(min(1.0, share))}
+    # Codes take a quarter of the bytes; scales of channels take the rest.
+    int8 = jc.quantize("int8", where=KERNELS)
+    return {
+        "plain": jc.low_rank(**ratio),
+        "scaled": jc.low_rank(**ratio, whiten="scale"),
+        "whitened": jc.low_rank(**ratio, whiten=True),
+        "plain, allocated": jc.low_rank(**budget(share)),
+        "whitened, allocated": jc.low_rank(**budget(share), whiten=True),
+        "whitened, allocated, int8": jc.chain(
+            jc.low_rank(**budget(3.9 * share), whiten=True), int8
+        ),
+    }
+
+
+def loaded(args):
+    """``(apply, parameters, batches to calibrate on, score)``."""
+    folder = fetch(args.model)
+    if args.model == "minilm":
+        tokenize, params = minilm.tokenizer(folder), minilm.load(folder)
+        seen = sentences.calibration(tokenize, args.batches)
+        test = minilm.pairs(tokenize)
+        fn, metric = minilm.similarity, "spearman"
+        apply = minilm.apply
+    else:
+        tokenize, params = smollm2.tokenizer(folder), smollm2.load(folder)
+        own = args.batches * language.LENGTH // len(language.CALIBRATED)
+        seen = [(ids,) for ids, _ in language.texts(tokenize, language.CALIBRATED, own)]
+        test = language.texts(tokenize, ["fiction"], args.tokens)
+        fn, metric = smollm2.apply, "perplexity"
+        apply = smollm2.apply
+    return apply, params, seen, lambda p: jc.evaluate(fn, p, test, [metric])[metric]
+
+
+def main(argv=None):
+    """Prints a line per variant, or all of them as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", choices=("minilm", "smollm2"), default="minilm")
+    parser.add_argument("--shares", nargs="*", type=float, default=[0.9, 0.8, 0.6, 0.2])
+    parser.add_argument("--variants", nargs="*", help="names; all by default")
+    parser.add_argument("--batches", type=int, default=16, help="to calibrate on")
+    parser.add_argument("--tokens", type=int, default=2048, help="to measure SmolLM2 on")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    args = parser.parse_args(argv)
+    apply, params, seen, score = loaded(args)
+    uses = jc.uses(apply, params, *seen[0])
+    stats = jc.calibrate(apply, params, seen, where=KERNELS)
+    kernels = lambda p: sum(
+        leaf.nbytes for path, leaf in named_leaves(p) if path.endswith("kernel")
+    )
+    whole = kernels(params)
+    found = {"float32": {"score": score(params), "share": 1.0, "seconds": 0.0}}
+    _say("float32", found["float32"], args.json)
+    for share in args.shares:
+        for name, compression in variants(share).items():
+            if args.variants and name not in args.variants:
+                continue
+            start = time.perf_counter()
+            small = jc.compress(params, compression, uses=uses, stats=stats)
+            jax.block_until_ready(jax.tree.leaves(small))
+            row = {"share": kernels(small) / whole, "seconds": time.perf_counter() - start}
+            # Dense weights are the same numbers, and one program serves them all.
+            row["score"] = score(jc.materialize(small))
+            found[f"{share:g} {name}"] = row
+            _say(f"{share:g} {name}", row, args.json)
+    if args.json:
+        print(json.dumps(found))
+    return found
+
+
+def _say(name, row, quiet):
+    if not quiet:
+        text = f"{name:32} {row['score']:9.4f}  {row['share']:6.1%} of the kernels' bytes"
+        print(f"{text}  {row['seconds']:5.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Operations on sums of arrays: each part takes part in its own form, and results are added."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.arrays import SumArray, is_compressed
+from jaxopt_compress.lift.interpreter import Call, leaf_rule, replay_equation
+from jaxopt_compress.lift.products import Product, contract
+from jaxopt_compress.numerics.rounding import promoted
+
+
+@contract.register
+def _contract_sum(w: SumArray, x: jax.Array, how: Product) -> Any:
+    wide = how._replace(dtype=promoted(how.dtype, jnp.float32))
+    products = [contract(part, x, wide) for part in w.parts]
+    if any(y is NotImplemented for y in products):
+        return NotImplemented
+    return functools.reduce(jnp.add, products).astype(how.dtype)
+
+
+@leaf_rule("conv_general_dilated ragged_dot_general ragged_dot", SumArray)
+def _product(call: Call, at: int) -> Any:
+    return _by_parts(call, at) if at == 1 else NotImplemented
+
+
+@leaf_rule("gather", SumArray)
+def _gather(call: Call, at: int) -> Any:
+    """A lookup in each part; what stands for those out of bounds has to be the sum of itself."""
+    filled = call.params["fill_value"]
+    kept = filled is None or filled == 0 or filled != filled  # NaN
+    return _by_parts(call, at) if at == 0 and kept else NotImplemented
+
+
+def _by_parts(call: Call, at: int) -> jax.Array:
+    ref, results = call.operands[at], []
+    for part in ref.array.parts:
+        operand = ref.alone().replace(part) if is_compressed(part) else part
+        operands = [operand if i == at else x for i, x in enumerate(call.operands)]
+        results += replay_equation(call._replace(operands=operands))
+    wide = promoted(call.out.dtype, jnp.float32)
+    return functools.reduce(jnp.add, [y.astype(wide) for y in results]).astype(call.out.dtype)

@@ -1,0 +1,27 @@
+"""Views of sums: sums of views."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxopt_compress.arrays import SumArray
+from jaxopt_compress.lift.views import base
+
+
+def _of_parts(view: Any) -> None:
+    @view.register
+    def _(w: SumArray, how: Any) -> SumArray:
+        return w.each(lambda part: view(part, how))
+
+
+_VIEWS: tuple[Callable[..., Any], ...] = (
+    base.transposed,
+    base.cut,
+    base.reshaped,
+    base.flipped,
+    base.scaled,
+    base.rescaled,
+    base.cast,
+    base.stacked,
+)
+for _view in _VIEWS:
+    _of_parts(_view)
