@@ -35,11 +35,14 @@ def method(name, bits, symmetric, activations=None):
     return jc.quantize(bits, bounds=bounds, **given)
 
 
-def rotated(fn, params, ids):
-    """The residual stream rotated in the weights, and at run time what the last products read."""
-    stream = jc.rotate(fn, params, ids)
-    fn, params = stream.function(fn), stream.params
-    inputs = jc.rotate_inputs(fn, params, ids, where=["**/down/kernel", "**/output/kernel"])
+def rotated(fn, params, ids, way):
+    """What all kernels read, rotated at run time; or the residual stream by weights, and the rest."""
+    where = KERNELS
+    if way == "stream":
+        stream = jc.rotate(fn, params, ids)
+        fn, params = stream.function(fn), stream.params
+        where = ["**/down/kernel", "**/output/kernel"]
+    inputs = jc.rotate_inputs(fn, params, ids, where=where)
     return inputs.function(fn), inputs.params
 
 
@@ -60,7 +63,7 @@ def main():
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     parser.add_argument("--asymmetric", action="store_true", help="grids with a zero point")
     parser.add_argument("--activations", help="round activations too, such as int8")
-    parser.add_argument("--rotate", action="store_true", help="rotate before: see rotated()")
+    parser.add_argument("--rotate", choices=["stream", "inputs"], help="rotate before")
     parser.add_argument("--tokens", type=int, default=8192, help="to measure")
     parser.add_argument("--calibrate", type=int, default=16384, help="tokens to calibrate on")
     parser.add_argument("--resume", help="a folder for what compress_in_order decided")
@@ -74,7 +77,7 @@ def main():
     seen = [(ids,) for ids, _ in texts(tokenize, CALIBRATED, share)]
     apply = smollm2.apply
     if args.rotate:
-        apply, params = rotated(apply, params, *seen[0])
+        apply, params = rotated(apply, params, *seen[0], args.rotate)
     uses, stats = jc.uses(apply, params, *seen[0]), None
     if any(name.startswith("gptq") for name in args.methods):
         stats = jc.calibrate(apply, params, seen, where=KERNELS)

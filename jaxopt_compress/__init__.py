@@ -26,7 +26,7 @@ from jaxopt_compress.lift import (
     measures,
     uses,
 )
-from jaxopt_compress.low_rank import lora, low_rank, low_rank_plus_sparse
+from jaxopt_compress.low_rank import lora, low_rank, low_rank_correction, low_rank_plus_sparse
 from jaxopt_compress.numerics import bounds
 from jaxopt_compress.planning import allocate, bytes, read_recipe, report, sensitivities
 from jaxopt_compress.post_training import compress_in_order, correct_biases
@@ -138,6 +138,7 @@ __all__ = [
     "lora",
     "loss_scale",
     "low_rank",
+    "low_rank_correction",
     "low_rank_plus_sparse",
     "lsq",
     "map_dense",
