@@ -1,4 +1,4 @@
-"""GPTQ of one matrix beside the algorithm of the paper, written in torch as published: time and error.
+"""GPTQ of one matrix beside the loop of the paper, written in torch: time and error.
 
     python benchmarks/gptq.py [--sizes 2048 4096] [--rounds 3] [--seed 0] [--peer torch] [--json]
 
@@ -125,7 +125,10 @@ def measure(size, rounds, seed, peer):
 
     small, first = clocked(ours)
     theirs, _ = clocked(lambda: reference(peer.array(w), h, peer))
-    pairs = [(clocked(ours)[1], clocked(lambda: reference(peer.array(w), h, peer))[1]) for _ in range(rounds)]
+    pairs = [
+        (clocked(ours)[1], clocked(lambda: reference(peer.array(w), h, peer))[1])
+        for _ in range(rounds)
+    ]
     own, other = (float(np.median(x)) for x in zip(*pairs, strict=True))
     error = lambda found: float(np.linalg.norm(unseen @ (np.asarray(found) - w)))
     nearest = jc.compress(params, jc.quantize(f"int{BITS}", group_size=GROUP), uses=uses)["w"]

@@ -36,7 +36,7 @@ def method(name, bits, symmetric, activations=None):
 
 
 def rotated(fn, params, ids, way):
-    """What all kernels read, rotated at run time; or the residual stream by weights, and the rest."""
+    """All that kernels read, rotated at run time; or the residual stream, in the weights."""
     where = KERNELS
     if way == "stream":
         stream = jc.rotate(fn, params, ids)
@@ -86,7 +86,10 @@ def main():
     _say("float32", found["float32"], args.json)
     for bits in args.formats:
         for name in args.methods:
-            c, start = method(name, bits, not args.asymmetric, args.activations), time.perf_counter()
+            c, start = (
+                method(name, bits, not args.asymmetric, args.activations),
+                time.perf_counter(),
+            )
             if name == "gptq-in-order":
                 resume = args.resume and f"{args.resume}/{bits}"
                 small = jc.compress_in_order(

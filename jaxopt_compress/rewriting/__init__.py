@@ -7,4 +7,15 @@ from jaxopt_compress.rewriting.report import Difference
 from jaxopt_compress.rewriting.rotate import Rotated, rotate
 from jaxopt_compress.rewriting.rotate_inputs import RotatedInputs, rotate_inputs
 
-__all__ = ["Difference", "Equalized", "FoldedNorms", "Rewrite", "Rotated", "RotatedInputs", "equalize", "fold_norms", "rotate", "rotate_inputs"]
+__all__ = [
+    "Difference",
+    "Equalized",
+    "FoldedNorms",
+    "Rewrite",
+    "Rotated",
+    "RotatedInputs",
+    "equalize",
+    "fold_norms",
+    "rotate",
+    "rotate_inputs",
+]

@@ -130,11 +130,11 @@ def rotate_inputs(
 
     with random signs and a Hadamard matrix, which spreads outliers over all channels. The product
     stays as it is up to the rounding of floats. Activations are transformed when the function runs,
-    in :math:`O(n \log n)` operations per row of :math:`n` channels; `rotate` has no such cost, where
+    in :math:`O(n \log n)` operations per row of :math:`n` channels; `rotate` has no such cost where
     it applies. Axes whose size is no power of two times the size of a known matrix are rotated in
     blocks of neighbors.
 
-    Weights are found in the function, also in scans. Convolutions with windows are left as they are.
+    Weights are found in the function, also in scans. Convolutions with windows stay as they are.
 
     Args:
         fn: Any JAX function.

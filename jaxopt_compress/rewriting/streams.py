@@ -4,96 +4,35 @@ A stream is a value along one of its axes. Products write and read streams, sums
 norms by the root of the mean square keep them. Whatever else meets a stream blocks it.
 """
 
-import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jax.extend import core
 
 from jaxopt_compress.lift._compat import parts, scan_split, source_line
 from jaxopt_compress.rewriting.axes import moved, product, shape_of
-from jaxopt_compress.rewriting.sources import ELEMENTWISE
+from jaxopt_compress.rewriting.bases import (
+    ZERO,
+    Group,
+    Leaf,
+    Met,
+    Refused,
+    Stream,
+    Turn,
+    Use,
+    Vector,
+    as_vector,
+    constant,
+    entry,
+    flat,
+    moved_info,
+    stacked,
+    summed,
+)
 from jaxopt_compress.rewriting.staging import CALLED, Staged, Step
 
 _SUMS = {"add", "sub", "add_any"}
 _MIXED = "it is joined with a value that lies in a basis of its own"
-
-
-class Leaf(NamedTuple):
-    """A parameter, moved and broadcast: its axis for each axis of the value, or None."""
-
-    leaf: int
-    axes: tuple[int | None, ...]
-
-
-class Vector(NamedTuple):
-    """A parameter's axis along ``at`` of the value, times what is the same along that."""
-
-    leaf: int
-    at: int
-    axis: int
-
-
-class Flat(NamedTuple):
-    """A value that no rotation changes, the same along some axes."""
-
-    axes: frozenset[int]
-
-
-class Stream(NamedTuple):
-    """A value that lies along ``axis`` in the basis of a group.
-
-    Attributes:
-        group: The number of the group, before unions.
-        axis: The axis of channels.
-        scale: The parameter that has multiplied the channels, or None.
-        square: Whether it is the square of such a value.
-    """
-
-    group: int
-    axis: int
-    scale: int | None = None
-    square: bool = False
-
-
-class Met(NamedTuple):
-    """An axis of a parameter that an equation takes for the channels of a group.
-
-    ``scale`` is the parameter that has multiplied the channels before, or None.
-    """
-
-    axis: int
-    group: int
-    scale: int | None = None
-
-
-class Use(NamedTuple):
-    """An equation that meets a parameter: the axes that lie in a group's basis, and the line."""
-
-    met: tuple[Met, ...]
-    line: str
-
-
-class Turn(NamedTuple):
-    """A step that multiplies channels in the original basis: of a group, along an axis."""
-
-    group: int
-    axis: int
-
-
-@dataclasses.dataclass
-class Group:
-    """Channels that go together: how many, and why they cannot be rotated, or None."""
-
-    size: int
-    reason: str | None = None
-
-
-_ZERO: Any = "zero"
-
-
-class Refused(Exception):
-    """An equation does not keep the streams that it meets; says why."""
 
 
 class Streams:
@@ -147,7 +86,7 @@ class Streams:
     def _info(self, atom: Any, env: dict[Any, Any]) -> Any:
         if isinstance(atom, core.Literal):
             zero = np.all(np.asarray(atom.val) == 0)
-            return _ZERO if zero else None
+            return ZERO if zero else None
         info = env.get(atom)
         # A blocked group keeps its basis, so that its values do not change.
         blocked = isinstance(info, Stream) and self.groups[self.find(info.group)].reason
@@ -190,7 +129,7 @@ class Streams:
         """The body, once: each carry is in one basis before and after."""
         consts, carry, _ = scan_split(eqn.params, infos)
         first, behind = len(consts), len(consts) + len(carry)
-        known = [*infos[:first], *infos[first:behind], *map(_entry, infos[behind:])]
+        known = [*infos[:first], *infos[first:behind], *map(entry, infos[behind:])]
         for i, (info, own) in enumerate(zip(infos, known, strict=True)):
             plain = isinstance(own, Stream) and own.scale is None and not own.square
             if (first <= i < behind and not plain) or (own is None and info is not None):
@@ -201,7 +140,7 @@ class Streams:
             self._carried(pair)
             for pair in zip(known[first:behind], results[: behind - first], strict=True)
         ]
-        return [*out, *map(_stacked, results[behind - first :])]
+        return [*out, *map(stacked, results[behind - first :])]
 
     def _carried(self, pair: tuple[Any, Any]) -> Any:
         if all(isinstance(x, Stream) for x in pair) and pair[0][1:] == pair[1][1:]:
@@ -215,7 +154,7 @@ class Streams:
         name = step.eqn.primitive.name
         axes = moved(step) if len(infos) == 1 else None
         if axes is not None:
-            return _moved(infos[0], axes, step)
+            return moved_info(infos[0], axes, step)
         if name in ("dot_general", "conv_general_dilated"):
             return self._multiply(step, infos, line)
         if name == "gather" and isinstance(infos[0], Leaf):
@@ -226,7 +165,7 @@ class Streams:
         if not data:
             if any(isinstance(x, Leaf | Vector) for x in infos):
                 raise Refused(f"{name} meets it")
-            return _flat(step, infos)
+            return flat(step, infos)
         first = data[0]
         whole = step.out.shape[first.axis : first.axis + 1] == (self.groups[first.group].size,)
         if name == "square" or (name == "integer_pow" and step.eqn.params["y"] == 2):
@@ -235,10 +174,10 @@ class Streams:
         elif name == "neg":
             return first
         elif name == "reduce_sum":
-            return _summed(first, step)
+            return summed(first, step)
         elif name in _SUMS:
             return self._together(infos, line)
-        elif name == "select_n" and first.axis in _constant(step, infos, 0):
+        elif name == "select_n" and first.axis in constant(step, infos, 0):
             return self._together(infos[1:], line)
         elif name == "concatenate" and step.eqn.params["dimension"] != first.axis:
             return self._together(infos, line)
@@ -252,7 +191,11 @@ class Streams:
         for x in infos:
             axis = x.axes[first.axis] if isinstance(x, Leaf) else None
             same = isinstance(x, Stream) and x[1:] == first[1:]
-            if first.square or first.scale is not None or not (same or x is _ZERO or axis is not None):
+            if (
+                first.square
+                or first.scale is not None
+                or not (same or x is ZERO or axis is not None)
+            ):
                 raise Refused(_MIXED)
         for x in infos:
             if isinstance(x, Stream):
@@ -274,9 +217,9 @@ class Streams:
         if len(data) != 1 or (name == "div" and data != [0]):
             raise Refused("it is multiplied by another value that depends on data")
         k = 1 - data[0]
-        if stream.axis in _constant(step, infos, k) and not isinstance(infos[k], Leaf | Vector):
+        if stream.axis in constant(step, infos, k) and not isinstance(infos[k], Leaf | Vector):
             return stream
-        vector = _as_vector(infos[k], shape_of(step, k))
+        vector = as_vector(infos[k], shape_of(step, k))
         fits = vector is not None and vector.at == stream.axis and name == "mul"
         if vector is None or not fits or stream.scale is not None or stream.square:
             raise Refused("its channels are scaled by what is not one parameter")
@@ -295,11 +238,11 @@ class Streams:
         """A parameter times what is the same for all of its channels."""
         own = [i for i, x in enumerate(infos) if isinstance(x, Leaf | Vector)]
         if not own:
-            return _flat(step, infos)
+            return flat(step, infos)
         k = own[0]
-        vector = _as_vector(infos[k], shape_of(step, k))
+        vector = as_vector(infos[k], shape_of(step, k))
         one = len(own) == 1 and step.eqn.primitive.name == "mul"
-        if not one or vector is None or vector.at not in _constant(step, infos, 1 - k):
+        if not one or vector is None or vector.at not in constant(step, infos, 1 - k):
             raise Refused(f"{step.eqn.primitive.name} meets it")
         return vector
 
@@ -340,80 +283,3 @@ class Streams:
         out = Stream(self._new(shape[d]), at)
         self._use(table, (Met(table.axes[d], out.group),), line)  # pyright: ignore
         return out
-
-
-def _as_vector(info: Any, shape: tuple[int, ...]) -> Vector | None:
-    """A parameter that varies along a single axis of the value."""
-    if isinstance(info, Vector):
-        return info
-    long = [k for k, n in enumerate(shape) if n > 1]
-    if not isinstance(info, Leaf) or len(long) != 1:
-        varying = [k for k in long if isinstance(info, Leaf) and info.axes[k] is not None]
-        long = varying
-    if not isinstance(info, Leaf) or len(long) != 1 or info.axes[long[0]] is None:
-        return None
-    return Vector(info.leaf, long[0], info.axes[long[0]])  # pyright: ignore
-
-
-def _constant(step: Step, infos: list[Any], k: int) -> frozenset[int]:
-    """The axes of the result along which operand ``k`` has a single value."""
-    shape, info = shape_of(step, k), infos[k]
-    if not shape or info is _ZERO:
-        return frozenset(range(len(step.out.shape)))
-    ones = frozenset(d for d, n in enumerate(shape) if n == 1)
-    return ones | info.axes if isinstance(info, Flat) else ones
-
-
-def _flat(step: Step, infos: list[Any]) -> Flat | None:
-    """What an elementwise operation leaves the same."""
-    if step.eqn.primitive.name not in ELEMENTWISE:
-        return None
-    axes = frozenset(range(len(step.out.shape)))
-    return Flat(axes.intersection(*(_constant(step, infos, k) for k in range(len(infos)))))
-
-
-def _moved(info: Any, axes: list[int | None], step: Step) -> Any:
-    """The info of a value whose axes were moved."""
-    if info is _ZERO:
-        return info
-    if isinstance(info, Leaf):
-        return Leaf(info.leaf, tuple(None if i is None else info.axes[i] for i in axes))
-    if isinstance(info, Vector):
-        if info.at not in axes:
-            raise Refused(f"{step.eqn.primitive.name} does not keep its axis")
-        return info._replace(at=axes.index(info.at))
-    if isinstance(info, Stream):
-        if info.axis not in axes:
-            raise Refused(f"{step.eqn.primitive.name} does not keep its axis of channels")
-        return info._replace(axis=axes.index(info.axis))
-    old = info.axes if isinstance(info, Flat) else frozenset()
-    new = step.eqn.primitive.name == "broadcast_in_dim"
-    return Flat(frozenset(k for k, i in enumerate(axes) if (new if i is None else i in old)))
-
-
-def _summed(stream: Stream, step: Step) -> Stream | None:
-    """A sum over channels of squares does not depend on the basis."""
-    axes = step.eqn.params["axes"]
-    if stream.axis in axes:
-        if stream.square and stream.scale is None:
-            return None
-        raise Refused("a mean over its channels, as of a layer norm, depends on the basis:")
-    if stream.square:
-        raise Refused("its squares are summed over other axes than its channels")
-    return stream._replace(axis=stream.axis - sum(d < stream.axis for d in axes))
-
-
-def _entry(info: Any) -> Any:
-    """One entry of what a scan runs over."""
-    if isinstance(info, Leaf):
-        return Leaf(info.leaf, info.axes[1:])
-    if isinstance(info, Stream) and info.axis > 0:
-        return info._replace(axis=info.axis - 1)
-    if isinstance(info, Flat):
-        return Flat(frozenset(d - 1 for d in info.axes if d))
-    return info if info is _ZERO else None
-
-
-def _stacked(info: Any) -> Any:
-    """All entries of what a scan returns."""
-    return info._replace(axis=info.axis + 1) if isinstance(info, Stream) else None

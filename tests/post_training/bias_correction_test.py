@@ -28,7 +28,9 @@ def test_means_of_a_net_are_kept():
     rw = jc.correct_biases(Net().apply, params, small, x, stats=stats)
     assert sorted(rw.shifts) == ["params/Conv_0/bias", "params/Dense_0/bias"]
     conv = jc.materialize(small)["params"]["Conv_0"]
-    mean = lambda p: np.asarray(nn.Conv(6, (3, 3), padding="VALID").apply({"params": p}, x)).mean((0, 1, 2))
+    mean = lambda p: np.asarray(nn.Conv(6, (3, 3), padding="VALID").apply({"params": p}, x)).mean(
+        (0, 1, 2)
+    )
     want = mean(params["params"]["Conv_0"])
     before, after = mean(conv), mean({**conv, "bias": rw.params["params"]["Conv_0"]["bias"]})
     assert np.abs(before - want).max() > 1e-2

@@ -129,7 +129,7 @@ def test_layer_norms_and_masks_are_refused():
     with pytest.raises(ValueError, match="mean over its channels, as of a layer norm"):
         jc.rotate(fn, p, jnp.ones((2, 4)))
     rw = jc.rotate_inputs(fn, p, jnp.ones((2, 4)))
-    with pytest.raises(ValueError, match="'in' of shape .* was rotated"):
+    with pytest.raises(ValueError, match=r"'in' of shape .* was rotated"):
         rw.tree(jax.tree.map(lambda w: w > 0, p))
     with pytest.raises(ValueError, match="odd"):
         jc.rotate_inputs(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 2))}, jnp.ones((2, 3)))
