@@ -72,7 +72,7 @@ class Numpy:
 def torch_peer():
     """What `reference` needs, in torch; None with what to install if it is not there."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise SystemExit(
             "--peer torch needs torch: pip install 'jaxopt-compress[peers]', or take --peer numpy"
@@ -145,7 +145,7 @@ def measure(size, rounds, seed, peer):
 
 def main():
     """Prints one line per size."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="*", default=[2048, 4096])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)

@@ -29,7 +29,8 @@ def low_rank_correction(
 
     with :math:`L L^T = E[x x^T]` if ``whiten``, which keeps the outputs of products rather than the
     entries (LQER). Under `lift` a product is ``x @ Q + (x @ u) @ v``. With activations rounded, as
-    by ``quantize("int4", activations="int4")``, the factors meet them unrounded (SVDQuant). With more ``rounds`` the parameter less the factors is compressed anew, and the factors of what
+    by ``quantize("int4", activations="int4")``, the factors meet them unrounded (SVDQuant).
+    With more ``rounds`` the parameter less the factors is compressed anew, and the factors of what
     that misses are taken, in turn (LoftQ).
 
     Args:

@@ -159,8 +159,8 @@ def rotate(
 
     Weights that write a stream are multiplied by :math:`R = \mathrm{diag}(s) H` from the right, and
     those that read it by :math:`R^T` from the left, with random signs and a Hadamard matrix. Sums
-    of streams, and norms by the root of the mean square, give the same in any basis; their scales are
-    folded into the weights that read them first, and become 1. Outliers are spread over all
+    of streams, and norms by the root of the mean square, give the same in any basis; their scales
+    are folded into the weights that read them first, and become 1. Outliers are spread over all
     channels, so that weights and activations fit their grids better.
 
     Streams are found in the function, also in scans, not by modules or names. A scale that cannot
