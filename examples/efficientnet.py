@@ -11,7 +11,6 @@ between the two largest logits, and the error that of a logit.
 import argparse
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_sample_images
 

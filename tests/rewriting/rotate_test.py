@@ -91,9 +91,8 @@ def test_inputs_of_a_scanned_linen_model(scanned):
     np.testing.assert_allclose(kernel(grads), kernel(want), atol=1e-4 * scale)
 
 
-@pytest.mark.parametrize(
-    "stacked", [pytest.param(False, marks=pytest.mark.ci), True], ids=["list", "scan"]
-)
+@pytest.mark.ci
+@pytest.mark.parametrize("stacked", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_tied_embedding_applies_its_last_norm_in_the_original_basis(stacked):
     params = stack(llama()) if stacked else llama()
     rw = jc.rotate(smollm2.apply, params, IDS)
@@ -104,6 +103,7 @@ def test_a_tied_embedding_applies_its_last_norm_in_the_original_basis(stacked):
     assert peak(next(tables)) < 0.75 * peak(next(tables))
 
 
+@pytest.mark.ci
 def test_compressed_behind_a_rotation_runs_on_the_original_function():
     fn = lambda p, x: jax.nn.relu(x @ p["w"].T) @ p["v"]
     keys = jax.random.split(jax.random.key(0), 3)
