@@ -26,13 +26,24 @@ LENGTH = 256
 METHODS = ("nearest", "squares", "gptq", "gptq-in-order")
 
 
-def method(name, bits, symmetric):
+def method(name, bits, symmetric, activations=None):
     """The compression that a method's name says."""
-    given = {"group_size": 64, "symmetric": symmetric, "where": KERNELS}
+    given = {"group_size": 64, "symmetric": symmetric, "where": KERNELS, "activations": activations}
     if name.startswith("gptq"):
         return jc.gptq(bits, **given)
     bounds = jc.bounds.mse() if name == "squares" else None
     return jc.quantize(bits, bounds=bounds, **given)
+
+
+def rotated(fn, params, ids, way):
+    """All that kernels read, rotated at run time; or the residual stream, in the weights."""
+    where = KERNELS
+    if way == "stream":
+        stream = jc.rotate(fn, params, ids)
+        fn, params = stream.function(fn), stream.params
+        where = ["**/down/kernel", "**/output/kernel"]
+    inputs = jc.rotate_inputs(fn, params, ids, where=where)
+    return inputs.function(fn), inputs.params
 
 
 def texts(tokenize, categories, tokens):
@@ -51,6 +62,8 @@ def main():
     parser.add_argument("--formats", nargs="*", default=["int3", "int2"])
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     parser.add_argument("--asymmetric", action="store_true", help="grids with a zero point")
+    parser.add_argument("--activations", help="round activations too, such as int8")
+    parser.add_argument("--rotate", choices=["stream", "inputs"], help="rotate before")
     parser.add_argument("--tokens", type=int, default=8192, help="to measure")
     parser.add_argument("--calibrate", type=int, default=16384, help="tokens to calibrate on")
     parser.add_argument("--resume", help="a folder for what compress_in_order decided")
@@ -62,24 +75,33 @@ def main():
     test = texts(tokenize, ["fiction"], args.tokens)
     share = args.calibrate // len(CALIBRATED)
     seen = [(ids,) for ids, _ in texts(tokenize, CALIBRATED, share)]
-    uses = jc.uses(smollm2.apply, params, *seen[0])
-    stats = jc.calibrate(smollm2.apply, params, seen, where=KERNELS)
-    score = lambda p: jc.evaluate(smollm2.apply, p, test, ["perplexity"])["perplexity"]
+    apply = smollm2.apply
+    if args.rotate:
+        apply, params = rotated(apply, params, *seen[0], args.rotate)
+    uses, stats = jc.uses(apply, params, *seen[0]), None
+    if any(name.startswith("gptq") for name in args.methods):
+        stats = jc.calibrate(apply, params, seen, where=KERNELS)
+    score = lambda p: jc.evaluate(apply, p, test, ["perplexity"])["perplexity"]
     found = {"float32": {"perplexity": score(params), "seconds": 0.0, "undone": None}}
     _say("float32", found["float32"], args.json)
     for bits in args.formats:
         for name in args.methods:
-            c, start = method(name, bits, not args.asymmetric), time.perf_counter()
+            c, start = (
+                method(name, bits, not args.asymmetric, args.activations),
+                time.perf_counter(),
+            )
             if name == "gptq-in-order":
                 resume = args.resume and f"{args.resume}/{bits}"
                 small = jc.compress_in_order(
-                    smollm2.apply, params, c, seen, uses=uses, resume=resume, progress=False
+                    apply, params, c, seen, uses=uses, resume=resume, progress=False
                 )
             else:
                 small = jc.compress(params, c, uses=uses, stats=stats)
             jax.block_until_ready(jax.tree.leaves(small))
             seconds = time.perf_counter() - start
-            row = {"perplexity": score(jc.materialize(small)), "seconds": seconds}
+            # Weights alone say the same when they are dense, in less time.
+            own = small if args.activations else jc.materialize(small)
+            row = {"perplexity": score(own), "seconds": seconds}
             row["undone"] = _undone(found, f"{bits}-nearest", row["perplexity"])
             found[f"{bits}-{name}"] = row
             _say(f"{bits}-{name}", row, args.json)

@@ -6,6 +6,7 @@ from jaxopt_compress.arrays import (
     LowRankArray,
     PermutedArray,
     QuantizedArray,
+    RotatedArray,
     ScaledArray,
     SparseArray,
     SumArray,
@@ -26,10 +27,16 @@ from jaxopt_compress.lift import (
     measures,
     uses,
 )
-from jaxopt_compress.low_rank import lora, low_rank, low_rank_plus_sparse, tucker
+from jaxopt_compress.low_rank import (
+    lora,
+    low_rank,
+    low_rank_correction,
+    low_rank_plus_sparse,
+    tucker,
+)
 from jaxopt_compress.numerics import bounds
 from jaxopt_compress.planning import allocate, bytes, read_recipe, report, sensitivities
-from jaxopt_compress.post_training import compress_in_order
+from jaxopt_compress.post_training import compress_in_order, correct_biases
 from jaxopt_compress.precision import (
     dynamic_loss_scale,
     loss_scale,
@@ -52,7 +59,7 @@ from jaxopt_compress.quantization import (
     smooth_quant,
 )
 from jaxopt_compress.removal import NotRemovable, find_groups, flops
-from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
+from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms, rotate, rotate_inputs
 from jaxopt_compress.sparsity import (
     distributions,
     grow,
@@ -96,6 +103,7 @@ __all__ = [
     "PermutedArray",
     "QuantizedArray",
     "Rewrite",
+    "RotatedArray",
     "ScaledArray",
     "SparseArray",
     "SumArray",
@@ -118,6 +126,7 @@ __all__ = [
     "compress",
     "compress_in_order",
     "compressed_training",
+    "correct_biases",
     "distillation",
     "distributions",
     "dorefa",
@@ -137,6 +146,7 @@ __all__ = [
     "lora",
     "loss_scale",
     "low_rank",
+    "low_rank_correction",
     "low_rank_plus_sparse",
     "lsq",
     "map_dense",
@@ -155,6 +165,8 @@ __all__ = [
     "register_flax_serialization",
     "report",
     "resident_bytes",
+    "rotate",
+    "rotate_inputs",
     "save",
     "schedules",
     "scores",

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import scipy.linalg
 
 from jaxopt_compress.arrays import (
     InputQuantizedArray,
     LowRankArray,
     PermutedArray,
     QuantizedArray,
+    RotatedArray,
     ScaledArray,
     SumArray,
     TuckerArray,
@@ -311,6 +313,25 @@ def summed(*builds):
     return build
 
 
+def rotated(build, axis):
+    """An array that was rotated along an axis; by a transform of scipy's, which is symmetric."""
+
+    def wrapped(rng, stack):
+        leaf, formula = build(rng, stack)
+        size = leaf.shape[axis]
+        shape = [size if d == axis else 1 for d in range(len(stack) - leaf.ndim, 0)]
+        signs = jnp.asarray(rng.choice([-1, 1], (*stack, *shape)), jnp.int8)
+        matrix = scipy.linalg.hadamard(size) / size**0.5
+
+        def dense(*fields):
+            turned = np.moveaxis(np.moveaxis(formula(*fields[:-1]), axis, -1) @ matrix, -1, axis)
+            return (turned * fields[-1]).astype(leaf.dtype)
+
+        return Example(RotatedArray(leaf, signs, (axis,)), dense)
+
+    return wrapped
+
+
 K, N = 64, 8
 ROWS, TWO = Rows((K, N), 172), Groups((K, N), 2, 4, -2)
 CHANNEL, GROUPED, BOTH = (1, N), (8, N), (-2, -1)
@@ -325,6 +346,13 @@ LEAVES = [
         512 + 32 + 256,
         512 + 32 + 256,
         BOTH,
+    ),
+    Leaf(
+        "int8_rotated",
+        rotated(quantized((K, N), "int8", -2, CHANNEL), -2),
+        512 + 32 + 64,
+        512 + 32 + 64,
+        (-1,),
     ),
     Leaf("int8_tensor", quantized((K, N), "int8", -2, (1, 1), dtype=HALF), 512 + 4, 516, BOTH),
     Leaf("int8_scalar", quantized((), "int8", None, ()), 1 + 4, 5),

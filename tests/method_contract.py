@@ -73,6 +73,13 @@ def low_rank(**kwargs: Any) -> Callable[[Where], jc.Compression]:
     return lambda where: jc.low_rank(**kwargs, where=where)
 
 
+def corrected(rounds: int) -> Callable[[Where], jc.Compression]:
+    """A builder of thin factors beside what is rounded."""
+    return lambda where: jc.low_rank_correction(
+        jc.quantize("int3", where=where), rank=2, where=where, rounds=rounds
+    )
+
+
 def chained(*builders: Callable[[Where], jc.Compression]) -> Callable[[Where], jc.Compression]:
     """A builder of a chain of the same leaves."""
     return lambda where: jc.chain(*(build(where) for build in builders))
@@ -138,6 +145,8 @@ METHODS = [
         has_rank_two,
     ),
     Method("lora", lambda where: jc.lora(rank=2, where=where), has_rank_two),
+    Method("int3+correction", corrected(rounds=1), has_rank_two),
+    Method("loftq", corrected(rounds=2), has_rank_two),
     Method("hqq", lambda where: jc.hqq("int3", symmetric=False, where=where)),
     Method("int8-tensor", quantize("int8", per="tensor")),
     Method("global", prune(0.6, scope="global"), has_axes),

@@ -15,6 +15,7 @@ from jaxopt_compress.arrays.low_rank import LowRankArray
 from jaxopt_compress.arrays.masked import MaskedArray
 from jaxopt_compress.arrays.permuted import PermutedArray
 from jaxopt_compress.arrays.quantized import QuantizedArray
+from jaxopt_compress.arrays.rotated import RotatedArray
 from jaxopt_compress.arrays.scaled import ScaledArray
 from jaxopt_compress.arrays.sparse import SparseArray
 from jaxopt_compress.arrays.summed import SumArray
@@ -28,6 +29,7 @@ __all__ = [
     "MaskedArray",
     "PermutedArray",
     "QuantizedArray",
+    "RotatedArray",
     "ScaledArray",
     "SparseArray",
     "SumArray",

@@ -7,6 +7,7 @@ from jaxopt_compress.lift import (
     custom_rules,
     input_products,
     lookups,
+    rotated_inputs,
     scaled_inputs,
     sums,
     tucker,
@@ -45,4 +46,4 @@ __all__ = [
 
 # Imported for the rules that they register.
 del contractions, control_flow, convolutions, custom_rules, input_products, lookups
-del scaled_inputs, sums, tucker, views
+del rotated_inputs, scaled_inputs, sums, tucker, views

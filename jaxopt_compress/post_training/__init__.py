@@ -1,5 +1,6 @@
 """Compressing trained models with data, but without training."""
 
+from jaxopt_compress.post_training.bias_correction import CorrectedBiases, correct_biases
 from jaxopt_compress.post_training.in_order import compress_in_order
 
-__all__ = ["compress_in_order"]
+__all__ = ["CorrectedBiases", "compress_in_order", "correct_biases"]

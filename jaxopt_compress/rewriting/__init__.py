@@ -4,5 +4,18 @@ from jaxopt_compress.rewriting.base import Rewrite
 from jaxopt_compress.rewriting.equalize import Equalized, equalize
 from jaxopt_compress.rewriting.norms import FoldedNorms, fold_norms
 from jaxopt_compress.rewriting.report import Difference
+from jaxopt_compress.rewriting.rotate import Rotated, rotate
+from jaxopt_compress.rewriting.rotate_inputs import RotatedInputs, rotate_inputs
 
-__all__ = ["Difference", "Equalized", "FoldedNorms", "Rewrite", "equalize", "fold_norms"]
+__all__ = [
+    "Difference",
+    "Equalized",
+    "FoldedNorms",
+    "Rewrite",
+    "Rotated",
+    "RotatedInputs",
+    "equalize",
+    "fold_norms",
+    "rotate",
+    "rotate_inputs",
+]

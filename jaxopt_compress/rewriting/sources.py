@@ -7,7 +7,7 @@ from jax.extend import core
 from jaxopt_compress.rewriting.axes import moved, shape_of
 from jaxopt_compress.rewriting.staging import Staged, Step
 
-_ELEMENTWISE = {
+ELEMENTWISE = {
     "add", "sub", "mul", "div", "neg", "sqrt", "rsqrt", "max", "min", "integer_pow", "pow",
     "square", "convert_element_type", "copy",
 }  # fmt: skip
@@ -84,7 +84,7 @@ def _varying(step: Step, shape: Any, varying: dict[int, frozenset[int]]) -> froz
             else varying.get(atom, range(len(old)))
         )
         return frozenset(at[i] for i in inner if old[i] > 1) & every
-    if name in _ELEMENTWISE:
+    if name in ELEMENTWISE:
         axes = frozenset[int]()
         for i, atom in enumerate(step.inputs):
             old = shape_of(step, i)

@@ -14,6 +14,8 @@ _DERIVATIVES = {
     "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr",
     "checkpoint": "jaxpr", "remat2": "jaxpr",
 }  # fmt: skip
+# What holds a function that is called once -> the name of its parameter.
+CALLED = {**_INLINED, **_DERIVATIVES}
 
 
 class Step(NamedTuple):
@@ -47,7 +49,7 @@ def stage(
 
     ``forward`` also enters remat and functions with custom derivatives: to be read, not replayed.
     """
-    inlined = {**_INLINED, **_DERIVATIVES} if forward else _INLINED
+    inlined = CALLED if forward else _INLINED
     shapes, params_def = jax.tree.flatten(params)
     rest, rest_def = jax.tree.flatten((args, kwargs))
     arrays = [i for i, x in enumerate(rest) if hasattr(x, "shape")]

@@ -1,5 +1,6 @@
 """Splitting a tree into what is differentiated and what is not."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,16 +8,22 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.arrays.base import memory_bytes, stored_bytes
-from jaxopt_compress.tree.paths import is_float, map_named
+from jaxopt_compress.tree.globs import glob_matches
+from jaxopt_compress.tree.paths import is_float, map_named, path_of
 
 
-def partition(tree: Any) -> tuple[Any, Any]:
+def partition(tree: Any, where: str | Sequence[str] | None = None) -> tuple[Any, Any]:
     """Splits a tree into its floating arrays and everything else.
 
     Inside compressed arrays, scales and factors are floats, codes and masks are not. Optimizers and
     `jax.grad` take the first half, so that codes cannot be added to or scaled by accident; given
     the whole tree they raise errors of their own, such as "grad requires real- or complex-valued
     inputs (...) but got int8".
+
+    Args:
+        tree: Any.
+        where: Globs of the paths of floating arrays, fields of compressed arrays included, such as
+            ``"**/parts/1/*"`` for adapters beside a frozen weight. By default all.
 
     Returns:
         ``(floats, rest)``: the structure of ``tree``, with None where the other half has the leaf.
@@ -32,9 +39,21 @@ def partition(tree: Any) -> tuple[Any, Any]:
         >>> jax.grad(at_floats)(floats)["w"].scale.shape
         (1, 2)
     """
-    floats = jax.tree.map(lambda x: x if is_float(x) else None, tree)
-    rest = jax.tree.map(lambda x: None if is_float(x) else x, tree)
-    return floats, rest
+    globs = ("**",) if where is None else (where,) if isinstance(where, str) else tuple(where)
+    keyed, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    paths = [path_of(keys) for keys, _ in keyed]
+    for glob in globs:
+        if where is not None and not any(glob_matches(glob, path) for path in paths):
+            raise ValueError(
+                f"where={glob!r} matches none of the arrays, such as {', '.join(paths[:8])}"
+            )
+    taken = [
+        is_float(x) and (where is None or any(glob_matches(g, path) for g in globs))
+        for path, (_, x) in zip(paths, keyed, strict=True)
+    ]
+    leaves = [x for _, x in keyed]
+    half = lambda side: [x if own == side else None for x, own in zip(leaves, taken, strict=True)]
+    return treedef.unflatten(half(True)), treedef.unflatten(half(False))
 
 
 def combine(floats: Any, rest: Any) -> Any:

@@ -14,6 +14,7 @@ from jaxopt_compress.arrays import (
     LowRankArray,
     PermutedArray,
     QuantizedArray,
+    RotatedArray,
     ScaledArray,
     SparseArray,
     SumArray,
@@ -25,6 +26,7 @@ from jaxopt_compress.lift.views import (
     low_rank,
     permuted,
     quantized,
+    rotated_inputs,
     scaled_inputs,
     sparse,
     summed,
@@ -42,6 +44,7 @@ STORED = (
     Joined,
     InputQuantizedArray,
     ScaledArray,
+    RotatedArray,
     SumArray,
 )
 
@@ -49,6 +52,7 @@ del (
     low_rank,
     permuted,
     quantized,
+    rotated_inputs,
     scaled_inputs,
     sparse,
     summed,

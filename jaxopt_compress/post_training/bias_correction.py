@@ -1,0 +1,172 @@
+"""Biases that make up for what compressed weights do to the means of outputs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.arrays import is_compressed, materialize
+from jaxopt_compress.compression.matrices import matrices_of
+from jaxopt_compress.lift import Statistics, lift
+from jaxopt_compress.rewriting.channels import Group, Walk
+from jaxopt_compress.rewriting.report import Difference, difference
+from jaxopt_compress.rewriting.staging import along, shapes, stage
+from jaxopt_compress.tree import Layout
+from jaxopt_compress.tree.paths import named_leaves
+
+
+class CorrectedBiases(NamedTuple):
+    """Compressed parameters with other biases.
+
+    Attributes:
+        params: The new parameters: those that were compressed, but for the biases.
+        original: The dense parameters, of which the outputs' means are kept.
+        shifts: Path of a bias -> what was added to it.
+        skipped: Path of a compressed weight -> why no bias was corrected.
+    """
+
+    params: Any
+    original: Any
+    shifts: dict[str, jax.Array]
+    skipped: dict[str, str]
+
+    def function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """``fn`` itself: it takes the new parameters, lifted, as it took the old."""
+        return fn
+
+    def tree(self, x: Any) -> Any:
+        """A tree beside the parameters, such as masks or moments: as it is."""
+        return x
+
+    def undo(self, x: Any) -> Any:
+        """New parameters, trained further or not, with the shifts taken back.
+
+        Args:
+            x: A tree of the structure of ``params``.
+        """
+        return self._shifted(x, -1)
+
+    def check(
+        self, fn: Callable[..., Any], *args: Any, tolerance: float | None = None, **kwargs: Any
+    ) -> Difference:
+        """Measures ``lift(fn)`` of the new parameters against ``fn`` of the dense ones.
+
+        Args:
+            fn: A function of the parameters.
+            *args: Its other arguments.
+            tolerance: The largest relative difference that does not raise; None never raises.
+            **kwargs: Further arguments.
+
+        Returns:
+            The largest absolute and relative difference, those of compression included.
+        """
+        got = lift(fn)(self.params, *args, **kwargs)
+        return difference(got, fn(self.original, *args, **kwargs), tolerance)
+
+    def _shifted(self, x: Any, sign: int) -> Any:
+        change = lambda path, b: (b + sign * self.shifts[path]).astype(b.dtype)
+        leaves, treedef = jax.tree.flatten(x, is_leaf=is_compressed)
+        names = [path for path, _ in named_leaves(x)]
+        pairs = zip(names, leaves, strict=True)
+        return treedef.unflatten([change(p, b) if p in self.shifts else b for p, b in pairs])
+
+
+def correct_biases(
+    fn: Callable[..., Any],
+    params: Any,
+    small: Any,
+    *args: Any,
+    stats: Mapping[str, Sequence[Statistics]],
+    **kwargs: Any,
+) -> CorrectedBiases:
+    r"""Adds to biases what compressed weights take from the means of outputs.
+
+    .. math:: b \leftarrow b - (\hat W - W)^T \, E[x]
+
+    per channel, so that on the data of the statistics each product has the mean that it had. It
+    takes any compression of the weights, and costs nothing when the function runs. Biases are found
+    in the function: what is added to a product's result, one entry per channel. Products in scans
+    are not entered.
+
+    Args:
+        fn: Any JAX function.
+        params: Its dense parameters.
+        small: What they were compressed to.
+        *args: The other arguments of ``fn``; arrays may be `jax.ShapeDtypeStruct`.
+        stats: Of `calibrate`, with `measures.means`.
+        **kwargs: Further arguments of ``fn``.
+
+    Returns:
+        The rewrite; in ``skipped`` the compressed weights without a bias that could be corrected,
+        with the reason.
+
+    Raises:
+        ValueError: No bias can be corrected; says why for each weight. Or statistics have no means.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxopt_compress as jc
+        >>> fn = lambda p, x: jax.nn.relu(x) @ p["w"] + p["b"]
+        >>> keys = jax.random.split(jax.random.key(0), 2)
+        >>> p = {"w": jax.random.normal(keys[0], (64, 8)), "b": jnp.zeros(8)}
+        >>> x = jax.random.normal(keys[1], (256, 64))
+        >>> small = jc.compress(p, jc.quantize("int3", where="w"), uses=jc.uses(fn, p, x))
+        >>> rw = jc.correct_biases(fn, p, small, x, stats=jc.calibrate(fn, p, [x]))
+        >>> mean = lambda params: jnp.abs((jc.lift(fn)(params, x) - fn(p, x)).mean(0)).max()
+        >>> bool(mean(small) > 0.1), bool(mean(rw.params) < 1e-5)
+        (True, True)
+
+    References:
+        Nagel et al., 2019, Data-Free Quantization Through Weight Equalization and Bias Correction.
+    """
+    names = [path for path, _ in named_leaves(params)]
+    structs = jax.tree.leaves(shapes(params))
+    walk = Walk(stage(fn, shapes(params), args, kwargs, forward=True), structs, names)
+    old, new = dict(named_leaves(params)), dict(named_leaves(small))
+    writers = {names[group.writer.leaf]: group for group in walk.groups}
+    shifts: dict[str, jax.Array] = {}
+    skipped: dict[str, str] = {}
+    for path in (path for path in names if is_compressed(new.get(path))):
+        group = writers.get(path)
+        why = "it is not the weight of a product that was found" if group is None else None
+        why = _problem(walk, group, names, new) if group is not None else why
+        if not stats.get(path):
+            why = "there are no statistics of what meets it"
+        if why is not None or group is None:
+            skipped[path] = str(why)
+            continue
+        bias = group.biases[0]
+        shift = _shift(old[path], new[path], stats[path][0])
+        shifts[names[bias.leaf]] = along(shift, bias.axis, structs[bias.leaf].ndim)
+    if not shifts:
+        raise ValueError(f"correct_biases found no bias to correct; skipped: {skipped}")
+    rw = CorrectedBiases(small, params, shifts, skipped)
+    return rw._replace(params=rw._shifted(small, 1))
+
+
+def _problem(walk: Walk, group: Group, names: list[str], new: dict[str, Any]) -> str | None:
+    """Why no bias can be corrected; None if one can."""
+    if not group.biases:
+        return "nothing is added to its result, one entry per channel"
+    bias = group.biases[0]
+    path = names[bias.leaf]
+    for i, kind in ((group.writer.leaf, "it"), (bias.leaf, f"its bias {path!r}")):
+        if len(walk.used[i]) > 1:
+            return f"{kind} is used {len(walk.used[i])} times, also at {walk.used[i][1]}"
+    if is_compressed(new[path]):
+        return f"its bias {path!r} is compressed itself"
+    if bias.every != 1 or new[path].shape[bias.axis] != group.size or new[path].size != group.size:
+        return f"its bias {path!r} has not one entry per channel"
+    return None
+
+
+def _shift(w: Any, approximation: Any, stats: Statistics) -> jax.Array:
+    """``-(approximation - w)^T E[x]``, one number per output channel."""
+    contracting = stats.contracting
+    output = tuple(d for d in range(-w.ndim, 0) if d not in contracting)
+    matrices = matrices_of(tuple(w.shape), Layout(contracting, output), stats)
+    wrong = materialize(approximation).astype(jnp.float32) - w.astype(jnp.float32)
+    m = matrices.of(wrong)
+    mean = jnp.broadcast_to(stats.mean, (*m.shape[:-2], stats.mean.shape[-1]))
+    total = jnp.matmul(mean[..., None, :], m, precision=jax.lax.Precision.HIGHEST)
+    return -total.reshape(-1)

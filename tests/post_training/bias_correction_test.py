@@ -1,0 +1,54 @@
+"""Corrected biases against the means that they are to keep."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_compress as jc
+
+
+class Net(nn.Module):
+    """A convolution and a dense layer, with functions between that are no rectifiers."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.gelu(nn.Conv(6, (3, 3), padding="VALID")(x)).mean((1, 2))
+        return nn.Dense(3)(x), x
+
+
+@pytest.mark.ci
+def test_means_of_a_net_are_kept():
+    x = jax.random.uniform(jax.random.key(0), (64, 5, 5, 2))
+    params = Net().init(jax.random.key(1), x)
+    stats = jc.calibrate(Net().apply, params, [x])
+    c = jc.quantize("int2", where="**/kernel")
+    small = jc.compress(params, c, uses=jc.uses(Net().apply, params, x))
+    rw = jc.correct_biases(Net().apply, params, small, x, stats=stats)
+    assert sorted(rw.shifts) == ["params/Conv_0/bias", "params/Dense_0/bias"]
+    conv = jc.materialize(small)["params"]["Conv_0"]
+    mean = lambda p: np.asarray(nn.Conv(6, (3, 3), padding="VALID").apply({"params": p}, x)).mean(
+        (0, 1, 2)
+    )
+    want = mean(params["params"]["Conv_0"])
+    before, after = mean(conv), mean({**conv, "bias": rw.params["params"]["Conv_0"]["bias"]})
+    assert np.abs(before - want).max() > 1e-2
+    np.testing.assert_allclose(after, want, atol=1e-5)  # means of some thousand float32 sums
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        jc.materialize(rw.undo(rw.params)),
+        jc.materialize(small),
+    )
+
+
+def test_weights_without_a_bias_are_named():
+    fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"] + p["b"]
+    params = {"w": jnp.ones((4, 4)) / 3, "v": jnp.ones((4, 2)) / 3, "b": jnp.zeros(2)}
+    x = jax.random.normal(jax.random.key(0), (16, 4))
+    small = jc.compress(params, jc.quantize("int2", where=["w", "v"]), uses=jc.uses(fn, params, x))
+    stats = jc.calibrate(fn, params, [x])
+    rw = jc.correct_biases(fn, params, small, x, stats=stats)
+    assert "one entry per channel" in rw.skipped["w"] and list(rw.shifts) == ["b"]
+    with pytest.raises(ValueError, match="no bias to correct"):
+        jc.correct_biases(lambda p, x: x @ p["w"], params, small, x, stats=stats)
