@@ -64,6 +64,7 @@ from jaxopt_compress.sparsity import (
 )
 from jaxopt_compress.storage import (
     CheckpointError,
+    coded_bytes,
     load,
     load_safetensors,
     register_flax_serialization,
@@ -109,6 +110,7 @@ __all__ = [
     "calibrate",
     "capture",
     "chain",
+    "coded_bytes",
     "combine",
     "compare",
     "compress",
