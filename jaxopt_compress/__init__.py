@@ -66,9 +66,12 @@ from jaxopt_compress.storage import (
     CheckpointError,
     coded_bytes,
     load,
+    load_gguf,
     load_safetensors,
     register_flax_serialization,
     save,
+    save_gguf,
+    save_safetensors,
 )
 from jaxopt_compress.transforms import compressed_training, proximal, weight_gradients
 from jaxopt_compress.tree import (
@@ -131,6 +134,7 @@ __all__ = [
     "hqq",
     "lift",
     "load",
+    "load_gguf",
     "load_safetensors",
     "loss_scale",
     "low_rank",
@@ -152,6 +156,8 @@ __all__ = [
     "report",
     "resident_bytes",
     "save",
+    "save_gguf",
+    "save_safetensors",
     "schedules",
     "scores",
     "sensitivities",

@@ -16,11 +16,13 @@ class Packing(NamedTuple):
         bits: Bits per code, 1 to 7.
         axis: The negative axis along which codes are packed.
         block: Codes per block. One bit per code in blocks of 8 is the order of `pack_mask`.
+        columns: Codes in a row of the dense array, where the shape of the words does not say it.
     """
 
     bits: int
     axis: int
     block: int
+    columns: int | None = None
 
 
 def bits_of(dtype: Any) -> int:

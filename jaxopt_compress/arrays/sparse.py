@@ -124,8 +124,11 @@ class SparseArray(CompressedArray):
 
     def packings(self) -> dict[str, Packing]:
         """Words of the mask, unless they are distances."""
-        axis = -1 if self.pattern is None else self._axis
-        return {} if self.gaps else {"words": Packing(1, axis, 8)}
+        if self.gaps:
+            return {}
+        if self.pattern is None:
+            return {"words": Packing(1, -1, 8, self.core[-1])}
+        return {"words": Packing(1, self._axis, 8)}
 
     def kept(self) -> jax.Array:
         """The mask."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxopt_compress.extras import require
-from jaxopt_compress.storage.coding import tables
+from jaxopt_compress.storage.coding import contexts, tables
 from jaxopt_compress.storage.words import from_words, to_words
 
 # Symbols per block: what is decoded at a time.
@@ -19,30 +19,31 @@ class Method(NamedTuple):
     """A way to code a block.
 
     Attributes:
-        encode: ``encode(symbols, bits)``: uint8 symbols to bytes, or None if it cannot.
-        decode: ``decode(payload, count, bits)``: uint8 symbols.
+        encode: ``encode(symbols, bits, columns)``: uint8 symbols to bytes, or None if it cannot.
+        decode: ``decode(payload, count, bits, columns)``: uint8 symbols.
     """
 
-    encode: Callable[[np.ndarray, int], bytes | None]
-    decode: Callable[[memoryview, int, int], np.ndarray]
+    encode: Callable[[np.ndarray, int, int], bytes | None]
+    decode: Callable[[memoryview, int, int, int], np.ndarray]
 
 
-def encode(symbols: np.ndarray, bits: int, coding: str | None) -> bytes:
+def encode(symbols: np.ndarray, bits: int, coding: str | None, columns: int = 1) -> bytes:
     """Codes symbols, each block in the shortest of the ways that a coding has.
 
     Args:
         symbols: uint8 of rank 1, each below ``2**bits``.
         bits: From 1 to 8.
         coding: One of `CODINGS`; None only packs them.
+        columns: How many make a row of the array, for contexts.
 
     Returns:
         For each block the number of its method, the length of what follows, and that.
     """
     out = bytearray()
-    for block in _cut(symbols):
+    for block in _cut(symbols, columns):
         found = []
         for number in CODINGS[coding]:
-            payload = METHODS[number].encode(block, bits)
+            payload = METHODS[number].encode(block, bits, columns)
             if payload is not None:
                 found.append((len(payload), number, payload))
         size, number, payload = min(found)
@@ -52,13 +53,14 @@ def encode(symbols: np.ndarray, bits: int, coding: str | None) -> bytes:
     return bytes(out)
 
 
-def decode(raw: memoryview, count: int, bits: int) -> tuple[np.ndarray, int]:
+def decode(raw: memoryview, count: int, bits: int, columns: int = 1) -> tuple[np.ndarray, int]:
     """Inverts `encode`.
 
     Args:
         raw: Bytes that begin with the blocks.
         count: How many symbols there are.
         bits: As in `encode`.
+        columns: As in `encode`.
 
     Returns:
         The symbols, and the number of bytes that held them.
@@ -66,16 +68,16 @@ def decode(raw: memoryview, count: int, bits: int) -> tuple[np.ndarray, int]:
     Raises:
         ValueError: The bytes are no such blocks.
     """
-    blocks = -(-count // BLOCK)
+    blocks = -(-count // _step(columns))
     if len(raw) < 2 * blocks:
         raise ValueError("it is cut off")
     symbols, at = np.empty(count, np.uint8), 0
-    for part in _cut(symbols):
+    for part in _cut(symbols, columns):
         number = raw[at] if at < len(raw) else -1
         size, at = read_varint(raw, at + 1)
         if number not in METHODS or at + size > len(raw):
             raise ValueError(f"a block by method {number} of {size} bytes")
-        part[:] = METHODS[number].decode(raw[at : at + size], len(part), bits)
+        part[:] = METHODS[number].decode(raw[at : at + size], len(part), bits, columns)
         at += size
     return symbols, at
 
@@ -108,27 +110,33 @@ def read_varint(raw: memoryview, at: int) -> tuple[int, int]:
     raise ValueError("a number is cut off")
 
 
-def _cut(symbols: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(symbols), BLOCK):
-        yield symbols[start : start + BLOCK]
+def _cut(symbols: np.ndarray, columns: int) -> Iterator[np.ndarray]:
+    step = _step(columns)
+    for start in range(0, len(symbols), step):
+        yield symbols[start : start + step]
 
 
-def _pack(symbols: np.ndarray, bits: int) -> bytes:
+def _step(columns: int) -> int:
+    """Symbols per block: whole rows, but of very long ones."""
+    return max(BLOCK // max(columns, 1) * columns, BLOCK // 2)
+
+
+def _pack(symbols: np.ndarray, bits: int, _: int = 1) -> bytes:
     return symbols.tobytes() if bits == 8 else to_words(symbols, bits, None).tobytes()
 
 
-def _unpack(payload: memoryview, count: int, bits: int) -> np.ndarray:
+def _unpack(payload: memoryview, count: int, bits: int, _: int = 1) -> np.ndarray:
     words = np.frombuffer(payload, np.uint8)
     if len(words) != -(-count * bits // 8):
         raise ValueError(f"{len(words)} bytes of {count} symbols of {bits} bits")
     return words if bits == 8 else from_words(words, bits, None, (count,), np.dtype(np.uint8))
 
 
-def _repeat(symbols: np.ndarray, _: int) -> bytes | None:
+def _repeat(symbols: np.ndarray, *_: int) -> bytes | None:
     return symbols[:1].tobytes() if (symbols == symbols[0]).all() else None
 
 
-def _repeated(payload: memoryview, count: int, _: int) -> np.ndarray:
+def _repeated(payload: memoryview, count: int, *_: int) -> np.ndarray:
     if len(payload) != 1:
         raise ValueError(f"{len(payload)} bytes of a symbol that repeats")
     return np.full(count, payload[0], np.uint8)
@@ -150,7 +158,7 @@ def _model(table: tables.Table) -> Any:
     return model.Categorical(_shares(table), perfect=False)
 
 
-def _ans(symbols: np.ndarray, _: int) -> bytes | None:
+def _ans(symbols: np.ndarray, *_: int) -> bytes | None:
     table = _table(symbols)
     if table is None:
         return None
@@ -159,14 +167,14 @@ def _ans(symbols: np.ndarray, _: int) -> bytes | None:
     return table.raw + coder.get_compressed().astype("<u4").tobytes()
 
 
-def _from_ans(payload: memoryview, count: int, _: int) -> np.ndarray:
+def _from_ans(payload: memoryview, count: int, *_: int) -> np.ndarray:
     table, at = tables.read(payload)
     coder = require("constriction", extra="coding").stream.stack.AnsCoder(_words(payload[at:]))
     found = coder.decode(_model(table), count)
     return (found + table.low).astype(np.uint8)
 
 
-def _huffman(symbols: np.ndarray, _: int) -> bytes | None:
+def _huffman(symbols: np.ndarray, *_: int) -> bytes | None:
     table = _table(symbols)
     if table is None:
         return None
@@ -177,7 +185,7 @@ def _huffman(symbols: np.ndarray, _: int) -> bytes | None:
     return table.raw + coder.get_compressed()[0].astype("<u4").tobytes()
 
 
-def _from_huffman(payload: memoryview, count: int, _: int) -> np.ndarray:
+def _from_huffman(payload: memoryview, count: int, *_: int) -> np.ndarray:
     table, at = tables.read(payload)
     symbol = require("constriction", extra="coding").symbol
     tree = symbol.huffman.DecoderHuffmanTree(_shares(table))
@@ -186,14 +194,14 @@ def _from_huffman(payload: memoryview, count: int, _: int) -> np.ndarray:
     return (found + table.low).astype(np.uint8)
 
 
-def _zstd(symbols: np.ndarray, bits: int) -> bytes:
+def _zstd(symbols: np.ndarray, bits: int, _: int = 1) -> bytes:
     coder = require("zstandard", extra="coding").ZstdCompressor(
         level=_ZSTD_LEVEL, write_content_size=False
     )
     return coder.compress(_pack(symbols, bits))
 
 
-def _from_zstd(payload: memoryview, count: int, bits: int) -> np.ndarray:
+def _from_zstd(payload: memoryview, count: int, bits: int, _: int = 1) -> np.ndarray:
     zstandard = require("zstandard", extra="coding")
     size = -(-count * bits // 8)
     try:
@@ -201,6 +209,14 @@ def _from_zstd(payload: memoryview, count: int, bits: int) -> np.ndarray:
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from error
     return _unpack(memoryview(raw), count, bits)
+
+
+def _context(symbols: np.ndarray, _: int, columns: int) -> bytes:
+    return contexts.encode(symbols, min(columns, len(symbols)))
+
+
+def _from_context(payload: memoryview, count: int, _: int, columns: int) -> np.ndarray:
+    return contexts.decode(payload, count, min(columns, count))
 
 
 def _words(payload: memoryview) -> np.ndarray:
@@ -215,6 +231,7 @@ METHODS = {
     2: Method(_ans, _from_ans),
     3: Method(_huffman, _from_huffman),
     4: Method(_zstd, _from_zstd),
+    5: Method(_context, _from_context),
 }
 # The methods of which a coding takes the shortest for each block.
 CODINGS: dict[str | None, tuple[int, ...]] = {
@@ -222,6 +239,7 @@ CODINGS: dict[str | None, tuple[int, ...]] = {
     "ans": (0, 1, 2),
     "huffman": (0, 1, 3),
     "zstd": (0, 4),
+    "context": (0, 1, 2, 5),
 }
 
 

@@ -11,7 +11,7 @@ from jaxopt_compress.storage.coding import blocks, integers, planar
 from jaxopt_compress.storage.words import from_words, to_words
 
 # What the first byte of a chunk says.
-_STORED, _CODES, _PACKED, _PLANES, _INTEGERS, _RICE, _POSITIONS = range(7)
+_STORED, _CODES, _PACKED, _PLANES, _INTEGERS, _RICE, _POSITIONS, _MASK = range(8)
 
 
 class Form(NamedTuple):
@@ -32,6 +32,11 @@ class Form(NamedTuple):
     axis: int | None
     dense: tuple[int, ...]
     signed: bool
+
+    @property
+    def columns(self) -> int:
+        """Entries per row."""
+        return self.dense[-1] if self.dense else 1
 
     @property
     def size(self) -> int:
@@ -62,7 +67,7 @@ def encode(part: np.ndarray, form: Form, packing: Packing | None, coding: str) -
     else:
         bits = form.bits or 8
         symbols = _codes(part, form) ^ _middle(bits, form.signed)
-        found.append(bytes([_CODES]) + blocks.encode(symbols, bits, coding))
+        found.append(bytes([_CODES]) + blocks.encode(symbols, bits, coding, form.columns))
         if form.dtype == np.uint8 and form.bits is None:
             found += _rice(part.reshape(-1).astype(np.uint64), found)
     return min(found, key=len)
@@ -110,7 +115,7 @@ def _codes(part: np.ndarray, form: Form) -> np.ndarray:
 
 def _from_codes(raw: memoryview, form: Form) -> tuple[np.ndarray, int]:
     bits = form.bits or 8
-    symbols, used = blocks.decode(raw, math.prod(form.dense), bits)
+    symbols, used = blocks.decode(raw, math.prod(form.dense), bits, form.columns)
     symbols ^= _middle(bits, form.signed)
     if bits == 8:
         return _typed(symbols, form.dtype), used
@@ -121,7 +126,12 @@ def _packed(part: np.ndarray, how: Packing, coding: str) -> list[bytes]:
     if how.bits == 1:
         # Words of masks: as bytes, or by the distances of their ones.
         found = [_stored(part, coding)]
-        ones = np.flatnonzero(np.unpackbits(part.reshape(-1), bitorder="little"))
+        bits = np.unpackbits(part.reshape(-1), bitorder="little")
+        if coding == "context":
+            columns = how.columns or 8 * part.shape[-1]
+            head = bytes([_MASK]) + blocks.varint(columns)
+            found.append(head + blocks.encode(bits, 1, coding, columns))
+        ones = np.flatnonzero(bits)
         if len(ones) < part.size:
             gaps = (np.diff(ones, prepend=-1) - 1).astype(np.uint64)
             head = bytes([_POSITIONS]) + blocks.varint(len(ones))
@@ -130,7 +140,8 @@ def _packed(part: np.ndarray, how: Packing, coding: str) -> list[bytes]:
         return found
     head = bytes([_PACKED, how.bits, -how.axis]) + blocks.varint(how.block)
     symbols = planar.unpack(part, how).reshape(-1) ^ _middle(how.bits, True)
-    return [head + blocks.encode(symbols, how.bits, coding)]
+    columns = part.shape[-1] * (8 if how.axis == -1 else how.bits) // how.bits
+    return [head + blocks.encode(symbols, how.bits, coding, columns)]
 
 
 def _from_packed(raw: memoryview, form: Form) -> tuple[np.ndarray, int]:
@@ -142,7 +153,7 @@ def _from_packed(raw: memoryview, form: Form) -> tuple[np.ndarray, int]:
         raise ValueError(f"{how} of words {form.shape}")
     shape = list(form.shape)
     shape[how.axis] = shape[how.axis] * 8 // how.bits
-    symbols, used = blocks.decode(raw[at:], math.prod(shape), how.bits)
+    symbols, used = blocks.decode(raw[at:], math.prod(shape), how.bits, shape[-1])
     symbols ^= _middle(how.bits, True)
     return planar.pack(symbols.reshape(shape), how), at + used
 
@@ -161,6 +172,14 @@ def _from_positions(raw: memoryview, form: Form) -> tuple[np.ndarray, int]:
     bits = np.zeros(8 * form.size, np.uint8)
     bits[ones] = 1
     return np.packbits(bits, bitorder="little"), at + 1 + used
+
+
+def _from_mask(raw: memoryview, form: Form) -> tuple[np.ndarray, int]:
+    columns, at = blocks.read_varint(raw, 0)
+    if form.dtype != np.uint8 or not 0 < columns < 2**40:
+        raise ValueError(f"a mask with rows of {columns} in {form.dtype}")
+    bits, used = blocks.decode(raw[at:], 8 * form.size, 1, columns)
+    return np.packbits(bits, bitorder="little"), at + used
 
 
 def _planes(part: np.ndarray) -> bytes:
@@ -222,4 +241,5 @@ _READERS = {
     _INTEGERS: _from_integers,
     _RICE: _from_rice,
     _POSITIONS: _from_positions,
+    _MASK: _from_mask,
 }

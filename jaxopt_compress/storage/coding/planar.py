@@ -8,7 +8,7 @@ from jaxopt_compress.numerics.packing import layout
 
 def fits(shape: tuple[int, ...], how: Packing) -> bool:
     """Whether words of this shape are whole blocks."""
-    bits, axis, block = how
+    bits, axis, block, _ = how
     if not (1 <= bits <= 7 and -len(shape) <= axis < 0 and 1 <= block < 2**40):
         return False
     length, rest = divmod(shape[axis] * 8, bits)
@@ -22,7 +22,7 @@ def unpack(words: np.ndarray, how: Packing) -> np.ndarray:
         >>> unpack(np.array([201], np.uint8), Packing(2, -1, 4))
         array([1, 2, 0, 3], dtype=uint8)
     """
-    bits, axis, block = how
+    bits, axis, block, _ = how
     form, mask = layout(bits), np.uint8(2**bits - 1)
     moved = np.moveaxis(words, axis, -1)
     length = moved.shape[-1] * 8 // bits
@@ -45,7 +45,7 @@ def unpack(words: np.ndarray, how: Packing) -> np.ndarray:
 
 def pack(codes: np.ndarray, how: Packing) -> np.ndarray:
     """Inverts `unpack`."""
-    bits, axis, block = how
+    bits, axis, block, _ = how
     form = layout(bits)
     moved = np.moveaxis(codes, axis, -1)
     length, width = moved.shape[-1], block // form.runs

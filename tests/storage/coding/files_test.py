@@ -25,6 +25,7 @@ def coded_size(path):
     return sum(f.stat().st_size for f in files(path) if f.name.startswith("chunks-"))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("coding", NAMES)
 def test_every_kind_of_leaf_comes_back(coding, tmp_path):
     tree = everything()
@@ -33,14 +34,15 @@ def test_every_kind_of_leaf_comes_back(coding, tmp_path):
     assert coded_size(tmp_path / "ckpt") == jc.coded_bytes(tree, coding)
 
 
-def test_codes_take_their_entropy(tmp_path):
+@pytest.mark.fast("int4")
+@pytest.mark.parametrize("name", ["int3", "int4", "int8", "nf4", "ternary"])
+def test_codes_take_their_entropy(name):
     w = np.random.default_rng(0).normal(size=(300, 200)).astype(np.float32)
-    for name in ("int3", "int4", "int8", "nf4", "ternary"):
-        small = jc.compress({"w": jnp.asarray(w)}, jc.quantize(name), layout="in,out")
-        counts = np.unique(np.asarray(small["w"].unpacked()).view(np.uint8), return_counts=True)[1]
-        entropy = w.size * stats.entropy(counts, base=2) / 8
-        scales = small["w"].scale.nbytes
-        assert jc.coded_bytes(small) < 1.01 * entropy + 64 + scales + 16
+    small = jc.compress({"w": jnp.asarray(w)}, jc.quantize(name), layout="in,out")
+    counts = np.unique(np.asarray(small["w"].unpacked()).view(np.uint8), return_counts=True)[1]
+    entropy = w.size * stats.entropy(counts, base=2) / 8
+    scales = small["w"].scale.nbytes
+    assert jc.coded_bytes(small) < 1.01 * entropy + 64 + scales + 16
 
 
 def test_a_coded_checkpoint_replaces_a_plain_one_and_the_other_way_round(tmp_path):
@@ -58,6 +60,7 @@ def test_an_unknown_coding_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "ckpt").exists()
 
 
+@pytest.mark.fast("spec0")
 @pytest.mark.parametrize("spec", [P("x"), P("y", "x")])
 def test_shards_are_coded_one_by_one_and_read_onto_shardings(spec, tmp_path):
     mesh = jax.make_mesh((4, 2), ("x", "y"), (AxisType.Auto,) * 2)
