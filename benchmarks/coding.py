@@ -60,7 +60,7 @@ def variants():
     return {
         "int8": jc.quantize("int8", where=WEIGHTS),
         "int4": jc.quantize("int4", where=WEIGHTS),
-        "int4 g32": jc.quantize("int4", group_size=32, where=WEIGHTS),
+        "int4 g32": jc.quantize("int4", group_size=32, pad=True, where=WEIGHTS),
         "80% pruned, int8": jc.chain(prune, jc.quantize("int8", where=WEIGHTS)),
     }
 
