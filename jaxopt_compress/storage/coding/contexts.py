@@ -2,9 +2,9 @@
 
 As in DeepCABAC, a code is told in yes-or-no questions (is it zero, its sign, the length of its
 magnitude, the bits of that), each with a probability that adapts to the answers so far. The context
-of a code is the size to expect: the mean magnitude of its column so far, times that of its row so
-far, over the mean of all. Scales per channel leave such differences between rows and columns, and
-pruning leaves larger ones. The context of a sign is the sign in the row above.
+of a code is the size to expect: the mean magnitude of its column so far, times that of its
+row so far, over the mean of all. Scales per channel leave such differences between rows and
+columns, and pruning leaves larger ones.
 
 Many codes are told at once, so that NumPy does the work: a segment of one row in each of several
 bands of rows. Contexts depend on what was told before, probabilities on counts; both are computed
@@ -24,8 +24,8 @@ from jaxopt_compress.extras import require
 # Contexts: an expected size up to each of these, in 1/16; steps of half an octave and below.
 _EDGES = np.array([1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512, 1024])
 _CONTEXTS = len(_EDGES) + 1
-# Questions: zero, sign (by the sign above), longer than k bits, three bits below the first.
-_ZERO, _SIGN, _LONGER, _BITS = 0, 1, 4, 13
+# Questions: zero, sign, longer than k bits, and three bits below the first for each length.
+_ZERO, _SIGN, _LONGER, _BITS = 0, 1, 2, 11
 _NODES = _BITS + 9 * 8
 _MODELED = 3
 # Weight of the answers in all contexts beside those in one, and of what comes before a row.
@@ -86,7 +86,7 @@ def _walk(values: np.ndarray, count: int, tell: _Tell, known: bool) -> None:
     sums, seen = np.zeros(columns, np.int64), np.zeros(columns, np.int64)
     total, told = 0, 0
     before: dict[int, int] = {}
-    for first, rows, segments in _order(values.shape, count):
+    for rows, segments in _order(values.shape, count):
         row_sum = np.array([before.get(band, 0) for band in range(len(rows))], np.int64)
         row_seen = np.full(len(rows), _BEFORE)
         for own in segments:
@@ -96,8 +96,7 @@ def _walk(values: np.ndarray, count: int, tell: _Tell, known: bool) -> None:
             expected = column[None, :] * row[:, None] // max(mean, 1)
             context = np.searchsorted(_EDGES, expected.reshape(-1))
             at = np.ix_(rows, np.arange(own.start, own.stop))
-            above = values[at[0] - 1, at[1]].reshape(-1) if first else np.zeros_like(context)
-            part = model.tell(values[at].reshape(-1) if known else None, context, above)
+            part = model.tell(values[at].reshape(-1) if known else None, context)
             part = part.reshape(len(rows), -1)
             values[at] = part
             size = np.abs(part)
@@ -115,8 +114,8 @@ def _walk(values: np.ndarray, count: int, tell: _Tell, known: bool) -> None:
         seen[many] >>= 1
 
 
-def _order(shape: tuple[int, int], count: int) -> Iterator[tuple[int, np.ndarray, list[slice]]]:
-    """The number of a step, the rows that are told together, and segments of columns."""
+def _order(shape: tuple[int, int], count: int) -> Iterator[tuple[np.ndarray, list[slice]]]:
+    """Which rows are told together, and in which segments of columns."""
     rows, columns = shape
     lanes = min(max(count // 512, 64), 8192)
     width = min(max(-(-columns // 4), 16), lanes, columns)
@@ -124,7 +123,7 @@ def _order(shape: tuple[int, int], count: int) -> Iterator[tuple[int, np.ndarray
     bands = min(max(lanes // width, 1), rows)
     height = -(-rows // bands)
     for first in range(height):
-        yield first, np.arange(first, rows, height), segments
+        yield np.arange(first, rows, height), segments
 
 
 class _Model:
@@ -135,7 +134,7 @@ class _Model:
         self.counts = np.zeros((_CONTEXTS * _NODES, 2), np.int64)
         self.common = np.zeros((_NODES, 2), np.int64)
 
-    def tell(self, values: np.ndarray | None, context: np.ndarray, above: np.ndarray) -> np.ndarray:
+    def tell(self, values: np.ndarray | None, context: np.ndarray) -> np.ndarray:
         """Tells a value for each context, or reads it; returns them."""
         size = None if values is None else np.abs(values)
         pick = lambda x, where: None if x is None else x[where]
@@ -143,9 +142,7 @@ class _Model:
         found = np.zeros(len(context), np.int64)
         at = np.flatnonzero(some)
         context, size = context[at], pick(size, at)
-        negative = self.ask(
-            _SIGN + 1 + np.sign(above[at]), context, None if values is None else values[at] < 0
-        )
+        negative = self.ask(_SIGN, context, None if values is None else values[at] < 0)
         length = np.ones(len(at), np.int64)
         left = np.arange(len(at))
         for k in range(1, 9):
