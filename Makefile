@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
-.PHONY: demo test test-ci test-slow test-slow-part test-newest lint bench clean
+.PHONY: demo test test-ci test-slow test-slow-part test-newest interop lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -22,7 +22,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not ci" --doctest-modules --doctest-glob=README.md \
 	  --doctest-glob=docs/libraries.md --doctest-glob=docs/recipes.md --doctest-glob=docs/removal.md \
-	  --doctest-glob=docs/sparsity.md --doctest-glob=docs/flow.md --doctest-glob=docs/post_training.md \
+	  --doctest-glob=docs/sparsity.md --doctest-glob=docs/flow.md --doctest-glob=docs/post_training.md --doctest-glob=docs/storage.md \
 	  tests jaxopt_compress README.md docs $(PYTEST_ARGS)
 
 # Kernels step by step, and other suites whose faults the first line shows in most cases, too.
@@ -38,6 +38,11 @@ SLOW_PART := tests/storage
 
 test-slow-part: $(VENV)/.installed
 	$(PYTEST) -n 2 --dist loadgroup -m slow $(SLOW_PART) $(PYTEST_ARGS)
+
+# Our files, read by the libraries they are for. These need torch, so they have a place of their own.
+interop: .venv-interop/.installed
+	@.venv-interop/bin/python -m pip install -qq compressed-tensors==0.20.0 torch==2.13.0
+	JAX_PLATFORMS=cpu .venv-interop/bin/python tests/interop/read_ours.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -62,6 +67,7 @@ test-newest:
 
 $(VENV)/.installed: EXTRA := dev
 $(NEWEST)/.installed: EXTRA := test
+.venv-interop/.installed: EXTRA := coding,examples
 %/.installed: pyproject.toml
 	@echo "installing into $*"
 	@$(PYTHON) -m venv $*
@@ -73,4 +79,4 @@ $(VENV)/.bench: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(NEWEST) .pytest_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(NEWEST) .venv-interop .pytest_cache .ruff_cache .hypothesis dist build

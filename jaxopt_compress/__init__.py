@@ -73,10 +73,14 @@ from jaxopt_compress.sparsity import (
 )
 from jaxopt_compress.storage import (
     CheckpointError,
+    coded_bytes,
     load,
+    load_gguf,
     load_safetensors,
     register_flax_serialization,
     save,
+    save_gguf,
+    save_safetensors,
 )
 from jaxopt_compress.transforms import compressed_training, proximal, weight_gradients
 from jaxopt_compress.tree import (
@@ -121,6 +125,7 @@ __all__ = [
     "calibrate",
     "capture",
     "chain",
+    "coded_bytes",
     "combine",
     "compare",
     "compress",
@@ -142,6 +147,7 @@ __all__ = [
     "hqq",
     "lift",
     "load",
+    "load_gguf",
     "load_safetensors",
     "lora",
     "loss_scale",
@@ -168,6 +174,8 @@ __all__ = [
     "rotate",
     "rotate_inputs",
     "save",
+    "save_gguf",
+    "save_safetensors",
     "schedules",
     "scores",
     "sensitivities",

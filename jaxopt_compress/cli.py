@@ -20,6 +20,8 @@ from jaxopt_compress.lift import uses_by_layout
 from jaxopt_compress.planning import Report, Rule, assign, leaf_report, read_rules
 from jaxopt_compress.planning.report import summarize
 from jaxopt_compress.storage import Source, check_free, open_checkpoint, save
+from jaxopt_compress.storage.coding import check_coding
+from jaxopt_compress.storage.partial import Partial, describe_files
 from jaxopt_compress.tree import (
     Part,
     map_named,
@@ -43,6 +45,8 @@ def compress(
     layout: Literal["in,out", "out,in"] | None = None,
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False,
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False,
+    coding: Literal["ans", "huffman", "zstd", "context"] | None = None,
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False,
     as_json: tyro.conf.FlagCreatePairsOff[_Json] = False,
 ) -> None:
     """Compress the weights of a checkpoint, leaf by leaf.
@@ -56,6 +60,10 @@ def compress(
             out,in as PyTorch does; by default what the checkpoint says, else in,out.
         dry_run: Compress and report, but write nothing.
         overwrite: Replace OUT, if it is a checkpoint of this command.
+        coding: Code the arrays without loss, as jaxopt_compress.save does: ans is fast, context
+            the smallest.
+        resume: Keep each finished leaf in OUT.partial until all are done, and go on from those that
+            an earlier run has left there.
         as_json: Print the report as JSON.
     """
     rules = read_rules(recipe)
@@ -71,9 +79,21 @@ def compress(
             warn_of_vectors(leaves, rule.where)
     for warning in caught:
         _note(str(warning.message))
-    small, rows = _compress_leaves(source, list(leaves), chosen, output_first, keep=not dry_run)
+    if coding is not None:
+        check_coding(coding)
+    partial = None
+    if resume and not dry_run:
+        job = {"recipe": recipe.read_text(), "output_first": output_first, "version": 1}
+        job["input"] = describe_files(ckpt.expanduser().resolve())
+        partial = Partial(out.with_name(f"{out.name}.partial"), job)
+    small, rows = _compress_leaves(
+        source, list(leaves), chosen, output_first, keep=not dry_run, partial=partial
+    )
     if not dry_run:
-        save(out, map_named(lambda path, _: small[path], source.tree), overwrite=overwrite)
+        tree = map_named(lambda path, _: small[path], source.tree)
+        save(out, tree, overwrite=overwrite, coding=coding)
+    if partial is not None:
+        partial.remove()
     found = summarize(rows)
     _show(found, as_json)
     if any("layout" in row for row in rows) and layout is None:
@@ -167,15 +187,25 @@ def _in_rule(rule: Rule) -> Iterator[None]:
 
 
 def _compress_leaves(
-    source: Source, paths: list[str], chosen: dict[str, Rule], output_first: bool, keep: bool
+    source: Source,
+    paths: list[str],
+    chosen: dict[str, Rule],
+    output_first: bool,
+    keep: bool,
+    partial: Partial | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The compressed leaves by path, and the rows of their report; one dense leaf at a time."""
     kept: dict[str, Any] = {}
     rows, assumed = [], []
     console = Console(stderr=True)
     for path in track(paths, "compressing", console=console, transient=True):
-        w = small = source.read(path)
         rule = chosen.get(path)
+        finished = partial.get(path) if partial is not None and rule is not None else None
+        if finished is not None:
+            kept[path] = finished[0]
+            rows.append(finished[1])
+            continue
+        w = small = source.read(path)
         if rule is not None:
             with warnings.catch_warnings(record=True) as caught, _in_rule(rule):
                 warnings.simplefilter("always")
@@ -192,6 +222,8 @@ def _compress_leaves(
             rows.append(leaf_report(path, w, small))
             if rule is not None and len(w.shape) == 2:
                 rows[-1]["layout"] = _name_of(output_first)
+            if partial is not None and rule is not None:
+                partial.put(path, small, rows[-1])
     if assumed:
         _note(
             f"assumed the axes of {', '.join(assumed[:4])}{', ...' * (len(assumed) > 4)} "

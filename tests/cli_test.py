@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -12,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import jaxopt_compress as jc
+from jaxopt_compress import cli
 from jaxopt_compress.__main__ import main
 from jaxopt_compress.arrays import QuantizedArray
 
@@ -306,3 +308,52 @@ def test_wrong_arguments_exit_with_2():
         text=True,
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_coded_checkpoints_hold_the_same(recipe, tmp_path, capsys):
+    jc.save(tmp_path / "ckpt", params())
+    run(capsys, "compress", tmp_path / "ckpt", recipe, tmp_path / "out", "--coding", "context")
+    run(capsys, "compress", tmp_path / "ckpt", recipe, tmp_path / "plain")
+    assert list((tmp_path / "out").glob("data-*/chunks-0"))
+    found, plain = (jc.load(tmp_path / name) for name in ("out", "plain"))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_a_run_that_was_stopped_is_resumed(recipe, tmp_path, capsys, monkeypatch):
+    jc.save(tmp_path / "ckpt", params())
+    command = ("compress", tmp_path / "ckpt", recipe, tmp_path / "out", "--resume")
+    compressed = []
+    original = cli.compress_tree
+
+    def stopped(tree, *args, **options):
+        compressed.append(tree)
+        if len(compressed) == 2:
+            raise KeyboardInterrupt
+        return original(tree, *args, **options)
+
+    monkeypatch.setattr(cli, "compress_tree", stopped)
+    run(capsys, *command, code=130)
+    assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").exists()
+    run(capsys, *command)
+    # Three leaves have a rule; the one that was finished is not compressed again.
+    assert len(compressed) == 4 and not (tmp_path / "out.partial").exists()
+    expected = run(capsys, "compress", tmp_path / "ckpt", recipe, tmp_path / "plain")
+    assert expected.count("int4 g8") == 2
+    found, plain = (jc.load(tmp_path / name) for name in ("out", "plain"))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_leaves_of_another_recipe_are_not_resumed(recipe, tmp_path, capsys, monkeypatch):
+    jc.save(tmp_path / "ckpt", params())
+    command = ("compress", tmp_path / "ckpt", recipe, tmp_path / "out", "--resume")
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "compress_tree", stopped)
+        run(capsys, *command, code=130)
+    recipe.write_text(RECIPE.replace("int4", "int8"))
+    assert "another checkpoint, recipe or layout" in run(capsys, *command, code=2)

@@ -60,6 +60,12 @@ found = jc.load(path, like=like)
 check(found)
 assert found["turned"].sharding == columns and not found["raw"].is_fully_addressable
 
+# Coded, each process in a file of its own.
+jc.save(f"{folder}/coded", small, coding="ans")
+assert len(list(pathlib.Path(folder).glob("coded/data-*/chunks-*"))) == 2
+check(jc.load(f"{folder}/coded"))
+check(jc.load(f"{folder}/coded", like=like))
+
 # What the first process finds is what all of them say.
 try:
     jc.save(path, small)
