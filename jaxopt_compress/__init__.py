@@ -2,6 +2,7 @@
 
 from jaxopt_compress import distillation
 from jaxopt_compress.arrays import (
+    CodebookArray,
     InputQuantizedArray,
     LowRankArray,
     PermutedArray,
@@ -51,6 +52,7 @@ from jaxopt_compress.quantization import (
 )
 from jaxopt_compress.removal import NotRemovable, find_groups, flops
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
+from jaxopt_compress.sharing import share
 from jaxopt_compress.sparsity import (
     distributions,
     grow,
@@ -83,6 +85,7 @@ from jaxopt_compress.tree import (
 __all__ = [
     "AssumedLayout",
     "CheckpointError",
+    "CodebookArray",
     "Compression",
     "FallbackError",
     "FallbackWarning",
@@ -154,6 +157,7 @@ __all__ = [
     "scores",
     "sensitivities",
     "shard",
+    "share",
     "small_states",
     "smooth_quant",
     "soft_threshold",

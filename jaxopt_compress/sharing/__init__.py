@@ -1,0 +1,5 @@
+"""Values that entries share, and training for what an entropy coder makes of a file."""
+
+from jaxopt_compress.sharing.share import share
+
+__all__ = ["share"]
