@@ -52,7 +52,7 @@ from jaxopt_compress.quantization import (
 )
 from jaxopt_compress.removal import NotRemovable, find_groups, flops
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
-from jaxopt_compress.sharing import share
+from jaxopt_compress.sharing import rate_distortion, share
 from jaxopt_compress.sparsity import (
     distributions,
     grow,
@@ -148,6 +148,7 @@ __all__ = [
     "prune",
     "quantize",
     "quantize_array",
+    "rate_distortion",
     "read_recipe",
     "register_flax_serialization",
     "report",

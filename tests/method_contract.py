@@ -153,6 +153,7 @@ METHODS = [
         lambda where: jc.variational_dropout(jax.random.key(0), where, initial=0.0),
         has_axes,
     ),
+    Method("rate-distortion", lambda where: jc.rate_distortion(where=where)),
     Method("share", shared(clusters=4), has_axes),
     Method("share-channels", shared(clusters=3, init="density", per="channel"), has_axes),
 ]
@@ -180,7 +181,7 @@ CHAINS = [
     ),
     Method(
         "prune+share",
-        chained(prune(0.5), shared(clusters=4, centroid_dtype="bfloat16")),
+        chained(prune(0.5), shared(clusters=4, zero=True, centroid_dtype="bfloat16")),
         leaves=("stack", "ragged"),
     ),
     Method("recipe", recipe, leaves=("even", "ragged")),

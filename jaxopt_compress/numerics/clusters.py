@@ -100,10 +100,8 @@ def _middles(c: jax.Array) -> jax.Array:
 def _numbers(
     x: jax.Array, weight: jax.Array, start: jax.Array, zero: bool, iterations: int
 ) -> jax.Array:
-    x, c = x[..., 0], jnp.sort(start[..., 0], -1)
-    order = jnp.argsort(x, axis=-1)
-    x = jnp.take_along_axis(x, order, -1)
-    weight = jnp.take_along_axis(weight, order, -1)
+    c = jnp.sort(start[..., 0], -1)
+    x, weight = lax.sort((x[..., 0], weight), num_keys=1)
     running = lambda y: jnp.pad(jnp.cumsum(y, -1), ((0, 0), (1, 0)))
     # A product is not to be contracted with a sum, which programs would do differently.
     mass, total = running(weight), running(lax.optimization_barrier(weight * x))
@@ -127,7 +125,7 @@ def _numbers(
         means = jnp.clip(means, first, jnp.maximum(first, last))
         return pinned(jnp.where(there > 0, means, c))
 
-    c = jnp.sort(_until_still(improved, pinned(c), iterations), -1)
+    c = _until_still(improved, pinned(c), iterations)
     if zero:  # First comes the one that is 0; the others stay in order.
         at = jnp.argmin(jnp.abs(c), -1, keepdims=True)
         places = jnp.arange(c.shape[-1])

@@ -114,7 +114,7 @@ def share(
     """
     options = _Options(clusters, group_size, vector, per, zero, centroid_dtype, every is not None)
     _check_options(options, init, key, iterations, begin, every)
-    solve = functools.partial(kmeans, clusters=clusters, init=init, iterations=iterations)
+    how = (clusters, init, iterations)
 
     def check(parameter: Parameter) -> None:
         _check_parameter(parameter, options)
@@ -123,12 +123,8 @@ def share(
         """k-means of the values, and the nearest centroids."""
         books, w = state.books, dense(parameter.value)
         own = None if key is None else jax.random.fold_in(key, zlib.crc32(parameter.path.encode()))
-        x = books.members(w.astype(jnp.float32))
-        weight = jnp.mean(books.members(_importance(parameter)), -1)
-        centroids = solve(x, weight, key=own, zero=state.zero)
-        codes = books.codes(nearest(x, centroids, state.zero), w.shape)
-        new = dataclasses.replace(state, codes=as_codes(codes, clusters))
-        return Decision(new, {"centroids": books.centroids(centroids, w.shape)})
+        codes, centroids = _clustered(w, _importance(parameter), own, books, state.zero, how)
+        return Decision(dataclasses.replace(state, codes=codes), {"centroids": centroids})
 
     def start(parameter: Parameter) -> Decision:
         books, shape = options.books(parameter), tuple(parameter.value.shape)
@@ -197,6 +193,24 @@ def _axis(layout: Layout, rank: int) -> int:
     free = (d for d in range(-1, -rank - 1, -1) if d not in layout.stack)
     axis = layout.group_axis
     return next(free) if axis is None else axis
+
+
+@functools.partial(jax.jit, static_argnames=("books", "zero", "how"))
+def _clustered(
+    w: jax.Array,
+    weight: jax.Array,
+    key: Any,
+    books: Books,
+    zero: bool,
+    how: tuple[int, str, int],
+) -> tuple[jax.Array, jax.Array]:
+    """Codes and centroids of a parameter; compiled as one."""
+    x = books.members(w.astype(jnp.float32))
+    clusters, init, iterations = how
+    weight = jnp.mean(books.members(weight), -1)
+    centroids = kmeans(x, weight, clusters, init, key, zero, iterations)
+    codes = books.codes(nearest(x, centroids, zero), w.shape)
+    return as_codes(codes, clusters), books.centroids(centroids, w.shape)
 
 
 def _importance(parameter: Parameter) -> jax.Array:
