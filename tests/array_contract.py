@@ -398,9 +398,7 @@ LEAVES = [
         (-2,),
     ),
     Leaf("codebook_vectors", codebook(32, (2, 1), vector=2), 160 + 512, 256 + 512, (-1,)),
-    Leaf(
-        "codebook_rows", codebook(8, (1, 1), keep=ROWS), 65 + 64 + 32, 172 + 64 + 32, (), BOTH
-    ),
+    Leaf("codebook_rows", codebook(16, (1, 1), keep=ROWS), 86 + 128, 172 + 128, (), BOTH),
     Leaf("nf4_rows", quantized((K, N), "nf4", -2, CHANNEL, keep=ROWS), 86 + 96, 172 + 96, (), BOTH),
     Leaf("rows", sparse(ROWS), 688 + 64, 688 + 64, (), BOTH),
     Leaf("rows_empty", sparse(Rows((K, N), 0), HALF), 0, 0, (), BOTH),

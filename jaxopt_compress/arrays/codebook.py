@@ -13,7 +13,7 @@ from jaxopt_compress.arrays.fields import check_axis, check_length, narrow_spec,
 from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.arrays.sparse import SparseArray
 from jaxopt_compress.numerics.packing import layout, unpack
-from jaxopt_compress.numerics.shared import look_up, table_of
+from jaxopt_compress.numerics.shared import values_of
 
 _CENTROIDS = ("float32", "bfloat16", "float16")
 
@@ -155,8 +155,8 @@ class CodebookArray(CompressedArray):
     def materialize(self) -> jax.Array:
         """The centroids, rounded to ``dtype``, in the place of their codes."""
         _ = self.shape
-        table = table_of(self.centroids, self.dtype)
-        values = look_up(self.unpacked(), table, self.axis, self.clusters, self.vector)
+        how = (self.dtype, self.axis, self.clusters, self.vector)
+        values = values_of(self.unpacked(), self.centroids, *how)
         mask = self.kept()
         return values if mask is None else jnp.where(mask, values, jnp.zeros((), self.dtype))
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxopt_compress.numerics.rounding import seal
 
@@ -76,10 +77,21 @@ class Books(NamedTuple):
         return x.reshape(sizes)
 
 
-def table_of(centroids: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """Centroids as values of a dtype, the same bits in every program."""
+def values_of(
+    codes: jax.Array,
+    centroids: jax.Array,
+    dtype: jax.typing.DTypeLike,
+    axis: int,
+    clusters: int,
+    vector: int,
+) -> jax.Array:
+    """Centroids, rounded to a dtype, in the place of their codes; the same bits in every program.
+
+    Arguments are as of `look_up`. Derivatives of centroids are summed in float32.
+    """
     top = float(jnp.finfo(dtype).max)
-    return seal(jnp.clip(centroids.astype(jnp.float32), -top, top), dtype)
+    table = seal(jnp.clip(centroids.astype(jnp.float32), -top, top), dtype).astype(jnp.float32)
+    return look_up(codes, table, axis, clusters, vector).astype(dtype)
 
 
 def look_up(codes: jax.Array, table: jax.Array, axis: int, clusters: int, vector: int) -> jax.Array:
@@ -134,4 +146,9 @@ def _gathered(codes: jax.Array, books: jax.Array, at: int) -> jax.Array:
     flat = jnp.moveaxis(books, (at, at + 1), (-2, -1)).reshape(-1, vector)
     first = clusters * jnp.arange(math.prod(lead), dtype=jnp.int32).reshape(lead)
     index = codes + jnp.expand_dims(first, at)
-    return jnp.moveaxis(jnp.take(flat, index, axis=0, mode="clip"), -1, at + 1)
+    sharding, split = getattr(jax.typeof(index), "sharding", None), None
+    if sharding is not None and AxisType.Explicit in sharding.mesh.axis_types:
+        spec = (*sharding.spec, *(None,) * (index.ndim - len(sharding.spec)))
+        split = NamedSharding(sharding.mesh, PartitionSpec(*spec, None))
+    found = flat.at[index].get(mode="clip", out_sharding=split)
+    return jnp.moveaxis(found, -1, at + 1)

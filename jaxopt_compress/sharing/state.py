@@ -15,7 +15,7 @@ from jaxopt_compress.compression import LeafState
 from jaxopt_compress.compression.leaf_states import GRID, N_M, RANK, ZEROS
 from jaxopt_compress.numerics.packing import pack
 from jaxopt_compress.numerics.rounding import seal
-from jaxopt_compress.numerics.shared import Books, look_up, table_of
+from jaxopt_compress.numerics.shared import Books, values_of
 
 
 @functools.partial(
@@ -81,9 +81,8 @@ class SharedState(LeafState):
         """Each entry's centroid; ``w`` itself before sharing begins."""
         mask = w.kept() if is_compressed(w) else None
         w = dense(w)
-        table = table_of(self.centroids(learned), w.dtype)
-        books = self.books
-        view = look_up(self.codes, table, books.axis, self.clusters, books.vector)
+        how = (w.dtype, self.books.axis, self.clusters, self.books.vector)
+        view = values_of(self.codes, self.centroids(learned), *how)
         view = view if mask is None else jnp.where(mask, view, jnp.zeros((), w.dtype))
         view = _moving(w, view) if self.moves else view
         return view if self.active is None else jnp.where(self.active, view, w)
