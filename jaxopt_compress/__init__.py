@@ -66,10 +66,14 @@ from jaxopt_compress.sparsity import (
 )
 from jaxopt_compress.storage import (
     CheckpointError,
+    coded_bytes,
     load,
+    load_gguf,
     load_safetensors,
     register_flax_serialization,
     save,
+    save_gguf,
+    save_safetensors,
 )
 from jaxopt_compress.transforms import compressed_training, proximal, weight_gradients
 from jaxopt_compress.tree import (
@@ -112,6 +116,7 @@ __all__ = [
     "calibrate",
     "capture",
     "chain",
+    "coded_bytes",
     "combine",
     "compare",
     "compress",
@@ -132,6 +137,7 @@ __all__ = [
     "hqq",
     "lift",
     "load",
+    "load_gguf",
     "load_safetensors",
     "loss_scale",
     "low_rank",
@@ -154,6 +160,8 @@ __all__ = [
     "report",
     "resident_bytes",
     "save",
+    "save_gguf",
+    "save_safetensors",
     "schedules",
     "scores",
     "sensitivities",

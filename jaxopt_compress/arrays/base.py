@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxopt_compress.arrays.fields import bits_of, is_traced, narrow_spec, pad_spec
+from jaxopt_compress.arrays.fields import Packing, bits_of, is_traced, narrow_spec, pad_spec
 from jaxopt_compress.arrays.layout import Layout
 from jaxopt_compress.arrays.leaf_types import LEAF_TYPES
 
@@ -146,6 +146,10 @@ class CompressedArray:
             bits: The width that a compressed array around this one gives it, or None.
         """
         del bits
+        return {}
+
+    def packings(self) -> dict[str, Packing]:
+        """How fields of words hold codes, for coders that look at one code at a time."""
         return {}
 
     def __repr__(self) -> str:

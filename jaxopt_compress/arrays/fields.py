@@ -1,12 +1,28 @@
 """What the fields of compressed arrays are made of: dtypes, axes, partition specs."""
 
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
+
+
+class Packing(NamedTuple):
+    """How uint8 words hold codes, in the layout of `numerics.packing`.
+
+    Attributes:
+        bits: Bits per code, 1 to 7.
+        axis: The negative axis along which codes are packed.
+        block: Codes per block. One bit per code in blocks of 8 is the order of `pack_mask`.
+        columns: Codes in a row of the dense array, where the shape of the words does not say it.
+    """
+
+    bits: int
+    axis: int
+    block: int
+    columns: int | None = None
 
 
 def bits_of(dtype: Any) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxopt_compress.arrays.base import INSTEAD, CompressedArray, is_compressed, stored_bytes
-from jaxopt_compress.arrays.fields import check_axis, check_length, narrow_spec, pad_spec
+from jaxopt_compress.arrays.fields import Packing, check_axis, check_length, narrow_spec, pad_spec
 from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.arrays.sparse import SparseArray
 from jaxopt_compress.numerics.codes import decode, levels_of
@@ -136,6 +136,12 @@ class QuantizedArray(CompressedArray):
         """Codes may fill bytes in memory; only the format knows their width."""
         del bits
         return {"codes": self.bits if self.block is None else None}
+
+    def packings(self) -> dict[str, Packing]:
+        """Codes in words."""
+        if self.block is None:
+            return {}
+        return {"codes": Packing(self.bits, self.checked_axis, self.block)}
 
     @property
     def cuts(self) -> Cuts:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_compress.arrays.base import INSTEAD, CompressedArray, is_compressed
-from jaxopt_compress.arrays.fields import check_axis, check_length, is_traced, pad_spec
+from jaxopt_compress.arrays.fields import Packing, check_axis, check_length, is_traced, pad_spec
 from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.numerics import sparse
 from jaxopt_compress.numerics.packing import pack_mask, unpack_mask
@@ -121,6 +121,14 @@ class SparseArray(CompressedArray):
     def stored_widths(self, bits: int | None) -> dict[str, int | None]:
         """Values may be codes of a `QuantizedArray`."""
         return {"values": bits}
+
+    def packings(self) -> dict[str, Packing]:
+        """Words of the mask, unless they are distances."""
+        if self.gaps:
+            return {}
+        if self.pattern is None:
+            return {"words": Packing(1, -1, 8, self.core[-1])}
+        return {"words": Packing(1, self._axis, 8)}
 
     def kept(self) -> jax.Array:
         """The mask."""

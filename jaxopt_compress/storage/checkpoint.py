@@ -5,10 +5,13 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
+from jaxopt_compress.storage.coding import check_coding
+from jaxopt_compress.storage.coding import read as read_coded
+from jaxopt_compress.storage.coding import write as write_coded
 from jaxopt_compress.storage.decoding import decode
 from jaxopt_compress.storage.folder import (
     DOCUMENT,
@@ -24,7 +27,15 @@ from jaxopt_compress.storage.folder import (
     unsealed,
 )
 from jaxopt_compress.storage.processes import from_first, is_first, wait_for_all
-from jaxopt_compress.storage.schema import NAME, VERSION, Decoded, Entry, Outside, encode
+from jaxopt_compress.storage.schema import (
+    CODED_VERSION,
+    NAME,
+    VERSION,
+    Decoded,
+    Entry,
+    Outside,
+    encode,
+)
 from jaxopt_compress.storage.stored import damaged, read, write
 from jaxopt_compress.storage.templates import match
 from jaxopt_compress.tree import map_named, named_leaves
@@ -33,7 +44,13 @@ from jaxopt_compress.tree import map_named, named_leaves
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def save(path: str | os.PathLike[str], tree: Any, overwrite: bool = False) -> None:
+def save(
+    path: str | os.PathLike[str],
+    tree: Any,
+    overwrite: bool = False,
+    *,
+    coding: str | None = None,
+) -> None:
     """Saves a tree with compressed arrays, so that `load` needs no template.
 
     Codes are packed to their true width, so that the files take `nbytes` of the tree and some KB. A
@@ -47,12 +64,17 @@ def save(path: str | os.PathLike[str], tree: Any, overwrite: bool = False) -> No
             and tuples, with string or integer keys. Other pytree nodes (named tuples,
             `flax.nnx.State`, dataclasses) are saved as dicts of their children.
         overwrite: Whether a checkpoint that is there is replaced.
+        coding: How arrays are coded, without loss: ``"ans"`` by how often each code occurs (fast),
+            ``"huffman"`` likewise, in whole bits, ``"zstd"``; None stores them plain.
+            What would grow is stored plain. Needs the extra ``coding``.
 
     Raises:
         FileExistsError: There is a checkpoint at ``path``, or something else, which ``overwrite``
             does not replace.
+        ModuleNotFoundError: ``coding`` needs a package that is not installed.
         TypeError: A leaf that has no form in a file; names its path.
-        ValueError: A compressed array whose fields do not fit each other; names its path.
+        ValueError: ``coding`` is not known; or the fields of a compressed array do not fit each
+            other; names its path.
 
     Example:
         >>> import tempfile, jax.numpy as jnp, jaxopt_compress as jc
@@ -63,19 +85,23 @@ def save(path: str | os.PathLike[str], tree: Any, overwrite: bool = False) -> No
         dtype(int4)
     """
     root = resolve(path)
+    if coding is not None:
+        check_coding(coding)
     encoded = encode(tree)
     with _ONE_AT_A_TIME, _claimed_by_all(root, overwrite) as name:
-        checksums = write(root / name, encoded.arrays) if encoded.arrays else {}
+        described: dict[str, Any] = {"version": VERSION, "checksums": {}}
+        if coding is not None:
+            described |= {"version": CODED_VERSION, "coding": coding, "chunks": {}}
+        if encoded.arrays and coding is not None:
+            parts, chunks = write_coded(root / name, encoded.arrays, coding)
+            described |= {"checksums": parts, "chunks": chunks}
+        elif encoded.arrays:
+            described["checksums"] = write(root / name, encoded.arrays)
         if is_first():
-            if checksums:
+            if encoded.arrays:
                 flush(root / name)
-            document = {
-                "format": NAME,
-                "version": VERSION,
-                "data": name if checksums else None,
-                "checksums": checksums,
-                "tree": encoded.node,
-            }
+            data = name if encoded.arrays else None
+            document = {"format": NAME, "data": data, **described, "tree": encoded.node}
             replace_document(root, sealed(document))
 
 
@@ -128,10 +154,10 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
 
 
 def _load(root: Any, raw: bytes, like: Any) -> Any:
-    data, decoded = _decoded(root, raw)
+    decoded = (opened := _opened(root, raw)).decoded
     if like is not None:
         stored, placed = match(decoded.tree, like)
-        values = _read_arrays(root, data, stored, placed)
+        values = _read_arrays(root, opened, stored, placed)
         return map_named(lambda name, _: values[name], like)
     outside = [(k, x) for k, x in named_leaves(decoded.tree) if isinstance(x, Outside)]
     if outside:
@@ -141,7 +167,7 @@ def _load(root: Any, raw: bytes, like: Any) -> Any:
             f"{function.name}: pass like= with a tree that has it, such as the module"
         )
     shardings = jax.tree.map(lambda _: None, decoded.tree)
-    tree = _read_arrays(root, data, decoded.tree, shardings)
+    tree = _read_arrays(root, opened, decoded.tree, shardings)
     if decoded.converted:
         warnings.warn(
             f"{', '.join(sorted(set(decoded.converted)))} in {root} come back as "
@@ -158,7 +184,7 @@ def load_shapes(path: str | os.PathLike[str]) -> Any:
     """
     abstract = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, Entry) else x
     root = resolve(path)
-    return jax.tree.map(abstract, _decoded(root, read_raw(root))[1].tree)
+    return jax.tree.map(abstract, _opened(root, read_raw(root)).decoded.tree)
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
@@ -167,8 +193,15 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
     return (root / DOCUMENT).exists() or (root / LOCK).exists()
 
 
-def _decoded(root: Any, raw: bytes) -> tuple[str | None, Decoded]:
-    """The subfolder of data, and the tree."""
+class _Opened(NamedTuple):
+    """The subfolder of data, the tree, and whether its arrays are coded."""
+
+    data: str | None
+    decoded: Decoded
+    coded: bool
+
+
+def _opened(root: Any, raw: bytes) -> _Opened:
     file = root / DOCUMENT
     try:
         document = unsealed(raw)
@@ -179,31 +212,34 @@ def _decoded(root: Any, raw: bytes) -> tuple[str | None, Decoded]:
     version = document.get("version")
     if type(version) is not int:
         raise damaged(file, f"version {version!r}")
-    if version > VERSION:
+    if version > CODED_VERSION:
         raise CheckpointError(
-            f"{file} has version {version} of the format and this package reads version {VERSION}: "
-            "install a newer jaxopt-compress"
+            f"{file} has version {version} of the format and this package reads versions {VERSION} "
+            f"and {CODED_VERSION}: install a newer jaxopt-compress"
         )
     if version < VERSION:
         raise CheckpointError(
             f"{file} has version {version} of the format, from before it was settled, and this "
-            f"package reads version {VERSION}: save it anew"
+            f"package reads versions {VERSION} and {CODED_VERSION}: save it anew"
         )
     try:
-        if set(document) != {"format", "version", "data", "checksums", "tree"}:
+        coded = version == CODED_VERSION
+        names = {"format", "version", "data", "checksums", "tree"}
+        if set(document) != (names | {"coding", "chunks"} if coded else names):
             raise ValueError(f"a document of {sorted(document)}")
-        data, decoded = document["data"], decode(document["tree"], document["checksums"])
+        chunks = document["chunks"] if coded else None
+        data, decoded = document["data"], decode(document["tree"], document["checksums"], chunks)
         if bool(document["checksums"]) != is_data(data):
             raise ValueError(f"data in {data!r}")
-        return data, decoded
+        return _Opened(data, decoded, coded)
     except (ValueError, RecursionError) as error:
         raise damaged(file, error) from error
 
 
-def _read_arrays(root: Any, data: str | None, tree: Any, shardings: Any) -> Any:
+def _read_arrays(root: Any, opened: _Opened, tree: Any, shardings: Any) -> Any:
     """The tree with arrays in the place of entries, on ``shardings`` where these are not None."""
     leaves, treedef = jax.tree.flatten(tree)
     pairs = list(zip(leaves, treedef.flatten_up_to(shardings), strict=True))
     wanted = [(x, s) for x, s in pairs if isinstance(x, Entry)]
-    found = read(root / (data or ""), wanted)
+    found = (read_coded if opened.coded else read)(root / (opened.data or ""), wanted)
     return treedef.unflatten([next(found) if isinstance(x, Entry) else x for x in leaves])

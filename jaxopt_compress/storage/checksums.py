@@ -40,14 +40,29 @@ def own_sums(x: Any, boxes: Sequence[Box]) -> np.ndarray:
         uint32, so that the sum over processes has all of them.
     """
     sums = np.zeros(len(boxes), np.uint32)
-    if not isinstance(x, jax.Array):
-        sums[0] = crc32(x) if jax.process_index() == 0 else 0
-        return sums
-    place = {box: i for i, box in enumerate(boxes)}
-    for shard in x.addressable_shards:
-        if shard.replica_id == 0:
-            sums[place[box_of(shard.index, x.shape)]] = crc32(np.asarray(shard.data))
+    for i, data in own_parts(x, boxes):
+        sums[i] = crc32(data)
     return sums
+
+
+def own_parts(x: Any, boxes: Sequence[Box]) -> Iterator[tuple[int, np.ndarray]]:
+    """The boxes of which this process has the first copy, by their number, and what is in them."""
+    if not isinstance(x, jax.Array):
+        if jax.process_index() == 0:
+            yield 0, x
+        return
+    place = {box: i for i, box in enumerate(boxes)}
+    shards = [(place[box_of(s.index, x.shape)], s) for s in x.addressable_shards]
+    for i, shard in sorted(shards, key=lambda pair: pair[0]):
+        if shard.replica_id == 0:
+            yield i, np.asarray(shard.data)
+
+
+def parts_in(parts: Sequence[Part], box: Box) -> list[tuple[int, tuple[slice, ...]]]:
+    """The parts inside of a box, by their number, and where in the box they are."""
+    start, shape = box
+    inside = [i for i, part in enumerate(parts) if _is_inside(part, start, shape)]
+    return [(i, _slices(parts[i], start)) for i in inside]
 
 
 def verify(x: Any, parts: Sequence[Part]) -> None:

@@ -13,18 +13,27 @@ from jaxopt_compress.arrays import CompressedArray
 from jaxopt_compress.arrays.fields import bits_of
 from jaxopt_compress.arrays.leaf_types import LEAF_TYPES
 from jaxopt_compress.storage.checksums import Part, are_whole
-from jaxopt_compress.storage.schema import SCALARS, Decoded, Entry, Outside, is_known, stored_types
+from jaxopt_compress.storage.schema import (
+    SCALARS,
+    Chunk,
+    Decoded,
+    Entry,
+    Outside,
+    is_known,
+    stored_types,
+)
 from jaxopt_compress.storage.words import is_native
 
 _OPTIONAL = ("bits", "axis", "impl")
 
 
-def decode(node: Any, checksums: Any) -> Decoded:
+def decode(node: Any, checksums: Any, chunks: Any = None) -> Decoded:
     """Inverts `schema.encode`, with an `Entry` for each array.
 
     Args:
         node: The description of a tree.
         checksums: Key -> the parts of that array.
+        chunks: Key -> where they are, in order, if they are coded.
 
     Raises:
         ValueError: The description is not one of this version, or contradicts itself; names the
@@ -32,7 +41,9 @@ def decode(node: Any, checksums: Any) -> Decoded:
     """
     if not isinstance(checksums, dict):
         raise ValueError(f"checksums {checksums!r}")
-    reader = _Reader(checksums)
+    if chunks is not None:
+        _check_chunks(chunks, checksums)
+    reader = _Reader(checksums, chunks)
     tree = reader.visit(node, "")
     unused = checksums.keys() - reader.keys
     if unused:
@@ -43,8 +54,9 @@ def decode(node: Any, checksums: Any) -> Decoded:
 class _Reader:
     """A walk through a description, and what was met on it."""
 
-    def __init__(self, checksums: Mapping[str, Any]):
+    def __init__(self, checksums: Mapping[str, Any], chunks: Mapping[str, Any] | None):
         self.checksums = checksums
+        self.chunks = chunks
         self.keys: set[str] = set()
         self.converted: list[str] = []
 
@@ -141,7 +153,27 @@ class _Reader:
         parts = tuple(Part(tuple(a), tuple(n), sum_) for a, n, sum_ in found) if good else ()
         whole = good and are_whole(parts, entry.stored_shape)
         _require(whole, path, f"checksums {found!r} of an array {list(entry.stored_shape)}"[:200])
-        return dataclasses.replace(entry, parts=parts)
+        if self.chunks is None:
+            return dataclasses.replace(entry, parts=parts)
+        places = tuple(Chunk(*chunk) for chunk in self.chunks[str(key)])
+        _require(len(places) == len(parts), path, f"{len(places)} chunks of {len(parts)} parts")
+        return dataclasses.replace(entry, parts=parts, chunks=places)
+
+
+def _check_chunks(chunks: Any, checksums: Mapping[str, Any]) -> None:
+    """Whether chunks are one after the other in each file."""
+    good = isinstance(chunks, dict) and chunks.keys() == checksums.keys()
+    if not good or not all(
+        isinstance(own, list) and all(map(_is_chunk, own)) for own in chunks.values()
+    ):
+        raise ValueError("chunks of other arrays than there are, or of another form")
+    ends: dict[int, int] = {}
+    for file, start, size, _ in sorted(chunk for own in chunks.values() for chunk in own):
+        if start != ends.get(file, 0):
+            raise ValueError(
+                f"a chunk from {start} on in file {file}, whose last one ends elsewhere"
+            )
+        ends[file] = start + size
 
 
 def _check_words(entry: Entry) -> None:
@@ -216,6 +248,11 @@ def _is_part(x: Any) -> bool:
     if not (isinstance(x, list) and len(x) == 3 and _are_sizes(x[0]) and _are_sizes(x[1])):
         return False
     return type(x[2]) is int and 0 <= x[2] < 2**32
+
+
+def _is_chunk(x: Any) -> bool:
+    good = isinstance(x, list) and len(x) == 4 and all(type(n) is int and n >= 0 for n in x)
+    return good and x[2] > 0 and x[1] + x[2] < 2**60 and x[3] < 2**32
 
 
 def _below(path: str, key: Any) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxopt_compress.extras import require
 from jaxopt_compress.storage.checkpoint import is_checkpoint, load, load_shapes
+from jaxopt_compress.storage.interchange import packed
 from jaxopt_compress.tree import map_named, named_leaves
 
 
@@ -66,6 +67,10 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
         path: A file, a folder of files, or the ``.index.json`` that says which files there are; one
             in the folder is followed.
 
+    A folder whose ``config.json`` says that weights are quantized by GPTQ, AWQ or
+    compressed-tensors is read into `QuantizedArray` leaves, ``[out, in]``, without another
+    rounding.
+
     Returns:
         Dicts of JAX arrays on the default device. What JAX would narrow, such as int64 without
         ``jax_enable_x64``, stays an array of NumPy.
@@ -73,7 +78,8 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError: There is nothing at ``path``, or a file of the index is missing.
         ModuleNotFoundError: The package safetensors is not installed.
-        ValueError: It is no safetensors, or two tensors become one path; names both.
+        ValueError: It is no safetensors, two tensors become one path (names both), or weights are
+            quantized in a form that is not known here.
 
     Example:
         >>> import numpy as np, tempfile, jaxopt_compress as jc
@@ -96,7 +102,30 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
         x = source.read(path)
         return jnp.asarray(x) if jax.dtypes.canonicalize_dtype(x.dtype) == x.dtype else x
 
-    return map_named(read, source.tree)
+    config = _quantization(root)
+    if config is None:
+        return map_named(read, source.tree)
+    names = {path.replace("/", "."): path for path, _ in named_leaves(source.tree)}
+    fields = packed.fields_of(names, config)
+    parts = {name for own in fields.values() for name in own}
+    leaves = {path: read(path, None) for name, path in names.items() if name not in parts}
+    for name, own in fields.items():
+        path = name.replace(".", "/")
+        tensor = lambda name: source.read(names[name])
+        leaves[path] = packed.read_leaf(path, own, tensor, config)
+    return _nest(leaves)
+
+
+def _quantization(root: pathlib.Path) -> dict[str, Any] | None:
+    """What the folder says of quantized weights."""
+    file = (root if root.is_dir() else root.parent) / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from error
+    return packed.quantization_of(config) if isinstance(config, dict) else None
 
 
 def _open_own(root: pathlib.Path) -> Source:

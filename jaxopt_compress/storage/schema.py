@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxopt_compress.arrays import is_compressed
-from jaxopt_compress.arrays.fields import bits_of, is_key
+from jaxopt_compress.arrays.fields import Packing, bits_of, is_key
 from jaxopt_compress.arrays.leaf_types import LEAF_TYPES
 from jaxopt_compress.storage.checksums import Part
 from jaxopt_compress.storage.words import is_native, words_axis, words_shape
@@ -21,6 +21,24 @@ from jaxopt_compress.tree import path_of
 
 NAME = "jaxopt-compress"
 VERSION = 4
+# Of checkpoints whose arrays are coded.
+CODED_VERSION = 5
+
+
+class Chunk(NamedTuple):
+    """Where the coded bytes of a part are.
+
+    Attributes:
+        file: The number of the file, that of the process that wrote it.
+        start: Where they begin in it.
+        size: How many they are.
+        crc32: Of them.
+    """
+
+    file: int
+    start: int
+    size: int
+    crc32: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +55,8 @@ class Entry:
         impl: The implementation of a random key, else None.
         path: The path of the leaf, for messages.
         parts: The parts that it is stored in, with their checksums, once it is read.
+        chunks: Where each of the parts is, if they are coded, once it is read.
+        packing: How its words hold codes, if it holds words, before it is written.
     """
 
     key: str | None
@@ -48,6 +68,8 @@ class Entry:
     impl: str | None = None
     path: str = ""
     parts: tuple[Part, ...] = ()
+    chunks: tuple[Chunk, ...] = ()
+    packing: Packing | None = None
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -173,11 +195,14 @@ def _encode_leaf(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) ->
         raise ValueError(f"cannot save {path!r}, which could not be loaded: {error}") from error
     widths = x.stored_widths(bits)
     write = lambda k: _encode(getattr(x, k), f"{path}/{k}", widths.get(k), arrays)
-    return {
-        "leaf": name,
-        "static": {k: _encode_static(getattr(x, k)) for k in kind.static},
-        "fields": {k: write(k) for k in kind.data},
-    }
+    fields = {k: write(k) for k in kind.data}
+    for k, packing in x.packings().items():
+        key = fields[k].get("array")
+        if key is not None:
+            entry, words = arrays[key]
+            arrays[key] = (dataclasses.replace(entry, packing=packing), words)
+    static = {k: _encode_static(getattr(x, k)) for k in kind.static}
+    return {"leaf": name, "static": static, "fields": fields}
 
 
 def stored_types() -> list[str]:

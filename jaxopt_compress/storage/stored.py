@@ -49,7 +49,7 @@ def write(folder: Any, arrays: dict[str, Wanted]) -> dict[str, list[Part]]:
     """
     import orbax.checkpoint as ocp
 
-    held = {key: _stored(entry, x) for key, (entry, x) in arrays.items()}
+    held = {key: stored(entry, x) for key, (entry, x) in arrays.items()}
     boxes = {key: boxes_of(x) for key, x in held.items()}
     sums = sum_of_all(np.concatenate([own_sums(x, boxes[key]) for key, x in held.items()]))
     if is_first():
@@ -75,13 +75,7 @@ def read(folder: Any, wanted: Sequence[Wanted]) -> Iterator[Any]:
         CheckpointError: One is not what was saved; names it.
         ValueError: One cannot be held without 64-bit types.
     """
-    for entry, sharding in wanted:
-        on_device = entry.kind in ("jax", "key") or sharding is not None
-        if on_device and jax.dtypes.canonicalize_dtype(entry.dtype) != entry.dtype:
-            raise ValueError(
-                f"{entry.path!r} is an array of {entry.dtype}, which cannot be restored as such "
-                "without 64-bit types: set jax_enable_x64"
-            )
+    check_widths(wanted)
     handler = _handler()
     _check_stored(handler, folder, [entry for entry, _ in wanted if entry.key is not None])
     for batch in _batches(wanted):
@@ -96,10 +90,21 @@ def read(folder: Any, wanted: Sequence[Wanted]) -> Iterator[Any]:
                 except ValueError as error:
                     raise damaged(folder, f"{entry.path!r}: {error}") from error
             # What is copied to a device holds its source until it is there.
-            yield jax.block_until_ready(_restored(entry, x, sharding))
+            yield jax.block_until_ready(restored(entry, x, sharding))
             del x
         # Orbax leaves cycles behind that hold what it has read.
         gc.collect(1)
+
+
+def check_widths(wanted: Sequence[Wanted]) -> None:
+    """Raises ValueError if an array cannot be held without 64-bit types."""
+    for entry, sharding in wanted:
+        on_device = entry.kind in ("jax", "key") or sharding is not None
+        if on_device and jax.dtypes.canonicalize_dtype(entry.dtype) != entry.dtype:
+            raise ValueError(
+                f"{entry.path!r} is an array of {entry.dtype}, which cannot be restored as such "
+                "without 64-bit types: set jax_enable_x64"
+            )
 
 
 def damaged(where: Any, why: Any) -> CheckpointError:
@@ -162,20 +167,25 @@ def _restore_args(entry: Entry, sharding: Any) -> Any:
     """How orbax reads an array: onto devices that hold whole words and parts, else to the host."""
     import orbax.checkpoint as ocp
 
-    split = is_split(sharding)
-    if split and entry.bits not in (None, 8):
-        shard = sharding.shard_shape(entry.shape)
-        split = entry.axis is not None and shard[entry.axis] % 8 == 0
-    if split:
-        indices = sharding.addressable_devices_indices_map(entry.stored_shape).values()
-        boxes = {box_of(index, entry.stored_shape) for index in indices}
-        split = holds_whole_parts(boxes, entry.parts)
-    if not split:
+    if not reads_shards(entry, sharding):
         return ocp.RestoreArgs(restore_type=np.ndarray)
     return ocp.ArrayRestoreArgs(sharding=sharding)
 
 
-def _stored(entry: Entry, x: Any) -> Any:
+def reads_shards(entry: Entry, sharding: Any) -> bool:
+    """Whether an array is split so that each device holds whole words, and whole parts."""
+    if not is_split(sharding):
+        return False
+    if entry.bits not in (None, 8):
+        shard = sharding.shard_shape(entry.shape)
+        if entry.axis is None or shard[entry.axis] % 8:
+            return False
+    indices = sharding.addressable_devices_indices_map(entry.stored_shape).values()
+    boxes = {box_of(index, entry.stored_shape) for index in indices}
+    return holds_whole_parts(boxes, entry.parts)
+
+
+def stored(entry: Entry, x: Any) -> Any:
     """The array that is written for an entry."""
     if not isinstance(x, jax.Array):
         # A scalar becomes an array of rank 0, and the bytes get the order of this machine.
@@ -192,23 +202,29 @@ def _stored(entry: Entry, x: Any) -> Any:
     return pack(np.asarray(x))
 
 
-def _restored(entry: Entry, stored: Any, sharding: Any) -> Any:
+def restored(entry: Entry, stored: Any, sharding: Any) -> Any:
     """The array of an entry from what was written."""
     bits, axis = entry.bits, entry.axis
     if bits is not None:
 
         def unpack(part: np.ndarray) -> np.ndarray:
-            shape = entry.shape
-            if bits == 8 or axis is not None:
-                longer = lambda d, n: n * 8 // bits if d - part.ndim == axis else n
-                shape = tuple(longer(d, n) for d, n in enumerate(part.shape))
-            return from_words(part, bits, axis, shape, entry.dtype)
+            return from_words(part, bits, axis, entries_shape(entry, part.shape), entry.dtype)
 
         if isinstance(stored, jax.Array):
             stored = _by_shard(unpack, stored, entry.shape, sharding)
         else:
             stored = unpack(stored)
     return placed(entry, stored, sharding)
+
+
+def entries_shape(entry: Entry, stored: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the entries of a stored part."""
+    bits, axis = entry.bits, entry.axis
+    if bits is None or bits == 8:
+        return stored
+    if axis is None:
+        return entry.shape
+    return tuple(n * 8 // bits if d - len(stored) == axis else n for d, n in enumerate(stored))
 
 
 def placed(entry: Entry, x: Any, sharding: Any) -> Any:

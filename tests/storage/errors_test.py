@@ -76,7 +76,7 @@ def without(*place):
 EMPTY = {"array": None, "shape": [0], "dtype": "float32", "kind": "jax"}
 CHANGES = [
     (lambda d: d.update(version=3), "version 3 .* from before it was settled"),
-    (lambda d: d.update(version=99), "version 99 .* reads version 4: install a newer"),
+    (lambda d: d.update(version=99), "version 99 .* reads versions 4 and 5: install a newer"),
     (lambda d: d.update(version=True), "damaged: version True"),
     (
         lambda d: d.update(format="other"),

@@ -1,0 +1,163 @@
+"""Tensors of GPTQ, AWQ and compressed-tensors as `QuantizedArray` leaves, [out, in]."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_compress.arrays import InputQuantizedArray
+from jaxopt_compress.storage.interchange.fields import Linear, leaf_of, unpack_words
+
+# Which of eight neighbouring columns AWQ keeps in which four bits of a word, lowest first.
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+# Reads one tensor by its name in the checkpoint.
+Read = Callable[[str], np.ndarray]
+
+
+def quantization_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a ``config.json`` says of quantized weights; None if nothing.
+
+    Raises:
+        ValueError: They are quantized by a method that is not known here.
+    """
+    found = config.get("quantization_config") or config.get("compression_config")
+    if not found:
+        return None
+    method = found.get("quant_method")
+    if method not in READERS:
+        raise ValueError(
+            f"weights quantized by {method!r} cannot be read: known are {', '.join(READERS)}"
+        )
+    return dict(found)
+
+
+def fields_of(names: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The tensors that make up each quantized weight, by its name, which ends in ``.weight``."""
+    ending, others, _ = READERS[config["quant_method"]]
+    found = {}
+    for name in names:
+        stem, _, last = name.rpartition(".")
+        if last not in ending or (last == "weight" and f"{stem}.weight_scale" not in names):
+            continue
+        own = [f"{stem}.{other}" for other in others if f"{stem}.{other}" in names]
+        found[f"{stem}.weight"] = (name, *own)
+    return found
+
+
+def read_leaf(path: str, names: tuple[str, ...], read: Read, config: Mapping[str, Any]) -> Any:
+    """One quantized weight.
+
+    Raises:
+        ValueError: Its tensors do not fit each other or the configuration; names it.
+    """
+    tensors = {name.rpartition(".")[2]: read(name) for name in names}
+    try:
+        return READERS[config["quant_method"]][2](path, tensors, config)
+    except (KeyError, ValueError, TypeError) as error:
+        shapes = {k: f"{x.dtype}{list(x.shape)}" for k, x in tensors.items()}
+        raise ValueError(f"{path!r} of {shapes} cannot be read: {error}") from error
+
+
+def _gptq(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -> Any:
+    bits = int(config["bits"])
+    scale = tensors["scales"].T
+    out, groups = scale.shape
+    words = tensors["qweight"].T
+    codes = unpack_words(words, bits, words.shape[1] * 32 // bits)
+    zero = unpack_words(tensors["qzeros"], bits, out).T
+    if config.get("checkpoint_format", "gptq") != "gptq_v2":
+        # The first format keeps one less, so that 15 stands for 16 or, by overflow, -1 for 0.
+        zero = zero + np.uint8(1)
+    group = codes.shape[1] // groups
+    order = tensors.get("g_idx")
+    if order is not None and not np.array_equal(order, np.arange(codes.shape[1]) // group):
+        warnings.warn(
+            f"{path!r} comes back dense: its groups are of columns that do not follow each other "
+            "(desc_act), which no QuantizedArray says",
+            stacklevel=2,
+        )
+        scales, zeros = (np.asarray(x, np.float32)[:, order] for x in (scale, zero))
+        return jnp.asarray((codes - zeros) * scales, scale.dtype)
+    return leaf_of(Linear(codes, scale, zero, bits, None if groups == 1 else group), signed=False)
+
+
+def _awq(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -> Any:
+    del path
+    if int(config.get("bits", config.get("w_bit", 4))) != 4:
+        raise ValueError("AWQ of other widths than 4 bits")
+    scale = tensors["scales"].T
+    out, groups = scale.shape
+    place = np.argsort(_AWQ_ORDER)
+
+    def columns(words: np.ndarray) -> np.ndarray:
+        codes = unpack_words(words, 4, out)
+        return codes.reshape(len(codes), out // 8, 8)[..., place].reshape(len(codes), out).T
+
+    codes, zero = columns(tensors["qweight"]), columns(tensors["qzeros"])
+    group = None if groups == 1 else codes.shape[1] // groups
+    return leaf_of(Linear(codes, scale, zero, 4, group), signed=False)
+
+
+def _compressed(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -> Any:
+    scale = tensors["weight_scale"]
+    zero = tensors.get("weight_zero_point")
+    if "weight_packed" not in tensors:
+        codes = tensors["weight"]
+        if codes.dtype != np.int8:
+            raise ValueError(f"weights of {codes.dtype} with a scale")
+        bits = 8
+    else:
+        words = tensors["weight_packed"]
+        out, size = map(int, tensors["weight_shape"])
+        widths = [int(group["weights"]["num_bits"]) for group in config["config_groups"].values()]
+        fits = [bits for bits in widths if -(-size * bits // 32) == words.shape[1]]
+        if not fits:
+            raise ValueError(f"{words.shape[1]} words hold no {size} codes of {widths} bits")
+        bits, half = fits[0], 1 << (fits[0] - 1)
+        codes = (unpack_words(words, bits, size).astype(np.int16) - half).astype(np.int8)
+        if zero is not None and zero.dtype == np.int32:
+            zero = unpack_words(np.ascontiguousarray(zero.T), bits, out).T.astype(np.int16) - half
+    order = tensors.get("weight_g_idx")
+    groups = scale.shape[1] if scale.ndim == 2 else 1
+    group = None if groups == 1 else codes.shape[1] // groups
+    if order is not None and (order >= 0).all() and group is not None:
+        if not np.array_equal(order, np.arange(codes.shape[1]) // group):
+            raise ValueError("its groups are of columns that do not follow each other")
+    scale = np.broadcast_to(scale.reshape(-1, groups), (codes.shape[0], groups))
+    if zero is not None:
+        zero = np.broadcast_to(zero.reshape(-1, groups), scale.shape)
+    if zero is not None and not np.any(zero):
+        zero = None
+    leaf = leaf_of(Linear(codes, scale, zero, bits, group))
+    return InputQuantizedArray(leaf, None, "int8") if _rounds_inputs(config, bits) else leaf
+
+
+def _rounds_inputs(config: Mapping[str, Any], bits: int) -> bool:
+    """Whether activations are rounded to int8 by each row's own range.
+
+    Raises:
+        ValueError: They are rounded otherwise.
+    """
+    groups = [g for g in config["config_groups"].values() if g["weights"]["num_bits"] == bits]
+    found = groups[0].get("input_activations") if groups else None
+    if not found:
+        return False
+    wanted = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True}
+    if {k: found.get(k) for k in wanted} != wanted or found.get("strategy") != "token":
+        raise ValueError("activations are rounded, and not to int8 by the range of each token")
+    return True
+
+
+# By quant_method: the last names of tensors that hold codes, those of the others, and the reader.
+READERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Any]] = {
+    "gptq": (("qweight",), ("qzeros", "scales", "g_idx"), _gptq),
+    "awq": (("qweight",), ("qzeros", "scales"), _awq),
+    "compressed-tensors": (
+        ("weight_packed", "weight"),
+        ("weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"),
+        _compressed,
+    ),
+}

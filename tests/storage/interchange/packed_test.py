@@ -1,0 +1,179 @@
+"""Quantized safetensors of other libraries, written here by their rules, word by word."""
+
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import jaxopt_compress as jc
+from jaxopt_compress.storage.interchange.fields import pack_words, unpack_words
+
+KNOWN = pathlib.Path(__file__).parents[2] / "known_answers"
+OUT, IN, GROUP = 24, 64, 16
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_words_are_those_of_compressed_tensors(bits):
+    known = np.load(KNOWN / "compressed_tensors.npz")
+    codes, words = known[f"int{bits}/codes"], known[f"int{bits}/packed_axis1"]
+    shifted = (codes.astype(int) + 2 ** (bits - 1)).astype(np.uint8)
+    np.testing.assert_array_equal(pack_words(shifted, bits), words)
+    np.testing.assert_array_equal(unpack_words(words, bits, codes.shape[1]), shifted)
+
+
+def numbers(seed=0):
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 16, (IN, OUT))
+    zeros = rng.integers(0, 15, (IN // GROUP, OUT))
+    scales = rng.uniform(0.1, 1, (IN // GROUP, OUT)).astype(np.float16)
+    return codes, zeros, scales
+
+
+def dense(codes, zeros, scales, order):
+    """[in, out] in float64, one entry after the other."""
+    return (codes - zeros[order]) * scales.astype(float)[order]
+
+
+def gptq_words(codes, axis):
+    """As AutoGPTQ packs: eight along an axis, the first one lowest."""
+    moved = np.moveaxis(codes, axis, -1).reshape(-1, 8)
+    words = [sum(int(c) << (4 * i) for i, c in enumerate(eight)) for eight in moved]
+    shape = list(np.moveaxis(codes, axis, -1).shape)
+    shape[-1] //= 8
+    return np.moveaxis(np.array(words, np.uint32).view(np.int32).reshape(shape), -1, axis)
+
+
+def write(folder, tensors, config):
+    folder.mkdir()
+    dense = {"fc.bias": np.ones(OUT, np.float16), "norm.weight": np.ones(3, np.float32)}
+    contiguous = {k: np.ascontiguousarray(v) for k, v in (tensors | dense).items()}
+    save_file(contiguous, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"quantization_config": config}))
+
+
+def check(folder, want, kind=jc.QuantizedArray):
+    found = jc.load_safetensors(folder)
+    assert set(found) == {"fc", "norm"} and set(found["fc"]) == {"weight", "bias"}
+    leaf = found["fc"]["weight"]
+    assert isinstance(leaf, kind) and leaf.shape == (OUT, IN)
+    value = np.asarray(leaf.materialize() if kind is not jnp.ndarray else leaf, float)
+    # Steps of float16: one rounding of the product.
+    np.testing.assert_allclose(value, want.T, rtol=2**-10)
+    return leaf
+
+
+@pytest.mark.parametrize("form", ["gptq", "gptq_v2"])
+def test_gptq(form, tmp_path):
+    codes, zeros, scales = numbers()
+    order = np.arange(IN) // GROUP
+    less = 1 if form == "gptq" else 0
+    tensors = {
+        "fc.qweight": gptq_words(codes, 0),
+        "fc.qzeros": gptq_words(zeros, 1),
+        "fc.scales": scales,
+        "fc.g_idx": order.astype(np.int32),
+    }
+    config = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "checkpoint_format": form}
+    write(tmp_path / "m", tensors, config)
+    leaf = check(tmp_path / "m", dense(codes, zeros + less, scales, order))
+    assert leaf.describe() == "uint4 g16" and leaf.scale.dtype == jnp.float16
+
+
+def test_gptq_in_another_order_is_dense_with_a_warning(tmp_path):
+    codes, zeros, scales = numbers()
+    order = np.random.default_rng(1).permutation(np.arange(IN) // GROUP)
+    tensors = {
+        "fc.qweight": gptq_words(codes, 0),
+        "fc.qzeros": gptq_words(zeros, 1),
+        "fc.scales": scales,
+        "fc.g_idx": order.astype(np.int32),
+    }
+    write(tmp_path / "m", tensors, {"quant_method": "gptq", "bits": 4, "group_size": GROUP})
+    with pytest.warns(UserWarning, match="'fc/weight' comes back dense"):
+        check(tmp_path / "m", dense(codes, zeros + 1, scales, order), jnp.ndarray)
+
+
+def test_awq(tmp_path):
+    codes, zeros, scales = numbers()
+
+    def words(x):
+        # Nibbles of a word, lowest first, hold the columns 0, 2, 4, 6, 1, 3, 5, 7 of eight.
+        shuffled = x.reshape(len(x), -1, 8)[..., [0, 2, 4, 6, 1, 3, 5, 7]].reshape(x.shape)
+        return gptq_words(shuffled, 1)
+
+    tensors = {"fc.qweight": words(codes), "fc.qzeros": words(zeros), "fc.scales": scales}
+    write(tmp_path / "m", tensors, {"quant_method": "awq", "bits": 4, "group_size": GROUP})
+    check(tmp_path / "m", dense(codes, zeros, scales, np.arange(IN) // GROUP))
+
+
+METHODS = {
+    "int4 groups": jc.quantize("int4", group_size=GROUP),
+    "int4 asymmetric": jc.quantize("int4", group_size=GROUP, symmetric=False),
+    "int3": jc.quantize("int3"),
+    "int8": jc.quantize("int8"),
+    "w8a8": jc.quantize("int8", activations="int8"),
+}
+
+
+@pytest.mark.fast("out,in-int4 asymmetric", "in,out-w8a8")
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("layout", ["out,in", "in,out"])
+def test_what_is_written_is_read(name, layout, tmp_path):
+    w = np.random.default_rng(0).normal(size=(OUT, IN)).astype(np.float32)
+    w = w * np.exp(np.random.default_rng(1).normal(size=(OUT, 1))).astype(np.float32)
+    params = {"fc": {"weight": jnp.asarray(w if layout == "out,in" else w.T)}}
+    small = jc.compress(params, METHODS[name], layout=layout)
+    jc.save_safetensors(tmp_path / "m", small | {"norm": jnp.ones(3)}, layout=layout)
+    found = jc.load_safetensors(tmp_path / "m")
+    ours, theirs = small["fc"]["weight"], found["fc"]["weight"]
+    assert type(ours) is type(theirs)
+    turn = np.asarray if layout == "out,in" else np.transpose
+    want, got = (np.asarray(x.materialize()) for x in (ours, theirs))
+    np.testing.assert_array_equal(got, turn(want))
+    np.testing.assert_array_equal(found["norm"], np.ones(3))
+
+
+def test_tensors_have_the_names_and_forms_of_compressed_tensors(tmp_path):
+    w = {"a": {"weight": jnp.asarray(np.random.default_rng(0).normal(size=(OUT, IN)), jnp.float32)}}
+    jc.save_safetensors(tmp_path / "m", jc.compress(w, METHODS["int4 asymmetric"], layout="out,in"))
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    assert {k: (x.dtype.name, x.shape) for k, x in tensors.items()} == {
+        "a.weight_packed": ("int32", (OUT, IN // 8)),
+        "a.weight_scale": ("float32", (OUT, IN // GROUP)),
+        "a.weight_shape": ("int64", (2,)),
+        "a.weight_zero_point": ("int32", (OUT // 8, IN // GROUP)),
+    }
+    config = json.loads((tmp_path / "m" / "config.json").read_text())["quantization_config"]
+    (group,) = config["config_groups"].values()
+    assert (config["format"], group["targets"]) == ("pack-quantized", ["a"])
+    assert group["weights"]["group_size"] == GROUP and not group["weights"]["symmetric"]
+
+
+@pytest.mark.parametrize(
+    ("compression", "message"),
+    [
+        (jc.quantize("nf4"), "'fc/weight' of shape .* nf4 is no format of at most 8-bit integers"),
+        (jc.low_rank(rank=2), "'fc/weight' of shape .* LowRankArray"),
+        (jc.quantize("int8", activations=jc.activations("int4")), "only activations in int8"),
+    ],
+)
+def test_forms_without_a_counterpart_are_refused(compression, message, tmp_path):
+    params = {"fc": {"weight": jnp.ones((OUT, IN))}}
+    small = jc.compress(params, compression, layout="out,in")
+    with pytest.raises(ValueError, match=message):
+        jc.save_safetensors(tmp_path / "m", small)
+    assert not (tmp_path / "m").exists()
+
+
+def test_unknown_methods_and_torn_tensors_are_refused(tmp_path):
+    codes, _, scales = numbers()
+    write(tmp_path / "m", {}, {"quant_method": "hqq"})
+    with pytest.raises(ValueError, match="by 'hqq' cannot be read: known are gptq, awq"):
+        jc.load_safetensors(tmp_path / "m")
+    tensors = {"fc.qweight": gptq_words(codes, 0), "fc.scales": scales}
+    write(tmp_path / "n", tensors, {"quant_method": "gptq", "bits": 4})
+    with pytest.raises(ValueError, match=r"'fc/weight' of .*qzeros"):
+        jc.load_safetensors(tmp_path / "n")
