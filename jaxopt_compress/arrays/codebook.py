@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxopt_compress.arrays.base import INSTEAD, CompressedArray, is_compressed, stored_bytes
-from jaxopt_compress.arrays.fields import check_axis, check_length, narrow_spec, pad_spec
+from jaxopt_compress.arrays.fields import Packing, check_axis, check_length, narrow_spec, pad_spec
 from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.arrays.sparse import SparseArray
 from jaxopt_compress.numerics.packing import layout, unpack
@@ -123,6 +123,10 @@ class CodebookArray(CompressedArray):
         """Codes may fill bytes in memory; only the number of clusters tells their width."""
         del bits
         return {"codes": self.bits if self.block is None and self.bits <= 8 else None}
+
+    def packings(self) -> dict[str, Packing]:
+        """Of words of codes."""
+        return {} if self.block is None else {"codes": Packing(self.bits, self.axis, self.block)}
 
     def check_dtypes(self) -> None:
         """Codes are unsigned, and centroids floating."""
