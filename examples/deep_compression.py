@@ -5,9 +5,9 @@
     rate    cross-entropy plus the bits that a coder would need, with steps that are trained
 
 Each run trains from scratch with Adam and one cosine cycle, on images that are shifted by up to one
-pixel at random. The tree is saved, coded; a new process loads the file and evaluates it on the 10000
-test images. `bytes` are those of the coded arrays, biases included, `folder` those of all files of
-the checkpoint, with the document that says what the tree is made of and its checksums. The full grid:
+pixel at random. The tree is saved, coded; a new process loads the file and evaluates it on the
+10000 test images. `bytes` are those of the coded arrays, biases included, `folder` those of all
+files of the checkpoint, with the document that says what the tree is made of, and checksums. All:
 
     python -m examples.deep_compression --method deep --strengths 0.94 0.97 0.98 \\
         --seeds 0 1 2 --epochs 30 --out deep.json --resume

@@ -166,7 +166,9 @@ def _until_still(step: Callable[..., jax.Array], c: jax.Array, iterations: int) 
         i, moved, _ = state
         return moved & (i < iterations)
 
-    def go(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+    def go(
+        state: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         i, _, c = state
         new = step(c)
         return i + 1, jnp.any(new != c), new
@@ -195,7 +197,7 @@ def _density(x: jax.Array, weight: jax.Array, clusters: int) -> jax.Array:
 def _random(x: jax.Array, weight: jax.Array, key: jax.Array, clusters: int) -> jax.Array:
     chance = jnp.where(weight > 0, jax.random.uniform(key, weight.shape), -1.0)
     at = lax.top_k(chance, min(clusters, len(x)))[1]
-    return x[jnp.resize(at, clusters)]
+    return x[jnp.resize(at, (clusters,))]
 
 
 def _plus_plus(x: jax.Array, weight: jax.Array, key: jax.Array, clusters: int) -> jax.Array:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-# By trial: how soon a value counts as not 0, the bits of a sign and of ending a size, and those of a
-# doubled size.
+# By trial: how soon a value counts as not 0, the bits of a sign and of ending a size, and those of
+# a doubled size.
 _ROUNDING, _SIGN, _SIZE = 0.7, 1.5, 1.2
 
 

@@ -47,7 +47,9 @@ class Books(NamedTuple):
         split = (*x.shape[:at], self.groups, each, self.vector, *x.shape[at + 1 :])
         x = x.reshape(split)
         size = lambda axes: math.prod(split[d] for d in axes)
-        return x.transpose(*books, *members, at + 2).reshape(size(books), size(members), self.vector)
+        return x.transpose(*books, *members, at + 2).reshape(
+            size(books), size(members), self.vector
+        )
 
     def codes(self, codes: jax.Array, shape: Sequence[int]) -> jax.Array:
         """Codes ``[books, members]`` in the place of the vectors of an array of a shape."""

@@ -219,9 +219,7 @@ def _power_below(parameter: Parameter, grid: QuantizedState) -> jax.Array:
     x = jnp.abs(dense(parameter.value).astype(jnp.float32))
     axes = tuple(d for d in range(-x.ndim, 0) if grid.scale.shape[d] == 1)
     top = jnp.max(x, axes, keepdims=True, initial=0)
-    top = lax.reduce_precision(
-        jnp.clip(top, 2.0**-100, 2.0**100), exponent_bits=8, mantissa_bits=0
-    )
+    top = lax.reduce_precision(jnp.clip(top, 2.0**-100, 2.0**100), exponent_bits=8, mantissa_bits=0)
     total = jnp.sum((x * (1 / top)) ** 2, axes, keepdims=True)
     count = jnp.sum(x > 0, axes, keepdims=True)
     mean = jnp.sqrt(total / jnp.maximum(count, 1))

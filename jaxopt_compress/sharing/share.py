@@ -130,9 +130,7 @@ def share(
         books, shape = options.books(parameter), tuple(parameter.value.shape)
         pinned = parameter.keep is None and vector == 1 if zero is None else zero
         active = None if begin == 0 else jnp.zeros((), bool)
-        state = SharedState(
-            None, active, books, clusters, pinned, options.moves, centroid_dtype
-        )
+        state = SharedState(None, active, books, clusters, pinned, options.moves, centroid_dtype)
         if begin == 0:
             return clustered(state, parameter)
         sizes = [n // vector if d - len(shape) == books.axis else n for d, n in enumerate(shape)]

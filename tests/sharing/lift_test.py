@@ -25,9 +25,7 @@ def model(params, tokens, images):
 
     x, _ = jax.lax.scan(block, x, params["blocks"])
     dims = ("NHWC", "HWIO", "NHWC")
-    y = jax.lax.conv_general_dilated(
-        images, params["conv"], (1, 1), "SAME", dimension_numbers=dims
-    )
+    y = jax.lax.conv_general_dilated(images, params["conv"], (1, 1), "SAME", dimension_numbers=dims)
     heads = jnp.einsum("btd,hdk->bthk", x, params["heads"])
     return x @ params["embed"].T, y.sum((1, 2)), heads
 
