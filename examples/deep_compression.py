@@ -130,8 +130,9 @@ def run(name, method, strength, seed, args, data, folder):
 def evaluated(name, path, images):
     """Accuracy of a file, run as it is stored."""
     small, apply = jc.load(path), MODELS[name][1]
-    test = [x[:images] for x in mnist()[1]]
-    return jc.evaluate(apply, small, batches(*test), {"accuracy": jc.metrics.accuracy()})
+    pixels, labels = mnist()[1]
+    test = batches(pixels[:images], labels[:images])
+    return jc.evaluate(apply, small, test, {"accuracy": jc.metrics.accuracy()})
 
 
 def show(rows):
