@@ -117,6 +117,7 @@ def run(name, method, strength, seed, args, data, folder):
         "strength": strength,
         "seed": seed,
         "epochs": args.epochs,
+        "clusters": args.clusters,
         "error": 100 - 100 * found["accuracy"],
         "kept": kept,
         "plain": jc.nbytes(small),
@@ -180,7 +181,7 @@ def main():
             (n, s, r) for n in args.model for s in strengths for r in args.seeds
         ):
             same = {"model": name, "method": args.method, "strength": strength, "seed": seed}
-            same["epochs"] = args.epochs
+            same |= {"epochs": args.epochs, "clusters": args.clusters}
             if not any(same.items() <= row.items() for row in rows):
                 rows.append(run(name, args.method, strength, seed, args, data, folder))
             if args.out:
