@@ -36,16 +36,17 @@ def solved(x, weight, clusters, **how):
     return np.asarray(found)[0, :, 0]
 
 
-@pytest.mark.parametrize("init", ["linear", "density", "kmeans++", "random"])
-def test_numbers_come_near_the_optimum_and_stand_still(init):
-    """Within 1.3 of the exact cost, which a local optimum may miss; one more step moves nothing."""
+@pytest.mark.parametrize(
+    ("init", "factor"), [("linear", 1.3), ("density", 2), ("kmeans++", 2), ("random", 3)]
+)
+def test_numbers_come_near_the_optimum_and_stand_still(init, factor):
+    """Never below the exact cost, and within a factor: Lloyd's optima are local ones."""
     key = jax.random.key(0) if init in ("kmeans++", "random") else None
     x, weight = numbers(0)
     c = solved(x, weight, 6, init=init, key=key)
     assert np.all(np.diff(c) >= 0)
     assert exact(x, weight, 6) * (1 - 1e-5) <= cost(x, weight, c)
-    # Random members may begin in one half.
-    assert cost(x, weight, c) <= (3 if init == "random" else 1.3) * exact(x, weight, 6)
+    assert cost(x, weight, c) <= factor * exact(x, weight, 6)
     codes = np.argmin(np.abs(x[:, None] - c), 1)
     means = [np.average(x[codes == k], weights=weight[codes == k]) for k in np.unique(codes)]
     np.testing.assert_allclose(c[np.unique(codes)], means, rtol=1e-4, atol=1e-5)
@@ -81,9 +82,12 @@ def test_vectors_against_scikit_learn():
     rng = np.random.default_rng(3)
     x = (rng.normal(size=(80, 3)) + rng.integers(0, 3, (80, 1)) * 2).astype(np.float32)
     weight = rng.uniform(0.5, 2.0, 80).astype(np.float32)
-    start = np.asarray(kmeans(jnp.asarray(x)[None], jnp.asarray(weight)[None], 5, iterations=0))[0]
+    own = lambda n: kmeans(
+        jnp.asarray(x)[None], jnp.asarray(weight)[None], 5, "density", None, False, n
+    )
+    start = np.asarray(own(0))[0]
     model = cluster.KMeans(5, init=start, n_init=1, max_iter=50, tol=0, algorithm="lloyd")
     model.fit(x, sample_weight=weight)
-    own = kmeans(jnp.asarray(x)[None], jnp.asarray(weight)[None], 5)
-    np.testing.assert_allclose(own[0], model.cluster_centers_, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(nearest(jnp.asarray(x)[None], own)[0], model.labels_)
+    found = own(50)
+    np.testing.assert_allclose(found[0], model.cluster_centers_, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(nearest(jnp.asarray(x)[None], found)[0], model.labels_)

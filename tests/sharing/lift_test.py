@@ -43,7 +43,7 @@ def trees():
 @pytest.mark.parametrize(
     "options",
     [
-        {"clusters": 16},
+        pytest.param({"clusters": 16}, marks=pytest.mark.ci),
         pytest.param({"clusters": 8, "per": "channel"}, marks=pytest.mark.ci),
         pytest.param({"clusters": 20, "vector": 2}, marks=pytest.mark.ci),
         pytest.param({"clusters": 3, "group_size": 8}, marks=pytest.mark.ci),

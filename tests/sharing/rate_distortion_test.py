@@ -42,6 +42,7 @@ def test_steps_have_the_derivative_of_their_logarithm():
     np.testing.assert_allclose(got, np.sum((np.round(ratio) - ratio) * 0.25 * np.log(2)), rtol=1e-4)
 
 
+@pytest.mark.ci
 def test_bits_go_where_the_loss_needs_them():
     """A regression on two of sixteen inputs: the codes of the others become 0, and bytes fewer."""
     x = normal(2, 128, 16)
