@@ -74,7 +74,8 @@ def share(
 
     Args:
         clusters: Values per codebook, 2 to 65536. Codes take ``ceil(log2(clusters))`` bits.
-        init: Where k-means begins: ``"linear"``, ``"density"``, ``"kmeans++"`` or ``"random"``.
+        init: Where k-means begins: ``"linear"``, between the extremes; ``"density"``, at quantiles;
+            ``"kmeans++"``; or ``"random"``. For vectors not the first.
         group_size: Consecutive entries along the last contracted axis that share a codebook, among
             all other entries; must divide the axis. By default all.
         vector: Consecutive entries along that axis that have one code together (product
