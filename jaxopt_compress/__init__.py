@@ -2,6 +2,7 @@
 
 from jaxopt_compress import distillation
 from jaxopt_compress.arrays import (
+    CodebookArray,
     InputQuantizedArray,
     LowRankArray,
     PermutedArray,
@@ -60,6 +61,7 @@ from jaxopt_compress.quantization import (
 )
 from jaxopt_compress.removal import NotRemovable, find_groups, flops
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms, rotate, rotate_inputs
+from jaxopt_compress.sharing import rate_distortion, share
 from jaxopt_compress.sparsity import (
     distributions,
     grow,
@@ -96,6 +98,7 @@ from jaxopt_compress.tree import (
 __all__ = [
     "AssumedLayout",
     "CheckpointError",
+    "CodebookArray",
     "Compression",
     "FallbackError",
     "FallbackWarning",
@@ -167,6 +170,7 @@ __all__ = [
     "prune",
     "quantize",
     "quantize_array",
+    "rate_distortion",
     "read_recipe",
     "register_flax_serialization",
     "report",
@@ -180,6 +184,7 @@ __all__ = [
     "scores",
     "sensitivities",
     "shard",
+    "share",
     "small_states",
     "smooth_quant",
     "soft_threshold",

@@ -18,6 +18,7 @@ ROOMS = [
     {"rewriting"},
     {"compression"},
     {"sparsity", "quantization", "low_rank"},
+    {"sharing"},
     {"removal"},
     {"transforms"},
     {"precision"},

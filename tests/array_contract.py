@@ -13,6 +13,7 @@ import numpy as np
 import scipy.linalg
 
 from jaxopt_compress.arrays import (
+    CodebookArray,
     InputQuantizedArray,
     LowRankArray,
     PermutedArray,
@@ -22,6 +23,7 @@ from jaxopt_compress.arrays import (
     SumArray,
     TuckerArray,
 )
+from jaxopt_compress.arrays.codebook import code_bits, code_dtype
 from jaxopt_compress.arrays.sparse import sparse_nm, sparse_rows
 from jaxopt_compress.numerics.codebooks import NF4
 from jaxopt_compress.numerics.formats import format_of
@@ -148,6 +150,36 @@ def _steps(rng, shape, kind):
     outer = floats[..., :1, :1]
     stored = QuantizedArray(codes, outer, None, jnp.dtype("float32"), "float8_e4m3fn", None)
     return lambda outer: raw.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * outer, stored
+
+
+def codebook(clusters, books, *, vector=1, dtype="float32", held="float32", **stored):
+    """Codes of ``(K, N)`` along the first axis, and books that are shared along axes of size 1."""
+    block, keep = stored.get("block"), stored.get("keep")
+
+    def build(rng, stack):
+        raw = rng.integers(0, clusters, (*stack, K // vector, N), np.uint16)
+        shape = (*stack, books[0] * clusters * vector, books[1])
+        centroids = normal(rng, *shape, dtype=held)
+        codes = jnp.asarray(raw).astype(code_dtype(clusters))
+        mask = np.ones((*stack, K, N), bool)
+        if block is not None:
+            codes = pack(jnp.asarray(raw.astype(np.uint8)), code_bits(clusters), -2, block)
+        if keep is not None:
+            mask = keep.mask(rng, stack)
+            codes = keep.store(codes, mask)
+        # Entry ``k`` is part ``k % vector`` of a vector of group ``k // (K / groups)``.
+        k = np.arange(K)[:, None]
+        at = (k // (K // books[0]) * clusters + np.repeat(raw, vector, -2)) * vector + k % vector
+
+        def formula(centroids):
+            table = jnp.broadcast_to(centroids, (*stack, shape[-2], N))
+            values = jnp.take_along_axis(table, jnp.asarray(at, jnp.int32), -2)
+            return jnp.where(mask, values.astype("float32"), 0).astype(dtype)
+
+        leaf = CodebookArray(codes, centroids, jnp.dtype(dtype), clusters, -2, vector, block)
+        return Example(leaf, formula)
+
+    return build
 
 
 class Rows(NamedTuple):
@@ -417,6 +449,17 @@ LEAVES = [
         (-1,),
         (-2,),
     ),
+    Leaf("codebook", codebook(16, (1, 1)), 256 + 64, 512 + 64, BOTH),
+    Leaf(
+        "codebook_channels",
+        codebook(5, (1, N), dtype=HALF, held="float16", block=K),
+        192 + 80,
+        192 + 80,
+        (-1,),
+        (-2,),
+    ),
+    Leaf("codebook_vectors", codebook(32, (2, 1), vector=2), 160 + 512, 256 + 512, (-1,)),
+    Leaf("codebook_rows", codebook(16, (1, 1), keep=ROWS), 86 + 128, 172 + 128, (), BOTH),
     Leaf("nf4_rows", quantized((K, N), "nf4", -2, CHANNEL, keep=ROWS), 86 + 96, 172 + 96, (), BOTH),
     Leaf("rows", sparse(ROWS), 688 + 64, 688 + 64, (), BOTH),
     Leaf("rows_empty", sparse(Rows((K, N), 0), HALF), 0, 0, (), BOTH),

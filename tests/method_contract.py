@@ -63,6 +63,11 @@ def grown(rule: Any) -> Callable[[Where], jc.Compression]:
     return lambda where: jc.prune(jc.scores.magnitude(), schedule, where=where, grow=rule)
 
 
+def shared(**kwargs: Any) -> Callable[[Where], jc.Compression]:
+    """A builder of `jaxopt_compress.share`."""
+    return lambda where: jc.share(where=where, **kwargs)
+
+
 def soft(where: Where) -> jc.Compression:
     """`jaxopt_compress.soft_threshold` with a threshold that prunes."""
     return jc.soft_threshold(where, initial=-1.0)
@@ -170,6 +175,9 @@ METHODS = [
         lambda where: jc.variational_dropout(jax.random.key(0), where, initial=0.0),
         has_axes,
     ),
+    Method("rate-distortion", lambda where: jc.rate_distortion(where=where)),
+    Method("share", shared(clusters=4), has_axes),
+    Method("share-channels", shared(clusters=3, init="density", per="channel"), has_axes),
 ]
 CHAINS = [
     Method(
@@ -205,6 +213,11 @@ CHAINS = [
         "nested",
         chained(chained(prune(0.5)), chained(quantize("int8"))),
         leaves=("even", "empty"),
+    ),
+    Method(
+        "prune+share",
+        chained(prune(0.5), shared(clusters=4, zero=True, centroid_dtype="bfloat16")),
+        leaves=("stack", "ragged"),
     ),
     Method("recipe", recipe, leaves=("even", "ragged")),
 ]

@@ -8,6 +8,7 @@ from jaxopt_compress.arrays.base import (
     map_factors,
     materialize,
 )
+from jaxopt_compress.arrays.codebook import CodebookArray
 from jaxopt_compress.arrays.fake_quantized import FakeQuantizedArray
 from jaxopt_compress.arrays.input_quantized import InputQuantizedArray
 from jaxopt_compress.arrays.leaf_types import compressed_array
@@ -22,6 +23,7 @@ from jaxopt_compress.arrays.summed import SumArray
 from jaxopt_compress.arrays.tucker import TuckerArray
 
 __all__ = [
+    "CodebookArray",
     "CompressedArray",
     "FakeQuantizedArray",
     "InputQuantizedArray",

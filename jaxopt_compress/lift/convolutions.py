@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxopt_compress.arrays import LowRankArray, QuantizedArray, SparseArray
+from jaxopt_compress.arrays import CodebookArray, LowRankArray, QuantizedArray, SparseArray
 from jaxopt_compress.kernels import on_each_platform
 from jaxopt_compress.kernels.integer_dots import exact_parts
 from jaxopt_compress.lift.interpreter import Call
@@ -21,7 +21,7 @@ from jaxopt_compress.numerics.rounding import promoted
 _FEW_CHANNELS = 16
 
 
-@contraction_rule("conv_general_dilated", QuantizedArray, SparseArray)
+@contraction_rule("conv_general_dilated", QuantizedArray, SparseArray, CodebookArray)
 def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
     """The scale of an output channel multiplies the result; any other one the codes."""
     if at != 1:

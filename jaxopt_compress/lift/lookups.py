@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxopt_compress.arrays import LowRankArray, QuantizedArray, SparseArray
+from jaxopt_compress.arrays import CodebookArray, LowRankArray, QuantizedArray, SparseArray
 from jaxopt_compress.lift.interpreter import Call
 from jaxopt_compress.lift.products import contraction_rule, dense_operand
-from jaxopt_compress.lift.views import plain_steps
+from jaxopt_compress.lift.views import plain_codes, plain_steps
 
 
 @contraction_rule("gather", QuantizedArray)
@@ -48,10 +48,15 @@ def _fill(call: Call, y: jax.Array, shape: tuple[int, ...], indices: jax.Array) 
 
 def _place(call: Call, w: QuantizedArray) -> int:
     """Where the result has the axis along which codes are grouped or packed."""
+    return _places(call, w.ndim)[w.ndim + w.checked_axis]
+
+
+def _places(call: Call, ndim: int) -> dict[int, int]:
+    """Axis of what is looked up in -> axis of the result, of those that this has."""
     spec = call.params["dimension_numbers"]
     gone = (*spec.collapsed_slice_dims, *spec.operand_batching_dims)
-    kept = [d for d in range(w.ndim) if d not in gone]
-    return spec.offset_dims[kept.index(w.ndim + w.checked_axis)]
+    kept = [d for d in range(ndim) if d not in gone]
+    return dict(zip(kept, spec.offset_dims, strict=True))
 
 
 def _rows(call: Call, x: jax.Array, shape: tuple[int, ...], indices: jax.Array) -> jax.Array:
@@ -87,6 +92,36 @@ def _gather_sparse(call: Call, at: int, values: Sequence[Any]) -> Any:
         return NotImplemented
     w, indices = values
     return _bind(call, w.materialize(), indices, call.params["slice_sizes"])
+
+
+@contraction_rule("gather", CodebookArray)
+def _gather_codebook(call: Call, at: int, values: Sequence[Any]) -> Any:
+    """Gathers codes, and the codebooks of those that have their own; then looks values up."""
+    if at != 0:
+        return NotImplemented
+    w, indices = values
+    sizes, looked_up = call.params["slice_sizes"], call.params["dimension_numbers"].start_index_map
+    places, axis = _places(call, w.ndim), w.ndim + w.axis
+    whole = all(sizes[d] == w.shape[d] for d in range(w.ndim) if d not in looked_up)
+    across = axis in looked_up
+    # Entries that are looked up one by one need one book for all of them, and a code each.
+    single = w.vector == 1 and w.centroids.size == w.clusters and call.out.ndim > 0
+    if not whole or isinstance(w.codes, SparseArray) or (across and not single):
+        return _bind(call, dense_operand(w, w.dtype), indices, sizes)
+    w = plain_codes(w) if across else w
+    codes = _rows(call, w.codes, w.shape, indices)
+    place = codes.ndim - 1 if across else places[axis]
+    if across or all(w.centroids.shape[d] == 1 for d in looked_up):
+        # One book serves all that is found.
+        shape = [1] * codes.ndim
+        for d, to in places.items():
+            shape[to] = w.centroids.shape[d] if d != axis else 1
+        shape[place] = w.centroids.shape[axis]
+        centroids = w.centroids.reshape(shape)
+    else:
+        centroids = _rows(call, w.centroids, w.shape, indices)
+    found = w.replace(codes=codes, centroids=centroids, axis=place - codes.ndim)
+    return _fill(call, dense_operand(found, call.out.dtype), w.shape, indices)
 
 
 @contraction_rule("gather", LowRankArray)

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType
 
-from jaxopt_compress.arrays import FakeQuantizedArray, QuantizedArray, SparseArray, materialize
+from jaxopt_compress.arrays import (
+    CodebookArray,
+    FakeQuantizedArray,
+    QuantizedArray,
+    SparseArray,
+    materialize,
+)
 from jaxopt_compress.lift.interpreter import Call, Layer, Ref, leaf_rule
 from jaxopt_compress.lift.views import NoView
 from jaxopt_compress.numerics.integers import Integers
@@ -139,6 +145,12 @@ def contract(w: Any, x: jax.Array, how: Product) -> Any:
 
 @contract.register
 def _contract_sparse(w: SparseArray, x: jax.Array, how: Product) -> jax.Array:
+    return dot(x, w.materialize().astype(x.dtype), how)
+
+
+@contract.register
+def _contract_codebook(w: CodebookArray, x: jax.Array, how: Product) -> jax.Array:
+    """Values are looked up where they are used; few ones are selected, which products fuse."""
     return dot(x, w.materialize().astype(x.dtype), how)
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import (
+    CodebookArray,
     MaskedArray,
     QuantizedArray,
     SparseArray,
@@ -75,9 +76,9 @@ class PrunedState(LeafState):
         return ~self.mask if self.zero else None
 
     def compress(self, w: Any, learned: Any, path: str) -> Any:
-        """The kept entries; of a quantized array, the kept codes."""
+        """The kept entries; of an array of codes, the kept codes."""
         del learned, path
-        if isinstance(w, QuantizedArray):
+        if isinstance(w, QuantizedArray) or (isinstance(w, CodebookArray) and w.vector == 1):
             return w.replace(codes=self._store(w.unpacked()), block=None)
         return self._store(materialize(w))
 

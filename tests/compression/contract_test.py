@@ -19,7 +19,7 @@ def params(methods):
     """Methods as arguments; those that are like another one in the contract run on demand."""
     alike = ("int4", "int2", "int8-", "3:5", "rank-1", "nested")
     alike += ("output", "block", "channels", "straight", "threshold", "set", "snfs", "soft")
-    alike += ("hard", "variational")
+    alike += ("hard", "variational", "rate", "share")
     kept = lambda m: [pytest.mark.slow] if m.name.startswith(alike) else []
     return [pytest.param(m, id=m.name, marks=kept(m)) for m in methods]
 

@@ -12,6 +12,7 @@ from jaxopt_compress.lift.views.base import (
     stacked,
     transposed,
 )
+from jaxopt_compress.lift.views.codebook import plain_codes
 from jaxopt_compress.lift.views.joined import Joined
 from jaxopt_compress.lift.views.quantized import entrywise, plain_steps
 from jaxopt_compress.lift.views.rules import STORED
@@ -26,6 +27,7 @@ __all__ = [
     "entrywise",
     "flipped",
     "matching_runs",
+    "plain_codes",
     "plain_steps",
     "reshaped",
     "scaled",

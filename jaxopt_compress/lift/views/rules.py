@@ -10,6 +10,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_compress.arrays import (
+    CodebookArray,
     InputQuantizedArray,
     LowRankArray,
     PermutedArray,
@@ -23,6 +24,7 @@ from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import Call, Layer, Ref, Turned, leaf_rule
 from jaxopt_compress.lift.views import (
     base,
+    codebook,
     low_rank,
     permuted,
     quantized,
@@ -46,9 +48,11 @@ STORED = (
     ScaledArray,
     RotatedArray,
     SumArray,
+    CodebookArray,
 )
 
 del (
+    codebook,
     low_rank,
     permuted,
     quantized,

@@ -1,0 +1,6 @@
+"""Values that entries share, and training for what an entropy coder makes of a file."""
+
+from jaxopt_compress.sharing.rate_distortion import rate_distortion
+from jaxopt_compress.sharing.share import share
+
+__all__ = ["rate_distortion", "share"]
