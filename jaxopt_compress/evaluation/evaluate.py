@@ -1,7 +1,7 @@
 """Metrics of a function over batches."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -157,7 +157,7 @@ class Totals:
         join = lambda part, *parts: np.concatenate((part, *parts)) if parts else part
         pairs = zip(self._metrics, self._found, strict=True)
         trees = [(m, jax.tree.map(join, found[0], *found[1:])) for m, found in pairs]
-        return {metric.name: float(metric.result(tree)) for metric, tree in trees}
+        return {metric.name: _figure(metric.result(tree)) for metric, tree in trees}
 
     def _fold(self) -> None:
         if self._pending is None:
@@ -169,6 +169,11 @@ class Totals:
             else:
                 found.append(new)
         self._pending = None
+
+
+def _figure(found: Any) -> Any:
+    """A number, or a table of them as it is."""
+    return dict(found) if isinstance(found, Mapping) else float(found)
 
 
 def _wide(x: Any) -> np.ndarray:
