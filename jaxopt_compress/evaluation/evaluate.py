@@ -11,6 +11,7 @@ import numpy as np
 from jaxopt_compress.evaluation.metrics import Metric, Metrics, checked
 from jaxopt_compress.lift import lift
 from jaxopt_compress.lift.interpreter import OnFallback
+from jaxopt_compress.tree.meshes import on_auto_axes
 
 
 class Batch(NamedTuple):
@@ -147,7 +148,8 @@ class Totals:
 
     def add(self, outputs: Any, targets: Any, weights: Any) -> None:
         """Measures the outputs of a batch."""
-        found = _measured(self._metrics, outputs, targets, weights)
+        run = functools.partial(_measured, self._metrics)
+        found = on_auto_axes(run, outputs, targets, weights)
         self._fold()
         self._pending = found
 
