@@ -12,7 +12,7 @@ from jaxopt_compress.arrays import (
     materialize,
 )
 from jaxopt_compress.compression import Compression, LargerWarning, best_of, chain, compress
-from jaxopt_compress.evaluation import compare, evaluate, metrics
+from jaxopt_compress.evaluation import compare, corruptions, evaluate, metrics
 from jaxopt_compress.lift import (
     FallbackError,
     FallbackWarning,
@@ -114,6 +114,7 @@ __all__ = [
     "compress",
     "compress_in_order",
     "compressed_training",
+    "corruptions",
     "distillation",
     "distributions",
     "dorefa",

@@ -128,7 +128,9 @@ def test_classes_are_those_of_scikit_learn_of_sharded_batches_too():
     ):
         for name, figures in zip(("precision", "recall", "f1", "support"), want, strict=True):
             np.testing.assert_allclose(found["per_class"][name], figures, rtol=1e-12)
-    assert measured("auc", scores, targets, weights, put) == measured("auc", scores, targets, weights)
+    assert measured("auc", scores, targets, weights, put) == measured(
+        "auc", scores, targets, weights
+    )
 
 
 def test_makers_of_metrics_are_called():
