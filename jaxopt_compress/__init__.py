@@ -26,7 +26,7 @@ from jaxopt_compress.lift import (
 )
 from jaxopt_compress.low_rank import low_rank
 from jaxopt_compress.numerics import bounds
-from jaxopt_compress.planning import allocate, bytes, read_recipe, report, sensitivities
+from jaxopt_compress.planning import allocate, bytes, plan, read_recipe, report, sensitivities
 from jaxopt_compress.post_training import compress_in_order
 from jaxopt_compress.precision import (
     dynamic_loss_scale,
@@ -141,6 +141,7 @@ __all__ = [
     "mixed_precision",
     "nbytes",
     "partition",
+    "plan",
     "progressive",
     "proximal",
     "prune",

@@ -113,8 +113,8 @@ def versions(
         leaves, treedef = jax.tree.flatten(inputs)
         keys = jax.random.split(own, len(leaves))
         pairs = zip(keys, leaves, strict=True)
-        new = [_corrupted(corruption, k, x) if _is_signal(x) else x for k, x in pairs]
-        if not any(map(_is_signal, leaves)):
+        new = [_corrupted(corruption, k, x) if is_signal(x) else x for k, x in pairs]
+        if not any(map(is_signal, leaves)):
             found = ", ".join(str(getattr(x, "dtype", type(x).__name__)) for x in leaves)
             raise ValueError(
                 f"the corruption {name!r} needs floating inputs, or bytes (uint8); here are {found}"
@@ -122,7 +122,8 @@ def versions(
         yield f"{name}/", jax.tree.unflatten(treedef, new)
 
 
-def _is_signal(x: Any) -> bool:
+def is_signal(x: Any) -> bool:
+    """Whether an input is floating, or an image of bytes."""
     dtype = getattr(x, "dtype", None)
     return dtype is not None and (dtype == np.uint8 or jnp.issubdtype(dtype, jnp.floating))
 

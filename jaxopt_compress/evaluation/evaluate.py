@@ -117,10 +117,21 @@ def call(
 
     What is no array in the arguments is static.
     """
+    return _compiled_call(fn, on_fallback, *_split(params, inputs))
+
+
+def lowered(
+    fn: Callable[..., Any], on_fallback: OnFallback, params: Any, inputs: tuple[Any, ...]
+) -> Any:
+    """As `call`, up to compilation."""
+    return _compiled_call.lower(fn, on_fallback, *_split(params, inputs))
+
+
+def _split(params: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any, list[Any]]:
+    """The structure of arguments, what is no array in them, and the arrays."""
     leaves, treedef = jax.tree.flatten((params, inputs))
     arrays = [x if hasattr(x, "shape") else None for x in leaves]
-    static = tuple(None if hasattr(x, "shape") else x for x in leaves)
-    return _compiled_call(fn, on_fallback, treedef, static, arrays)
+    return treedef, tuple(None if hasattr(x, "shape") else x for x in leaves), arrays
 
 
 # Functions are keys of the cache, so that later calls find what earlier ones compiled.
