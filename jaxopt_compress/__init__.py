@@ -69,7 +69,7 @@ from jaxopt_compress.storage import (
     register_flax_serialization,
     save,
 )
-from jaxopt_compress.transforms import compressed_training, proximal, weight_gradients
+from jaxopt_compress.transforms import compressed_training, proximal, scalars, weight_gradients
 from jaxopt_compress.tree import (
     AssumedLayout,
     Glob,
@@ -152,6 +152,7 @@ __all__ = [
     "report",
     "resident_bytes",
     "save",
+    "scalars",
     "schedules",
     "scores",
     "sensitivities",

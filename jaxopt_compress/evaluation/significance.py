@@ -44,9 +44,9 @@ def paired_test(first: Any, other: Any) -> dict[str, Any]:
 
     Returns:
         ``difference`` of the means, other minus first, with ``low`` and ``high`` of its 95%
-        interval; ``p``, the probability of a difference of this size or more if there were none; ``noise``,
-        whether that is 0.05 or more; and the ``test``. One pair is tested: of twenty comparisons
-        without a difference one is expected below 0.05. Right and wrong answers:
+        interval; ``p``, the probability of a difference of this size or more if there were none;
+        ``noise``, whether that is 0.05 or more; and the ``test``. One pair is tested: of twenty
+        comparisons without a difference one is expected below 0.05. Right and wrong answers:
         McNemar's test, exact. Other values: random signs of the examples' differences. Intervals
         are those of the bootstrap over examples. Of more than 20,000 examples both are normal.
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxopt_compress.planning import charts
 from jaxopt_compress.planning.tables import Table
+from jaxopt_compress.sparsity.schedule import Schedule
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #d0d7de; --soft: #f6f8fa; --text: #1f2328; }
@@ -85,7 +86,7 @@ def recipe_section(recipe: str | None) -> Section:
 
 
 def schedule_section(
-    schedules: Mapping[str, Callable[[Any], Any]] | None, steps: int | None
+    schedules: Mapping[str, Schedule | Callable[[Any], Any]] | None, steps: int | None
 ) -> Section:
     """Curves of schedules over updates.
 
@@ -98,8 +99,9 @@ def schedule_section(
         raise ValueError(f"schedules= needs steps=, the number of updates to show, not {steps}")
     at = np.unique(np.linspace(0, steps, 101).astype(int))
     rows = [
-        {"update": int(i), "value": float(schedule(int(i))), "schedule": name}
+        {"update": int(i), "value": float(value(int(i))), "schedule": name}
         for name, schedule in schedules.items()
+        for value in [schedule.sparsity if isinstance(schedule, Schedule) else schedule]
         for i in at
     ]
     spec = charts.lines(rows, "update", "value", "schedule")

@@ -31,9 +31,9 @@ class Plan(dict[str, Any]):
     A row has ``path``, ``shape``, ``dtype``; ``rule``, the pattern of the recipe that took it;
     ``method``, and ``call``, what was asked for; ``skipped``, why it stays as it is;
     ``dense_bytes``, ``stored_bytes``, ``ratio``, ``bits_per_weight``; ``flops`` of its products in
-    a call; ``moved_bytes``, what a call reads of it at least. ``estimated`` is true where the stored
-    size depends on values, and was scaled up from a small random matrix. With a chip there are
-    ``microseconds``, the roofline ``max(bytes / bandwidth, operations / peak)``, and ``bound``,
+    a call; ``moved_bytes``, what a call reads of it at least. ``estimated`` is true where the
+    stored size depends on values, and was scaled up from a small random matrix. With a chip there
+    are ``microseconds``, the roofline ``max(bytes / bandwidth, operations / peak)``, and ``bound``,
     which of the two it is. Unknown values are None.
 
     The total has sums, ``peak_bytes``, what compressing needs at most (all parameters before and

@@ -23,6 +23,7 @@ from jaxopt_compress.planning.html import (
     write_page,
 )
 from jaxopt_compress.planning.tables import Table, as_rich, as_text
+from jaxopt_compress.sparsity.schedule import Schedule
 from jaxopt_compress.tree import named_leaves
 
 
@@ -51,7 +52,7 @@ class Report(dict[str, Any]):
         *,
         title: str = "Compression report",
         recipe: str | None = None,
-        schedules: Mapping[str, Callable[[Any], Any]] | None = None,
+        schedules: Mapping[str, Schedule | Callable[[Any], Any]] | None = None,
         steps: int | None = None,
     ) -> None:
         """Writes one HTML file that needs no network: the table, charts by leaf, and the recipe.
@@ -60,7 +61,7 @@ class Report(dict[str, Any]):
             path: The file.
             title: Of the page.
             recipe: Its text, such as that of a file for `read_recipe`.
-            schedules: Name -> function of the update, to be drawn.
+            schedules: Name -> one of `jaxopt_compress.schedules`, or a function of the update.
             steps: How many updates of them.
 
         Raises:
