@@ -140,7 +140,8 @@ class _Measured:
         self.compiled: dict[str, dict[str, Any]] = {}
         self.batch: Batch | None = None
         self.outputs: dict[str, Any] = {}
-        self._on_fallback, self._compiles, self._attribution = on_fallback, compiled, attribution
+        self._on_fallback: OnFallback = on_fallback
+        self._compiles, self._attribution = compiled, attribution
         self._metrics = metrics
         self._tested = tuple(kept_values(m) for m in metrics if m.values is not None)
         self._totals: dict[tuple[str, str], Totals] = {}

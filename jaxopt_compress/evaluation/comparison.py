@@ -110,29 +110,45 @@ class Comparison(dict[str, dict[str, Any]]):
         ]
 
     def tables(self) -> list[Table]:
-        """Two tables: what variants answer, and what they cost."""
+        """What variants answer, the same under each corruption, and what they cost."""
         names = [n for row in self.values() for n in row]
-        names = [n for n in dict.fromkeys(names) if n not in _NESTED]
-        plain = lambda n: (
-            not any(isinstance(r.get(n), dict) and n not in COSTS for r in self.values())
-        )
-        cost = [n for n in names if n in COSTS]
-        answers = [n for n in names if n not in COSTS and plain(n)]
+        table = lambda n: any(isinstance(row.get(n), dict) for row in self.values())
+        names = [n for n in dict.fromkeys(names) if n in COSTS or not table(n)]
+        answers = [n for n in names if n not in COSTS and "/" not in n]
+        under = dict.fromkeys(n.split("/")[0] for n in names if "/" in n)
+        parts = [[n for n in names if n.startswith(f"{name}/")] for name in under]
+        costs = [n for n in names if n in COSTS]
+        return [
+            self._table("variant", self._with_tests(answers)),
+            *(
+                self._table(f"under {name}", [self._column(n) for n in own])
+                for name, own in zip(under, parts, strict=True)
+            ),
+            self._table("variant", [self._column(n) for n in costs]),
+        ]
+
+    def _column(self, name: str) -> "_Column":
+        title = _TITLES.get(name, name.rpartition("/")[2])
+        return title, lambda row: _cell(name, row.get(name))
+
+    def _with_tests(self, names: list[str]) -> list["_Column"]:
+        """Columns, each with that of its test behind it, if there is one."""
         tested = {metric for row in self.values() for metric in row.get("paired", ())}
         p = lambda row, metric: row.get("paired", {}).get(metric, {}).get("p")
-        first = [(_TITLES.get(n, n), lambda row, n=n: _cell(n, row.get(n))) for n in answers]
-        for metric in (n for n in answers if n in tested):
-            at = answers.index(metric) + 1 + sum(t.startswith("p of") for t, _ in first)
-            first.insert(at, (f"p of {metric}", lambda row, m=metric: _cell("p", p(row, m))))
-        second = [(_TITLES.get(n, n), lambda row, n=n: _cell(n, row.get(n))) for n in cost]
-        return [self._table(columns) for columns in (first, second)]
+        columns: list[_Column] = []
+        for name in names:
+            columns.append(self._column(name))
+            if name in tested:
+                columns.append((f"p of {name}", lambda row, n=name: _cell("p", p(row, n))))
+        return columns
 
-    def _table(self, columns: list[tuple[str, Callable[[Any], str]]]) -> Table:
+    def _table(self, corner: str, columns: list["_Column"]) -> Table:
         rows = [[name, *(cell(row) for _, cell in columns)] for name, row in self.items()]
-        titles = ["variant", *(title for title, _ in columns)]
+        titles = [corner, *(title for title, _ in columns)]
         return Table(titles, rows, [], [False, *(True for _ in columns)])
 
 
+_Column = tuple[str, Callable[[Any], str]]
 _NESTED = ("paired", "layers")
 _TITLES = {
     "stored_bytes": "bytes",

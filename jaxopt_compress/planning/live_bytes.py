@@ -1,6 +1,5 @@
 """How much memory a traced function needs, if nothing is fused."""
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,8 +43,6 @@ def _bytes(variable: Any) -> int:
     shape, dtype = getattr(variable.aval, "shape", None), getattr(variable.aval, "dtype", None)
     if shape is None or dtype is None:
         return 0
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
-        return math.prod(shape) * dtype.itemsize
     return stored_bytes(jax.ShapeDtypeStruct(shape, dtype))
 
 

@@ -69,8 +69,8 @@ class Plan(dict[str, Any]):
         """What is printed."""
         columns = [c for c in _COLUMNS if any(row.get(c) is not None for row in self["leaves"])]
         text = lambda row, c: "" if row.get(c) is None else _COLUMNS[c][1](row[c])
-        about = lambda row, c: "~" * bool(row.get("estimated") and c in _ESTIMATED)
-        cells = lambda row: [about(row, c) + text(row, c) for c in columns]
+        rough = lambda row, c: row.get("estimated") and c in _ESTIMATED and row.get(c) is not None
+        cells = lambda row: ["~" * bool(rough(row, c)) + text(row, c) for c in columns]
         total = cells({**self["total"], "path": "total"})
         titles = [_COLUMNS[c][0] for c in columns]
         rows = [cells(row) for row in self["leaves"]]
