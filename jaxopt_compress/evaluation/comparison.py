@@ -83,6 +83,7 @@ class Comparison(dict[str, dict[str, Any]]):
         size = lambda row: row["stored_bytes"]
         first = next(iter(self.values()), {})
         plain = [n for n, x in first.items() if isinstance(x, float) and n not in FIGURES]
+        plain = [n for n in plain if "/" not in n]
         points = lambda n: [
             {"variant": name, "bytes": size(row), n: row[n]}
             for name, row in self.items()

@@ -11,12 +11,12 @@ from typing import Any
 from jaxopt_compress.extras import require
 
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
-# Told apart by those who see few colours, on white and on black (Okabe and Ito, 2008).
-_COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"]
+# Told apart by those who see few colours, on white and on black, after Okabe and Ito (2008).
+_COLOURS = ["#2f8fd8", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"]
 _TEXT = {"labelColor": "currentColor", "titleColor": "currentColor"}
 _LINES = {"gridColor": "#8884", "domainColor": "#888", "tickColor": "#888"}
 _CONFIG = {
-    "axis": {**_TEXT, **_LINES, "labelLimit": 260},
+    "axis": {**_TEXT, **_LINES, "labelLimit": 260, "titlePadding": 14},
     "legend": {**_TEXT, "orient": "top", "title": None},
     "header": _TEXT,
     "view": {"stroke": None},
@@ -60,7 +60,11 @@ def bars(rows: Sequence[Mapping[str, Any]], label: str, value: str, colour: str 
 def scatter(rows: Sequence[Mapping[str, Any]], x: str, y: str, label: str) -> Any:
     """Named points; bytes on a logarithmic axis."""
     axes = {
-        "x": {**_field(x, "quantitative"), "scale": {"type": "log", "nice": True}},
+        "x": {
+            **_field(x, "quantitative"),
+            "scale": {"type": "log", "nice": True},
+            "axis": {"format": "~s", "tickCount": 4},
+        },
         "y": {**_field(y, "quantitative"), "scale": {"zero": False}},
     }
     name = {"type": "text", "align": "left", "dx": 8, "dy": -4}
