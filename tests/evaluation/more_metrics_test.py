@@ -20,7 +20,8 @@ def identity(params, x):
 
 def measured(metric, outputs, targets, weights, put=jnp.asarray):
     """In two batches of one shape."""
-    half = [tuple(map(put, part)) for part in zip(*(np.split(x, 2) for x in (outputs, targets, weights)))]  # noqa: B905,E501  # fmt: skip
+    halves = [[put(part) for part in np.split(x, 2)] for x in (outputs, targets, weights)]
+    half = list(zip(*halves, strict=True))
     return jc.evaluate(identity, {}, half, [metric])
 
 
