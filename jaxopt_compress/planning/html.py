@@ -28,7 +28,8 @@ th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align:
 thead th { background: var(--soft); }
 tfoot td { font-weight: 600; }
 .right { text-align: right; }
-figure { display: inline-block; margin: 1rem 1rem 0 0; max-width: 100%; vertical-align: top; } figcaption { font-size: .9rem; margin-bottom: .4rem; }
+figure { display: inline-block; margin: 1rem 1rem 0 0; max-width: 100%; vertical-align: top; }
+figcaption { font-size: .9rem; margin-bottom: .4rem; }
 svg { color: var(--text); height: auto; max-width: 100%; }
 pre { background: var(--soft); border: 1px solid var(--line); overflow-x: auto; padding: .8rem; }
 """
