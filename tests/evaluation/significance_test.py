@@ -33,7 +33,7 @@ def test_intervals_are_those_of_scipy():
     for n in (200, 30_000):
         moved, weights = rng.normal(0.1, 1, n), rng.integers(1, 3, n).astype(float)
         low, high = bootstrap(moved, weights)
-        mean = lambda m, w: m.sum(-1) / w.sum(-1)
+        mean = lambda m, w, axis=-1: m.sum(axis) / w.sum(axis)
         want = scipy.stats.bootstrap(
             (moved, weights), mean, paired=True, vectorized=True, n_resamples=300, method="basic"
         )
@@ -66,6 +66,7 @@ def case():
     return params, jc.compress(params, jc.quantize("int2"), layout="in,out"), images, targets
 
 
+@pytest.mark.ci
 def test_comparisons_hold_tests_attributions_membership_and_layers(case):
     params, small, images, targets = case
     batches = [(images[:20], targets[:20]), (images[20:], targets[20:])]
@@ -97,8 +98,10 @@ def test_comparisons_hold_tests_attributions_membership_and_layers(case):
     assert a["attribution_cosine"] == pytest.approx(1, abs=1e-5)
     losses = lambda p, x, y: -np.asarray(jax.nn.log_softmax(model(p, x)))[np.arange(len(y)), y]
     inside, outside = losses(dense, *members[0]), losses(dense, images, targets)
-    lower = inside[:, None] < outside
-    assert b["membership_auc"] == pytest.approx(lower.mean(), abs=1e-6)
+    # Members are among the others too: losses that differ by rounding only are one example's.
+    above = outside - inside[:, None]
+    wins = np.where(np.abs(above) < 1e-5, 0.5, above > 0)
+    assert b["membership_auc"] == pytest.approx(wins.mean(), abs=1e-6)
     assert a["membership_auc"] > 0.5
     assert a["layers"] == {"in": 0, "out": 0} and all(b["layers"][k] > 0.01 for k in b["layers"])
     assert b["peak_bytes"] > 0 and b["compile_seconds"] > 0
