@@ -16,7 +16,7 @@ from jaxopt_compress.arrays import (
     materialize,
 )
 from jaxopt_compress.compression import Compression, LargerWarning, best_of, chain, compress
-from jaxopt_compress.evaluation import compare, evaluate, metrics
+from jaxopt_compress.evaluation import compare, corruptions, evaluate, metrics
 from jaxopt_compress.lift import (
     FallbackError,
     FallbackWarning,
@@ -36,7 +36,7 @@ from jaxopt_compress.low_rank import (
     tucker,
 )
 from jaxopt_compress.numerics import bounds
-from jaxopt_compress.planning import allocate, bytes, read_recipe, report, sensitivities
+from jaxopt_compress.planning import allocate, bytes, plan, read_recipe, report, sensitivities
 from jaxopt_compress.post_training import compress_in_order, correct_biases
 from jaxopt_compress.precision import (
     dynamic_loss_scale,
@@ -84,7 +84,7 @@ from jaxopt_compress.storage import (
     save_gguf,
     save_safetensors,
 )
-from jaxopt_compress.transforms import compressed_training, proximal, weight_gradients
+from jaxopt_compress.transforms import compressed_training, proximal, scalars, weight_gradients
 from jaxopt_compress.tree import (
     AssumedLayout,
     Glob,
@@ -135,6 +135,7 @@ __all__ = [
     "compress_in_order",
     "compressed_training",
     "correct_biases",
+    "corruptions",
     "distillation",
     "distributions",
     "dorefa",
@@ -165,6 +166,7 @@ __all__ = [
     "mixed_precision",
     "nbytes",
     "partition",
+    "plan",
     "progressive",
     "proximal",
     "prune",
@@ -180,6 +182,7 @@ __all__ = [
     "save",
     "save_gguf",
     "save_safetensors",
+    "scalars",
     "schedules",
     "scores",
     "sensitivities",

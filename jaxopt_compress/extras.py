@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 # Packages that are imported under another name than they are installed by.
-_PACKAGES = {"sklearn": "scikit-learn"}
+_PACKAGES = {"sklearn": "scikit-learn", "vl_convert": "vl-convert-python"}
 
 
 def require(module: str, extra: str) -> Any:

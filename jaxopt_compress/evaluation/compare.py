@@ -1,73 +1,36 @@
 """Several trees of parameters of one function side by side."""
 
 import functools
-import math
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxopt_compress.arrays import is_compressed
-from jaxopt_compress.evaluation.evaluate import Totals, call, hashable, unpacked
-from jaxopt_compress.evaluation.metrics import Metric, Metrics, checked, mean
-from jaxopt_compress.evaluation.scores import answers, are_scores
-from jaxopt_compress.evaluation.sums import weighted_sum
+from jaxopt_compress.evaluation.comparison import FIGURES, Comparison
+from jaxopt_compress.evaluation.corruptions import (
+    Corruptions,
+    check_corruptions,
+    is_signal,
+    versions,
+)
+from jaxopt_compress.evaluation.evaluate import Batch, Totals, call, hashable, lowered, unpacked
+from jaxopt_compress.evaluation.metric import Metric, Metrics, mean
+from jaxopt_compress.evaluation.metrics import checked
+from jaxopt_compress.evaluation.ranks import area
+from jaxopt_compress.evaluation.relations import ATTRIBUTION, input_gradients, relations
+from jaxopt_compress.evaluation.scores import answers, are_scores, negative_log_likelihood
+from jaxopt_compress.evaluation.significance import kept_values, paired_test
 from jaxopt_compress.evaluation.timing import interleave, median
-from jaxopt_compress.lift import uses
+from jaxopt_compress.lift import Statistics, uses
 from jaxopt_compress.lift.interpreter import OnFallback
-from jaxopt_compress.planning.tables import Table, as_rich, as_text
+from jaxopt_compress.planning.costs import moved_bytes, picojoules, product_flops
+from jaxopt_compress.planning.report import report
 from jaxopt_compress.tree import named_leaves, nbytes, resident_bytes
 
-_FIGURES = ("agreement", "difference", "stored_bytes", "ratio", "resident_bytes", "flops",
-            "milliseconds")  # fmt: skip
-
-
-class Comparison(dict[str, dict[str, Any]]):
-    """A table of variants that is also a plain dict: ``{variant: {figure: value}}``.
-
-    Besides the metrics a variant has
-
-    - ``agreement``: the share of examples with the first variant's answer (class of the highest
-      score); None if outputs are no scores of classes;
-    - ``difference``: ``||y - y_first||_F / ||y_first||_F`` over all outputs;
-    - ``stored_bytes``, their ``ratio`` to the first variant's, and ``resident_bytes``;
-    - ``flops``: floating operations of all products with parameters in a call on the first batch,
-      those with both factors of a low-rank parameter; None where a loop's length is unknown.
-      Products of activations with each other are not counted;
-    - ``milliseconds``: ``{"median", "low", "high"}`` of a compiled call on the first batch, with a
-      95% confidence interval; None if there were no rounds.
-
-    `json.dumps` takes it as it is, up to metrics that are NaN; `str` and rich print it as a table.
-    """
-
-    def __str__(self) -> str:
-        return as_text(self._table())
-
-    def __rich__(self) -> Any:
-        return as_rich(self._table())
-
-    def _table(self) -> Table:
-        names = list(next(iter(self.values()), {}))
-        names = [n for n in names if any(row[n] is not None for row in self.values())]
-        titles = ["variant", *(_TITLES.get(n, n) for n in names)]
-        rows = [
-            [name, *("" if row[n] is None else _FORMATS.get(n, _figure)(row[n]) for n in names)]
-            for name, row in self.items()
-        ]
-        return Table(titles, rows, [], [False, *(True for _ in names)])
-
-
-_figure = "{:.4f}".format
-_TITLES = {"stored_bytes": "bytes", "resident_bytes": "in memory", "milliseconds": "ms"}
-_FORMATS: dict[str, Callable[[Any], str]] = {
-    "difference": "{:.1e}".format,
-    "stored_bytes": "{:,}".format,
-    "resident_bytes": "{:,}".format,
-    "ratio": "{:.2f}".format,
-    "flops": "{:.3g}".format,
-    "milliseconds": lambda t: "{median:.4g} [{low:.4g}, {high:.4g}]".format(**t),
-}
+_LOSSES = kept_values(mean(negative_log_likelihood, "losses"))
 
 
 def compare(
@@ -77,20 +40,35 @@ def compare(
     metrics: Metrics,
     rounds: int = 11,
     on_fallback: OnFallback = "warn",
+    *,
+    corruptions: Corruptions | None = None,
+    key: jax.Array | None = None,
+    attribution: bool = False,
+    members: Iterable[Any] | None = None,
+    stats: Mapping[str, Sequence[Statistics]] | None = None,
 ) -> Comparison:
     """Measures quality, size and speed of several trees of parameters of one function.
 
     The batches are gone through once, and every variant sees each; memory holds the outputs of two
-    variants for one batch. Times are those of compiled calls on the first batch in rounds that take
-    turns in random order, so that what disturbs the machine disturbs all variants alike.
+    variants for one batch, and for each example one number per metric. Times are those of compiled
+    calls on the first batch in rounds that take turns in random order, so that what disturbs the
+    machine disturbs all variants alike.
 
     Args:
         fn: As in `evaluate`.
         variants: Name -> parameters, dense or compressed; the others are compared with the first.
         batches: As in `evaluate`.
         metrics: As in `evaluate`.
-        rounds: How often a call of each variant is timed; 0 for no times.
+        rounds: How often a call of each variant is timed; 0 for no times, and no compilation for
+            its time and memory.
         on_fallback: As in `evaluate`.
+        corruptions: As in `evaluate`; all variants see the same corrupted inputs.
+        key: As in `evaluate`.
+        attribution: Whether to compare gradients by the inputs.
+        members: Batches that the parameters were trained on, for how well losses tell them from
+            ``batches``, which they must not have been trained on.
+        stats: What `calibrate` found with the first variant, best on held-out batches: adds the
+            errors of the outputs of each parameter's products.
 
     Returns:
         The `Comparison`.
@@ -106,103 +84,207 @@ def compare(
         >>> batches = [(jnp.eye(8), jnp.array([3] * 8))]
         >>> model = lambda params, x: x @ params["w"]
         >>> print(jc.compare(model, variants, batches, ["accuracy"], rounds=0))
-        variant  accuracy  agreement  difference  bytes  ratio  in memory  flops
-        -------  --------  ---------  ----------  -----  -----  ---------  -----
-        float32    1.0000     1.0000     0.0e+00    128   1.00        128    512
-        int4       0.6250     0.6250     7.0e-02     32   4.00         48    512
+        variant  accuracy  p of accuracy  agreement  difference
+        -------  --------  -------------  ---------  ----------
+        float32    1.0000                    1.0000     0.0e+00
+        int4       0.6250           0.25     0.6250     7.0e-02
+        <BLANKLINE>
+        variant  bytes  ratio  in memory  flops  moved      uJ
+        -------  -----  -----  ---------  -----  -----  ------
+        float32    128   1.00        128    512    512  0.0844
+        int4        32   4.00         48    512    416  0.0688
+
+    References:
+        Yeom et al., 2018, Privacy Risk in Machine Learning: Analyzing the Connection to
+        Overfitting.
     """
-    chosen = checked(metrics)
-    taken = [metric.name for metric in chosen if metric.name in _FIGURES]
+    chosen, under = checked(metrics), check_corruptions(corruptions, key)
+    taken = [metric.name for metric in chosen if metric.name in FIGURES]
     if taken:
         raise ValueError(f"the metric {taken[0]!r} has the name of a figure of each comparison")
     if not variants:
         raise ValueError("variants is empty: pass {name: parameters}")
-    run = functools.partial(call, hashable(fn), on_fallback)
-    totals = {name: Totals(chosen) for name in variants}
-    against: dict[str, Totals] = {}
-    first: tuple[Any, ...] | None = None
-    for inputs, targets, weights in unpacked(batches):
-        first = inputs if first is None else first
-        reference = None
-        for name, params in variants.items():
-            outputs = run(params, inputs)
-            reference = outputs if reference is None else reference
-            totals[name].add(outputs, targets, weights)
-            if name not in against:
-                against[name] = Totals(_relations(outputs, targets))
-            against[name].add(outputs, reference, weights)
-    assert first is not None
-    times = _milliseconds(run, variants, first, rounds)
-    whole = nbytes(next(iter(variants.values())))
+    measured = _Measured(hashable(fn), variants, chosen, on_fallback, attribution, rounds > 0)
+    for i, batch in enumerate(unpacked(batches)):
+        for prefix, seen in versions(batch.inputs, under, key, i):
+            measured.add(prefix, batch._replace(inputs=seen))
+    losses = measured.membership(members) if members is not None else {}
+    times = _times(measured, rounds)
     found = Comparison()
     for name, params in variants.items():
-        related, size = against[name].results(), nbytes(params)
-        found[name] = {
-            **totals[name].results(),
-            "agreement": related.get("agreement"),
-            "difference": related["difference"],
-            "stored_bytes": size,
-            "ratio": whole / size if size else None,
-            "resident_bytes": resident_bytes(params),
-            "flops": _flops(fn, params, first),
-            "milliseconds": times.get(name),
-        }
+        found[name] = measured.answers(name) | losses.get(name, {})
+        if stats is not None and _alike(measured.first_params, params):
+            rows = report(measured.first_params, params, stats=stats)["leaves"]
+            found[name]["layers"] = {
+                r["path"]: r["output_error"] for r in rows if "output_error" in r
+            }
+        found[name] |= _costs(measured, name) | times.get(name, {})
     return found
 
 
-def _relations(outputs: Any, targets: Any) -> tuple[Metric, ...]:
-    """What relates outputs to those of the first variant."""
-    return (_DIFFERENCE, _AGREEMENT) if are_scores(outputs, targets) else (_DIFFERENCE,)
+class _Measured:
+    """What all variants have answered so far."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        variants: Mapping[str, Any],
+        metrics: tuple[Metric, ...],
+        on_fallback: OnFallback,
+        attribution: bool,
+        compiled: bool,
+    ):
+        self.fn, self.variants, self.first = fn, variants, next(iter(variants))
+        self.first_params = variants[self.first]
+        self.run = functools.partial(call, fn, on_fallback)
+        self.compiled: dict[str, dict[str, Any]] = {}
+        self.batch: Batch | None = None
+        self.outputs: dict[str, Any] = {}
+        self._on_fallback: OnFallback = on_fallback
+        self._compiles, self._attribution = compiled, attribution
+        self._metrics = metrics
+        self._tested = tuple(kept_values(m) for m in metrics if m.values is not None)
+        self._totals: dict[tuple[str, str], Totals] = {}
+
+    def add(self, prefix: str, batch: Batch) -> None:
+        """Every variant answers a batch."""
+        reference: Any = None
+        if self.batch is None:
+            self._begin(batch)
+        for name, params in self.variants.items():
+            outputs = self.run(params, batch.inputs)
+            reference = outputs if name == self.first else reference
+            add = functools.partial(self._add, name, weights=batch.weights)
+            add(prefix, self._metrics, outputs, batch.targets)
+            if prefix:
+                continue
+            add("paired", self._tested, outputs, batch.targets)
+            add("related", relations(outputs, batch.targets), outputs, reference)
+            if are_scores(outputs, batch.targets):
+                add("losses", (_LOSSES,), outputs, batch.targets)
+            self.outputs.setdefault(name, jax.eval_shape(lambda y: y, outputs))
+        if self._attribution and not prefix and any(map(is_signal, jax.tree.leaves(batch.inputs))):
+            self._attribute(batch, reference)
+
+    def membership(self, members: Iterable[Any]) -> dict[str, dict[str, float]]:
+        """By variant, how well losses tell members from the batches so far."""
+        for batch in unpacked(members):
+            for name, params in self.variants.items():
+                outputs = self.run(params, batch.inputs)
+                self._add(name, "members", (_LOSSES,), outputs, batch.targets, batch.weights)
+        found = {}
+        for name in self.variants:
+            both = [self._results(name, kind)["losses"] for kind in ("members", "losses")]
+            scores = [-x["sums"] / np.maximum(x["weights"], 1e-30) for x in both]
+            weights = np.concatenate([x["weights"] > 0 for x in both])
+            positive = np.arange(len(weights)) < len(scores[0])
+            shown = np.concatenate(scores)[weights], positive[weights], np.ones(weights.sum())
+            found[name] = {"membership_auc": area(*shown)}
+        return found
+
+    def answers(self, name: str) -> dict[str, Any]:
+        """The figures of what a variant answered."""
+        found: dict[str, Any] = {}
+        for own, prefix in self._totals:
+            if own == name and prefix not in _KINDS:
+                found |= {prefix + k: x for k, x in self._results(name, prefix).items()}
+        found |= self._results(name, "related")
+        if (name, "attribution") in self._totals:
+            found |= self._results(name, "attribution")
+        if self._tested and name != self.first:
+            first, own = (self._results(n, "paired") for n in (self.first, name))
+            found["paired"] = {k: paired_test(first[k], own[k]) for k in own}
+        return found
+
+    def _begin(self, batch: Batch) -> None:
+        """Compiles, before anything of it is in a cache."""
+        self.batch = batch
+        for name, params in self.variants.items() if self._compiles else ():
+            begin = time.perf_counter()
+            compiled = lowered(self.fn, self._on_fallback, params, batch.inputs).compile()
+            self.compiled[name] = {"compile_seconds": time.perf_counter() - begin}
+            memory = compiled.memory_analysis()
+            if memory is not None:
+                parts = "argument", "output", "temp"
+                peak = sum(getattr(memory, f"{part}_size_in_bytes") for part in parts)
+                self.compiled[name]["peak_bytes"] = peak - memory.alias_size_in_bytes
+
+    def _attribute(self, batch: Batch, reference: Any) -> None:
+        """Gradients of the score of the first variant's answer."""
+        picked = answers(reference) if are_scores(reference, batch.targets) else None
+        slopes, first = input_gradients(self.fn, self._on_fallback), None
+        weights = batch.weights
+        if weights is not None and weights.ndim > 1:
+            weights = jnp.any(jnp.reshape(weights > 0, (len(weights), -1)), axis=1)
+        for name, params in self.variants.items():
+            own = call(slopes, self._on_fallback, params, (batch.inputs, picked))
+            first = own if first is None else first
+            self._add(name, "attribution", ATTRIBUTION, own, first, weights)
+
+    def _add(
+        self,
+        name: str,
+        kind: str,
+        metrics: tuple[Metric, ...],
+        outputs: Any,
+        targets: Any,
+        weights: Any,
+    ) -> None:
+        if metrics:
+            self._totals.setdefault((name, kind), Totals(metrics)).add(outputs, targets, weights)
+
+    def _results(self, name: str, kind: str) -> dict[str, Any]:
+        return self._totals[name, kind].results()
 
 
-def _agree(outputs: jax.Array, reference: jax.Array) -> jax.Array:
-    return answers(outputs) == answers(reference)
+_KINDS = ("paired", "related", "losses", "members", "attribution")
 
 
-def _squares(outputs: Any, reference: Any, weights: jax.Array | None) -> Any:
-    """The squared norms of the difference and of the reference."""
-    leaves = [jax.tree.leaves(tree) for tree in (outputs, reference)]
-    pairs = [[jnp.asarray(x, jnp.float32) for x in pair] for pair in zip(*leaves, strict=True)]
-    return (
-        sum(weighted_sum((y - of_first) ** 2, weights) for y, of_first in pairs),
-        sum(weighted_sum(of_first**2, weights) for _, of_first in pairs),
-    )
+def _alike(first: Any, params: Any) -> bool:
+    """Whether two trees have the same parameters, so that these can be compared."""
+    shapes = [
+        {path: tuple(w.shape) for path, w in named_leaves(tree) if hasattr(w, "shape")}
+        for tree in (first, params)
+    ]
+    return shapes[0] == shapes[1]
 
 
-def _relative_norm(squares: Any) -> float:
-    differs, whole = (math.sqrt(x) for x in squares)
-    return differs / whole if whole else 0.0 if differs == 0 else math.inf
+def _costs(measured: _Measured, name: str) -> dict[str, Any]:
+    """What a variant takes, as far as shapes and its program say."""
+    assert measured.batch is not None
+    params, inputs = measured.variants[name], measured.batch.inputs
+    size, whole = nbytes(params), nbytes(measured.first_params)
+    found: dict[str, Any] = {"stored_bytes": size}
+    found |= {"ratio": whole / size} if size else {}
+    found["resident_bytes"] = resident_bytes(params)
+    used, leaves = uses(measured.fn, params, *inputs), dict(named_leaves(params))
+    flops = [product_flops(each, leaves[path]) for path, each in used.items()]
+    moved = moved_bytes(used, params, inputs, measured.outputs[name])
+    energy = picojoules(used, params, moved)
+    if energy is not None:
+        found["flops"] = sum(n or 0 for n in flops)
+    found["moved_bytes"] = moved
+    if energy is not None:
+        found["microjoules"] = energy / 1e6
+    return found | measured.compiled.get(name, {})
 
 
-_AGREEMENT = mean(_agree, "agreement")
-_DIFFERENCE = Metric("difference", _squares, _relative_norm)
-
-
-def _milliseconds(
-    run: Callable[..., Any], variants: Mapping[str, Any], inputs: tuple[Any, ...], rounds: int
-) -> dict[str, dict[str, float]]:
-    """By variant, the median of a call's time and its interval."""
+def _times(measured: _Measured, rounds: int) -> dict[str, dict[str, Any]]:
+    """By variant, the median of a call's time and its interval, and examples per second."""
     if rounds < 1:
         return {}
+    assert measured.batch is not None
+    inputs, targets = measured.batch.inputs, measured.batch.targets
     inputs = jax.tree.map(lambda x: jnp.asarray(x) if hasattr(x, "shape") else x, inputs)
-    calls = {name: functools.partial(run, params, inputs) for name, params in variants.items()}
-    samples = interleave(calls, rounds, warmup=1)
-    milliseconds = lambda seconds: median([1e3 * s for s in seconds])._asdict()
-    return {name: milliseconds(each.wall) for name, each in samples.items()}
-
-
-def _flops(fn: Callable[..., Any], params: Any, inputs: tuple[Any, ...]) -> int | None:
-    """Of all products with parameters, in the form in which they run."""
-    leaves, total = dict(named_leaves(params)), 0
-    for path, each in uses(fn, params, *inputs).items():
-        for use in each:
-            if use.flops is None:
-                return None
-            total += round(use.flops * _share(leaves[path]))
-    return total
-
-
-def _share(leaf: Any) -> float:
-    """The operations of a product with a leaf, over those with its dense form."""
-    factors = leaf.factors().values() if is_compressed(leaf) else ()
-    return sum(x.size * _share(x) for x in factors) / leaf.size if factors else 1.0
+    calls = {
+        name: functools.partial(measured.run, params, inputs)
+        for name, params in measured.variants.items()
+    }
+    found: dict[str, dict[str, Any]] = {}
+    for name, each in interleave(calls, rounds, warmup=1).items():
+        estimate = median([1e3 * s for s in each.wall])
+        found[name] = {"milliseconds": estimate._asdict()}
+        shapes = [x.shape for x in jax.tree.leaves(targets) if getattr(x, "shape", ())]
+        if shapes:
+            found[name]["examples_per_second"] = 1e3 * shapes[0][0] / estimate.median
+    return found

@@ -1,16 +1,18 @@
 """Metrics of a function over batches."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.evaluation.corruptions import Corruptions, check_corruptions, versions
 from jaxopt_compress.evaluation.metrics import Metric, Metrics, checked
 from jaxopt_compress.lift import lift
 from jaxopt_compress.lift.interpreter import OnFallback
+from jaxopt_compress.tree.meshes import on_auto_axes
 
 
 class Batch(NamedTuple):
@@ -33,7 +35,10 @@ def evaluate(
     batches: Iterable[Any],
     metrics: Metrics,
     on_fallback: OnFallback = "warn",
-) -> dict[str, float]:
+    *,
+    corruptions: Corruptions | None = None,
+    key: jax.Array | None = None,
+) -> dict[str, Any]:
     """Measures how good the outputs of a function are.
 
     Sums over batches are kept, not outputs, where the metric allows it. The function and the sums
@@ -49,15 +54,20 @@ def evaluate(
         metrics: Names, those of `jaxopt_compress.metrics`, or functions of ``(outputs, targets)``
             that return one value per example, of which the mean is taken. The names are
             ``accuracy``, ``top5``, ``precision_macro``, ``recall_macro``, ``f1_macro`` and the same
-            with ``micro``, ``cross_entropy``, ``perplexity``, ``rmse`` and ``spearman``.
+            with ``micro``, ``per_class``, ``auc``, ``calibration_error``, ``cross_entropy``,
+            ``perplexity``, ``rmse`` and ``spearman``.
         on_fallback: As in `lift`; of a function that is lifted already, its own holds.
+        corruptions: Name -> one of `jaxopt_compress.corruptions`: each metric is measured under
+            each of them too.
+        key: A random key, for corruptions; the same key corrupts in the same way.
 
     Returns:
-        Name -> figure; NaN where no example has a weight.
+        Name -> figure; NaN where no example has a weight. Under a corruption the name is
+        ``"corruption/metric"``.
 
     Raises:
-        ValueError: There are no batches or no metrics, a batch is no such tuple, or outputs and
-            targets do not fit a metric.
+        ValueError: There are no batches or no metrics, a batch is no such tuple, outputs and
+            targets do not fit a metric, or there are corruptions without a key.
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
@@ -67,10 +77,13 @@ def evaluate(
         >>> jc.evaluate(lambda p, x: x @ p["w"], small, batches, ["accuracy", "f1_macro"])
         {'accuracy': 0.75, 'f1_macro': 0.777...}
     """
-    totals, fn = Totals(checked(metrics)), hashable(fn)
-    for inputs, targets, weights in unpacked(batches):
-        totals.add(call(fn, on_fallback, params, inputs), targets, weights)
-    return totals.results()
+    chosen, fn = checked(metrics), hashable(fn)
+    under = check_corruptions(corruptions, key)
+    totals = {prefix: Totals(chosen) for prefix in ("", *(f"{name}/" for name in under))}
+    for i, (inputs, targets, weights) in enumerate(unpacked(batches)):
+        for prefix, seen in versions(inputs, under, key, i):
+            totals[prefix].add(call(fn, on_fallback, params, seen), targets, weights)
+    return {p + name: x for p, each in totals.items() for name, x in each.results().items()}
 
 
 def unpacked(batches: Iterable[Any]) -> Iterable[Batch]:
@@ -104,10 +117,21 @@ def call(
 
     What is no array in the arguments is static.
     """
+    return _compiled_call(fn, on_fallback, *_split(params, inputs))
+
+
+def lowered(
+    fn: Callable[..., Any], on_fallback: OnFallback, params: Any, inputs: tuple[Any, ...]
+) -> Any:
+    """As `call`, up to compilation."""
+    return _compiled_call.lower(fn, on_fallback, *_split(params, inputs))
+
+
+def _split(params: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any, list[Any]]:
+    """The structure of arguments, what is no array in them, and the arrays."""
     leaves, treedef = jax.tree.flatten((params, inputs))
     arrays = [x if hasattr(x, "shape") else None for x in leaves]
-    static = tuple(None if hasattr(x, "shape") else x for x in leaves)
-    return _compiled_call(fn, on_fallback, treedef, static, arrays)
+    return treedef, tuple(None if hasattr(x, "shape") else x for x in leaves), arrays
 
 
 # Functions are keys of the cache, so that later calls find what earlier ones compiled.
@@ -147,7 +171,8 @@ class Totals:
 
     def add(self, outputs: Any, targets: Any, weights: Any) -> None:
         """Measures the outputs of a batch."""
-        found = _measured(self._metrics, outputs, targets, weights)
+        run = functools.partial(_measured, self._metrics)
+        found = on_auto_axes(run, outputs, targets, weights)
         self._fold()
         self._pending = found
 
@@ -157,7 +182,7 @@ class Totals:
         join = lambda part, *parts: np.concatenate((part, *parts)) if parts else part
         pairs = zip(self._metrics, self._found, strict=True)
         trees = [(m, jax.tree.map(join, found[0], *found[1:])) for m, found in pairs]
-        return {metric.name: float(metric.result(tree)) for metric, tree in trees}
+        return {metric.name: _figure(metric.result(tree)) for metric, tree in trees}
 
     def _fold(self) -> None:
         if self._pending is None:
@@ -169,6 +194,11 @@ class Totals:
             else:
                 found.append(new)
         self._pending = None
+
+
+def _figure(found: Any) -> Any:
+    """A number, or a table of them as it is."""
+    return dict(found) if isinstance(found, Mapping) else float(found)
 
 
 def _wide(x: Any) -> np.ndarray:

@@ -26,14 +26,18 @@ What is no mean is a `Metric`:
 """
 
 import functools
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxopt_compress.evaluation.metric import Metric, Metrics, mean
+from jaxopt_compress.evaluation.ranks import auc, check_same, spearman
+from jaxopt_compress.evaluation.reliability import calibration_error
+from jaxopt_compress.evaluation.retrieval import ndcg_at, precision_at, recall_at
 from jaxopt_compress.evaluation.scores import (
     check_scores,
     class_counts,
@@ -41,69 +45,27 @@ from jaxopt_compress.evaluation.scores import (
     negative_log_likelihood,
     right,
 )
-from jaxopt_compress.evaluation.sums import count, quotient, ratio, weighted_sum
+from jaxopt_compress.evaluation.sums import quotient, ratio
 
 __all__ = [
     "Metric",
     "accuracy",
+    "auc",
+    "calibration_error",
     "cross_entropy",
     "f1",
     "mean",
+    "ndcg_at",
+    "per_class",
     "perplexity",
     "precision",
+    "precision_at",
     "recall",
+    "recall_at",
     "rmse",
     "spearman",
     "top_k",
 ]
-
-
-class Metric(NamedTuple):
-    """A figure of all examples of all batches.
-
-    It is a key of what is compiled: take functions of a module, not ones made anew for each call.
-
-    Attributes:
-        name: Under which it is returned.
-        measure: ``measure(outputs, targets, weights)`` of one batch: a tree of arrays. It is
-            compiled; ``weights`` are None or of the shape ``[*examples]``.
-        result: ``result(tree)``: the figure, from the sums over batches as NumPy arrays, float64
-            or int64.
-        keep: Whether arrays are kept and joined along their first axis, for what sums cannot tell,
-            such as ranks. Memory then grows with the number of examples.
-    """
-
-    name: str
-    measure: Callable[[Any, Any, jax.Array | None], Any]
-    result: Callable[[Any], Any]
-    keep: bool = False
-
-
-Metrics = Iterable[str | Callable[..., Any] | Metric]
-
-
-@functools.cache
-def mean(function: Callable[[Any, Any], jax.Array], name: str | None = None) -> Metric:
-    """The weighted mean of ``function(outputs, targets)``, an array ``[*examples]``.
-
-    What `evaluate` makes of a plain function.
-
-    Args:
-        function: One value per example.
-        name: Of the metric; by default the function's.
-    """
-    called: str = name or getattr(function, "__name__", type(function).__name__)
-
-    def measure(outputs: Any, targets: Any, weights: Any) -> Any:
-        values = jnp.asarray(function(outputs, targets))
-        if values.ndim == 0:
-            raise ValueError(
-                f"the metric {called!r} returns a scalar: return one value per example, and the "
-                "mean over all batches is taken"
-            )
-        return weighted_sum(values, weights), count(values.shape, weights)
-
-    return Metric(called, measure, quotient)
 
 
 def accuracy() -> Metric:
@@ -175,21 +137,24 @@ def f1(average: str = "macro") -> Metric:
     )
 
 
+def per_class() -> Metric:
+    """Precision, recall and F1 of each class, and the weight of its examples (support).
+
+    A dict of lists over classes. Recall is the accuracy within a class. Classes that are no target
+    and no answer have zeros.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxopt_compress as jc
+        >>> batches = [(jnp.eye(3), jnp.array([0, 1, 1]))]
+        >>> jc.evaluate(lambda params, x: x, {}, batches, ["per_class"])["per_class"]["recall"]
+        [1.0, 0.5, 0.0]
+    """
+    return _PER_CLASS
+
+
 def rmse() -> Metric:
     """The root of the mean squared error over all entries; targets have the shape of outputs."""
     return _RMSE
-
-
-def spearman() -> Metric:
-    """Spearman's rank correlation of outputs ``[n]`` and targets ``[n]``; ties share their mean.
-
-    NaN where either is constant. All pairs are kept; weights are 0 or 1, for examples that count or
-    not.
-
-    References:
-        Spearman, 1904, The Proof and Measurement of Association between Two Things.
-    """
-    return _SPEARMAN
 
 
 def checked(metrics: Metrics) -> tuple[Metric, ...]:
@@ -217,8 +182,9 @@ def _metric(metric: Any) -> Metric:
         if metric not in _BY_NAME:
             raise ValueError(f"there is no metric {metric!r}; there are {', '.join(_BY_NAME)}")
         return _BY_NAME[metric]()
-    if any(metric is x for x in (accuracy, f1, perplexity, precision, recall, rmse, spearman)):
-        raise TypeError(f"metrics.{metric.__name__} makes a metric: call it")
+    for name, make in _BY_NAME.items():
+        if metric is make:
+            raise TypeError(f"metrics.{metric.__name__} makes a metric: call it, or say {name!r}")
     if callable(metric):
         return mean(metric)
     raise TypeError(f"{metric!r} is no metric: pass a name, a function or a Metric")
@@ -231,6 +197,9 @@ _BY_NAME: dict[str, Callable[[], Metric]] = {
     "precision_micro": functools.partial(precision, "micro"),
     "recall_macro": recall,
     "recall_micro": functools.partial(recall, "micro"),
+    "per_class": per_class,
+    "auc": auc,
+    "calibration_error": calibration_error,
     "f1_macro": f1,
     "f1_micro": functools.partial(f1, "micro"),
     "cross_entropy": cross_entropy,
@@ -240,15 +209,8 @@ _BY_NAME: dict[str, Callable[[], Metric]] = {
 }
 
 
-def _check_same(outputs: Any, targets: Any) -> None:
-    shapes = tuple(jnp.shape(outputs)), tuple(jnp.shape(targets))
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"outputs have shape {shapes[0]}, targets {shapes[1]}; they are compared "
-                         "entry by entry")  # fmt: skip
-
-
 def _squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    _check_same(outputs, targets)
+    check_same(outputs, targets)
     return (outputs.astype(jnp.float32) - targets.astype(jnp.float32)) ** 2
 
 
@@ -266,35 +228,20 @@ def _of_classes(kind: str, average: str, formula: Callable[..., Any]) -> Metric:
     return Metric(f"{kind}_{average}", class_counts, result)
 
 
-def _pairs(outputs: Any, targets: Any, weights: jax.Array | None) -> Any:
-    _check_same(outputs, targets)
-    if jnp.ndim(outputs) != 1:
-        raise ValueError(f"spearman takes outputs of shape [n], not {tuple(jnp.shape(outputs))}")
-    counts = jnp.ones(outputs.shape) if weights is None else weights
-    return outputs, targets, counts
+def _table(counts: Any) -> dict[str, list[float]]:
+    hits, answered, there = (np.asarray(c, np.float64) for c in counts)
+    table = {
+        "precision": ratio(hits, answered),
+        "recall": ratio(hits, there),
+        "f1": ratio(2 * hits, answered + there),
+        "support": there,
+    }
+    return {name: figures.tolist() for name, figures in table.items()}
 
 
-def _rank_correlation(kept: Any) -> float:
-    outputs, targets, counts = kept
-    if not np.isin(counts, (0, 1)).all():
-        raise ValueError("spearman takes weights of 0 and 1: ranks of parts are not defined")
-    x, y = (values[counts > 0] for values in (outputs, targets))
-    if np.isnan(x).any() or np.isnan(y).any():
-        return np.nan
-    x, y = (r - r.mean() if r.size else r for r in (_ranks(x), _ranks(y)))
-    return quotient((x @ y, np.sqrt((x @ x) * (y @ y))))
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
-
-
+_PER_CLASS = Metric("per_class", class_counts, _table)
 _CROSS_ENTROPY = mean(negative_log_likelihood, "cross_entropy")
 _exp = lambda sums: float(np.exp(quotient(sums)))
 _root = lambda sums: float(np.sqrt(quotient(sums)))
 _PERPLEXITY = Metric("perplexity", _CROSS_ENTROPY.measure, _exp)
 _RMSE = Metric("rmse", mean(_squared_error).measure, _root)
-_SPEARMAN = Metric("spearman", _pairs, _rank_correlation, keep=True)

@@ -1,7 +1,9 @@
 """What a compression has saved, and what it has cost."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +14,16 @@ from jaxopt_compress.arrays.base import stored_bytes
 from jaxopt_compress.compression.best_of import BestState
 from jaxopt_compress.compression.output_error import output_error
 from jaxopt_compress.lift import Statistics
+from jaxopt_compress.planning.html import (
+    Section,
+    as_html,
+    leaf_sections,
+    recipe_section,
+    schedule_section,
+    write_page,
+)
 from jaxopt_compress.planning.tables import Table, as_rich, as_text
+from jaxopt_compress.sparsity.schedule import Schedule
 from jaxopt_compress.tree import named_leaves
 
 
@@ -34,6 +45,35 @@ class Report(dict[str, Any]):
 
     def __rich__(self) -> Any:
         return as_rich(self._table())
+
+    def html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        title: str = "Compression report",
+        recipe: str | None = None,
+        schedules: Mapping[str, Schedule | Callable[[Any], Any]] | None = None,
+        steps: int | None = None,
+    ) -> None:
+        """Writes one HTML file that needs no network: the table, charts by leaf, and the recipe.
+
+        Args:
+            path: The file.
+            title: Of the page.
+            recipe: Its text, such as that of a file for `read_recipe`.
+            schedules: Name -> one of `jaxopt_compress.schedules`, or a function of the update.
+            steps: How many updates of them.
+
+        Raises:
+            ModuleNotFoundError: vl-convert is missing.
+        """
+        sections = [
+            Section("Before and after", [as_html(self._table())]),
+            *leaf_sections(self["leaves"]),
+            schedule_section(schedules, steps),
+            recipe_section(recipe),
+        ]
+        write_page(path, title, sections)
 
     def _table(self) -> Table:
         known = [c for c in _COLUMNS if any(row.get(c) is not None for row in self["leaves"])]
@@ -68,6 +108,8 @@ def report(
     small: Any,
     stats: Mapping[str, Sequence[Statistics]] | None = None,
     state: Any = None,
+    *,
+    histograms: int = 0,
 ) -> Report:
     """Compares a compressed tree with what it was made of, leaf by leaf.
 
@@ -78,6 +120,8 @@ def report(
             outputs of each parameter's products, which no method has to help with.
         state: The state of `best_of`, or of a compression that holds one: adds which candidate was
             chosen.
+        histograms: Into how many bins weights are counted, before and after: adds ``histogram`` to
+            floating leaves, for `Report.html`. By default they are not.
 
     Returns:
         The `Report`; at no time is more than one leaf materialized.
@@ -106,6 +150,8 @@ def report(
     rows = [leaf_report(path, w, after[path]) for path, w in before.items()]
     for row in rows:
         _add_output_error(row, before[row["path"]], after[row["path"]], stats)
+        if histograms and jnp.issubdtype(before[row["path"]].dtype, jnp.floating):
+            row["histogram"] = _histogram(histograms, before[row["path"]], after[row["path"]])
     for best in _best_states(state):
         for row in rows:
             if row["path"] in best.chosen:
@@ -127,6 +173,21 @@ def _add_output_error(row: dict[str, Any], w: Any, small: Any, stats: Any) -> No
 @jax.jit
 def _output_error(w: Any, small: Any, stats: Statistics) -> Any:
     return output_error(materialize(w), materialize(small), stats)
+
+
+def _histogram(bins: int, w: Any, small: Any) -> dict[str, Any]:
+    low, high, *counts = _counts(bins, w, small)
+    before, after = (x.tolist() for x in counts)
+    return {"low": float(low), "high": float(high), "before": before, "after": after}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _counts(bins: int, w: Any, small: Any) -> Any:
+    both = [materialize(x).astype(jnp.float32).ravel() for x in (w, small)]
+    low, high = (f(jnp.stack([f(x) for x in both])) for f in (jnp.min, jnp.max))
+    width = jnp.where(high > low, high - low, 1)
+    at = [jnp.clip((x - low) / width * bins, 0, bins - 1).astype(jnp.int32) for x in both]
+    return low, low + width, *(jnp.zeros(bins, jnp.int32).at[i].add(1) for i in at)
 
 
 def _best_states(state: Any) -> list[BestState]:

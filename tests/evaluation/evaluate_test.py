@@ -137,10 +137,11 @@ def test_comparisons_are_what_direct_computations_give(params, batches):
 def test_outputs_without_classes_have_no_agreement(params, batches):
     regression = [(x, jnp.zeros((len(x), 8))) for x, _ in batches]
     found = jc.compare(model, {"a": params, "b": params}, regression, ["rmse"], rounds=0)
-    assert found["b"]["agreement"] is None and found["b"]["milliseconds"] is None
-    lines = str(found).splitlines()
-    assert lines[0].split() == "variant rmse difference bytes ratio in memory flops".split()
-    assert [line.split()[0] for line in lines[2:]] == ["a", "b"]
+    assert not {"agreement", "milliseconds", "compile_seconds", "paired"} & set(found["b"])
+    answers, costs = (table.splitlines() for table in str(found).split("\n\n"))
+    assert answers[0].split() == "variant rmse difference".split()
+    assert costs[0].split() == "variant bytes ratio in memory flops moved uJ".split()
+    assert [line.split()[0] for line in answers[2:] + costs[2:]] == ["a", "b", "a", "b"]
 
 
 def test_examples_without_weight_do_not_count_in_relations(params, batches):
@@ -159,7 +160,7 @@ def test_unknown_numbers_of_steps_have_no_flops(batches):
         return jax.lax.while_loop(lambda c: jnp.abs(c).max() > 1, again, x)
 
     found = jc.compare(repeated, {"a": {"w": jnp.eye(16) / 2}}, batches, ["accuracy"], rounds=0)
-    assert found["a"]["flops"] is None
+    assert not {"flops", "microjoules"} & set(found["a"]) and found["a"]["moved_bytes"] > 0
 
 
 def test_different_outputs_of_zeros_are_infinitely_far():
