@@ -26,6 +26,7 @@ from jaxopt_compress.lift import (
 )
 from jaxopt_compress.low_rank import low_rank
 from jaxopt_compress.numerics import bounds
+from jaxopt_compress.parallel import blockwise, power_sgd, reduced_gradients, reduced_specs, top_k
 from jaxopt_compress.planning import allocate, bytes, read_recipe, report, sensitivities
 from jaxopt_compress.post_training import compress_in_order
 from jaxopt_compress.precision import (
@@ -104,6 +105,7 @@ __all__ = [
     "awq",
     "backward",
     "best_of",
+    "blockwise",
     "bounds",
     "bytes",
     "calibrate",
@@ -140,12 +142,15 @@ __all__ = [
     "mixed_precision",
     "nbytes",
     "partition",
+    "power_sgd",
     "progressive",
     "proximal",
     "prune",
     "quantize",
     "quantize_array",
     "read_recipe",
+    "reduced_gradients",
+    "reduced_specs",
     "register_flax_serialization",
     "report",
     "resident_bytes",
@@ -159,6 +164,7 @@ __all__ = [
     "soft_threshold",
     "sparse_gpt",
     "stochastic_rounding",
+    "top_k",
     "uses",
     "variational_dropout",
     "weight_gradients",

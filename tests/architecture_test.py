@@ -20,6 +20,7 @@ ROOMS = [
     {"sparsity", "quantization", "low_rank"},
     {"removal"},
     {"transforms"},
+    {"parallel"},
     {"precision"},
     {"storage"},
     {"post_training"},
