@@ -12,6 +12,7 @@ from jaxopt_compress.arrays import (
     materialize,
 )
 from jaxopt_compress.compression import Compression, LargerWarning, best_of, chain, compress
+from jaxopt_compress.deployment import export, export_onnx
 from jaxopt_compress.evaluation import compare, evaluate, metrics
 from jaxopt_compress.lift import (
     FallbackError,
@@ -26,7 +27,14 @@ from jaxopt_compress.lift import (
 )
 from jaxopt_compress.low_rank import low_rank
 from jaxopt_compress.numerics import bounds
-from jaxopt_compress.parallel import blockwise, power_sgd, reduced_gradients, reduced_specs, top_k
+from jaxopt_compress.parallel import (
+    blockwise,
+    power_sgd,
+    reduced_gradients,
+    reduced_specs,
+    state_shardings,
+    top_k,
+)
 from jaxopt_compress.planning import allocate, bytes, read_recipe, report, sensitivities
 from jaxopt_compress.post_training import compress_in_order
 from jaxopt_compress.precision import (
@@ -122,6 +130,8 @@ __all__ = [
     "dynamic_loss_scale",
     "equalize",
     "evaluate",
+    "export",
+    "export_onnx",
     "find_groups",
     "flops",
     "fold_norms",
@@ -163,6 +173,7 @@ __all__ = [
     "smooth_quant",
     "soft_threshold",
     "sparse_gpt",
+    "state_shardings",
     "stochastic_rounding",
     "top_k",
     "uses",

@@ -23,6 +23,7 @@ ROOMS = [
     {"parallel"},
     {"precision"},
     {"storage"},
+    {"deployment"},
     {"post_training"},
     {"planning"},
     {"evaluation"},

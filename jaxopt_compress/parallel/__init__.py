@@ -1,4 +1,4 @@
-"""Training on many devices: gradients that cost fewer bytes to average."""
+"""Training on many devices: gradients averaged in fewer bytes, and states split as parameters."""
 
 from jaxopt_compress.parallel.blockwise import blockwise
 from jaxopt_compress.parallel.power_sgd import power_sgd
@@ -8,6 +8,7 @@ from jaxopt_compress.parallel.reduced_gradients import (
     reduced_specs,
 )
 from jaxopt_compress.parallel.reduction import Reduction
+from jaxopt_compress.parallel.state_shardings import state_shardings
 from jaxopt_compress.parallel.top_k import top_k
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "power_sgd",
     "reduced_gradients",
     "reduced_specs",
+    "state_shardings",
     "top_k",
 ]

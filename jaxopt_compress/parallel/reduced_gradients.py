@@ -230,8 +230,8 @@ def _check_gradients(updates: Any, state: ReducedState, axis_name: AxisName) -> 
         kept = state.residual.get(path)
         if kept is not None and kept.shape != (1, *g.shape):
             raise ValueError(
-                f"reduced_gradients: the residual of {path!r} has shape {kept.shape} for a gradient "
-                f"of shape {g.shape}; a device takes the one of its own, (1, *shape): split the "
+                f"reduced_gradients: the residual of {path!r} has shape {kept.shape}, and its "
+                f"gradient {g.shape}; a device takes the one of its own, (1, *shape): split the "
                 "state by reduced_specs(opt_state, axis_name)"
             )
     if is_checked(axis_name):
