@@ -95,8 +95,8 @@ def decode(params, cache, tokens, position):
     return logits, {"key": keys, "value": values}
 
 
-def loss(params, tokens):
-    """Mean cross entropy of tokens ``[n, length + 1]``."""
+def loss(params, tokens, placed=lambda x: x):
+    """Mean cross entropy of tokens ``[n, length + 1]``; `placed` says where activations lie."""
 
     @jax.checkpoint
     def layer(x, layer):
@@ -105,9 +105,9 @@ def loss(params, tokens):
         q, k, v = (heads_of(y @ layer[name], head) for name in ("query", "key", "value"))
         q, k = rotated(q, jnp.arange(length)), rotated(k, jnp.arange(length))
         y = attended(q, k, v, jnp.tri(length, dtype=bool))
-        return mlp(x + y @ layer["out"], layer), None
+        return placed(mlp(placed(x + y @ layer["out"]), layer)), None
 
-    x = lax.scan(layer, params["embedding"][tokens[:, :-1]], params["layers"])[0]
+    x = lax.scan(layer, placed(params["embedding"][tokens[:, :-1]]), params["layers"])[0]
     logits = (norm(x, params["norm"]) @ params["head"]).astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], -1)[..., 0]
     return (jax.nn.logsumexp(logits, -1) - chosen).mean()

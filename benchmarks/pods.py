@@ -8,7 +8,7 @@ optimizer), bytes of temporaries, and what the collectives carry, the body of a 
 A dense weight is a buffer of the size of a chip's share of one, in another type than its codes.
 
     decode   one token for each sequence, int4 weights in groups of 128, cache of 4096 tokens
-    train    a quantization-aware step, int8 weights, adam, float32 parameters, 4096 tokens
+    train    a quantization-aware step, int8 weights, adam, float32 parameters, 2048 tokens
     gptq     all matrices of one kind solved to int4 in groups of 128, layers on chips of their own
 """
 
@@ -16,7 +16,6 @@ import argparse
 import functools
 import json
 import math
-import os
 import sys
 import time
 from typing import Any, NamedTuple
@@ -45,7 +44,7 @@ PODS = {
     "v5p 8x8x8": functools.partial(hlo_tools.tpu_mesh, "v5p", (64, 8), AXES, "8x8x8"),
 }
 HBM = {"v5e 16x16": 16 * 2**30, "v5p 8x8x8": 95 * 2**30}
-LENGTH, SEQUENCES = 4096, 2
+LENGTH, SEQUENCES, TRAINED_LENGTH = 4096, 2, 2048
 
 
 class Program(NamedTuple):
@@ -108,11 +107,15 @@ def train(name, mesh):
     state = jax.eval_shape(tx.init, params)
     state = jc.shard(state, jc.state_shardings(state, params, shardings))
     params = jc.shard(params, shardings)
-    tokens = jax.ShapeDtypeStruct((mesh.shape["data"], LENGTH + 1), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((mesh.shape["data"], TRAINED_LENGTH + 1), jnp.int32)
     tokens = jc.shard(tokens, NamedSharding(mesh, P("data")))
 
+    # Otherwise the compiler splits activations as the weights are split, and gathers whole stacks.
+    placed = lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P("data")))
+
     def half(params, tokens):
-        return llama.loss(jax.tree.map(lambda w: w.astype(llama.BFLOAT16), params), tokens)
+        params = jax.tree.map(lambda w: w.astype(llama.BFLOAT16), params)
+        return llama.loss(params, tokens, placed)
 
     loss = jc.lift(half, on_fallback="error")
 
@@ -124,39 +127,57 @@ def train(name, mesh):
     return Program(step, (params, state, tokens), (0, 1))
 
 
-def gptq(name, mesh, path):
-    """All layers' matrices of one kind; a layer needs its second moment whole."""
+def gptq(name, mesh, kind):
+    """All matrices of one shape: each layer on chips of its own, columns split among these.
+
+    Columns are solved apart, so that chips have nothing to tell each other; a compiler that splits
+    the program by itself would gather the second moments for their factorization.
+    """
     size = llama.SIZES[name]
-    params = llama.shapes(size)
-    found = uses_of(size, params)
-    raise NotImplementedError(path, found)
+    whole = llama.shapes(size)["layers"][kind]
+    mesh = jax.sharding.Mesh(mesh.devices.reshape(size.layers, -1), AXES)
+    weights, rows = {kind: whole}, jax.ShapeDtypeStruct((1, whole.shape[1]), whole.dtype)
+    fn = lambda params, x: jax.lax.scan(lambda x, w: (x, x @ w), x, params[kind])[1]
+    found = jc.uses(fn, weights, rows)
+    stats = jax.eval_shape(lambda p, x: jc.calibrate(fn, p, [x]), weights, rows)
+    solve = lambda weights, stats: jc.compress(
+        weights, jc.gptq("int4", 128), uses=found, stats=stats
+    )
+    columns, layers = P("data", None, "model"), P("data")
+    on_parts = jax.shard_map(solve, mesh=mesh, in_specs=(columns, layers), out_specs=columns)
+    weights = jc.shard(weights, NamedSharding(mesh, columns))
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, layers))
+    return Program(on_parts, (weights, jax.tree.map(place, stats)))
 
 
 BUILDERS = {"decode": decode, "train": train}
+# One of each shape in a layer.
+KINDS = ("query", "key", "gate", "down")
 
 
 def plan():
-    """Cases: name -> a function that makes the program."""
-    return {
-        f"{what}/{name}/{pod}": functools.partial(build, name, mesh)
+    """Cases: name -> ``(build, model, pod)``, where ``build(model, mesh)`` makes the program."""
+    cases = {
+        f"{what}/{name}/{pod}": (build, name, pod)
         for what, build in BUILDERS.items()
         for name in llama.SIZES
-        for pod, mesh in PODS.items()
+        for pod in PODS
+    }
+    return cases | {
+        f"gptq {kind}/8B/{pod}": (functools.partial(gptq, kind=kind), "8B", pod)
+        for kind in KINDS
+        for pod in PODS
     }
 
 
-def measure(name, build):
+def measure(what, build, size, pod):
     """Compiles one case; one row of figures."""
-    what, size, pod = name.split("/")
-    mesh = build.args[1]()
-    with jax.set_mesh(mesh):
-        program = build.func(build.args[0], mesh, *build.args[2:])
-        begin = time.perf_counter()
-        jitted = jax.jit(program.fn, donate_argnums=program.donated)
-        compiled = jitted.trace(*program.args).lower(lowering_platforms=("tpu",)).compile()
+    mesh = PODS[pod]()
+    program, begin = build(size, mesh), time.perf_counter()
+    compiled = hlo_tools.compile_for(
+        program.fn, program.args, "tpu", donate_argnums=program.donated
+    )
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    if path := os.environ.get("PODS_HLO"):
-        open(path, "w").write(text)
     row = {"program": what, "model": size, "pod": pod, "chips": mesh.devices.size}
     row["compile_s"] = round(time.perf_counter() - begin, 1)
     row["argument_bytes"] = memory.argument_size_in_bytes
@@ -185,7 +206,12 @@ def main():
     rows = []
     for name, case in cases.items():
         print(f"compiling {name}", file=sys.stderr, flush=True)
-        rows.append(measure(name, case))
+        try:
+            rows.append(measure(name.split("/")[0], *case))
+        except jax.errors.JaxRuntimeError as error:
+            first = " ".join(str(error).split())[:400]
+            rows.append(dict(zip(("program", "model", "pod"), name.split("/"), strict=True)))
+            rows[-1]["not_compiled"] = first
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     if args.json:
         return timing.emit({"rows": rows})

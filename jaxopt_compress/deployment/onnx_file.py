@@ -100,7 +100,10 @@ def _weight(graph: Graph, path: str, leaf: Any) -> str:
     grouped = [d for d in axes if scale.shape[d] < codes.shape[d]]
     if grouped:
         # Scales of blocks are as many along the other axes as there are entries.
-        given = {"axis": grouped[0], "block_size": codes.shape[grouped[0]] // scale.shape[grouped[0]]}
+        given = {
+            "axis": grouped[0],
+            "block_size": codes.shape[grouped[0]] // scale.shape[grouped[0]],
+        }
         whole = [scale.shape[d] if d in grouped else n for d, n in enumerate(codes.shape)]
         scale = np.broadcast_to(scale, whole)
     elif len(axes) == 1:
