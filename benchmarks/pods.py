@@ -2,12 +2,12 @@
 
     python benchmarks/pods.py [--only decode/8B] [--json]
 
-Parameters are shapes: `jax.eval_shape` makes the compressed tree, `jc.shard` says where it lies, and
-libtpu compiles for the described chips. Nothing runs. Per chip: bytes of arguments (weights, cache,
-optimizer), bytes of temporaries, and what the collectives carry, the body of a scan counted once.
-A dense weight is a buffer of the size of a chip's share of one, in another type than its codes.
+Parameters are shapes: `jax.eval_shape` makes the compressed tree, `jc.shard` says where it lies,
+and libtpu compiles for the described chips. Nothing runs. Per chip: bytes of arguments (weights,
+cache, optimizer), bytes of temporaries, and bytes that collectives make, the body of a scan counted
+once. A dense weight is a buffer of the size of a chip's share of one, in another type than codes.
 
-    decode   one token for each sequence, int4 weights in groups of 128, cache of 4096 tokens
+    decode   one token for each sequence, int4 weights in groups of 128, cache of 3072 tokens
     train    a quantization-aware step, int8 weights, adam, float32 parameters, 2048 tokens
     gptq     all matrices of one kind solved to int4 in groups of 128, layers on chips of their own
 """
@@ -44,7 +44,8 @@ PODS = {
     "v5p 8x8x8": functools.partial(hlo_tools.tpu_mesh, "v5p", (64, 8), AXES, "8x8x8"),
 }
 HBM = {"v5e 16x16": 16 * 2**30, "v5p 8x8x8": 95 * 2**30}
-LENGTH, SEQUENCES, TRAINED_LENGTH = 4096, 2, 2048
+# No buffer of the cache is as large as a chip's share of a weight.
+LENGTH, SEQUENCES, TRAINED_LENGTH = 3072, 2, 2048
 
 
 class Program(NamedTuple):
