@@ -22,6 +22,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not ci" --doctest-modules --doctest-glob=README.md \
 	  --doctest-glob=docs/libraries.md --doctest-glob=docs/recipes.md --doctest-glob=docs/removal.md \
+	  --doctest-glob=docs/deployment.md --doctest-glob=docs/tpu.md \
 	  --doctest-glob=docs/sparsity.md --doctest-glob=docs/flow.md --doctest-glob=docs/post_training.md \
 	  tests jaxopt_compress README.md docs $(PYTEST_ARGS)
 
