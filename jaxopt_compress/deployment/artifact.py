@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.export as jax_export
@@ -23,7 +23,7 @@ def export(
     params: Any,
     *args: Any,
     platforms: Sequence[str] = ("cpu", "tpu", "cuda"),
-    on_fallback: str = "warn",
+    on_fallback: Literal["warn", "error", "densify"] = "warn",
 ) -> None:
     """Writes a function and its compressed weights as a folder that jax and numpy alone can run.
 

@@ -88,35 +88,35 @@ def _weight(graph: Graph, path: str, leaf: Any) -> str:
     """A parameter in its stored form, and what makes floats of it."""
     if not is_compressed(leaf):
         return graph.constant(np.asarray(leaf), path)
-    if not isinstance(leaf, QuantizedArray) or leaf.format not in FORMATS or leaf.zero is not None:
+    known = isinstance(leaf, QuantizedArray) and leaf.format in FORMATS
+    if not known or leaf.zero is not None or leaf.tile or is_compressed(leaf.scale):
         form = getattr(leaf, "format", "")
         raise TypeError(
             f"{path!r} of shape {tuple(leaf.shape)} is a {type(leaf).__name__} {form}: ONNX takes "
-            f"symmetric {' and '.join(FORMATS)}; materialize it, or compress it so"
+            f"symmetric {' and '.join(FORMATS)} without tiles; materialize it, or compress it so"
         )
-    codes, scale = np.asarray(leaf.codes), np.asarray(leaf.scale, np.float32)
+    # Of pruned weights the codes of zeros are written too.
+    codes = leaf.codes.materialize() if is_compressed(leaf.codes) else leaf.codes
+    codes, scale = np.asarray(codes), np.asarray(leaf.scale, np.float32)
     axes = [d for d in range(scale.ndim) if scale.shape[d] > 1]
-    given: dict[str, int] = {}
+    axis, block = None, None
     grouped = [d for d in axes if scale.shape[d] < codes.shape[d]]
     if grouped:
         # Scales of blocks are as many along the other axes as there are entries.
-        given = {
-            "axis": grouped[0],
-            "block_size": codes.shape[grouped[0]] // scale.shape[grouped[0]],
-        }
+        axis, block = grouped[0], leaf.group_size
         whole = [scale.shape[d] if d in grouped else n for d, n in enumerate(codes.shape)]
         scale = np.broadcast_to(scale, whole)
     elif len(axes) == 1:
-        given, scale = {"axis": axes[0]}, scale.reshape(-1)
+        axis, scale = axes[0], scale.reshape(-1)
     elif axes:
         # Scales along several axes are factors of their own.
-        one = graph.constant(np.float32(1), f"{path}/one")
+        one = graph.constant(np.ones((), np.float32), f"{path}/one")
         raw = graph.node("DequantizeLinear", [graph.constant(codes, f"{path}/codes"), one])
         return graph.node("Mul", [raw, graph.constant(scale, f"{path}/scale")])
     else:
         scale = scale.reshape(())
     named = [graph.constant(codes, f"{path}/codes"), graph.constant(scale, f"{path}/scale")]
-    return graph.node("DequantizeLinear", named, **given)
+    return graph.node("DequantizeLinear", named, axis=axis, block_size=block)
 
 
 def _walk(graph: Graph, jaxpr: Any, consts: list[Any], inputs: list[str]) -> list[str]:

@@ -101,29 +101,12 @@ def reduced_gradients(
         >>> opt_state[0].residual["w"].shape, opt_state[0].shared["w"].shape
         ((1, 256, 64), (1, 64, 4))
     """
-    plain = isinstance(method, str) and method == "float32"
-    reduction = blockwise(method) if isinstance(method, str) and not plain else method
+    reduction = _named(method) if isinstance(method, str) else method
 
     def init(params: Any) -> ReducedState:
-        if plain:
+        if reduction is _PLAIN:
             return ReducedState({}, {})
-        taken, assumed = {}, []
-        for path, leaf in named_leaves(params):
-            chosen = is_float(leaf) and leaf.size >= min_size and not is_compressed(leaf)
-            if not chosen or not (where is None or fit_of(where, path, leaf)):
-                continue
-            parameter = _parameter(path, leaf, uses)
-            if reduction.takes(_matrices(parameter)):
-                taken[path] = parameter
-                assumed += [path] if leaf.ndim > 2 and not (uses or {}).get(path) else []
-        if not taken:
-            raise ValueError(
-                f"reduced_gradients: {reduction.name} takes none of "
-                f"{', '.join(f'{p} {tuple(x.shape)}' for p, x in named_leaves(params))}: they are "
-                f"small (min_size={min_size}), not chosen by where={where!r}, or would take no "
-                "fewer bytes"
-            )
-        warn_assumed(assumed, where)
+        taken = _taken(reduction, params, where, min_size, uses)
         count, key = _devices(axis_name, devices), jax.random.key(seed)
         shared = {
             path: reduction.init(
@@ -134,7 +117,7 @@ def reduced_gradients(
         residual = {p: jnp.zeros((count, *x.value.shape), jnp.float32) for p, x in taken.items()}
         return ReducedState(residual, shared)
 
-    def update(updates: Any, state: ReducedState, params: Any = None) -> tuple[Any, ReducedState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         _check_gradients(updates, state, axis_name)
         residual, shared = dict(state.residual), dict(state.shared)
@@ -178,6 +161,41 @@ def reduced_specs(opt_state: Any, axis_name: AxisName) -> Any:
         return ReducedState(own, jax.tree.map(lambda _: PartitionSpec(), x.shared))
 
     return jax.tree.map(specs, opt_state, is_leaf=mine)
+
+
+_PLAIN = Reduction("float32", lambda shape: False, lambda *_: None, lambda m, q, _: (m, m, q))
+
+
+def _named(method: str) -> Reduction:
+    return _PLAIN if method == "float32" else blockwise(method)
+
+
+def _taken(
+    reduction: Reduction, params: Any, where: Where, min_size: int, uses: Any
+) -> dict[str, Parameter]:
+    """The parameters whose gradients are sent in fewer bytes.
+
+    Raises:
+        ValueError: There are none.
+    """
+    taken, assumed = {}, []
+    for path, leaf in named_leaves(params):
+        chosen = is_float(leaf) and leaf.size >= min_size and not is_compressed(leaf)
+        if not chosen or not (where is None or fit_of(where, path, leaf)):
+            continue
+        parameter = _parameter(path, leaf, uses)
+        if reduction.takes(_matrices(parameter)):
+            taken[path] = parameter
+            assumed += [path] if leaf.ndim > 2 and not (uses or {}).get(path) else []
+    if not taken:
+        raise ValueError(
+            f"reduced_gradients: {reduction.name} takes none of "
+            f"{', '.join(f'{p} {tuple(x.shape)}' for p, x in named_leaves(params))}: they are "
+            f"small (min_size={min_size}), not chosen by where={where!r}, or would take no fewer "
+            "bytes"
+        )
+    warn_assumed(assumed, where)
+    return taken
 
 
 def _parameter(path: str, leaf: Any, uses: Any) -> Parameter:

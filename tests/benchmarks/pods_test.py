@@ -23,5 +23,5 @@ def test_decoding_of_8b_holds_no_dense_weight():
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout)["rows"]
     assert row["fits"] and row["dense_weights"] == []
-    # 4.25 bits for each weight, an eighth of them per chip, the embedding in bfloat16; and the cache.
+    # An eighth of weights of 4.25 bits and of the embedding; and the cache.
     assert row["argument_bytes"] < 0.8e9
