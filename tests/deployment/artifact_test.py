@@ -19,11 +19,8 @@ pytestmark = pytest.mark.ci
 
 RECIPES = {
     "int4": jc.quantize("int4", group_size=16),
-    "uint4": jc.quantize("uint4", group_size=16, symmetric=False),
-    "int3": jc.quantize("int3"),
     "float8": jc.quantize("float8_e4m3fn"),
     "float4": jc.quantize("float4_e2m1fn"),
-    "int8": jc.quantize("int8"),
     "pruned": jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)),
     "low_rank": jc.chain(jc.low_rank(rank=4), jc.quantize("int8")),
 }
@@ -72,7 +69,7 @@ np.savez(sys.argv[2] + "/y.npz", of_5=fn(x)["y"], of_2=fn(x[:2])["y"])
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ)
     assert done.returncode == 0, done.stderr
     want, found = np.asarray(jax.jit(jc.lift(fn))(small, x)["y"]), np.load(tmp_path / "y.npz")
-    # The same sums, in another order, through eight layers.
+    # The same sums, in another order, through five layers.
     np.testing.assert_allclose(found["of_5"], want, rtol=0, atol=1e-5)
     np.testing.assert_allclose(found["of_2"], want[:2], rtol=0, atol=1e-5)
 

@@ -75,6 +75,7 @@ def small_cnn():
     return small_of(CNN, cnn, images(1), jc.quantize("int8"))
 
 
+@pytest.mark.ci
 def test_a_cnn_of_int8_weights(small_cnn, tmp_path):
     path = str(tmp_path / "cnn.onnx")
     shape = jax.export.symbolic_shape("batch, 32, 16, 2")

@@ -24,7 +24,7 @@ METHODS = {
     "power_sgd": jc.power_sgd(rank=2),
     "top_k": jc.top_k(0.05),
 }
-SLOW, CI = ("float8", "nf4", "int3"), ("int8", "int4", "top_k")
+SLOW, CI = ("int4", "float8", "nf4", "int3"), ("int8", "power_sgd")
 MARKS = dict.fromkeys(SLOW, pytest.mark.slow) | dict.fromkeys(CI, pytest.mark.ci)
 KINDS = [pytest.param(name, marks=MARKS.get(name, [])) for name in METHODS]
 SHAPES = {"stack": (3, 40, 24), "odd": (37, 19), "bias": (24,)}
@@ -87,6 +87,7 @@ def test_sent_and_kept_add_up(name):
 
 @pytest.mark.filterwarnings("ignore::jaxopt_compress.AssumedLayout")
 @pytest.mark.ci
+@pytest.mark.fast("int8")
 @pytest.mark.parametrize("name", ["int8", "power_sgd"])
 def test_layers_of_a_stack_are_apart(name):
     """Each is averaged as if it were alone, whatever the size of the others."""
@@ -223,6 +224,7 @@ def test_wrong_calls():
 
 
 @pytest.mark.ci
+@pytest.mark.fast("power_sgd")
 @pytest.mark.parametrize("name", ["int8", "power_sgd", "top_k"])
 def test_reaches_what_plain_averages_reach(name):
     """Linear regression, whose solution is known: error feedback gets there."""

@@ -20,6 +20,7 @@ def given():
     return shapes, jax.tree.map(place, SPECS, is_leaf=lambda x: isinstance(x, P))
 
 
+@pytest.mark.ci
 def test_moments_masks_and_scales_follow_parameters():
     params, shardings = given()
     prune = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), where="head/kernel")
