@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from examples import parallel
@@ -13,20 +14,13 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.ci
-def test_numbers_and_checkpoints_do_not_depend_on_the_mesh(tmp_path):
+def test_a_checkpoint_of_eight_devices_goes_on_with_one(tmp_path):
     data = parallel.batches(4, noise=True)
-    runs = [
-        parallel.run("one device", data, tmp_path),
-        parallel.run("fsdp", data, tmp_path),
-        parallel.run("data x tensor", data, tmp_path, begin=2, source="fsdp"),
-    ]
-    for row in runs:
-        (tmp_path / f"{row['way']}.json").write_text(json.dumps(row))
-    for name in ("fsdp", "data x tensor after fsdp"):
-        row = parallel.compare(name, tmp_path)
-        # Sums in another order, and few codes that fall on the other side of a border.
-        assert row["loss_differs"] < 1e-4 and row["params_differ"] < 4e-3
-    assert runs[1]["bytes_per_device"] < 0.2 * runs[0]["bytes_per_device"]
+    split = parallel.run("fsdp", data, tmp_path)
+    alone = parallel.run("one device", data, tmp_path, begin=2, source="fsdp")
+    # Sums in another order, and few codes that fall on the other side of a border.
+    np.testing.assert_allclose(alone["losses"], split["losses"][2:], rtol=0, atol=1e-4)
+    assert split["bytes_per_device"] < 0.2 * alone["bytes_per_device"]
 
 
 @pytest.mark.slow
