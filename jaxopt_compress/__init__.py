@@ -16,6 +16,7 @@ from jaxopt_compress.arrays import (
     materialize,
 )
 from jaxopt_compress.compression import Compression, LargerWarning, best_of, chain, compress
+from jaxopt_compress.deployment import export, export_onnx
 from jaxopt_compress.evaluation import compare, corruptions, evaluate, metrics
 from jaxopt_compress.lift import (
     FallbackError,
@@ -36,6 +37,14 @@ from jaxopt_compress.low_rank import (
     tucker,
 )
 from jaxopt_compress.numerics import bounds
+from jaxopt_compress.parallel import (
+    blockwise,
+    power_sgd,
+    reduced_gradients,
+    reduced_specs,
+    state_shardings,
+    top_k,
+)
 from jaxopt_compress.planning import allocate, bytes, plan, read_recipe, report, sensitivities
 from jaxopt_compress.post_training import compress_in_order, correct_biases
 from jaxopt_compress.precision import (
@@ -123,6 +132,7 @@ __all__ = [
     "awq",
     "backward",
     "best_of",
+    "blockwise",
     "bounds",
     "bytes",
     "calibrate",
@@ -142,6 +152,8 @@ __all__ = [
     "dynamic_loss_scale",
     "equalize",
     "evaluate",
+    "export",
+    "export_onnx",
     "find_groups",
     "flops",
     "fold_norms",
@@ -167,6 +179,7 @@ __all__ = [
     "nbytes",
     "partition",
     "plan",
+    "power_sgd",
     "progressive",
     "proximal",
     "prune",
@@ -174,6 +187,8 @@ __all__ = [
     "quantize_array",
     "rate_distortion",
     "read_recipe",
+    "reduced_gradients",
+    "reduced_specs",
     "register_flax_serialization",
     "report",
     "resident_bytes",
@@ -192,7 +207,9 @@ __all__ = [
     "smooth_quant",
     "soft_threshold",
     "sparse_gpt",
+    "state_shardings",
     "stochastic_rounding",
+    "top_k",
     "tucker",
     "uses",
     "variational_dropout",

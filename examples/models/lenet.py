@@ -33,7 +33,7 @@ def init_300_100(key):
 
 def apply_300_100(params, images):
     """Logits, (n, 10), of images, bytes (n, 28, 28)."""
-    x = images.reshape(len(images), -1) / jnp.float32(255)
+    x = images.reshape(images.shape[0], -1) / jnp.float32(255)
     x = jax.nn.relu(dense(params["dense1"], x))
     x = jax.nn.relu(dense(params["dense2"], x))
     return dense(params["head"], x)
@@ -59,7 +59,7 @@ def apply_5(params, images):
             x, params[name]["kernel"], (1, 1), "VALID", dimension_numbers=dims
         )
         x = halved(x + params[name]["bias"])
-    x = jax.nn.relu(dense(params["dense1"], x.reshape(len(x), -1)))
+    x = jax.nn.relu(dense(params["dense1"], x.reshape(x.shape[0], -1)))
     return dense(params["head"], x)
 
 

@@ -31,8 +31,9 @@ def resolve(path: str | os.PathLike[str]) -> Any:
     # Imported late: who saves nothing need not wait for it.
     from etils import epath
 
-    # Remote paths (gs://) are absolute as they are.
-    return epath.Path(os.fspath(path)).expanduser().resolve()
+    found = epath.Path(os.fspath(path)).expanduser()
+    # Remote paths (gs://) are absolute as they are, and would be taken for local ones.
+    return found if "://" in os.fspath(found) else found.resolve()
 
 
 def sealed(document: Any) -> bytes:

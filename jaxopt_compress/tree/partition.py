@@ -99,8 +99,11 @@ def resident_bytes(tree: Any) -> int:
 def shard(tree: Any, shardings: Any) -> Any:
     """Places a tree as its dense form would be placed.
 
+    Of shapes, as from `jax.eval_shape`, it makes shapes with shardings, from which programs for
+    any number of devices are compiled without having one of them.
+
     Args:
-        tree: A pytree of arrays and compressed arrays.
+        tree: A pytree of arrays and compressed arrays, or of `jax.ShapeDtypeStruct`.
         shardings: One `jax.sharding.NamedSharding` for all leaves, or a tree of them, with the
             dense structure (one sharding per compressed array).
 
@@ -110,6 +113,16 @@ def shard(tree: Any, shardings: Any) -> Any:
 
     Raises:
         ValueError: A compressed form cannot be split as asked; names its path.
+
+    Example:
+        >>> import jaxopt_compress as jc
+        >>> from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+        >>> params = {"w": jax.ShapeDtypeStruct((8192, 4096), "bfloat16")}
+        >>> small = jax.eval_shape(lambda p: jc.compress(p, jc.quantize("int4", 128)), params)
+        >>> mesh = AbstractMesh((256,), ("model",))
+        >>> placed = shard(small, NamedSharding(mesh, PartitionSpec(None, "model")))
+        >>> placed["w"].codes.sharding.shard_shape(placed["w"].codes.shape)
+        (8192, 16)
     """
     if isinstance(shardings, jax.sharding.Sharding):
         return map_named(lambda path, x: _place(path, x, shardings), tree)
@@ -118,7 +131,7 @@ def shard(tree: Any, shardings: Any) -> Any:
 
 def _place(path: str, leaf: Any, sharding: Any) -> Any:
     if not (is_compressed(leaf) and isinstance(sharding, NamedSharding)):
-        return jax.device_put(leaf, sharding)
+        return _put(leaf, sharding)
 
     def named(spec):
         return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
@@ -129,11 +142,19 @@ def _place(path: str, leaf: Any, sharding: Any) -> Any:
         def is_spec(x):
             return isinstance(x, PartitionSpec)
 
-        return jax.device_put(leaf, jax.tree.map(named, specs, is_leaf=is_spec))
+        return jax.tree.map(_put, leaf, jax.tree.map(named, specs, is_leaf=is_spec))
     except ValueError as error:
         raise ValueError(
             f"cannot place {path!r} of shape {leaf.shape} by {sharding.spec}: {error}"
         ) from error
+
+
+def _put(x: Any, sharding: Any) -> Any:
+    if not isinstance(x, jax.ShapeDtypeStruct):
+        return jax.device_put(x, sharding)
+    if sharding is not None:
+        sharding.shard_shape(x.shape)  # Raises where it does not divide.
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _arrays(tree: Any) -> list[Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxopt_compress.arrays import QuantizedArray, is_compressed
 from jaxopt_compress.arrays.sparse import sparse_rows
@@ -136,3 +136,14 @@ def test_shard_errors_name_the_path():
         shard({"a": [quantized(6)]}, NamedSharding(mesh(), SPEC))
     with pytest.raises(ValueError, match="3 entries for an array of rank 2"):
         shard({"a": quantized()}, NamedSharding(mesh(), PartitionSpec(None, None, "x")))
+
+
+def test_shapes_are_placed_without_devices():
+    abstract = AbstractMesh((256,), ("x",))
+    leaf = jax.eval_shape(lambda: quantized(rows=8192, columns=1024))
+    placed = shard({"w": leaf}, NamedSharding(abstract, PartitionSpec("x")))["w"]
+    assert placed.codes.sharding.shard_shape(placed.codes.shape) == (32, 1024)
+    # The scale has size 1 along the axis that is split.
+    assert placed.scale.sharding.spec == PartitionSpec(None, None)
+    with pytest.raises(ValueError, match="cannot place 'w'"):
+        shard({"w": jax.eval_shape(quantized)}, NamedSharding(abstract, PartitionSpec("x")))
