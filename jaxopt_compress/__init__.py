@@ -51,6 +51,7 @@ from jaxopt_compress.quantization import (
 )
 from jaxopt_compress.removal import NotRemovable, find_groups, flops
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms
+from jaxopt_compress.search import auto, frontier
 from jaxopt_compress.sparsity import (
     distributions,
     grow,
@@ -100,6 +101,7 @@ __all__ = [
     "UnmeasuredWarning",
     "activations",
     "allocate",
+    "auto",
     "auto_round",
     "awq",
     "backward",
@@ -123,6 +125,7 @@ __all__ = [
     "find_groups",
     "flops",
     "fold_norms",
+    "frontier",
     "gptq",
     "grow",
     "hard_concrete",

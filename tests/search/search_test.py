@@ -1,0 +1,122 @@
+"""Frontiers and the smallest model within a bound, on a classifier of three layers."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from sklearn.datasets import load_digits
+
+import jaxopt_compress as jc
+from jaxopt_compress.search.recipes import default_candidates
+
+
+def model(params, x):
+    return jax.nn.relu(x @ params["hidden"]["kernel"]) @ params["head"]["kernel"]
+
+
+def loss(params, x, y):
+    return optax.softmax_cross_entropy_with_integer_labels(model(params, x), y).mean()
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Trained parameters, batches to find sensitivities with, and held-out batches."""
+    x, y = load_digits(return_X_y=True)
+    x, y = jnp.asarray(x, jnp.float32) / 16, jnp.asarray(y)
+    keys = jax.random.split(jax.random.key(0))
+    params = {
+        "hidden": {"kernel": jax.random.normal(keys[0], (64, 64)) / 6},
+        "head": {"kernel": jax.random.normal(keys[1], (64, 10)) / 6},
+    }
+    tx = optax.adam(1e-2)
+
+    @jax.jit
+    def fit(params):
+        def step(carry, _):
+            params, state = carry
+            grads = jax.grad(loss)(params, x[:1200], y[:1200])
+            updates, state = tx.update(grads, state)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, tx.init(params)), length=100)[0][0]
+
+    batches = [(x[:512], y[:512]), (x[512:1024], y[512:1024])]
+    return fit(params), batches, [(x[1200:], y[1200:])]
+
+
+@pytest.fixture(scope="module")
+def found(digits):
+    params, batches, held_out = digits
+    return jc.auto(model, params, batches, loss, within={"accuracy": -0.02}, held_out=held_out)
+
+
+def test_the_smallest_within_the_bound(digits, found):
+    params, _, held_out = digits
+    assert found.met and found.dense["accuracy"] > 0.85
+    measured = jc.evaluate(model, found.params, held_out, ["accuracy"])
+    assert measured == found.figures
+    assert measured["accuracy"] >= found.dense["accuracy"] - 0.02
+    assert jc.nbytes(found.params) == min(t.bytes for t in found.trials if t.met)
+    assert any(not t.met for t in found.trials)
+    # No one format for all, of those that keep the bound, is smaller.
+    uses = jc.uses(model, params, held_out[0][0])
+    for bits in (2, 3, 4):
+        options = default_candidates()[f"int{bits}"]["quantize"]
+        small = jc.compress(params, jc.quantize(**options), uses=uses)
+        accuracy = jc.evaluate(model, small, held_out, ["accuracy"])["accuracy"]
+        if accuracy >= found.dense["accuracy"] - 0.02:
+            assert jc.nbytes(found.params) <= jc.nbytes(small)
+
+
+def test_the_recipe_as_text_gives_the_same_again(digits, found, tmp_path):
+    params, _, held_out = digits
+    (tmp_path / "recipe.toml").write_text(found.toml())
+    uses = jc.uses(model, params, held_out[0][0])
+    again = jc.compress(params, jc.read_recipe(tmp_path / "recipe.toml"), uses=uses)
+    same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), again, found.params)
+    assert all(jax.tree.leaves(same))
+    assert "dense" in str(found) and "no" in str(found)
+
+
+def test_bounds_that_nothing_keeps_and_errors_of_both_signs(digits, found):
+    params, batches, held_out = digits
+    call = lambda **given: jc.auto(model, params, batches, loss, held_out=held_out, **given)
+    few = {"int2": jc.quantize("int2")}
+    worse = call(within={"cross_entropy": 1e-6}, candidates=few, evaluations=3)
+    assert not worse.met and worse.recipe is None and worse.params is params
+    with pytest.raises(ValueError, match="no recipe"):
+        worse.toml()
+    loose = call(within={"cross_entropy": 100.0}, candidates=few, budget=jc.bytes(0.2))
+    assert loose.met and loose.figures["cross_entropy"] > loose.dense["cross_entropy"]
+    with pytest.raises(ValueError, match="'int2' is a Compression"):
+        loose.toml()
+    for bad in ({}, {"accuracy": 0}, {"accuracy": float("nan")}):
+        with pytest.raises(ValueError, match="within"):
+            call(within=bad)
+    with pytest.raises(ValueError, match="evaluations=2"):
+        call(within={"accuracy": -0.1}, evaluations=2)
+    with pytest.raises(ValueError, match=r"candidates\['x'\]: unknown key 'quantise'"):
+        call(within={"accuracy": -0.1}, candidates={"x": {"quantise": {}}})
+
+
+def test_a_frontier_measures_what_it_returns(digits, found):
+    params, _, held_out = digits
+    uses = jc.uses(model, params, held_out[0][0])
+    budgets = [jc.bytes(share) for share in (0.3, 0.15)]
+    tuned = []
+
+    def tune(recipe):
+        tuned.append(recipe)
+        return jc.compress(params, recipe, uses=uses)
+
+    args = (model, params, found.table, budgets, held_out, ["accuracy"])
+    points, by_hook = jc.frontier(*args, uses=uses), jc.frontier(*args, uses=uses, tune=tune)
+    assert list(points) == ["dense", "30%", "15%"] and len(tuned) == 2
+    for name, row in points.items():
+        assert row["stored_bytes"] == jc.nbytes(points.trees[name])
+        assert row["stored_bytes"] <= row["budget"] * found.table.dense_bytes
+        assert row == by_hook[name]
+    assert points["15%"]["increase"] >= points["30%"]["increase"] >= 0
+    assert "15%" in str(points)
+    with pytest.raises(ValueError, match="different shares"):
+        jc.frontier(model, params, found.table, [], held_out, ["accuracy"])
