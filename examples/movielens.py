@@ -1,6 +1,6 @@
 """A recommender on MovieLens-100k, from training to a compressed checkpoint.
 
-Vectors of users and films meet in a product and in a small network, which predict ratings of 1 to 5.
+Vectors of users and films meet in a product and in a small network, which predict ratings, 1 to 5.
 The last fifth of each user's ratings, by time, is held out: rmse is over these; precision@10 and
 recall@10 are of the ten films with the highest predictions among all that the user has not rated
 in the training part, where the user's held-out films of 4 or more are the right ones.

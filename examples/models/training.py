@@ -37,6 +37,7 @@ def train(
     seed: int = 0,
     compression: jc.Compression | None = None,
     uses: Any = None,
+    optimizer: Callable[[optax.Schedule], optax.GradientTransformation] | None = None,
 ) -> tuple[Any, Any]:
     """Trains by AdamW under a cosine schedule.
 
@@ -53,6 +54,7 @@ def train(
         seed: Of the order of images.
         compression: Trains through the view of it, where gradients know what rounding does.
         uses: For the compression.
+        optimizer: In the place of AdamW, from the learning rate.
 
     Returns:
         Parameters and averages. With a compression, the parameters are in their stored form.
@@ -60,7 +62,8 @@ def train(
     data = jax.tree.map(_as_array, (images, labels))
     count = len(jax.tree.leaves(data)[0])
     steps = count // batch
-    tx = optax.adamw(optax.cosine_decay_schedule(rate, epochs * steps), weight_decay=decay)
+    cosine = optax.cosine_decay_schedule(rate, epochs * steps)
+    tx = optimizer(cosine) if optimizer else optax.adamw(cosine, weight_decay=decay)
     view = lambda params, state: params
     if compression is not None:
         tx = jc.compressed_training(tx, compression, uses=uses)

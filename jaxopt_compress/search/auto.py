@@ -171,7 +171,7 @@ def auto(
         # A figure that is NaN keeps no bound.
         met = all(x * math.copysign(1, bound) <= abs(bound) for x, bound in changes)
         trials.append(Trial(name, nbytes(small), figures, met, recipe))
-        if met and trials[-1].bytes <= min((t.bytes for t in trials if t.met)):
+        if met and trials[-1].bytes <= min(t.bytes for t in trials if t.met):
             trees.clear()  # No more than the best so far is held.
             trees[len(trials) - 1] = small
         return met
