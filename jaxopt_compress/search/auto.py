@@ -140,11 +140,22 @@ def auto(
         >>> x = jax.random.normal(jax.random.key(1), (256, 64))
         >>> y = model(params, x)
         >>> loss = lambda params, x, y: jnp.mean((model(params, x) - y) ** 2)
-        >>> found = jc.auto(model, params, [(x, y)], loss, within={"rmse": 0.5}, held_out=[(x, y)])
+        >>> tables = {name: {"quantize": {"format": name}} for name in ("int4", "int8")}
+        >>> found = jc.auto(
+        ...     model,
+        ...     params,
+        ...     [(x, y)],
+        ...     loss,
+        ...     within={"rmse": 0.5},
+        ...     held_out=[(x, y)],
+        ...     candidates=tables,
+        ... )
         >>> found.met, found.recipe.choices, jc.nbytes(found.params)
-        (True, {'w': 'int5'}, 176)
-        >>> print(found.toml().splitlines()[2])
-        quantize = {"format" = "int5", "group_size" = 32, "pad" = true, "scale_dtype" = "bfloat16"}
+        (True, {'w': 'int8'}, 272)
+        >>> print(found.toml())
+        [[rule]]
+        where = ["w"]
+        quantize = {"format" = "int8"}
     """
     _checked(within, evaluations)
     metrics = checked(within)

@@ -7,7 +7,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 import jaxopt_compress as jc
-from jaxopt_compress.search.recipes import default_candidates
+from jaxopt_compress.search.recipes import default_candidates, made
+
+TABLES = {name: default_candidates()[name] for name in ("int2", "int4")}
 
 
 def model(params, x):
@@ -44,10 +46,15 @@ def digits():
     return fit(params), batches, [(x[1200:], y[1200:])]
 
 
+def test_default_candidates_can_be_read():
+    assert list(made(default_candidates())) == list(default_candidates())
+
+
 @pytest.fixture(scope="module")
 def found(digits):
     params, batches, held_out = digits
-    return jc.auto(model, params, batches, loss, within={"accuracy": -0.02}, held_out=held_out)
+    given = {"within": {"accuracy": -0.02}, "held_out": held_out, "candidates": TABLES}
+    return jc.auto(model, params, batches, loss, evaluations=4, measured=1, **given)
 
 
 def test_the_smallest_within_the_bound(digits, found):
@@ -60,9 +67,8 @@ def test_the_smallest_within_the_bound(digits, found):
     assert any(not t.met for t in found.trials)
     # No one format for all, of those that keep the bound, is smaller.
     uses = jc.uses(model, params, held_out[0][0])
-    for bits in (2, 3, 4):
-        options = default_candidates()[f"int{bits}"]["quantize"]
-        small = jc.compress(params, jc.quantize(**options), uses=uses)
+    for compression in made(TABLES).values():
+        small = jc.compress(params, compression, uses=uses)
         accuracy = jc.evaluate(model, small, held_out, ["accuracy"])["accuracy"]
         if accuracy >= found.dense["accuracy"] - 0.02:
             assert jc.nbytes(found.params) <= jc.nbytes(small)
@@ -80,9 +86,10 @@ def test_the_recipe_as_text_gives_the_same_again(digits, found, tmp_path):
 
 def test_bounds_that_nothing_keeps_and_errors_of_both_signs(digits, found):
     params, batches, held_out = digits
-    call = lambda **given: jc.auto(model, params, batches, loss, held_out=held_out, **given)
+    common = {"held_out": held_out, "evaluations": 3, "measured": 1}
+    call = lambda **given: jc.auto(model, params, batches, loss, **common | given)
     few = {"int2": jc.quantize("int2")}
-    worse = call(within={"cross_entropy": 1e-6}, candidates=few, evaluations=3)
+    worse = call(within={"cross_entropy": 1e-6}, candidates=few)
     assert not worse.met and worse.recipe is None and worse.params is params
     with pytest.raises(ValueError, match="no recipe"):
         worse.toml()
