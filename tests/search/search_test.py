@@ -1,5 +1,8 @@
 """Frontiers and the smallest model within a bound, on a classifier of three layers."""
 
+import sys
+import types
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -127,3 +130,37 @@ def test_a_frontier_measures_what_it_returns(digits, found):
     assert "15%" in str(points)
     with pytest.raises(ValueError, match="different shares"):
         jc.frontier(model, params, found.table, [], held_out, ["accuracy"])
+
+
+@pytest.mark.ci
+def test_the_command_stores_what_it_finds(monkeypatch, tmp_path):
+    from jaxopt_compress import cli
+
+    params = {"w": jax.random.normal(jax.random.key(0), (64, 4))}
+    linear = lambda params, x: x @ params["w"]
+    x = jax.random.normal(jax.random.key(1), (256, 64))
+    batches = [(x, linear(params, x))]
+    given = {
+        "fn": linear,
+        "params": params,
+        "batches": batches,
+        "loss": lambda params, x, y: jnp.mean((linear(params, x) - y) ** 2),
+        "within": {"rmse": 0.5},
+        "held_out": batches,
+        "candidates": {"int8": {"quantize": {"format": "int8"}}},
+    }
+    module = types.ModuleType("mine")
+    module.__dict__["task"] = lambda: given
+    monkeypatch.setitem(sys.modules, "mine", module)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    cli.auto("mine:task", tmp_path / "out", recipe=tmp_path / "recipe.toml")
+    assert jc.nbytes(jc.load(tmp_path / "out")) == 272
+    assert list(jc.read_recipe(tmp_path / "recipe.toml")) == [("w",)]
+    with pytest.raises(FileExistsError):
+        cli.auto("mine:task", tmp_path / "out")
+    with pytest.raises(ValueError, match="module:function"):
+        cli.auto("mine", tmp_path / "other")
+    given["within"] = {"rmse": 1e-9}
+    with pytest.raises(ValueError, match="nothing was written"):
+        cli.auto("mine:task", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
