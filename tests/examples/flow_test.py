@@ -65,7 +65,7 @@ def test_padding_does_not_matter(name):
     np.testing.assert_allclose(fn(params, ids[:, :12]), fn(params, ids), rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_a_whole_flow(monkeypatch, tmp_path, capsys):
     images = RNG.integers(0, 256, (96, 28, 28), np.uint8)
     labels = RNG.integers(0, 10, 96, np.uint8)

@@ -87,6 +87,7 @@ def test_the_recipe_as_text_gives_the_same_again(digits, found, tmp_path):
     assert "dense" in str(found) and "no" in str(found)
 
 
+@pytest.mark.ci
 def test_bounds_that_nothing_keeps_and_errors_of_both_signs(digits, found):
     params, batches, held_out = digits
     common = {"held_out": held_out, "evaluations": 3, "measured": 1}
@@ -109,6 +110,7 @@ def test_bounds_that_nothing_keeps_and_errors_of_both_signs(digits, found):
         call(within={"accuracy": -0.1}, candidates={"x": {"quantise": {}}})
 
 
+@pytest.mark.ci
 def test_a_frontier_measures_what_it_returns(digits, found):
     params, _, held_out = digits
     uses = jc.uses(model, params, held_out[0][0])
