@@ -27,9 +27,9 @@ from examples.models.training import batches, cross_entropy, train
 KEYS = ("fn", "params", "batches", "loss", "within", "held_out", "candidates", "measured")
 
 
-def grouped(*bits, size):
+def grouped(*bits, size=None):
     """Tables of a recipe file, so that what is found can be written as one."""
-    steps = {"group_size": size, "scale_dtype": "bfloat16"}
+    steps = {"scale_dtype": "bfloat16"} | ({"group_size": size} if size else {})
     return {f"int{b}": {"quantize": {"format": f"int{b}", **steps}} for b in bits}
 
 
@@ -46,7 +46,7 @@ def _lenet(epochs=3):
         "loss": lambda params, x, y: objective(params, None, x, y)[0],
         "within": {"accuracy": -0.002},
         "held_out": batches(images[50000:], labels[50000:]),
-        "candidates": grouped(2, 3, 4, size=None)
+        "candidates": grouped(2, 3, 4)
         | {
             "int8": {"quantize": {"format": "int8"}},
             "80%, int4": {"prune": {"sparsity": 0.8}, "quantize": {"format": "int4"}},

@@ -55,9 +55,9 @@ def as_toml(recipe: Allocation, candidates: Mapping[str, Candidate]) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return (
-            "{" + ", ".join(f"{json.dumps(str(k))} = {_value(v)}" for k, v in value.items()) + "}"
-        )
+        # TOML has no null; where arguments may be None, that is their default.
+        given = {str(k): v for k, v in value.items() if v is not None}
+        return "{" + ", ".join(f"{json.dumps(k)} = {_value(v)}" for k, v in given.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_value, value)) + "]"
     return json.dumps(value)

@@ -1,6 +1,7 @@
 """Frontiers and the smallest model within a bound, on a classifier of three layers."""
 
 import sys
+import tomllib
 import types
 
 import jax
@@ -10,7 +11,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 import jaxopt_compress as jc
-from jaxopt_compress.search.recipes import default_candidates, made
+from jaxopt_compress.planning import Allocation
+from jaxopt_compress.search.recipes import as_toml, default_candidates, made
 
 TABLES = {name: default_candidates()[name] for name in ("int2", "int4")}
 
@@ -51,6 +53,16 @@ def digits():
 
 def test_default_candidates_can_be_read():
     assert list(made(default_candidates())) == list(default_candidates())
+
+
+def test_text_of_a_recipe_is_toml():
+    table = {
+        "quantize": {"format": "int4", "group_size": None, "bounds": {"mse": {"candidates": 9}}}
+    }
+    recipe = Allocation({("a/[[]0]",): jc.quantize("int4")}, {"a/[0]": "x", "b": "dense"}, 0, 0.0)
+    (rule,) = tomllib.loads(as_toml(recipe, {"x": table}))["rule"]
+    del table["quantize"]["group_size"]
+    assert rule == {"where": ["a/[[]0]"], **table}
 
 
 @pytest.fixture(scope="module")
