@@ -113,12 +113,14 @@ def main(argv=None):
     """Searches, and prints what was tried and the frontier."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("task", choices=list(TASKS))
-    parser.add_argument("--shares", type=float, nargs="*", default=[0.25, 0.15, 0.1])
+    parser.add_argument("--shares", type=float, nargs="*", default=[0.25, 0.2, 0.15])
     parser.add_argument("--evaluations", type=int, default=6)
     parser.add_argument("--json", action="store_true", help="print one JSON line, not tables")
     args = parser.parse_args(argv)
     task, given = TASKS[args.task](), _arguments(args.task)
     found = jc.auto(**given, evaluations=args.evaluations)
+    if not args.json:
+        print(found)
     metrics, test = list(given["within"]), task["test"]
     score = lambda params: jc.evaluate(given["fn"], params, test, metrics)
     unseen = {"dense": score(given["params"]), "found": score(found.params)}
@@ -133,7 +135,7 @@ def main(argv=None):
         trials = [trial._replace(recipe=trial.recipe.choices)._asdict() for trial in found.trials]
         print(json.dumps({"trials": trials, "test": unseen, "frontier": points}))
         return found
-    print(f"{found}\n\nof {jc.nbytes(found.params):,} bytes; on the test part {unseen}\n\n{points}")
+    print(f"\nof {jc.nbytes(found.params):,} bytes; on the test part {unseen}\n\n{points}")
     print(f"\n{found.toml()}" if found.met else "no recipe keeps the bound")
     return found
 
