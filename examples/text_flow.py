@@ -43,7 +43,7 @@ def _words(key):
 
 
 def init_gru(key):
-    """Parameters of the recurrent network, 287,621 in all."""
+    """Parameters of the recurrent network, 287,429 in all."""
     keys = jax.random.split(key, 4)
     # Gates of update, reset and candidate side by side.
     return {
