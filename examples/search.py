@@ -143,7 +143,7 @@ def study(journal, seed=None):
         storage=optuna.storages.JournalStorage(backend),
         study_name=NAME,
         directions=["minimize", "minimize"],
-        sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True),
+        sampler=optuna.samplers.TPESampler(seed=seed),
         load_if_exists=True,
     )
 
@@ -155,7 +155,9 @@ def work(journal, trials, epochs, seed):
     states = optuna.trial.TrialState
     ended = (states.COMPLETE, states.PRUNED)
     stop = optuna.study.MaxTrialsCallback(trials, states=ended)
-    own, parts = study(journal, seed), load()
+    # A run that goes on must not draw again what an earlier one drew.
+    before = len(study(journal).get_trials(deepcopy=False))
+    own, parts = study(journal, 1000 * before + seed), load()
     if sum(t.state in ended for t in own.get_trials(deepcopy=False)) < trials:
         own.optimize(lambda trial: objective(trial, parts, epochs), callbacks=[stop])
 

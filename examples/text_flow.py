@@ -76,7 +76,7 @@ def gru(params, ids, drop=lambda x: x):
 
 
 def init_transformer(key):
-    """Parameters of the transformer, two layers of 64, 370,629 in all."""
+    """Parameters of the transformer, two layers of 64, 370,757 in all."""
     keys = iter(jax.random.split(key, 16))
     norm = lambda: {"scale": jnp.ones(WIDTH), "bias": jnp.zeros(WIDTH)}
     square = lambda: _dense(next(keys), WIDTH, WIDTH)
