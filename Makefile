@@ -23,6 +23,7 @@ test: $(VENV)/.installed
 	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not ci" --doctest-modules --doctest-glob=README.md \
 	  --doctest-glob=docs/libraries.md --doctest-glob=docs/recipes.md --doctest-glob=docs/removal.md \
 	  --doctest-glob=docs/sparsity.md --doctest-glob=docs/flow.md --doctest-glob=docs/post_training.md \
+	  --doctest-glob=docs/worked_cases.md \
 	  tests jaxopt_compress README.md docs $(PYTEST_ARGS)
 
 # Kernels step by step, and other suites whose faults the first line shows in most cases, too.
