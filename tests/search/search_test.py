@@ -72,6 +72,7 @@ def found(digits):
     return jc.auto(model, params, batches, loss, evaluations=4, measured=1, **given)
 
 
+@pytest.mark.ci
 def test_the_smallest_within_the_bound(digits, found):
     params, _, held_out = digits
     assert found.met and found.dense["accuracy"] > 0.85
@@ -89,6 +90,7 @@ def test_the_smallest_within_the_bound(digits, found):
             assert jc.nbytes(found.params) <= jc.nbytes(small)
 
 
+@pytest.mark.ci
 def test_the_recipe_as_text_gives_the_same_again(digits, found, tmp_path):
     params, _, held_out = digits
     (tmp_path / "recipe.toml").write_text(found.toml())
