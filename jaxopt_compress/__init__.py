@@ -70,6 +70,7 @@ from jaxopt_compress.quantization import (
 )
 from jaxopt_compress.removal import NotRemovable, find_groups, flops
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms, rotate, rotate_inputs
+from jaxopt_compress.search import auto, frontier
 from jaxopt_compress.sharing import rate_distortion, share
 from jaxopt_compress.sparsity import (
     distributions,
@@ -128,6 +129,7 @@ __all__ = [
     "UnmeasuredWarning",
     "activations",
     "allocate",
+    "auto",
     "auto_round",
     "awq",
     "backward",
@@ -157,6 +159,7 @@ __all__ = [
     "find_groups",
     "flops",
     "fold_norms",
+    "frontier",
     "gptq",
     "grow",
     "hard_concrete",

@@ -1,6 +1,7 @@
 """The commands of ``jaxopt-compress``; `jaxopt_compress.__main__` runs them."""
 
 import contextlib
+import importlib
 import json
 import pathlib
 import sys
@@ -19,6 +20,7 @@ from jaxopt_compress.compression import compress as compress_tree
 from jaxopt_compress.lift import uses_by_layout
 from jaxopt_compress.planning import Report, Rule, assign, leaf_report, read_rules
 from jaxopt_compress.planning.report import summarize
+from jaxopt_compress.search import auto as find_smallest
 from jaxopt_compress.storage import Source, check_free, open_checkpoint, save
 from jaxopt_compress.storage.coding import check_coding
 from jaxopt_compress.storage.partial import Partial, describe_files
@@ -121,6 +123,43 @@ def inspect(
     """
     leaves = named_leaves(open_checkpoint(ckpt).tree)
     _show(summarize([leaf_report(p, None, x) for p, x in leaves if hasattr(x, "shape")]), as_json)
+
+
+@app.command
+def auto(
+    task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:FUNCTION")],
+    out: _Out,
+    /,
+    recipe: pathlib.Path | None = None,
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Find the smallest parameters whose quality stays within bounds.
+
+    Args:
+        task: A Python function without arguments that returns those of jaxopt_compress.auto, a
+            dict: fn, params, batches, loss, within, held_out and what else it takes.
+        out: The new checkpoint, for jaxopt_compress.load.
+        recipe: Where to write the recipe, for the command compress.
+        overwrite: Replace OUT, if it is a checkpoint of this command.
+    """
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists: choose another path, or pass --overwrite")
+    found = find_smallest(**_function(task)())
+    print(found)
+    if not found.met:
+        raise ValueError("no recipe kept the bounds; nothing was written")
+    save(out, found.params, overwrite=overwrite)
+    if recipe is not None:
+        recipe.write_text(found.toml())
+
+
+def _function(name: str) -> Any:
+    """What ``module:function`` names, with modules of the working folder."""
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ValueError(f"{name!r} names no function: it is module:function, such as mine:task")
+    sys.path.insert(0, str(pathlib.Path.cwd()))
+    return getattr(importlib.import_module(module), attribute)
 
 
 @app.command

@@ -28,6 +28,7 @@ ROOMS = [
     {"post_training"},
     {"planning"},
     {"evaluation"},
+    {"search"},
     {"demo"},
     {"cli"},
     {"__main__"},

@@ -6,8 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from rich.console import Console
 from rich.progress import track
+
+import jaxopt_compress as jc
 
 
 def cross_entropy(apply: Callable[[Any, Any], jax.Array]) -> Callable[..., tuple[jax.Array, Any]]:
@@ -31,44 +35,67 @@ def train(
     rate: float = 2e-3,
     decay: float = 1e-2,
     seed: int = 0,
+    compression: jc.Compression | None = None,
+    uses: Any = None,
+    optimizer: Callable[[optax.Schedule], optax.GradientTransformation] | None = None,
 ) -> tuple[Any, Any]:
     """Trains by AdamW under a cosine schedule.
 
     Args:
         objective: ``objective(params, averages, images, labels) -> (loss, averages)``.
         params: Where to start.
-        images: Bytes, (count, ...).
-        labels: (count,).
+        images: Bytes, (count, ...); or any inputs, also a tree of arrays.
+        labels: (count,); or any targets, also a tree of arrays.
         epochs: How often each image is seen.
-        averages: What is not trained but follows, such as those of batch norms.
+        averages: What is not trained but follows, such as those of batch norms, or a random key.
         batch: Images per step.
         rate: The highest learning rate.
         decay: Of weights.
         seed: Of the order of images.
+        compression: Trains through the view of it, where gradients know what rounding does.
+        uses: For the compression.
+        optimizer: In the place of AdamW, from the learning rate.
 
     Returns:
-        Parameters and averages.
+        Parameters and averages. With a compression, the parameters are in their stored form.
     """
-    images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
-    steps = len(labels) // batch
-    tx = optax.adamw(optax.cosine_decay_schedule(rate, epochs * steps), weight_decay=decay)
+    data = jax.tree.map(_as_array, (images, labels))
+    count = len(jax.tree.leaves(data)[0])
+    steps = count // batch
+    cosine = optax.cosine_decay_schedule(rate, epochs * steps)
+    tx = optimizer(cosine) if optimizer else optax.adamw(cosine, weight_decay=decay)
+    view = lambda params, state: params
+    if compression is not None:
+        tx = jc.compressed_training(tx, compression, uses=uses)
+        # Lifted, since a view may hold weights that round what they meet.
+        objective, view = jc.lift(objective), compression.view
 
     @jax.jit
-    def step(params, averages, state, rows):
+    def step(params, averages, state, data, rows):
+        images, labels = jax.tree.map(lambda x: x[rows], data)
         grad = jax.grad(objective, has_aux=True)
-        grads, averages = grad(params, averages, images[rows], labels[rows])
+        grads, averages = grad(view(params, state), averages, images, labels)
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), averages, state
 
     now = (params, averages, tx.init(params))
     keys = jax.random.split(jax.random.key(seed), epochs)
-    for key in track(keys, "training, epochs", transient=True):
-        order = jax.random.permutation(key, len(labels))
+    for key in track(keys, "training, epochs", console=Console(stderr=True), transient=True):
+        order = jax.random.permutation(key, count)
         for i in range(steps):
-            now = step(*now, order[i * batch : (i + 1) * batch])
+            now = step(*now, data, order[i * batch : (i + 1) * batch])
         # Steps are dispatched ahead of their results: without waiting, progress would be a lie.
         jax.block_until_ready(now)
-    return now[:2]
+    params, averages, state = now
+    if compression is not None:
+        params = jc.compress(params, compression, state=state)
+    return params, averages
+
+
+def _as_array(x: Any) -> jax.Array:
+    """Labels of few bits would not do for a loss; images stay bytes."""
+    x = np.asarray(x)
+    return jnp.asarray(x, jnp.int32 if x.ndim == 1 and x.dtype.kind in "iu" else None)
 
 
 def batches(images: Any, labels: Any, size: int = 1000) -> list[tuple[Any, Any]]:

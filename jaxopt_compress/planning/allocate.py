@@ -89,9 +89,19 @@ def allocate(table: Sensitivities, budget: Bytes) -> Allocation:
     if solved.x is None:
         raise ValueError(f"the solver found no choice: {solved.message}")
     taken = [i for i, x in enumerate(solved.x) if x > 0.5]
-    choices = {pairs[i][0]: pairs[i][1] for i in taken}
-    total = int(sizes[taken].sum()) + table.rest
-    return Allocation(_recipe(table, choices), choices, total, float(costs[taken].sum()))
+    return choose(table, {pairs[i][0]: pairs[i][1] for i in taken})
+
+
+def choose(table: Sensitivities, choices: dict[str, str]) -> Allocation:
+    """The allocation that gives each row the candidate named.
+
+    Args:
+        table: What `sensitivities` returned.
+        choices: Row -> the name of its candidate, or ``"dense"``; of all rows.
+    """
+    total = table.rest + sum(table.cells[row][name].bytes for row, name in choices.items())
+    increase = sum(table.increase(row, name) for row, name in choices.items())
+    return Allocation(_recipe(table, choices), choices, total, increase)
 
 
 def _recipe(table: Sensitivities, choices: dict[str, str]) -> dict[Any, Compression]:
@@ -103,4 +113,4 @@ def _recipe(table: Sensitivities, choices: dict[str, str]) -> dict[Any, Compress
     return {tuple(paths): table.candidates[name] for name, paths in by_name.items()}
 
 
-__all__ = ["Allocation", "Bytes", "allocate", "bytes"]
+__all__ = ["Allocation", "Bytes", "allocate", "bytes", "choose"]

@@ -163,11 +163,26 @@ def _read_rule(table: Mapping[str, Any], name: str) -> Rule:
     check_keys(table, ["where", "min_ndim", *_METHODS], name)
     where = _read_globs(given, table.get("min_ndim"), name)
     methods = {key: value for key, value in table.items() if key in _METHODS}
-    if not methods:
-        raise ValueError(f"{name} does nothing: it needs one of {', '.join(_METHODS)}")
-    steps = [_read_step(key, value, f"{name}, {key}") for key, value in methods.items()]
+    compression = read_methods(methods, name)
     begin = max(_begin(key, value) for key, value in methods.items())
-    return Rule(where, steps[0] if len(steps) == 1 else chain(*steps), name, begin)
+    return Rule(where, compression, name, begin)
+
+
+def read_methods(table: Mapping[str, Any], name: str) -> Compression:
+    """The methods of a rule, chained in the order written.
+
+    Args:
+        table: Method -> arguments.
+        name: How errors name the table.
+
+    Raises:
+        ValueError: What `read_recipe` raises for a rule.
+    """
+    check_keys(table, list(_METHODS), name)
+    if not table:
+        raise ValueError(f"{name} does nothing: it needs one of {', '.join(_METHODS)}")
+    steps = [_read_step(key, value, f"{name}, {key}") for key, value in table.items()]
+    return steps[0] if len(steps) == 1 else chain(*steps)
 
 
 def _read_globs(given: Any, min_ndim: Any, name: str) -> Globs:

@@ -1,11 +1,10 @@
 """What each way to compress each parameter costs in loss, measured or estimated."""
 
-import functools
-import json
+import itertools
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jaxopt_compress.arrays import is_compressed, materialize
 from jaxopt_compress.arrays.base import stored_bytes
 from jaxopt_compress.compression import Compression
-from jaxopt_compress.extras import require
+from jaxopt_compress.planning.kept import Kept, tracked
 from jaxopt_compress.planning.tables import Table, as_rich, as_text
 from jaxopt_compress.post_training.fingerprint import fingerprint
 from jaxopt_compress.tree import Part, Where, map_named, named_leaves, select
@@ -164,20 +163,25 @@ def sensitivities(
         return small if all(map(is_compressed, small.values())) else None
 
     squares = _squared_gradients(loss, params, taken, batches)
-    estimated = functools.partial(_estimated, leaves, squares, candidates, small_row)
-    cells = {row: estimated(row, paths) for row, paths in rows.items()}
-    cells = {row: found for row, found in cells.items() if len(found) > 1}
+    cells: dict[str, dict[str, Cell]] = {}
+    forms: dict[tuple[str, str], dict[str, Any]] = {}
+    for row, paths in rows.items():
+        stored = {name: small_row(row, name) for name in candidates}
+        stored = {name: small for name, small in stored.items() if small is not None}
+        if stored:
+            cells[row] = _estimated({path: leaves[path] for path in paths}, squares, stored)
+            forms |= {(row, name): stored[name] for name in _frontier(cells[row])[:measured]}
     if not cells:
         raise ValueError(f"no candidate of {sorted(candidates)} takes any of {sorted(leaves)[:8]}")
 
     run = jax.jit(loss)
     mean = lambda tree: sum(float(run(tree, *batch)) for batch in held_out) / len(held_out)
     base, deadline = mean(params), time.monotonic() + seconds
-    kept = _Kept(resume, fingerprint(params, dict(candidates), batches, held_out, loss))
-    for row, name in _tracked(_most_useful(cells, measured), progress):
-        found = kept.get(row, name)
+    kept = Kept(resume, fingerprint(params, dict(candidates), batches, held_out, loss))
+    for row, name in tracked(_in_turns(forms), progress):
+        found, small = kept.get(row, name), forms.pop((row, name))
         if found is None and time.monotonic() < deadline:
-            dense = {path: materialize(w) for path, w in (small_row(row, name) or {}).items()}
+            dense = {path: materialize(w) for path, w in small.items()}
             found = mean(map_named(lambda p, w, d=dense: d.get(p, w), params)) - base
             kept.put(row, name, found)
         cells[row][name] = cells[row][name]._replace(measured=found)
@@ -189,26 +193,23 @@ def sensitivities(
 def _estimated(
     leaves: Mapping[str, Any],
     squares: Mapping[str, jax.Array],
-    candidates: Mapping[str, Compression],
-    small_row: Callable[[str, str], dict[str, Any] | None],
-    row: str,
-    paths: Sequence[str],
+    stored: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Cell]:
-    """The cells of a row, one candidate after the other."""
-    cells = {DENSE: Cell(sum(stored_bytes(leaves[path]) for path in paths), 0.0, 0.0)}
-    for name in candidates:
-        if (small := small_row(row, name)) is None:
-            continue
+    """The cells of a row."""
+    cells = {DENSE: Cell(sum(map(stored_bytes, leaves.values())), 0.0, 0.0)}
+    for name, small in stored.items():
         moved = {path: materialize(w) - leaves[path] for path, w in small.items()}
         terms = [float(jnp.sum(squares[p] * jnp.square(m))) for p, m in moved.items()]
         cells[name] = Cell(sum(map(stored_bytes, small.values())), sum(terms) / 2)
     return cells
 
 
-def _most_useful(cells: Mapping[str, Mapping[str, Cell]], count: int) -> list[tuple[str, str]]:
-    """What to measure, in turns, so that all rows have some when time runs out."""
-    names = {row: _frontier(found)[:count] for row, found in cells.items()}
-    return [(row, own[i]) for i in range(count) for row, own in names.items() if i < len(own)]
+def _in_turns(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Row by row, so that all rows have some measurements when time runs out."""
+    turns: dict[str, list[tuple[str, str]]] = {}
+    for row, name in pairs:
+        turns.setdefault(row, []).append((row, name))
+    return [pair for turn in itertools.zip_longest(*turns.values()) for pair in turn if pair]
 
 
 def _rows(params: Any, uses: Any, groups: Sequence[Where]) -> dict[str, list[str]]:
@@ -266,35 +267,3 @@ def _ratios(cells: Any) -> list[float]:
 def _shown(table: Sensitivities, row: str, name: str) -> str:
     sign = "~" if table.cells[row][name].measured is None else ""
     return f"{sign}{table.increase(row, name):.3g}"
-
-
-class _Kept:
-    """Measurements in a file, one line of JSON each."""
-
-    def __init__(self, path: Any, key: str):
-        self.path, self.key = path and pathlib.Path(path), key
-        self.found: dict[tuple[str, str], float] = {}
-        if self.path is None or not self.path.exists():
-            return
-        for line in self.path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # The last line of a run that was killed.
-            if entry["key"] == key:
-                self.found[entry["row"], entry["candidate"]] = entry["increase"]
-
-    def get(self, row: str, name: str) -> float | None:
-        return self.found.get((row, name))
-
-    def put(self, row: str, name: str, increase: float) -> None:
-        if self.path is not None:
-            entry = {"key": self.key, "row": row, "candidate": name, "increase": increase}
-            with self.path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-
-
-def _tracked(todo: list[Any], progress: bool) -> Any:
-    if not progress:
-        return todo
-    return require("rich.progress", extra="cli").track(todo, "measuring losses")
