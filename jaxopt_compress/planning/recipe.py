@@ -19,7 +19,7 @@ from jaxopt_compress.quantization import (
     quantize,
     smooth_quant,
 )
-from jaxopt_compress.sparsity import prune, schedules, scores, sparse_gpt
+from jaxopt_compress.sparsity import prune, reconstruct, schedules, scores, sparse_gpt
 from jaxopt_compress.tree import Glob, select
 
 
@@ -60,6 +60,7 @@ _METHODS = {
     "progressive": (progressive, '{0 = {format = "int8"}, 1000 = {format = "int4"}}'),
     "prune": (_prune, "{sparsity = 0.5}"),
     "quantize": (quantize, '{format = "int8"}'),
+    "reconstruct": (reconstruct, "{rounds = 20}"),
     "smooth_quant": (smooth_quant, "{alpha = 0.5}"),
     "sparse_gpt": (sparse_gpt, "{sparsity = 0.5}"),
 }
@@ -72,8 +73,8 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     ``"**"``, and ``min_ndim`` the least rank, both as in `Glob`; a leaf goes to the first rule that
     takes it. The other keys of a rule are methods, chained in the order written, with the arguments
     of the functions of the same name: `quantize`, `lsq`, `dorefa`, `gptq`, `awq`, `hqq`,
-    `auto_round`, `smooth_quant`, `sparse_gpt`, `low_rank`, ``prune`` (``sparsity``, ``pattern``,
-    ``scope``, ``threshold``; by magnitude) and ``progressive`` (update -> arguments of `quantize`).
+    `auto_round`, `smooth_quant`, `sparse_gpt`, `reconstruct`, `low_rank`, ``prune`` (``sparsity``,
+    ``pattern``, ``scope``, ``threshold``; by magnitude) and ``progressive`` (update -> arguments of `quantize`).
     Arguments that are calls in Python are their names, or tables of names and arguments:
     ``bounds = "mse"``, ``bounds = {percentile = {percent = 99.9}}``,
     ``activations = {format = "uint4", step = "learned"}``. A random ``key`` is its seed.
