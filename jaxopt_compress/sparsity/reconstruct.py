@@ -68,8 +68,7 @@ def reconstruct(
 
     Args:
         where: Which of the pruned parameters; by default as in `prune`.
-        rounds: Rounds of the alternating direction method of multipliers, each one triangular
-            solve for all outputs.
+        rounds: Rounds of the alternating direction method of multipliers, each one product.
         damping: The share of its mean diagonal that is added to the diagonal of :math:`H`.
         stack: As in `prune`.
 

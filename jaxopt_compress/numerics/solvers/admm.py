@@ -22,7 +22,7 @@ def admm(
     .. math:: \min_{\hat W} \mathrm{tr}(D^T H D), \qquad D = \hat W - W, \quad
         \hat W = M \odot \hat W
 
-    With :math:`H` scaled to a diagonal of ones, one factorization serves all rounds and columns:
+    With :math:`H` scaled to a diagonal of ones, one inverse serves all rounds and columns:
 
     .. math::
         V &\leftarrow (H + I)^{-1} (H W + Z - U) \\
@@ -56,12 +56,14 @@ def admm(
         h = h + damping * jnp.eye(h.shape[0], dtype=h.dtype)
         norm = jnp.sqrt(jnp.diagonal(h))[:, None]
         h, w = h / norm / norm.T, w * norm
-        lower = jnp.linalg.cholesky(h + jnp.eye(h.shape[0], dtype=h.dtype))
+        eye = jnp.eye(h.shape[0], dtype=h.dtype)
+        # Its condition is at most k + 1, so that the inverse is safe, and rounds are products.
+        inverse = cho_solve((jnp.linalg.cholesky(h + eye), True), eye)
         target, start = _dot(h, w), jnp.where(mask, w, 0)
 
         def step(_, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             z, u = carry
-            v = cho_solve((lower, True), target + z - u)
+            v = _dot(inverse, target + z - u)
             z = jnp.where(mask, v + u, 0)
             return z, u + v - z
 

@@ -32,17 +32,25 @@ class Carried(NamedTuple):
     number: int
 
 
+class Lane:
+    """In the place of a constant: a value that is the same at all removed indices of an axis.
+
+    It may differ along the other axes, such as minus the mean of a row.
+    """
+
+
+LANE = Lane()
 _ARITHMETIC = frozenset({"add", "add_any", "sub", "mul", "div", "rem", "pow", "atan2"})
 
 
 def is_zero(x: Any) -> bool:
     """Whether a constant is known, and 0."""
-    return x is not None and not isinstance(x, Carried) and bool(x == 0)
+    return x is not None and not isinstance(x, (Carried, Lane)) and bool(x == 0)
 
 
 def is_infinite(x: Any) -> bool:
     """Whether a constant is known, and infinite or NaN."""
-    if x is None or isinstance(x, Carried) or x.dtype.kind in "biu":
+    if x is None or isinstance(x, (Carried, Lane)) or x.dtype.kind in "biu":
         return False
     return not np.isfinite(x)
 
