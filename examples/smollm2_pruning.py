@@ -1,4 +1,4 @@
-"""Half of a language model's weights are set to 0, or heads and channels leave it, without training.
+"""Half of a language model's weights become 0, or heads and channels leave it, without training.
 
 SmolLM2-135M's 210 kernels are pruned after calibration on some categories of the Brown corpus; the
 perplexity is that of the next tokens in its fiction, which no method has seen. `--remove` takes key
@@ -14,6 +14,7 @@ References:
 """
 
 import argparse
+import functools
 import itertools
 import json
 import time
@@ -73,8 +74,8 @@ def removed(params, shares, ids, uses, stats, score, rounds):
         rewrite = plan.rewrite()
         fn = rewrite.function(smollm2.apply)
         row = {"perplexity": score(fn, rewrite.params), "bytes": jc.nbytes(rewrite.params)}
-        whole, small = jax.jit(smollm2.apply), jax.jit(fn)
-        runs = {"whole": lambda: whole(params, ids), "small": lambda: small(rewrite.params, ids)}
+        run = lambda fn, params: functools.partial(jax.jit(fn), params, ids)
+        runs = {"whole": run(smollm2.apply, params), "small": run(fn, rewrite.params)}
         times = interleave(runs, rounds)
         pairs = zip(times["whole"].wall, times["small"].wall, strict=True)
         row["speed"] = float(np.median([a / b for a, b in pairs]))

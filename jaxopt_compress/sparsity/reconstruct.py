@@ -130,4 +130,6 @@ def reconstruct(
 def check_rounds(rounds: int, least: int) -> None:
     """Refuses what is no number of rounds."""
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < least:
-        raise ValueError(f"rounds={rounds!r}; it is a whole number of at least {least}, 20 is usual")
+        raise ValueError(
+            f"rounds={rounds!r}; it is a whole number of at least {least}, 20 is usual"
+        )

@@ -75,7 +75,10 @@ def test_scores_by_activations_and_norms():
     found = {"uses": jc.uses(fn, params, x), "stats": stats}
     hidden = np.maximum(np.asarray(x @ params["a"]), 0) * np.arange(1, 33)
     second = np.maximum(hidden @ np.asarray(params["b"]), 0)
-    by = {jc.scores.apoz: lambda h: (h != 0).mean(0), jc.scores.mean_activation: lambda h: h.mean(0)}
+    by = {
+        jc.scores.apoz: lambda h: (h != 0).mean(0),
+        jc.scores.mean_activation: lambda h: h.mean(0),
+    }
     for score, of in by.items():
         own = groups.scores(score(), "mean", where="c", **found)
         np.testing.assert_allclose(own["b:1"], of(second), rtol=1e-5)

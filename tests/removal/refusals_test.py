@@ -105,9 +105,9 @@ def test_layer_norms_by_two_passes_are_exact(name):
     layers = {
         "two_passes": norm,
         "affine_of_two_axes": two_axes,
-        "in_jit": lambda h: jax.jit(lambda d: d * jax.jit(jnp.var, static_argnums=1)(d, 1)[:, None])(
-            h - jnp.mean(h, 1)[:, None]
-        ),
+        "in_jit": lambda h: jax.jit(
+            lambda d: d * jax.jit(jnp.var, static_argnums=1)(d, 1)[:, None]
+        )(h - jnp.mean(h, 1)[:, None]),
         "remat": jax.checkpoint(norm),
         "scan": lambda h: lax.scan(lambda c, _: (c * norm(c), None), h, None, length=2)[0],
     }

@@ -172,7 +172,11 @@ def same(values: Sequence[Any]) -> Any:
     if any(is_infinite(v) and np.isnan(v) for v in values):
         return NAN
     first = values[0] if values else None
-    if first is None or any(v is LANE for v in values) or any(v is None or v != first for v in values):
+    if (
+        first is None
+        or any(v is LANE for v in values)
+        or any(v is None or v != first for v in values)
+    ):
         return None
     return first
 
