@@ -1,7 +1,7 @@
 """What pruning adds to a training step: an MLP of 10M parameters, adam.
 
-Gradual magnitude pruning renews masks at each step, or at each tenth. With --more, at each tenth too:
-RigL, 2:4, one threshold for all parameters, blocks of 16 by 16, and the same masks as gradual
+Gradual magnitude pruning renews masks at each step, or at each tenth. With --more, at each tenth
+too: RigL, 2:4, one threshold for all parameters, blocks of 16 by 16, and the same masks as gradual
 pruning by argsort of each parameter.
 
 python benchmarks/prune_step.py [--rounds 30] [--seed 0] [--json]

@@ -15,12 +15,11 @@ Numbers whose value is not known are taken for finite, and denominators for diff
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.extend import core
 
-from jaxopt_compress.arrays.fields import is_traced
-from jaxopt_compress.rewriting.coupling.constants import LANE, Carried, apply, is_infinite, is_zero
+from jaxopt_compress.rewriting.coupling import constants
+from jaxopt_compress.rewriting.coupling.constants import LANE, Carried, apply, is_zero
 from jaxopt_compress.rewriting.coupling.elementwise import ELEMENTWISE
 from jaxopt_compress.rewriting.coupling.equations import Body, Node
 from jaxopt_compress.rewriting.coupling.graph import Axes
@@ -152,24 +151,16 @@ def backgrounds(body: Body, walk: Walk, ins: Sequence[Background]) -> list[Backg
 def _of_array(x: Any) -> Background:
     """A constant array: that its entries are all equal is seen up to some size."""
     rank = np.ndim(x)
-    if not hasattr(x, "dtype") or not 0 < np.size(x) <= 2**20 or _no_numbers(x):
+    if not hasattr(x, "dtype") or not 0 < np.size(x) <= 2**20 or constants.no_numbers(x):
         return Background((None,) * rank)
     entries = np.asarray(x).reshape(-1)
     value = entries[0] if (entries == entries[0]).all() else None
     return Background((value,) * rank, value)
 
 
-def _no_numbers(x: Any) -> bool:
-    """Whether it is a tracer, spread over processes, or made of keys."""
-    if isinstance(x, (np.ndarray, np.generic)):
-        return False
-    keys = jax.numpy.issubdtype(x.dtype, jax.dtypes.extended)
-    return keys or not isinstance(x, jax.Array) or is_traced(x) or not x.is_fully_addressable
-
-
 def same(values: Sequence[Any]) -> Any:
     """The constant that all of some are; NaN if one is NaN; else None."""
-    if any(is_infinite(v) and np.isnan(v) for v in values):
+    if any(constants.is_infinite(v) and np.isnan(v) for v in values):
         return NAN
     first = values[0] if values else None
     if (

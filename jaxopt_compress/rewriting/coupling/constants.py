@@ -2,8 +2,10 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.elementwise import ZERO_TO_ZERO
 from jaxopt_compress.rewriting.coupling.equations import Node, shape_of
@@ -132,3 +134,11 @@ def _select(values: list[Any]) -> Any:
         return cases[int(which)]
     first = cases[0]
     return first if all(v is not None and v == first for v in cases) else None
+
+
+def no_numbers(x: Any) -> bool:
+    """Whether it is a tracer, spread over processes, or made of keys."""
+    if isinstance(x, (np.ndarray, np.generic)):
+        return False
+    keys = jax.numpy.issubdtype(x.dtype, jax.dtypes.extended)
+    return keys or not isinstance(x, jax.Array) or is_traced(x) or not x.is_fully_addressable
