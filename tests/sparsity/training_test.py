@@ -284,10 +284,10 @@ def test_no_parameter_is_gathered(name):
     update = jax.jit(lambda s, p, g: c.update(s, p, grads=g), out_shardings=None)
     text = update.lower(state, params, params).compile().as_text()
     found = re.findall(r"= (.*?) all-gather\(", text)
-    if name == "lamp":
-        assert found, "the sort of `lamp` gathers, as its docstring says"
-    else:
-        assert not found
+    shapes = [dims for types in found for dims in re.findall(r"\[([\d,]*)\]", types)]
+    largest = max((int(np.prod([int(d) for d in x.split(",") if d])) for x in shapes), default=0)
+    # A device holds 1024 entries of the smaller parameter; there are 160 blocks.
+    assert largest >= 1024 if name == "lamp" else largest <= 512
 
 
 @pytest.mark.slow
