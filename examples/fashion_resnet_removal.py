@@ -1,11 +1,13 @@
-"""A small ResNet on Fashion-MNIST loses channels until half of its operations are left.
+"""A small network on Fashion-MNIST loses channels until half of its operations are left.
 
-The network (flax linen, 145k weights, batch norms and all) knows nothing of removal. Groups of
-coupled channels are found in its training objective, in which the running averages of batch norms
-shrink with the parameters. The channels with the smallest weights go, and the smaller network is
+The networks know nothing of removal: a ResNet (flax linen, 145k weights, batch norms and all), and
+a vision transformer (plain functions, 205k weights), which loses heads, hidden units and indices of
+its width. Groups are found in the training objective, in which the running averages of batch norms
+shrink with the parameters. The units with the smallest weights go, and the smaller network is
 trained on; beside it the whole one trains on for as long, with the same schedule.
 
     python -m examples.fashion_resnet_removal                # some minutes on two cores
+    python -m examples.fashion_resnet_removal --model vit
     python -m examples.fashion_resnet_removal --quick        # a minute, to see it run
 """
 
@@ -21,8 +23,8 @@ from rich.table import Table
 
 import jaxopt_compress as jc
 from examples.data import fashion_mnist
-from examples.models import resnet
-from examples.models.training import batches, train
+from examples.models import resnet, vit
+from examples.models.training import batches, cross_entropy, train
 from jaxopt_compress.evaluation.timing import interleave, median
 
 
@@ -34,6 +36,24 @@ def objective(params, averages, images, labels):
 def logits(params, averages, images):
     """The answers of the trained network, (n, 10)."""
     return resnet.logits(params, averages, images[..., None] / jnp.float32(255))
+
+
+def begin_resnet(key):
+    """Parameters and running averages."""
+    variables = resnet.MODEL.init(key, jnp.zeros((1, 28, 28, 1)))
+    return variables["params"], variables["batch_stats"]
+
+
+def vit_logits(params, averages, images):
+    """The answers of the transformer, which has no averages."""
+    del averages
+    return vit.apply(params, images)
+
+
+MODELS = {
+    "resnet": (begin_resnet, objective, logits),
+    "vit": (lambda key: (vit.init(key), None), cross_entropy(vit.apply), vit_logits),
+}
 
 
 def figures(fn, params, averages, test):
@@ -56,15 +76,15 @@ def throughput(variants, images, rounds):
     return {k: [per_second(t) for t in (e.median, e.high, e.low)] for k, e in found.items()}
 
 
-def run(data, share=0.5, epochs=(3, 2), rounds=15, round_to=1):
+def run(data, share=0.5, epochs=(3, 2), rounds=15, round_to=1, model="resnet"):
     """Variant -> its figures: before training on and after it, whole and smaller."""
     (images, labels), test = data
-    variables = resnet.MODEL.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
-    params, averages = train(
-        objective, variables["params"], images, labels, epochs[0], variables["batch_stats"]
-    )
+    begin, objective, logits = MODELS[model]
+    params, averages = begin(jax.random.key(0))
+    params, averages = train(objective, params, images, labels, epochs[0], averages)
     batch = jnp.asarray(images[:128]), jnp.asarray(labels[:128], jnp.int32)
-    groups = jc.find_groups(objective, params, averages, *batch, follow=("in/0/**", "out/1/**"))
+    follow = None if averages is None else ("in/0/**", "out/1/**")
+    groups = jc.find_groups(objective, params, averages, *batch, follow=follow)
     plan = groups.plan(budget=jc.flops(share), round_to=round_to)
     rewrite = plan.rewrite(params)
     plan.check(params, averages, *batch, tolerance=1e-3)
@@ -106,6 +126,7 @@ def show(rows):
 def main():
     """Trains, removes, trains on and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="resnet", choices=list(MODELS))
     parser.add_argument("--share", type=float, default=0.5, help="of operations that are left")
     parser.add_argument("--epochs", type=int, nargs=2, default=[3, 2], help="before, after")
     parser.add_argument("--round-to", type=int, default=1, help="channels left are a multiple")
@@ -117,7 +138,7 @@ def main():
     if args.quick:
         args.epochs = [1, 1]
         data = [[x[:n] for x in part] for part, n in zip(data, (6400, 1000), strict=True)]
-    groups, plan, rows = run(data, args.share, args.epochs, args.rounds, args.round_to)
+    groups, plan, rows = run(data, args.share, args.epochs, args.rounds, args.round_to, args.model)
     if args.json:
         return print(json.dumps(rows))
     print(groups.table())

@@ -10,16 +10,21 @@ where they go; biases whole) on the 10000 test images.
     global     the same, one threshold for all layers
     rigl       sparse from the start: the smallest weights go, those with the largest gradients come
     set        sparse from the start: the smallest weights go, others come by chance
+    l0         each weight has a random gate, and open gates cost; how many, training finds
+    variational  each weight has noise of a learned size, and goes where it is all noise; likewise
     tickets    five rounds of training; masks by magnitude, the rest rewound to early weights
 
     python -m examples.mnist_pruning --out results.json --resume
     python -m examples.mnist_pruning --model LeNet-5 --methods global --sparsities 0.99 --seeds 0
+    python -m examples.mnist_pruning --methods l0 --penalty 10 --out l0-10.json
     python -m examples.mnist_pruning --quick                             # a minute, to see it run
 
 References:
     Zhu and Gupta, 2017, To Prune, or Not to Prune. Evci et al., 2020, Rigging the Lottery. Mocanu
     et al., 2018, Scalable Training of Artificial Neural Networks with Adaptive Sparse Connectivity.
-    Frankle et al., 2020, Linear Mode Connectivity and the Lottery Ticket Hypothesis.
+    Frankle et al., 2020, Linear Mode Connectivity and the Lottery Ticket Hypothesis. Louizos et
+    al., 2018, Learning Sparse Neural Networks through L0 Regularization. Molchanov et al., 2017,
+    Variational Dropout Sparsifies Deep Neural Networks.
 """
 
 import argparse
@@ -44,7 +49,8 @@ from examples.data import mnist
 from examples.models.lenet import MODELS, WEIGHTS
 from examples.models.training import batches, cross_entropy
 
-METHODS = ("dense", "gradual", "global", "rigl", "set", "tickets")
+METHODS = ("dense", "gradual", "global", "rigl", "set", "l0", "variational", "tickets")
+PENALTIES = {"l0": 0.1, "variational": 1.0}  # over the number of images, as in the papers
 FIGURES = ("accuracy", "precision_macro", "recall_macro", "f1_macro")
 BATCH, RATE, EVERY, ROUNDS = 128, 3e-3, 50, 5
 
@@ -57,6 +63,8 @@ def compression(method, sparsity, steps):
     share = optax.cosine_decay_schedule(0.3, steps * 3 // 4)
     start = jc.scores.random(jax.random.key(1))
     return {
+        "l0": lambda: jc.hard_concrete(jax.random.key(3), WEIGHTS),
+        "variational": lambda: jc.variational_dropout(jax.random.key(3), WEIGHTS),
         "dense": lambda: None,
         "gradual": lambda: jc.prune(score, rising, where=WEIGHTS, distribution=erk),
         "global": lambda: jc.prune(score, rising, where=WEIGHTS, scope="global"),
@@ -99,7 +107,7 @@ def make_step(apply, tx, view):
     return step
 
 
-def train(apply, params, data, seeds, steps, c, uses, advance, state=None):
+def train(apply, params, data, seeds, steps, c, uses, advance, state=None, penalty=0.0):
     """Trains all members from ``params``; returns parameters and the optimizer's states.
 
     `state` is that of the compression, where masks are there already; ``advance`` is told of steps.
@@ -107,7 +115,9 @@ def train(apply, params, data, seeds, steps, c, uses, advance, state=None):
     tx = optax.adam(optax.cosine_decay_schedule(RATE, steps))
     view = lambda params, opt_state: params
     if c is not None:
-        tx, view = jc.compressed_training(tx, c, uses=uses), c.view
+        # The price of an entry grows, or all would go before any has learned.
+        rising = optax.linear_schedule(0.0, penalty / len(data[1]), steps // 2) if penalty else 0.0
+        tx, view = jc.compressed_training(tx, c, uses=uses, penalty=rising), c.view
     many = jax.vmap if len(seeds) > 1 else alone
     step = jax.jit(many(make_step(apply, tx, view), in_axes=(0, None, 0, 0)), donate_argnums=0)
     now = (jax.tree.map(jnp.copy, params), jax.jit(many(tx.init))(params))
@@ -157,7 +167,7 @@ def tickets(apply, params, data, seeds, steps, sparsity, uses, advance):
     return c, trained, opt_state
 
 
-def run(name, method, sparsity, seeds, epochs, data, progress):
+def run(name, method, sparsity, seeds, epochs, data, progress, factor=1.0):
     """Trains all seeds by one method; yields a row of figures for each."""
     (init, apply), (training, test) = MODELS[name], data
     params = jax.vmap(init)(jnp.stack([jax.random.key(seed) for seed in seeds]))
@@ -173,7 +183,10 @@ def run(name, method, sparsity, seeds, epochs, data, progress):
         )
     else:
         c = compression(method, sparsity, steps)
-        params, opt_state = train(apply, params, training, seeds, steps, c, uses, advance)
+        price = factor * PENALTIES.get(method, 0.0)
+        params, opt_state = train(
+            apply, params, training, seeds, steps, c, uses, advance, penalty=price
+        )
     seconds = time.perf_counter() - begin
     for i, seed in enumerate(seeds):
         own, own_state = jax.tree.map(lambda x, i=i: x[i], (params, opt_state))
@@ -181,13 +194,16 @@ def run(name, method, sparsity, seeds, epochs, data, progress):
         found = jc.evaluate(apply, small, batches(*test), list(FIGURES))
         row = {"model": name, "method": method, "sparsity": sparsity, "seed": seed}
         row |= {key: found[key] for key in FIGURES} | {"bytes": jc.nbytes(small)}
-        yield row | {"seconds": round(seconds / len(seeds), 1)}
+        dense = jc.materialize(small)
+        kernels = [x for x in jax.tree.leaves(dense) if x.ndim > 1]
+        zeros = sum(int(jnp.sum(x == 0)) for x in kernels) / sum(x.size for x in kernels)
+        yield row | {"zeros": zeros} | {"seconds": round(seconds / len(seeds), 1)}
 
 
 def show(rows):
     """The table for people: means over seeds."""
     table = Table(title="MNIST, 10000 test images", box=box.SIMPLE_HEAD, padding=0)
-    titles = "model|method|sparsity|error %|std|precision|recall|F1|bytes|ratio|seconds"
+    titles = "model|method|asked|zeros %|error %|std|precision|recall|F1|bytes|ratio|seconds"
     for title in titles.split("|"):
         table.add_column(title, justify="left" if title in ("model", "method") else "right")
     key = lambda row: (row["model"], row["method"], row["sparsity"])
@@ -200,7 +216,8 @@ def show(rows):
         table.add_row(
             group[0],
             group[1],
-            f"{group[2]:.0%}",
+            f"{group[2]:.0%}" if group[2] else "",
+            f"{100 * np.mean([row['zeros'] for row in mine]):.2f}",
             f"{100 - 100 * mean['accuracy']:.2f}",
             f"{100 * std:.2f}",
             *(f"{100 * mean[k]:.2f}" for k in FIGURES[1:]),
@@ -215,11 +232,12 @@ def main():
     """Runs what is wanted and not there yet, and prints a table."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--model", default="LeNet-300-100", choices=list(MODELS))
-    wanted = ["dense", "gradual", "global", "rigl", "set"]
+    wanted = list(METHODS[:-1])
     parser.add_argument("--methods", nargs="+", default=wanted, choices=METHODS)
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.9, 0.95, 0.98, 0.99])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--penalty", type=float, default=1.0, help="times that of the papers")
     parser.add_argument("--quick", action="store_true", help="one seed, few images and methods")
     parser.add_argument("--out", type=Path, help="write results to this JSON, run by run")
     parser.add_argument("--resume", action="store_true", help="skip what --out holds already")
@@ -231,20 +249,22 @@ def main():
         args.epochs = 2
         data = [[x[:n] for x in part] for part, n in zip(data, (6400, 1000), strict=True)]
 
-    rows, results = [], {"epochs": args.epochs, "images": len(data[0][1])}
+    rows, results = [], {"epochs": args.epochs, "images": len(data[0][1]), "penalty": args.penalty}
     if args.resume and args.out and args.out.exists():
         kept = json.loads(args.out.read_text())
         rows = kept.pop("rows")
         if kept != results:
-            sys.exit(f"{args.out} holds runs of other epochs")
+            sys.exit(f"{args.out} holds runs of other epochs or penalties")
     results["rows"] = rows
-    pairs = [(m, s) for m in args.methods for s in ([0.0] if m == "dense" else args.sparsities)]
+    asked = lambda method: [0.0] if method in ("dense", *PENALTIES) else args.sparsities
+    pairs = [(method, sparsity) for method in args.methods for sparsity in asked(method)]
     with Progress(disable=args.json) as progress:
         for method, sparsity in pairs:
             same = {"model": args.model, "method": method, "sparsity": sparsity}
             done = [row["seed"] for row in rows if same.items() <= row.items()]
             seeds = [seed for seed in args.seeds if seed not in done]
-            found = run(args.model, method, sparsity, seeds, args.epochs, data, progress)
+            own = args.model, method, sparsity, seeds, args.epochs
+            found = run(*own, data, progress, args.penalty)
             rows += list(found) if seeds else []
             if args.out:
                 args.out.write_text(json.dumps(results, indent=1))

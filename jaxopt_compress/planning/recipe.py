@@ -20,7 +20,7 @@ from jaxopt_compress.quantization import (
     smooth_quant,
 )
 from jaxopt_compress.sharing import share
-from jaxopt_compress.sparsity import prune, schedules, scores, sparse_gpt
+from jaxopt_compress.sparsity import prune, reconstruct, schedules, scores, sparse_gpt
 from jaxopt_compress.tree import Glob, select
 
 
@@ -62,6 +62,7 @@ _METHODS = {
     "prune": (_prune, "{sparsity = 0.5}"),
     "quantize": (quantize, '{format = "int8"}'),
     "share": (share, "{clusters = 16}"),
+    "reconstruct": (reconstruct, "{rounds = 20}"),
     "smooth_quant": (smooth_quant, "{alpha = 0.5}"),
     "sparse_gpt": (sparse_gpt, "{sparsity = 0.5}"),
 }
@@ -74,7 +75,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     ``"**"``, and ``min_ndim`` the least rank, both as in `Glob`; a leaf goes to the first rule that
     takes it. The other keys of a rule are methods, chained in the order written, with the arguments
     of the functions of the same name: `quantize`, `lsq`, `dorefa`, `gptq`, `awq`, `hqq`,
-    `auto_round`, `smooth_quant`, `sparse_gpt`, `low_rank`, `share`, ``prune`` (``sparsity``,
+    `auto_round`, `smooth_quant`, `sparse_gpt`, `reconstruct`, `low_rank`, `share`, ``prune`` (``sparsity``,
     ``pattern``, ``scope``, ``threshold``; by magnitude) and ``progressive`` (update -> arguments of
     `quantize`).
     Arguments that are calls in Python are their names, or tables of names and arguments:

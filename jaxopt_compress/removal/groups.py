@@ -16,7 +16,7 @@ from jaxopt_compress.removal.budget import (
 )
 from jaxopt_compress.removal.group import Group
 from jaxopt_compress.removal.plan import Plan, gone_from_kept
-from jaxopt_compress.removal.scoring import Reduce, entry_scores, unit_scores
+from jaxopt_compress.removal.scored import ScoredGroups
 from jaxopt_compress.removal.units import Units, find_units
 from jaxopt_compress.rewriting.coupling.analysis import (
     Analysis,
@@ -26,13 +26,11 @@ from jaxopt_compress.rewriting.coupling.analysis import (
 from jaxopt_compress.rewriting.coupling.background import inexact_reductions
 from jaxopt_compress.rewriting.coupling.coupling import NotRemovable
 from jaxopt_compress.rewriting.coupling.replay import Gone, Kept
-from jaxopt_compress.sparsity.score import Score
-from jaxopt_compress.sparsity.scores import magnitude
 from jaxopt_compress.tree import named_leaves
 from jaxopt_compress.tree.paths import is_float
 
 
-class Groups(Mapping[str, Group]):
+class Groups(ScoredGroups):
     """The groups of a function's parameters, by their names.
 
     Made by `find_groups`.
@@ -93,40 +91,6 @@ class Groups(Mapping[str, Group]):
             reasons = "; ".join(coupling.why(stay))
             found.append(f"{len(stay)} of its {len(own)} indices stay: {reasons}")
         return "\n".join(found or ["its indices go only together, and would leave an axis empty"])
-
-    def scores(
-        self,
-        score: Score | Callable[..., Any] | None = None,
-        reduce: Reduce = "l2",
-        *,
-        params: Any = None,
-        grads: Any = None,
-        uses: Any = None,
-        stats: Any = None,
-    ) -> dict[str, np.ndarray]:
-        """A score for each unit: the higher, the more it matters.
-
-        Args:
-            score: Of entries: one of `jaxopt_compress.scores`, or a function of a `Parameter`; by
-                default the magnitude.
-            reduce: How the scores of all entries that go with a unit become one: ``l2`` (the root
-                of the sum of squares), ``sum``, ``mean`` or ``max``.
-            params: Parameters; by default those that groups were found on.
-            grads: Their gradients, for scores that read ``parameter.grad``.
-            uses: From `uses`, for scores that read ``parameter.layout``.
-            stats: From `calibrate`, for scores that read ``parameter.stats``.
-
-        Returns:
-            Group -> float array, one number per unit.
-        """
-        if reduce not in ("l2", "sum", "mean", "max"):
-            raise ValueError(f"reduce={reduce!r}; it is 'l2', 'sum', 'mean' or 'max'")
-        params = self.params if params is None else params
-        touched = {m.path for group in self.values() for m in group.members}
-        paths = frozenset(p for p, x in named_leaves(params) if p in touched and is_float(x))
-        slopes = {} if grads is None else dict(named_leaves(grads))
-        scored = entry_scores(score or magnitude(), params, paths, slopes, uses, stats)
-        return {name: unit_scores(scored, group.members, reduce) for name, group in self.items()}
 
     def plan(
         self,

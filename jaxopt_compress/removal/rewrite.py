@@ -15,11 +15,14 @@ from jaxopt_compress.rewriting.coupling.analysis import (
     seeds_of,
     type_of,
 )
+from jaxopt_compress.rewriting.coupling.background import operands_of
 from jaxopt_compress.rewriting.coupling.coupling import NotRemovable
 from jaxopt_compress.rewriting.coupling.graph import Axes
+from jaxopt_compress.rewriting.coupling.lanes import Lanes
 from jaxopt_compress.rewriting.coupling.replay import Gone, Kept, cut, run
 from jaxopt_compress.rewriting.report import Difference, difference
 from jaxopt_compress.tree import map_named, named_leaves
+from jaxopt_compress.tree.paths import is_float
 
 
 class Removed(NamedTuple):
@@ -148,6 +151,9 @@ class Removed(NamedTuple):
                         f"this function couples the removed indices with {more[:8].tolist()} of "
                         f"axis {k} of {path!r}, which are to stay: find groups on this function"
                     )
+        masked = [is_float(t) for t in jax.tree.leaves(self.shapes)]
+        masked += [False] * (len(found.body.ins) - len(masked))
+        kept.lanes = Lanes(kept, operands_of(found.body, kept, masked))
         return found, kept
 
     def _leaves(self, params: Any) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.compression import Parameter
+from jaxopt_compress.compression import NeedsStats, Parameter
 from jaxopt_compress.compression.leaf_states import as_jax
 from jaxopt_compress.compression.selection import chosen_parameters
 from jaxopt_compress.sparsity.score import Score, as_score
@@ -25,12 +25,23 @@ def entry_scores(
     uses: Any,
     stats: Any,
 ) -> dict[str, Any]:
-    """Path -> the scores of a parameter's entries."""
+    """Path -> the scores of a parameter's entries; none where what a score reads cannot be."""
     by = as_score(score)
     scored = {}
     for path, (value, layout, stat) in _parameters(by, params, paths, uses, stats).items():
         parameter = Parameter(path, value, layout, stat, grad=grads.get(path))
-        kept = by.keep(parameter)
+        try:
+            kept = by.keep(parameter)
+        except AttributeError as error:
+            # Nothing meets a bias; `parameter.stats` is None then.
+            if stat is not None or "NoneType" not in str(error):
+                raise
+            if stats is None:
+                raise NeedsStats(
+                    f"the score of {parameter.describe()} reads its stats, and there are none: "
+                    "pass stats=jaxopt_compress.calibrate(fn, params, batches)"
+                ) from error
+            continue
         # Scores that accumulate gradients see these.
         kept = kept if by.advance is None else by.advance(parameter, kept)
         found = by.score(parameter, kept)

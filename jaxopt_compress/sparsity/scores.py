@@ -10,6 +10,7 @@ from jaxopt_compress.sparsity.gradient_scores import fisher, movement, saliency
 from jaxopt_compress.sparsity.keys import impl_of, key_of, renewed, words_for
 from jaxopt_compress.sparsity.loss_scores import grasp, snip, synflow
 from jaxopt_compress.sparsity.score import Score, accumulated, wide
+from jaxopt_compress.sparsity.unit_scores import apoz, fpgm, mean_activation
 from jaxopt_compress.tree import named_leaves
 
 
@@ -159,11 +160,14 @@ _MAGNITUDE = Score(lambda parameter, kept: jnp.abs(parameter.dense()))
 
 __all__ = [
     "Score",
+    "apoz",
     "fisher",
+    "fpgm",
     "given",
     "grasp",
     "lamp",
     "magnitude",
+    "mean_activation",
     "movement",
     "random",
     "saliency",

@@ -23,7 +23,9 @@ from jaxopt_compress.compression import (
 from jaxopt_compress.compression.leaf_states import N_M, RANK, ZEROS
 from jaxopt_compress.compression.matrices import matrices_of
 from jaxopt_compress.numerics.rounding import seal
+from jaxopt_compress.numerics.solvers.admm import admm
 from jaxopt_compress.numerics.solvers.sparse_gpt import sparse_gpt as solve
+from jaxopt_compress.sparsity.reconstruct import check_rounds
 from jaxopt_compress.sparsity.state import PrunedState, leading_stack
 from jaxopt_compress.tree import Where
 
@@ -52,7 +54,8 @@ class SparseGPTState(LeafState):
 
     def apply(self, w: Any, learned: Any) -> MaskedArray:
         """The changed parameter under the mask; the derivative is 1 where an entry is kept."""
-        return self.pruned.apply(self._changed(w), learned)
+        # Zeros under the mask too: what follows takes the corrected parameter for the whole one.
+        return self.pruned.apply(jnp.where(self.pruned.mask, self._changed(w), 0), learned)
 
     def compress(self, w: Any, learned: Any, path: str) -> Any:
         """The kept entries."""
@@ -70,6 +73,7 @@ def sparse_gpt(
     *,
     stack: int = 0,
     damping: float = 0.01,
+    rounds: int = 0,
 ) -> Compression:
     r"""Sets entries to zero so that products change little, the others making up for it.
 
@@ -90,6 +94,8 @@ def sparse_gpt(
         stack: As in `prune`.
         damping: The share of its mean diagonal that is added to the diagonal of :math:`H`, more
             where float32 cannot factorize it.
+        rounds: Afterwards, under the mask that was found, so many rounds of `reconstruct`; 20 are
+            usual. In one pass, earlier rows cannot make up for the zeros of later ones.
 
     Returns:
         A `Compression` that stores `SparseArray`.
@@ -116,6 +122,7 @@ def sparse_gpt(
     n_m = _read_pattern(pattern, sparsity)
     if not damping > 0:
         raise ValueError(f"damping={damping}; it is above 0, such as 0.01")
+    check_rounds(rounds, least=0)
 
     def check(parameter: Parameter) -> None:
         value, stats, layout = parameter.value, parameter.stats, parameter.layout
@@ -146,6 +153,8 @@ def sparse_gpt(
         keep = None if parameter.keep is None else matrices.of(parameter.keep)
         moment = matrices.moment(parameter.stats)
         values, mask = solve(matrices.of(w), moment, keep, sparsity, n_m, damping)
+        if rounds:
+            values = admm(matrices.of(w), moment, mask, rounds, damping)
         mask = matrices.back(mask)
         axis = None if n_m is None else layout.group_axis
         change = jnp.where(mask, matrices.back(values) - w, 0)

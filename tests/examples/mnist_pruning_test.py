@@ -64,3 +64,10 @@ def test_runs_and_goes_on(results, method):
         positions = row["bytes"] - 4 * kept - 4 * 18
         assert kept - 80 <= positions <= size / 8 + 8
         assert 0 <= row["f1_macro"] <= 1
+
+
+def test_learned_sparsity_runs(results):
+    """Too short to prune: every entry is there, and training has moved gates and noise."""
+    for method in ("l0", "variational"):
+        (row,) = results("--seeds", "0", "--epochs", "1", "--methods", method)[-1:]
+        assert row["method"] == method and 0 <= row["zeros"] <= 1

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from jaxopt_compress.numerics.formats import format_of
 from jaxopt_compress.numerics.solvers.ada_round import ada_round
+from jaxopt_compress.numerics.solvers.admm import admm
 from jaxopt_compress.numerics.solvers.factor import conditioned, inverse_factor
 from jaxopt_compress.numerics.solvers.gptq import gptq
 from jaxopt_compress.numerics.solvers.grids import Grid
@@ -140,6 +141,28 @@ def test_sparse_gpt_gives_the_matrix_of_the_published_algorithm(pattern):
     columns = same.all(0)
     assert columns.mean() > 0.9
     np.testing.assert_allclose(np.asarray(got)[:, columns], want[:, columns], atol=2e-3)
+
+
+def test_admm_nears_the_least_squares_of_each_column():
+    """By numpy, on the entries of each column that are kept; a dead input changes nothing."""
+    w, moment, _ = problem(k=40, n=6)
+    moment = moment.copy()
+    moment[3], moment[:, 3] = 0, 0
+    mask = np.random.default_rng(1).random(w.shape) < 0.5
+    got = np.asarray(admm(jnp.asarray(w), jnp.asarray(moment), jnp.asarray(mask), 400))
+    alive = np.arange(40) != 3
+    h = moment.astype(np.float64) / np.mean(np.diag(moment)[alive])
+    h += 0.01 * np.eye(40)
+    for j in range(6):
+        own = mask[:, j] & alive
+        want = np.linalg.solve(h[np.ix_(own, own)], h[own][:, alive] @ w[alive, j])
+        np.testing.assert_allclose(got[own, j], want, atol=0.02 * np.abs(want).max())
+    np.testing.assert_allclose(got[3], np.where(mask[3], w[3], 0), rtol=1e-6)
+    assert not got[~mask].any()
+    # Few rounds gain most of it, and none may lose.
+    error = lambda v: np.einsum("kj,kl,lj->j", v - w, moment, v - w)
+    one = np.asarray(admm(jnp.asarray(w), jnp.asarray(moment), jnp.asarray(mask), 1))
+    assert (error(one) <= error(np.where(mask, w, 0)) * 1.001).all()
 
 
 def test_sparse_gpt_keeps_exactly_as_many_as_asked_for():

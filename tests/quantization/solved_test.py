@@ -30,6 +30,10 @@ METHODS = {
     "smooth_quant": lambda: jc.smooth_quant(),
     "sparse_gpt": lambda: jc.sparse_gpt(0.4),
     "sparse_gpt-2:4": lambda: jc.sparse_gpt(0.5, "2:4"),
+    "sparse_gpt-rounds": lambda: jc.sparse_gpt(0.5, rounds=5),
+    "prune+reconstruct": lambda: jc.chain(
+        jc.prune(jc.scores.magnitude(), pattern="2:4"), jc.reconstruct(rounds=5)
+    ),
     "sparse_gpt+gptq": lambda: jc.chain(jc.sparse_gpt(0.5, "2:4"), jc.gptq("int4")),
     "prune+gptq": lambda: jc.chain(
         jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)),

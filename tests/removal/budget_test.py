@@ -64,6 +64,43 @@ def test_scores_read_gradients_and_uses():
         groups.scores(lambda p: jnp.sum(p.value), uses=jc.uses(two, PARAMS, X))
 
 
+def test_scores_by_activations_and_norms():
+    """By numpy: of the hidden activations, of scales alone, and by the loss in a plain loop."""
+    params = {**PARAMS, "s": jnp.arange(1.0, 33.0)}
+    fn = lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["a"]) * p["s"] @ p["b"]) @ p["c"]
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(9, 5)), jnp.float32)
+    groups = jc.find_groups(fn, params, x)
+    measures = (jc.measures.zeros(), jc.measures.means())
+    stats = jc.calibrate(fn, params, [x], measures=measures)
+    found = {"uses": jc.uses(fn, params, x), "stats": stats}
+    hidden = np.maximum(np.asarray(x @ params["a"]), 0) * np.arange(1, 33)
+    second = np.maximum(hidden @ np.asarray(params["b"]), 0)
+    by = {
+        jc.scores.apoz: lambda h: (h != 0).mean(0),
+        jc.scores.mean_activation: lambda h: h.mean(0),
+    }
+    for score, of in by.items():
+        own = groups.scores(score(), "mean", where="c", **found)
+        np.testing.assert_allclose(own["b:1"], of(second), rtol=1e-5)
+        # Producers add the same to each unit, so that the order is that of the activations.
+        both = groups.scores(score(), "sum", **found)["a:1"]
+        np.testing.assert_allclose(both - 8 * of(hidden), (both - 8 * of(hidden))[0], rtol=1e-3)
+    assert set(groups.scores(where="s")) == {"a:1"}
+    np.testing.assert_array_equal(groups.scores(where="s")["a:1"], np.arange(1, 33))
+    loss = lambda p, x: jnp.mean(jnp.square(fn(p, x)))
+    got = groups.losses(loss, x, at_once=3)
+    want = [
+        loss({**params, "b": params["b"].at[:, i].set(0), "c": params["c"].at[i].set(0)}, x)
+        for i in range(8)
+    ]
+    np.testing.assert_allclose(got["b:1"], want, rtol=1e-5)
+    assert got["a:1"].shape == (32,)
+    with pytest.raises(ValueError, match="there is no group 'z'"):
+        groups.losses(loss, x, names=["z"])
+    with pytest.raises(ValueError, match=r"'a' of shape \(5, 32\) reads its stats"):
+        groups.scores(jc.scores.apoz(), uses=found["uses"])
+
+
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.2])
 def test_a_budget_is_met_and_one_unit_less_would_not_meet_it(share):
     groups = jc.find_groups(two, PARAMS, X)

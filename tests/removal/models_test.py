@@ -25,12 +25,11 @@ def test_masked_equals_removed(name):
 
 
 def test_known_inexact_groups():
-    """Experts compete in a softmax; Equinox takes the variance of what is left of the mean."""
-    for make, name in ((experts, "g:1"), (equinox_transformer, "i/weight:0")):
+    """Experts compete in a softmax; Equinox's layer norms, by two passes, are exact."""
+    for make, names in ((experts, ["g:1"]), (equinox_transformer, [])):
         fn, params, x = make()
         groups = jc.find_groups(fn, params, x)
-        assert [k for k, g in groups.items() if g.inexact] == [name]
-    assert "reduce_sum" in groups["i/weight:0"].inexact[0]
+        assert [k for k, g in groups.items() if g.inexact] == names
 
 
 def test_rotary_halves_go_together():

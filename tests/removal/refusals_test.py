@@ -59,10 +59,6 @@ def test_protected_parameters_stay():
 INEXACT = {
     "softmax": (jax.nn.softmax, "reduce_max"),
     "logsumexp": (lambda h: h - jnp.log(jnp.exp(h).sum(1, keepdims=True)), "reduce_sum"),
-    "two_pass_variance": (
-        lambda h: h * jnp.square(h - h.mean(1, keepdims=True)).mean(1, keepdims=True),
-        "reduce_sum",
-    ),
     "product": (lambda h: h * jnp.prod(h, 1, keepdims=True), "reduce_prod"),
     "sum_of_sigmoids": (lambda h: h * jax.nn.sigmoid(h).sum(1, keepdims=True), "they are 0.5"),
     # 0 / 0, which no later product with 0 undoes.
@@ -90,6 +86,34 @@ def test_one_pass_variance_is_exact():
 
     plan = jc.find_groups(net(norm), PARAMS, X).plan({"w:1": [1, 2]})
     law.check(net(norm), PARAMS, (X,), plan)
+
+
+@pytest.mark.fast("two_passes", "affine_of_two_axes")
+@pytest.mark.parametrize("name", ["two_passes", "affine_of_two_axes", "in_jit", "remat", "scan"])
+def test_layer_norms_by_two_passes_are_exact(name):
+    """Removed entries are minus the mean of a row, and count in the variance as often as before."""
+
+    def norm(h, axes=(-1,)):
+        mean = h.mean(axes, keepdims=True)
+        variance = jnp.square(h - mean).mean(axes, keepdims=True)
+        return (h - mean) / jnp.sqrt(variance + 1e-3)
+
+    def two_axes(h):
+        wide = h[:, None] * jnp.array([1.0, 2.0])[:, None]
+        return norm(wide, (1, 2)).sum(1) * h.mean(1, keepdims=True)
+
+    layers = {
+        "two_passes": norm,
+        "affine_of_two_axes": two_axes,
+        "in_jit": lambda h: jax.jit(
+            lambda d: d * jax.jit(jnp.var, static_argnums=1)(d, 1)[:, None]
+        )(h - jnp.mean(h, 1)[:, None]),
+        "remat": jax.checkpoint(norm),
+        "scan": lambda h: lax.scan(lambda c, _: (c * norm(c), None), h, None, length=2)[0],
+    }
+    groups = jc.find_groups(net(layers[name]), PARAMS, X)
+    assert not groups["w:1"].inexact
+    law.check(net(layers[name]), PARAMS, (X,), groups.plan({"w:1": [0, 3, 4]}), rtol=1e-4)
 
 
 def test_masked_attention_over_removed_scores_is_exact():

@@ -97,6 +97,15 @@ def test_lamp_prunes_layers_by_what_is_left_in_them():
         np.testing.assert_array_equal(got[k], scores[k] >= limit)
 
 
+def test_fpgm_is_the_sum_of_distances():
+    """Of each entry of a stack by itself; the mean over a channel is what `prune` compares."""
+    w = normal(0, 3, 4, 5) * np.array([1, 100, 0.01], np.float32)[:, None, None]
+    got = jc.scores.fpgm().score(Parameter("w", jnp.asarray(w), Layout((-2,), (-1,), (-3,))), None)
+    for own, found in zip(w.astype(np.float64), got, strict=True):
+        want = [sum(np.linalg.norm(own[:, n] - own[:, m]) for m in range(5)) for n in range(5)]
+        np.testing.assert_allclose(found, np.broadcast_to(want, (4, 5)), rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_random_masks_are_nested_and_apart():
     key = jax.random.key(1)

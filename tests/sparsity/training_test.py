@@ -267,6 +267,30 @@ def test_growth_stays_where_the_parameters_are():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["global", "2:4", "block:16x16", "rigl", "lamp"])
+def test_no_parameter_is_gathered(name):
+    """In the program that renews masks on 8 devices: what they send is counts, or scores of few."""
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    where = NamedSharding(mesh, PartitionSpec("x", "y"))
+    leaf = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+    params = {"a": leaf(256, 128), "b": leaf(64, 128)}
+    grow = jc.grow.by_gradient(0.3) if name == "rigl" else None
+    pattern = name if ":" in name else None
+    often = jc.schedules.constant(0.5, every=1)
+    scope = "global" if name == "global" else None
+    score = jc.scores.lamp() if name == "lamp" else jc.scores.magnitude()
+    c = jc.prune(score, often, pattern, scope=scope, grow=grow)
+    state = jax.eval_shape(lambda p: c.init(p, uses=None), params)
+    update = jax.jit(lambda s, p, g: c.update(s, p, grads=g), out_shardings=None)
+    text = update.lower(state, params, params).compile().as_text()
+    found = re.findall(r"= (.*?) all-gather\(", text)
+    shapes = [dims for types in found for dims in re.findall(r"\[([\d,]*)\]", types)]
+    largest = max((int(np.prod([int(d) for d in x.split(",") if d])) for x in shapes), default=0)
+    # A device holds 1024 entries of the smaller parameter; there are 160 blocks.
+    assert largest >= 1024 if name == "lamp" else largest <= 512
+
+
+@pytest.mark.slow
 def test_growth_under_nnx_optimizer():
     c = grown("gradient")
     model = nnx.Linear(8, 8, rngs=nnx.Rngs(0))

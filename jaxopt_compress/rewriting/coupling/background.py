@@ -5,18 +5,21 @@ value then has at the removed indices of each of its axes (its background): ``re
 ``exp(0) = 1``, and so on. The removal is exact if all that is summed over removed indices is 0
 there, and likewise for other reductions.
 
+Where there is no constant, a value may still be the same at all removed indices, as ``x - mean(x)``
+is in a layer norm (a lane). Its sum over them is one of them times their number, which the replay
+adds (`lanes`).
+
 Numbers whose value is not known are taken for finite, and denominators for different from 0.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.extend import core
 
-from jaxopt_compress.arrays.fields import is_traced
-from jaxopt_compress.rewriting.coupling.constants import Carried, apply, is_infinite, is_zero
+from jaxopt_compress.rewriting.coupling import constants
+from jaxopt_compress.rewriting.coupling.constants import LANE, Carried, apply, is_zero
 from jaxopt_compress.rewriting.coupling.elementwise import ELEMENTWISE
 from jaxopt_compress.rewriting.coupling.equations import Body, Node
 from jaxopt_compress.rewriting.coupling.graph import Axes
@@ -27,7 +30,7 @@ class Background(NamedTuple):
     """What is known of a value of the masked function; None where nothing is.
 
     Attributes:
-        axes: Per axis, its constant wherever the index along this axis is removed.
+        axes: Per axis, its constant wherever the index along this axis is removed; or `LANE`.
         everywhere: Its constant at all indices.
     """
 
@@ -41,6 +44,7 @@ class Walk(NamedTuple):
     kept: Kept
     inexact: list[str]
     every: bool = False  # whether operations that meet whole values only are followed too
+    seen: dict[Node, list[Background]] | None = None  # operands' backgrounds; None without lanes
 
     def shrinks(self, *axes: Any) -> bool:
         """Whether one of some axes loses an index."""
@@ -52,6 +56,7 @@ class Walk(NamedTuple):
             self.inexact.append(f"{node.where()} {what}")
 
 
+LANED = ELEMENTWISE | {"broadcast_in_dim", "transpose", "squeeze"}
 Rule = Callable[[Walk, Node, list[Background]], list[Background]]
 RULES: dict[str, Rule] = {}
 # These are followed even where nothing is removed: they make the constants that others meet.
@@ -93,12 +98,30 @@ def inexact_reductions(body: Body, kept: Kept, masked: Sequence[bool]) -> list[s
         kept: Which indices are left.
         masked: For each argument, whether it is 0 where indices are removed.
     """
-    walk = Walk(kept, [])
+    return list(dict.fromkeys(_walked(body, kept, masked).inexact))
+
+
+def operands_of(body: Body, kept: Kept, masked: Sequence[bool]) -> dict[Node, list[Background]]:
+    """What is known of the operands of each equation that may have lanes, as above."""
+    return _walked(body, kept, masked).seen or {}
+
+
+def _walked(body: Body, kept: Kept, masked: Sequence[bool]) -> Walk:
     start = [
         Background((ZERO if m else None,) * len(a)) for a, m in zip(body.ins, masked, strict=True)
     ]
+    walk = Walk(kept, [], seen={})
     backgrounds(body, walk, start)
-    return list(dict.fromkeys(walk.inexact))
+    if walk.inexact:
+        # Who removes entries of a softmax nevertheless wants no share of theirs in its sum.
+        walk = Walk(kept, [])
+        backgrounds(body, walk, start)
+    return walk
+
+
+def without_lanes(b: Background) -> Background:
+    """Where lanes end: at operations that do not hand them on."""
+    return b._replace(axes=tuple(None if v is LANE else v for v in b.axes))
 
 
 def backgrounds(body: Body, walk: Walk, ins: Sequence[Background]) -> list[Background]:
@@ -113,7 +136,12 @@ def backgrounds(body: Body, walk: Walk, ins: Sequence[Background]) -> list[Backg
     for node in body.nodes:
         follows = walk.every or node.name in _UNIFORM or walk.kept.touches(node)
         if node.name in RULES and follows:
-            results = RULES[node.name](walk, node, [read(v) for v in node.eqn.invars])
+            ins = [read(v) for v in node.eqn.invars]
+            if walk.seen is not None:
+                walk.seen[node] = ins
+            results = RULES[node.name](walk, node, ins)
+            if node.name not in LANED or walk.seen is None:
+                results = list(map(without_lanes, results))
         else:
             results = list(map(unknown, node.outs))
         env.update(zip(node.eqn.outvars, results, strict=True))
@@ -123,27 +151,23 @@ def backgrounds(body: Body, walk: Walk, ins: Sequence[Background]) -> list[Backg
 def _of_array(x: Any) -> Background:
     """A constant array: that its entries are all equal is seen up to some size."""
     rank = np.ndim(x)
-    if not hasattr(x, "dtype") or not 0 < np.size(x) <= 2**20 or _no_numbers(x):
+    if not hasattr(x, "dtype") or not 0 < np.size(x) <= 2**20 or constants.no_numbers(x):
         return Background((None,) * rank)
     entries = np.asarray(x).reshape(-1)
     value = entries[0] if (entries == entries[0]).all() else None
     return Background((value,) * rank, value)
 
 
-def _no_numbers(x: Any) -> bool:
-    """Whether it is a tracer, spread over processes, or made of keys."""
-    if isinstance(x, (np.ndarray, np.generic)):
-        return False
-    keys = jax.numpy.issubdtype(x.dtype, jax.dtypes.extended)
-    return keys or not isinstance(x, jax.Array) or is_traced(x) or not x.is_fully_addressable
-
-
 def same(values: Sequence[Any]) -> Any:
     """The constant that all of some are; NaN if one is NaN; else None."""
-    if any(is_infinite(v) and np.isnan(v) for v in values):
+    if any(constants.is_infinite(v) and np.isnan(v) for v in values):
         return NAN
     first = values[0] if values else None
-    if first is None or any(v is None or v != first for v in values):
+    if (
+        first is None
+        or any(v is LANE for v in values)
+        or any(v is None or v != first for v in values)
+    ):
         return None
     return first
 
@@ -157,8 +181,16 @@ def _elementwise(walk: Walk, node: Node, ins: list[Background]) -> list[Backgrou
 
     def at(k: int) -> Any:
         # A scalar, or an axis of length 1, is one entry for removed and other indices alike.
-        own = lambda axes, b: b.axes[k] if axes and len(axes[k]) == len(out[k]) else constant(b)
-        return apply(node, list(map(own, node.ins, ins))) if walk.shrinks(out[k]) else None
+        def own(axes: Axes, b: Background) -> Any:
+            if axes and len(axes[k]) == len(out[k]):
+                return b.axes[k]
+            return LANE if constant(b) is None else constant(b)
+
+        if not walk.shrinks(out[k]):
+            return None
+        values = list(map(own, node.ins, ins))
+        known = apply(node, [None if v is LANE else v for v in values])
+        return LANE if known is None and all(v is not None for v in values) else known
 
     return [Background(tuple(map(at, range(len(out)))))]
 
@@ -172,7 +204,8 @@ def _barrier(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
 @rule("broadcast_in_dim")
 def _broadcast(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     del walk
-    everywhere, out = ins[0].everywhere, [constant(ins[0])] * len(node.outs[0])
+    everywhere, value = ins[0].everywhere, constant(ins[0])
+    out = [LANE if value is None else value] * len(node.outs[0])
     for i, k in enumerate(node.params["broadcast_dimensions"]):
         if len(node.ins[0][i]) == len(node.outs[0][k]):
             out[k] = ins[0].axes[i]

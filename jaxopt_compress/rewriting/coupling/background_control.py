@@ -7,19 +7,26 @@ from jaxopt_compress.rewriting.coupling.background import (
     rule,
     same,
     uniform,
+    without_lanes,
 )
 from jaxopt_compress.rewriting.coupling.constants import Carried
-from jaxopt_compress.rewriting.coupling.control import CALLS, DERIVATIVES
+from jaxopt_compress.rewriting.coupling.control import CALLS, DERIVATIVES, INLINE
 from jaxopt_compress.rewriting.coupling.equations import Node
 
 
 @rule(*CALLS, *DERIVATIVES)
 def _call(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    if node.name not in INLINE:
+        ins = list(map(without_lanes, ins))
+    if node.name in DERIVATIVES:
+        # Their rules for derivatives do not know of lanes, so none is made either.
+        walk = walk._replace(seen=None)
     return backgrounds(node.bodies[0], walk, ins)
 
 
 @rule("scan")
 def _scan(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    ins = list(map(without_lanes, ins))
     first, count = node.notes["split"]
     inside = lambda b: Background(b.axes[1:], b.everywhere)
     xs = list(map(inside, ins[first + count :]))
@@ -45,6 +52,7 @@ def _check_identity(walk: Walk, node: Node, ins: list[Background], first: int, c
 
 @rule("while")
 def _while(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
+    ins = list(map(without_lanes, ins))
     first, second = node.params["cond_nconsts"], node.params["body_nconsts"]
     carry, _ = _settled(walk, node, ins[first : first + second], ins[first + second :], [])
     backgrounds(node.bodies[0], walk, [*ins[:first], *carry])
@@ -56,8 +64,9 @@ def _settled(
 ) -> tuple[list[Background], list[Background]]:
     """The backgrounds of a carry that hold before and after the body, and of its results."""
     while True:
-        inner = Walk(walk.kept, [], walk.every)
+        inner = walk._replace(inexact=[])
         outs = backgrounds(node.bodies[-1], inner, [*fixed, *carry, *xs])
+        outs = list(map(without_lanes, outs))
         after = [_both(a, b) for a, b in zip(carry, outs, strict=False)]
         if after == carry:
             walk.inexact.extend(inner.inexact)
@@ -72,7 +81,8 @@ def _both(a: Background, b: Background) -> Background:
 
 @rule("cond")
 def _cond(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
-    first, *others = (backgrounds(body, walk, ins[1:]) for body in node.bodies)
+    given = list(map(without_lanes, ins[1:]))
+    first, *others = (backgrounds(body, walk, given) for body in node.bodies)
     for other in others:
         first = list(map(_both, first, other))
     return first

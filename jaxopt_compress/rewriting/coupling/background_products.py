@@ -12,7 +12,7 @@ from jaxopt_compress.rewriting.coupling.background import (
     constant,
     rule,
 )
-from jaxopt_compress.rewriting.coupling.constants import is_infinite, is_zero
+from jaxopt_compress.rewriting.coupling.constants import LANE, is_infinite, is_zero
 from jaxopt_compress.rewriting.coupling.elementwise import CUMULATIVE, REDUCTIONS
 from jaxopt_compress.rewriting.coupling.equations import Node
 from jaxopt_compress.rewriting.coupling.products import dot_numbers
@@ -28,19 +28,28 @@ def _reduce(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     reduced, neutral = node.params["axes"], _NEUTRAL[node.name]
     for i in reduced:
         value = ins[0].axes[i]
+        if node.name == "reduce_sum" and value is LANE and _alone(walk, node, i):
+            continue
         if walk.shrinks(node.ins[0][i]) and (value is None or value != neutral):
-            known = "" if value is None else f": they are {value}"
+            known = "" if value is None or value is LANE else f": they are {value}"
             what = "reduces over entries that are not neutral where indices go"
             walk.reduced(node, False, f"{what}{known}")
     count = np.prod([len(node.ins[0][i]) for i in reduced], dtype=int)
 
     def of(value: Any) -> Any:
-        if value is None or node.name in ("reduce_max", "reduce_min") or value == neutral:
+        if value is None or value is LANE:
+            return None
+        if node.name in ("reduce_max", "reduce_min") or value == neutral:
             return value
         return value * np.asarray(count, value.dtype) if node.name == "reduce_sum" else None
 
     axes = tuple(of(v) for i, v in enumerate(ins[0].axes) if i not in reduced)
     return [Background(axes, of(constant(ins[0])))]
+
+
+def _alone(walk: Walk, node: Node, i: int) -> bool:
+    """Whether no other axis that is reduced shrinks, so that the replay can add a lane."""
+    return not any(walk.shrinks(node.ins[0][j]) for j in node.params["axes"] if j != i)
 
 
 @rule(*CUMULATIVE, "reduce_window_sum")

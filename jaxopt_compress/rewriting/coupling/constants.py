@@ -2,8 +2,10 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.elementwise import ZERO_TO_ZERO
 from jaxopt_compress.rewriting.coupling.equations import Node, shape_of
@@ -32,17 +34,25 @@ class Carried(NamedTuple):
     number: int
 
 
+class Lane:
+    """In the place of a constant: a value that is the same at all removed indices of an axis.
+
+    It may differ along the other axes, such as minus the mean of a row.
+    """
+
+
+LANE = Lane()
 _ARITHMETIC = frozenset({"add", "add_any", "sub", "mul", "div", "rem", "pow", "atan2"})
 
 
 def is_zero(x: Any) -> bool:
     """Whether a constant is known, and 0."""
-    return x is not None and not isinstance(x, Carried) and bool(x == 0)
+    return x is not None and not isinstance(x, (Carried, Lane)) and bool(x == 0)
 
 
 def is_infinite(x: Any) -> bool:
     """Whether a constant is known, and infinite or NaN."""
-    if x is None or isinstance(x, Carried) or x.dtype.kind in "biu":
+    if x is None or isinstance(x, (Carried, Lane)) or x.dtype.kind in "biu":
         return False
     return not np.isfinite(x)
 
@@ -124,3 +134,11 @@ def _select(values: list[Any]) -> Any:
         return cases[int(which)]
     first = cases[0]
     return first if all(v is not None and v == first for v in cases) else None
+
+
+def no_numbers(x: Any) -> bool:
+    """Whether it is a tracer, spread over processes, or made of keys."""
+    if isinstance(x, (np.ndarray, np.generic)):
+        return False
+    keys = jax.numpy.issubdtype(x.dtype, jax.dtypes.extended)
+    return keys or not isinstance(x, jax.Array) or is_traced(x) or not x.is_fully_addressable

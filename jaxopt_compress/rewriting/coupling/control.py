@@ -11,7 +11,8 @@ from jaxopt_compress.rewriting.coupling.equations import Node, build, couples, r
 from jaxopt_compress.rewriting.coupling.graph import Axes, Graph
 from jaxopt_compress.rewriting.coupling.replay import Kept, run
 
-CALLS = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint")
+INLINE = ("jit", "pjit", "closed_call", "core_call")
+CALLS = (*INLINE, "remat2", "checkpoint")
 DERIVATIVES = ("custom_jvp_call", "custom_vjp_call")
 
 
@@ -25,7 +26,7 @@ def _call(graph: Graph, node: Node) -> list[Axes]:
     return list(body.outs)
 
 
-@replays("jit", "pjit", "closed_call", "core_call")
+@replays(*INLINE)
 def _call_again(kept: Kept, node: Node, values: list[Any]) -> list[Any]:
     """In place; the shardings that the call asked for become constraints."""
     whole = (None,) * max(len(values), len(node.outs))

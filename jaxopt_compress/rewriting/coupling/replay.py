@@ -12,19 +12,25 @@ from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.coupling import Coupling, NotRemovable
 from jaxopt_compress.rewriting.coupling.equations import REPLAY, Body, Node, build
 from jaxopt_compress.rewriting.coupling.graph import Axes, Axis, Graph
+from jaxopt_compress.rewriting.coupling.lanes import Lanes
 from jaxopt_compress.rewriting.coupling.shapes import take
 
 Gone = tuple[np.ndarray, ...]  # per axis of a value, booleans, true where an index is removed
 
 
 class Kept:
-    """Which indices are left; the axes that it is asked for are those of a graph's bodies."""
+    """Which indices are left; the axes that it is asked for are those of a graph's bodies.
+
+    Attributes:
+        lanes: What sums over removed indices have to add; nothing, unless it is set.
+    """
 
     def __init__(self, coupling: Coupling, gone: np.ndarray):
         """Of a solved graph, with flags of the components that are removed."""
         self._gone = gone[coupling.component]
         self._sizes: dict[int, int] = {}
         self._touched: dict[Node, bool] = {}
+        self.lanes = Lanes(self, {})
 
     def alive(self, axis: Axis) -> np.ndarray:
         """Flags of the indices that are left."""
@@ -92,6 +98,7 @@ def run(body: Body, kept: Kept, args: Sequence[Any]) -> list[Any]:
     constants = map(kept.cut_constant, body.constants, body.constant_axes)
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
+    kept.lanes.enter(body, env)
     read = lambda v: v.val if isinstance(v, core.Literal) else env[v]
     for node in body.nodes:
         values = [read(v) for v in node.eqn.invars]
@@ -104,6 +111,8 @@ def run(body: Body, kept: Kept, args: Sequence[Any]) -> list[Any]:
                 results = REPLAY[node.name](kept, node, values)
             else:
                 results = _compat.bind(node.eqn, values)
+            if node.name == "reduce_sum":
+                results = [kept.lanes.summed(body, node, *results)]
         env.update(zip(node.eqn.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
