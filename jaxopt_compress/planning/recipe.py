@@ -75,9 +75,9 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     ``"**"``, and ``min_ndim`` the least rank, both as in `Glob`; a leaf goes to the first rule that
     takes it. The other keys of a rule are methods, chained in the order written, with the arguments
     of the functions of the same name: `quantize`, `lsq`, `dorefa`, `gptq`, `awq`, `hqq`,
-    `auto_round`, `smooth_quant`, `sparse_gpt`, `reconstruct`, `low_rank`, `share`, ``prune`` (``sparsity``,
-    ``pattern``, ``scope``, ``threshold``; by magnitude) and ``progressive`` (update -> arguments of
-    `quantize`).
+    `auto_round`, `smooth_quant`, `sparse_gpt`, `reconstruct`, `low_rank`, `share`, ``prune``
+    (``sparsity``, ``pattern``, ``scope``, ``threshold``; by magnitude) and ``progressive`` (update
+    -> arguments of `quantize`).
     Arguments that are calls in Python are their names, or tables of names and arguments:
     ``bounds = "mse"``, ``bounds = {percentile = {percent = 99.9}}``,
     ``activations = {format = "uint4", step = "learned"}``. A random ``key`` is its seed.
