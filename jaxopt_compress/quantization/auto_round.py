@@ -1,7 +1,6 @@
 """Quantization whose rounding is learned from second moments."""
 
 import functools
-from typing import Literal
 
 from jaxopt_compress.compression import Compression, compression_of
 from jaxopt_compress.compression.keywords import answers
@@ -32,7 +31,7 @@ def auto_round(
     scale_dtype: str | None = None,
     pad: bool = False,
     activations: Activations | str | None = None,
-    method: Literal["signed", "relaxed"] = "signed",
+    method: str = "signed",
     steps: int | None = None,
 ) -> Compression:
     r"""Rounds each entry up or down, as descent on the error of products says.
