@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import json
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from jaxopt_compress.numerics import bounds
 from jaxopt_compress.numerics.bounds import Bounds
 from jaxopt_compress.quantization import activations, backward
 from jaxopt_compress.quantization.activations import Activations, Backward
+from jaxopt_compress.tree.budgets import Bytes, bytes
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 _BOUNDS = {
@@ -76,6 +78,9 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         # Python takes true for 1, and whole numbers for numbers: only the latter is meant.
         if type(value) is kind or (kind is float and type(value) is int):
             return value
+        if typing.get_origin(kind) is typing.Literal:
+            if any(type(value) is type(one) and value == one for one in typing.get_args(kind)):
+                return value
         if typing.get_origin(kind) is tuple and isinstance(value, list):
             if [type(x) for x in value] == list(typing.get_args(kind)):
                 return tuple(value)
@@ -89,6 +94,8 @@ def _value(hint: Any, value: Any, name: str) -> Any:
 def _word(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
         return f"a list of {len(typing.get_args(kind))} whole numbers"
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(json.dumps(one) for one in typing.get_args(kind))
     return _READERS[kind].word if kind in _READERS else _WORDS.get(kind, "")
 
 
@@ -109,14 +116,15 @@ def _read_bounds(value: Any, name: str) -> Bounds:
     return call(_BOUNDS[chosen], own, f"{name}, {chosen}", "{percentile = {percent = 99.9}}")
 
 
-def _reader_of(function: Callable[..., Any]) -> _Reader:
-    make = lambda table, name: call(function, table, name, '{format = "int8"}')
+def _reader_of(function: Callable[..., Any], example: str = '{format = "int8"}') -> _Reader:
+    make = lambda table, name: call(function, table, name, example)
     return _Reader((dict,), make, "a table of arguments")
 
 
 _READERS = {
     Activations: _reader_of(activations),
     Backward: _reader_of(backward),
+    Bytes: _reader_of(bytes, "{share = 0.5}"),
     Bounds: _Reader((str, dict), _read_bounds, f"one of {', '.join(_BOUNDS)}, or a table of one"),
     jax.Array: _Reader((int,), lambda seed, _: jax.random.key(seed), "the seed of a random key"),
 }

@@ -84,6 +84,7 @@ def test_a_recipe_is_read_in_order(tmp_path):
             lambda: jc.progressive({0: jc.quantize("int8"), 100: jc.quantize("int2")}),
         ),
         ("low_rank = {energy=0.9}", lambda: jc.low_rank(energy=0.9)),
+        ("low_rank = {budget={share=0.9}}", lambda: jc.low_rank(budget=jc.bytes(0.9))),
         (
             'low_rank = {rank=2}\nquantize = {format="int8"}',
             lambda: jc.chain(jc.low_rank(rank=2), jc.quantize("int8")),
@@ -111,7 +112,7 @@ def test_methods_take_what_their_functions_take(text, expected, tmp_path):
 
 def test_every_argument_of_every_method_has_a_form_in_files():
     """A new argument of a type that files cannot give yet fails here."""
-    values = [True, 1, 1.0, "mse", [1, 1], {"format": "int8"}]
+    values = [True, 1, 1.0, "mse", [1, 1], {"format": "int8"}, {"share": 0.5}]
     for function, _ in _METHODS.values():
         if function is jc.progressive:
             continue
