@@ -17,15 +17,16 @@ PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 demo: $(VENV)/.installed
 	$(BIN)/jaxopt-compress demo
 
-# Tests, and the examples of docstrings and of what users read.
+# Tests, and the examples of docstrings and of the README.
 # Tests that share something exclusive (such as the TPU compiler) name an xdist_group.
 test: $(VENV)/.installed
-	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not ci" --doctest-modules --doctest-glob=README.md --doctest-glob='docs/*.md' \
-	  tests jaxopt_compress README.md docs $(PYTEST_ARGS)
+	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not ci" --doctest-modules --doctest-glob=README.md \
+	  tests jaxopt_compress README.md $(PYTEST_ARGS)
 
-# Kernels step by step, and other suites whose faults the first line shows in most cases, too.
+# Kernels step by step, the examples of pages, and other suites whose faults the first line shows in most
+# cases, too.
 test-ci: $(VENV)/.installed
-	$(PYTEST) -n 2 --dist loadgroup -m "ci and not slow" tests $(PYTEST_ARGS)
+	$(PYTEST) -n 2 --dist loadgroup -m "ci and not slow" --doctest-glob='docs/*.md' tests docs $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed
 	$(PYTEST) -n 2 --dist loadgroup -m "slow or ci" tests $(PYTEST_ARGS)
@@ -59,7 +60,7 @@ test-newest:
 	  echo "test-newest: skipped, there is no Python 3.12 or newer on this machine"; \
 	else \
 	  $(MAKE) --no-print-directory $(NEWEST)/.installed PYTHON="$$python" && \
-	  JAX_PLATFORMS=cpu $(NEWEST)/bin/python -m pytest -n 2 --dist loadgroup -m "not slow" \
+	  JAX_PLATFORMS=cpu $(NEWEST)/bin/python -m pytest -n 2 --dist loadgroup -m "not slow and not ci" \
 	    tests/lift tests/post_training $(PYTEST_ARGS); \
 	fi
 

@@ -24,9 +24,14 @@ import pytest
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Of the cases of a test `fast(id, ...)` those that are listed run by default."""
+    """Of the cases of a test `fast(id, ...)` those that are listed run by default.
+
+    The examples of pages are the second line: most of them are compiled models.
+    """
     seen = {}
     for item in items:
+        if item.path.suffix == ".md" and item.path.parent.name == "docs":
+            item.add_marker(pytest.mark.ci)
         if fast := item.get_closest_marker("fast"):
             key = (str(item.path), item.originalname)
             missing = seen.setdefault(key, set(fast.args))

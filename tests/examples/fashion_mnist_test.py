@@ -26,6 +26,7 @@ def data():
     return images, jnp.asarray(rng.integers(0, 10, 64, np.uint8))
 
 
+@pytest.mark.slow
 def test_trained_is_what_is_stored(example, data):
     images = data[0] / np.float32(255)
     variables = jax.jit(resnet.MODEL.init)(jax.random.key(0), images)

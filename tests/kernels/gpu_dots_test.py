@@ -32,6 +32,7 @@ def test_what_does_not_fit_is_refused():
 WIDTHS = [pytest.param(n, marks=[] if n in (1, 3, 6) else pytest.mark.slow) for n in range(1, 8)]
 
 
+@pytest.mark.ci
 @pytest.mark.fast("512-256-3", "512-256-6", "128-64-1", "128-64-5", "32-32-2", "32-32-7")
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("group, block", [(512, 256), (128, 64), (32, 32)])

@@ -222,6 +222,7 @@ ENOUGH = [(AxisType.Explicit, "both")]
 SPECS = {"stack": ("a", "b"), "both": (None, "a", "b"), "last": (None, None, ("a", "b"))}
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("kind", "split"),
     [pytest.param(*pair, marks=[] if pair in ENOUGH else pytest.mark.slow) for pair in AXES],

@@ -106,6 +106,7 @@ def in_order(name, recipe, **given):
         return jc.compress_in_order(fn, params, recipe, BATCHES, progress=False, **given)
 
 
+@pytest.mark.slow
 @pytest.mark.fast("layers-int3", "indexed-pruned", "scanned-pruned", "experts-int3", "chosen-int3")
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", CASES)
@@ -228,6 +229,7 @@ class Net(nn.Module):
         return embed.attend(nn.LayerNorm()(x))
 
 
+@pytest.mark.slow
 @pytest.mark.fast("True")
 @pytest.mark.parametrize("scan", [True, False])
 def test_a_transformer_of_linen(scan, capsys):
@@ -521,6 +523,7 @@ def test_killed_processes_resume_to_the_same_bits(tmp_path):
     assert_same_bits(jc.load(tmp_path / "got"), jc.load(tmp_path / "want"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
 def test_memory_is_that_of_one_cut(scan):
     """What lives on the device does not grow with the layers that are decided."""

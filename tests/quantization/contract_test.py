@@ -119,6 +119,7 @@ def test_extreme_values(name, which):
         assert_finite(view)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["int8", "uint4", "float8_e4m3fn", "nf4", "mxfp4", "nvfp4"])
 def test_every_dtype(name):
     """Outside of jit; variants of other steps and of random rounding too."""

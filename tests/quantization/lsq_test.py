@@ -185,6 +185,7 @@ def _jump(to):
     return optax.GradientTransformation(lambda params: (), update)
 
 
+@pytest.mark.slow
 def test_training_inside_wrappers():
     c = jc.chain(
         jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), "2:4", where="b/w"),

@@ -76,6 +76,7 @@ def test_restored_state_continues_bit_for_bit(name, tmp_path):
     assert_same(*small)
 
 
+@pytest.mark.ci
 @pytest.mark.fast("AxisType.Auto")
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_masks_stay_where_the_parameters_are(kind):
