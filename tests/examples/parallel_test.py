@@ -13,6 +13,7 @@ from examples import parallel
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.ci
 def test_a_checkpoint_of_eight_devices_goes_on_with_one(tmp_path):
     data = parallel.batches(4, noise=True)

@@ -36,6 +36,7 @@ def test_names_are_unique():
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", POOL[::7], ids=lambda s: f"{s.format}-{s.group}-{s.x}-{s.rows}")
 def test_the_form_that_is_taken_equals_the_oracle(spec):
     """Also mapped, over rows that share a weight and over weights."""

@@ -59,6 +59,7 @@ IN_STACKS = FUSED | {
 CASES = [("tpu", name) for name in FORMS] + [("cuda", name) for name in ON_GPUS]
 
 
+@pytest.mark.slow
 @pytest.mark.fast(
     "tpu-nf4",
     "tpu-int8 in groups",
@@ -212,6 +213,7 @@ def test_only_of_a_stack_are_they_read_in_a_kernel(name, monkeypatch):
     np.testing.assert_allclose(got, want, rtol=3 * 2.0**-8, atol=2.0**-16)
 
 
+@pytest.mark.slow
 @pytest.mark.fast(
     "scan-tpu",
     "remat-cuda",
@@ -281,6 +283,7 @@ def check_layers(platform, name, run, monkeypatch):
     np.testing.assert_array_equal(got, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "pot5"])
 def test_relative_steps_stay_in_the_range_of_float16(name, monkeypatch):
     """A level of 448 times a step of 448 would not."""
@@ -296,6 +299,7 @@ def test_relative_steps_stay_in_the_range_of_float16(name, monkeypatch):
     np.testing.assert_allclose(got, want, rtol=0, atol=2.0**-10 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", [jnp.transpose, lambda w: w[:, 128:], lambda w: w[:, ::-1]])
 def test_views_keep_steps_as_they_are_stored(view):
     small = jc.compress({"w": jnp.asarray(normal(256, 256))}, jc.quantize("mxfp4"))

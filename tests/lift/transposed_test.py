@@ -71,6 +71,7 @@ def check(platform, fn, small, x, monkeypatch):
     np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=0, atol=2.0**-7 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.fast(
     "tpu-nf4",
     "tpu-uint6 in groups",
@@ -84,6 +85,7 @@ def test_formats(platform, name, monkeypatch):
     check(platform, linear, *given(name, linear, 256, 1024), monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.fast("tpu-int3", "cuda-nf4")
 @pytest.mark.parametrize(
     "platform, name",

@@ -137,6 +137,7 @@ def test_what_small_states_refuse():
     assert not isinstance(inner.nu["embed"], jc.QuantizedArray)
 
 
+@pytest.mark.slow
 def test_small_states_in_scans_under_vmap_and_around_compressed_training():
     params, loss = regression()
     c = jc.quantize("int8", where="**/kernel")

@@ -87,6 +87,7 @@ def test_stacks_have_maxima_of_their_own():
     np.testing.assert_array_equal(view, jnp.stack(alone))
 
 
+@pytest.mark.slow
 def test_integer_products():
     """Codes without a zero meet codes of activations as the odd integers that they stand for."""
     params, x = mlp_params(), jax.nn.sigmoid(steady(9, 64, 8))

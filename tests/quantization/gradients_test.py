@@ -86,6 +86,7 @@ def trained():
     return got, want
 
 
+@pytest.mark.slow
 @pytest.mark.fast(
     "int8",
     "int3",
@@ -208,6 +209,7 @@ def test_of_16_bits():
         assert ((slope == 0) | (slope == w)).all() and (slope == w).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -83,7 +83,12 @@ def outputs(use):
 
 @pytest.mark.parametrize(
     ("use", "name"),
-    [(use, name) for use in USES for name in FORMATS if takes(name, use)],
+    [
+        pytest.param(use, name, marks=() if use == "matmul" else pytest.mark.slow)
+        for use in USES
+        for name in FORMATS
+        if takes(name, use)
+    ],
 )
 def test_on_the_stored_form(use, name):
     """Nothing is densified on the way, and outputs are those of the dense weights."""

@@ -41,6 +41,7 @@ def test_codes_in_training_are_those_stored(name, inputs):
     np.testing.assert_array_equal(fn(c.view(params, state), eye), fn(small, eye))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_layers_of_a_short_dtype(options):
     """Flax's `Dense(dtype=bfloat16)` on float32 parameters trains on what is stored."""

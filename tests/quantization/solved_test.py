@@ -100,6 +100,7 @@ def programs(c):
     )
 
 
+@pytest.mark.slow
 def test_states_stay_the_same_in_training():
     params, uses, stats, _ = measured()
     c = jc.chain(jc.sparse_gpt(0.5), jc.gptq("int4"))
@@ -151,6 +152,7 @@ SOLVED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.fast("linen_attention", "einsum_experts")
 @pytest.mark.parametrize("case", SOLVED)

@@ -76,6 +76,7 @@ def test_streams_of_a_scanned_linen_model(scanned):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), back, params)
 
 
+@pytest.mark.slow
 @pytest.mark.ci
 def test_inputs_of_a_scanned_linen_model(scanned):
     fn, params = scanned

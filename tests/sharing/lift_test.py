@@ -40,6 +40,7 @@ def trees():
     return params, (jnp.array([[1, 5, 23], [0, 2, 2]]), normal(5, 2, 5, 5, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
