@@ -77,7 +77,7 @@ def dense_codes(leaf):
 
 
 def entropy_bytes(x):
-    """The zero-order entropy of what is coded."""
+    """The zero-order entropy of the symbols, in bytes."""
     counts = np.unique(x, return_counts=True)[1]
     return float(-(counts * np.log2(counts / counts.sum())).sum() / 8)
 

@@ -1,7 +1,7 @@
 """Llama 3 as plain functions of shapes, for programs that are compiled and never run.
 
     decode(params, cache, tokens, position)   one token for each sequence
-    loss(params, tokens)                      of next tokens, layers recomputed on the way back
+    loss(params, tokens)                      of next tokens, layers recomputed in the backward pass
 
 Weights of all layers are stacked, and a scan runs them.
 """

@@ -4,7 +4,7 @@ python benchmarks/qat_step.py [--rounds 40] [--models mlp transformer] [--json]
 
 An MLP of 4 x 512 on 128 rows and a transformer of 4 x 512 on 256 tokens, as Flax modules, with
 adam. Dense layers are quantized: their weights to int8 ("w8"), activations too ("w8a8"), and
-cotangents on the way back ("w8a8g8", stochastically). "unrounded" multiplies cotangents with the
+cotangents in the backward pass ("w8a8g8", stochastically). "unrounded" multiplies them with the
 factors before rounding, as Qwix and AQT do; otherwise with those of the forward pass, which
 "recomputed" does not keep: CPUs, which share what is computed twice, keep them all the same. Time
 per step over that of float32, compiled and interleaved in one process; "CPU" is processor time, of

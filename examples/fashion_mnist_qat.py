@@ -11,7 +11,7 @@ ReLU, never negative, hence unsigned codes. Accuracy is that of the stored form:
     w4a4      LSQ: int4 weights, a step per channel; uint4 inputs, a step per layer
     w2a2      LSQ: int2 weights, uint2 inputs
     w1        binary weights, sign(w) mean|w| per channel; float32 inputs, in the outer layers too
-    w8a8g8    all layers: int8 weights and inputs, and cotangents rounded to int8 on the way back
+    w8a8g8    all layers: int8 weights and inputs; cotangents too in the backward pass
 
     python -m examples.fashion_mnist_qat --out results.json --resume   # three seeds, or the rest
     python -m examples.fashion_mnist_qat --quick                       # a minute, to see it run

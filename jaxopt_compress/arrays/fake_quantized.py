@@ -48,7 +48,7 @@ class FakeQuantizedArray(CompressedArray):
     def quantized(self) -> QuantizedArray:
         """The nearest codes, computed once. Its derivatives are zero."""
         form = self.nearest()
-        # What needs them on the way back is to read these, not the values once more.
+        # The backward pass is to read these, not the values once more.
         return form.replace(codes=lax.optimization_barrier(form.codes))
 
     def nearest(self) -> QuantizedArray:

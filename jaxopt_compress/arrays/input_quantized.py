@@ -1,4 +1,4 @@
-"""A weight with what its products do besides: to activations, and on the way back."""
+"""A weight whose products also round activations, and cotangents in the backward pass."""
 
 from typing import Any
 

@@ -94,7 +94,7 @@ def trained_dot(x, w, dims, precision=None, dtype=None):
         forms = {} if batch or x.dtype != jnp.float32 else {"cpu": in_rows}
         return on_each_platform(forms, product, x, w)
 
-    # Platforms part on the way back only: what is kept until then is `x`, once.
+    # Platforms differ in the backward pass only: until then `x` is kept, once.
     of_weight = jax.checkpoint(in_each_form, prevent_cse=False)
     fn = jax.custom_jvp(product)
 

@@ -51,7 +51,7 @@ def differentiated(
     if w.gradients is None:
         smooth: Callable[..., jax.Array] = lambda w, x, *_: product(*factors(w, x))
         if w.residuals == "rounded":
-            # Rounded anew on the way back: compilers may keep copies of all weights until then.
+            # Rounded anew in the backward pass: compilers may keep all copies until then.
             smooth = jax.checkpoint(smooth)
         return straight_through(run, smooth, w, x, *also)
     back = format_of(w.gradients)
@@ -68,7 +68,7 @@ def _with_backward(
 ) -> jax.Array:
     """``run(w, x, *also)`` with a backward pass of its own.
 
-    It has no forward-mode derivative: what is rounded on the way back does not exist there.
+    It has no forward-mode derivative: nothing is rounded in a backward pass there.
 
     Args:
         run: The product.

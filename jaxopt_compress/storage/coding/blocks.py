@@ -37,7 +37,7 @@ def encode(symbols: np.ndarray, bits: int, coding: str | None, columns: int = 1)
         columns: How many make a row of the array, for contexts.
 
     Returns:
-        For each block the number of its method, the length of what follows, and that.
+        For each block the number of its method, the length of its data, and the data.
     """
     out = bytearray()
     for block in _cut(symbols, columns):
