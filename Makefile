@@ -24,9 +24,10 @@ test: $(VENV)/.installed
 	  tests jaxopt_compress README.md $(PYTEST_ARGS)
 
 # Kernels step by step, the examples of pages, and other suites whose faults the first line shows in most
-# cases, too.
+# cases, too. Only files with such tests are collected.
 test-ci: $(VENV)/.installed
-	$(PYTEST) -n 2 --dist loadgroup -m "ci and not slow" --doctest-glob='docs/*.md' tests docs $(PYTEST_ARGS)
+	$(PYTEST) -n 2 --dist loadgroup -m "ci and not slow" --doctest-glob='docs/*.md' \
+	  $$(grep -rl --include='*_test.py' 'mark\.ci' tests) docs $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed
 	$(PYTEST) -n 2 --dist loadgroup -m "slow or ci" tests $(PYTEST_ARGS)

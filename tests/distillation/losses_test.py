@@ -58,6 +58,7 @@ def test_decoupled_parts_add_up_to_soft_targets(temperature):
     np.testing.assert_allclose(whole, d.soft_targets(S, T, temperature), rtol=1e-4)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_zero_for_the_teacher_itself_positive_for_others_and_constant_in_it(name):
     loss = OUTPUTS[name]

@@ -55,6 +55,7 @@ def test_words_are_the_same_rows_in_every_process():
     assert ids[0] == 1 + 0x3C456DE6 % (text_flow.ROWS - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize("name", ["gru", "transformer"])
 def test_padding_does_not_matter(name):

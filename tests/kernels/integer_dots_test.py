@@ -101,6 +101,7 @@ def lowest(kind, *shape):
     return jnp.asarray(values, jnp.int32).astype(kind), values
 
 
+@pytest.mark.slow
 @pytest.mark.fast(
     "small-1-int8-int8-131071",
     "small-3-int8-int8-131072",
@@ -179,6 +180,7 @@ def test_one_scale_per_column_or_in_all(columns):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [1, N])
 @pytest.mark.parametrize("rows", [1, 5])
 def test_one_scale_per_group_or_column_of_it(streamed, rows, columns):
@@ -211,6 +213,7 @@ def test_scales_of_bfloat16_beside_float32_ones(form):
     assert np.all(np.abs(y - want) <= (K // GROUP + 4) * 2.0**-24 * sums)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 5])
 def test_transformations(streamed, rows):
     rng = np.random.default_rng(5)

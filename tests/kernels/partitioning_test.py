@@ -90,6 +90,7 @@ def test_integers_and_batches():
     np.testing.assert_array_equal(y, product(x, codes, scale))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, spec", [("nf4", P("model")), ("int3", P(None, "model"))])
 def test_what_the_kernel_does_not_take_is_gathered(name, spec):
     """Half of a group, and 32 columns."""

@@ -132,6 +132,7 @@ ZOO = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.fast(
     "linen_attention", "linen_scanned_transformer", "haiku_lstm", "conv_grouped", "ragged_dot"
 )

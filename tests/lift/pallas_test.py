@@ -199,6 +199,7 @@ def test_layers_are_read_where_they_lie(platform, name, monkeypatch):
     check_layers(platform, name, stack(), monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_STACKS)
 def test_only_of_a_stack_are_they_read_in_a_kernel(name, monkeypatch):
     run = lambda params, x: jax.lax.map(lambda layer: product(x, layer), params)
@@ -230,6 +231,7 @@ def test_layers_are_found_again_within(platform, run, monkeypatch):
     check_layers(platform, "nf4", run, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.fast("tpu-nf4", "tpu-int4 in groups x int8", "cuda-int8 x int8")
 @pytest.mark.parametrize(
     "platform, name",

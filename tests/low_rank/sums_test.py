@@ -41,6 +41,7 @@ def test_robust_pca_finds_rank_and_places():
     np.testing.assert_allclose(small.materialize(), low + sparse, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.ci
 def test_more_rounds_lose_no_more():
     w = jnp.asarray(RNG.standard_normal((2, 24, 16)) ** 3, jnp.float32)
@@ -55,6 +56,7 @@ def test_more_rounds_lose_no_more():
     assert (lost(20) < np.linalg.norm(np.asarray(alone - w), axis=(-2, -1))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.ci
 def test_axes_in_any_order():
     w = jax.random.normal(jax.random.key(0), (3, 6, 4))

@@ -92,6 +92,7 @@ def assert_zeros_stay(view, w):
     assert not wrong, f"{wrong} zeros are not kept"
 
 
+@pytest.mark.ci
 @each_pair
 def test_stored_form_is_the_view(name, which):
     variant = chosen(which).get(name)

@@ -67,6 +67,7 @@ def test_known_scales(layers):
     assert list(rw.skipped) == ["v"]
 
 
+@pytest.mark.slow
 def test_powers_of_two_keep_every_bit(net):
     _params, x, rw = net
     assert rw.check(Net().apply, x, tolerance=0.0).absolute == 0
@@ -243,6 +244,7 @@ class Normed(nn.Module):
         return nn.Dense(3)(x.mean((1, 2)))
 
 
+@pytest.mark.slow
 def test_fold_then_equalize_then_quantize():
     x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
     params = spread(jax.eval_shape(Normed().init, jax.random.key(1), x), decades=0)

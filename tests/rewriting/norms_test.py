@@ -50,6 +50,7 @@ def test_linen_is_equal_and_smaller(net):
     np.testing.assert_allclose(rw.params["params"]["Conv_1"]["kernel"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_transformations_of_the_rewritten_function(net):
     params, x, rw = net
     g = rw.function(Net().apply)

@@ -104,6 +104,7 @@ def test_a_tied_embedding_applies_its_last_norm_in_the_original_basis(stacked):
     assert peak(next(tables)) < 0.75 * peak(next(tables))
 
 
+@pytest.mark.slow
 @pytest.mark.ci
 def test_compressed_behind_a_rotation_runs_on_the_original_function():
     fn = lambda p, x: jax.nn.relu(x @ p["w"].T) @ p["v"]

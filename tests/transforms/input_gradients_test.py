@@ -54,6 +54,7 @@ def training(c):
     return jc.compressed_training(optax.adam(1e-2), c, stats=stats)
 
 
+@pytest.mark.slow
 @pytest.mark.fast("int8", "calibrated", "learned weights")
 @pytest.mark.parametrize("name", METHODS)
 def test_either_form(name):
@@ -86,6 +87,7 @@ def test_learned_steps_are_not_left_behind(name):
         trained(training(c), c, 1)
 
 
+@pytest.mark.slow
 def test_sums_over_batches():
     """What to do instead: gradients of a view add up."""
     c = LEARNED["lsq"]
