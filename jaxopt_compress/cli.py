@@ -142,8 +142,7 @@ def auto(
         recipe: Where to write the recipe, for the command compress.
         overwrite: Replace OUT, if it is a checkpoint of this command.
     """
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists: choose another path, or pass --overwrite")
+    check_free(out.expanduser().resolve(), overwrite)
     found = find_smallest(**_function(task)())
     print(found)
     if not found.met:

@@ -156,6 +156,11 @@ def _(graph: Graph, eqn: Any, given: list[str]) -> str:
     rank = len(eqn.params["start_indices"])
     strides = eqn.params["strides"] or (1,) * rank
     whole = np.iinfo(np.int64).max
+    for size, limit in zip(eqn.invars[0].aval.shape, eqn.params["limit_indices"], strict=True):
+        if not _is_number(limit) and limit != size:
+            raise NotImplementedError(
+                f"export_onnx: a slice to {limit} of a symbolic dimension of {size}"
+            )
     limits = [d if _is_number(d) else whole for d in eqn.params["limit_indices"]]
     parts = (eqn.params["start_indices"], limits, range(rank), strides)
     constants = [graph.constant(np.asarray(list(p), np.int64)) for p in parts]

@@ -69,17 +69,19 @@ def ndcg_at(k: int) -> Metric:
 
     def gain(scores: jax.Array, relevance: jax.Array) -> jax.Array:
         discount = 1 / jnp.log2(jnp.arange(2.0, k + 2))
-        gained = _first("ndcg_at", k, scores, relevance) @ discount
-        ideal = lax.top_k(relevance.astype(jnp.float32), k)[0] @ discount
+        # Sums of products, not products of matrices, which are less precise on accelerators.
+        gained = jnp.sum(_first("ndcg_at", k, scores, relevance) * discount, axis=-1)
+        ideal = jnp.sum(lax.top_k(relevance.astype(jnp.float32), k)[0] * discount, axis=-1)
         return jnp.where(ideal > 0, gained / jnp.where(ideal > 0, ideal, 1), 0)
 
     return mean(gain, f"ndcg@{k}")
 
 
 def _first(name: str, k: int, scores: jax.Array, relevance: jax.Array) -> jax.Array:
-    """The relevances of the ``k`` items of the highest scores, float32."""
+    """The relevances of the ``k`` items of the highest scores, float32; 0 where a score is NaN."""
     check_same(scores, relevance)
     if not scores.ndim or not 1 <= k <= scores.shape[-1]:
         raise ValueError(f"{name}({k}) of scores of shape {tuple(scores.shape)}: [*queries, items]")
     at = lax.top_k(scores, k)[1]
-    return jnp.take_along_axis(relevance.astype(jnp.float32), at, axis=-1)
+    found = jnp.take_along_axis(relevance.astype(jnp.float32), at, axis=-1)
+    return jnp.where(jnp.any(jnp.isnan(scores), axis=-1, keepdims=True), 0.0, found)

@@ -39,7 +39,8 @@ def check_scores(scores: Any, targets: Any) -> None:
 def right(scores: jax.Array, targets: jax.Array) -> jax.Array:
     """Which examples are answered right, ``[*examples]``."""
     check_scores(scores, targets)
-    return answers(scores) == targets
+    # An answer that is none, -1, is right for no target, -1 included.
+    return (answers(scores) == targets) & (targets >= 0)
 
 
 def negative_log_likelihood(scores: jax.Array, targets: jax.Array) -> jax.Array:
@@ -58,10 +59,13 @@ def class_counts(scores: jax.Array, targets: jax.Array, weights: jax.Array | Non
     """By class: right answers, answers and targets, each ``[classes]``."""
     check_scores(scores, targets)
     found, classes = answers(scores).ravel(), scores.shape[-1]
-    one = jnp.ones(targets.shape, jnp.int32) if weights is None else weights
+    one = jnp.ones(targets.shape, jnp.int32) if weights is None else jnp.asarray(weights)
+    # In their own type, masks of bool, uint8 or bfloat16 would count no further than it goes.
+    one = one.astype(jnp.float32 if jnp.issubdtype(one.dtype, jnp.floating) else jnp.int32)
     one = spread(one, targets.shape).ravel()
     targets = targets.ravel()
-    # The last bin is for answers that are none.
+    targets = jnp.where((targets >= 0) & (targets < classes), targets, classes)
+    # The last bin is for answers and targets that are no class.
     count = lambda ids, w: jnp.zeros(classes + 1, one.dtype).at[ids].add(w)[:classes]
     return (
         count(targets, jnp.where(found == targets, one, 0)),

@@ -253,10 +253,12 @@ def _check_gradients(updates: Any, state: ReducedState, axis_name: AxisName) -> 
                 "state by reduced_specs(opt_state, axis_name)"
             )
     if is_checked(axis_name):
-        summed = [path for path, g in leaves.items() if not varies(g, axis_name)]
+        names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+        apart = lambda g: all(varies(g, name) for name in names)
+        summed = [path for path, g in leaves.items() if not apart(g)]
         if summed:
             raise ValueError(
                 f"reduced_gradients: the gradient of {summed[0]!r} is the same on all devices of "
-                f"{axis_name!r}: it has been summed already. Take gradients at "
-                f"jax.lax.pcast(params, {axis_name!r}, to='varying')"
+                f"{axis_name!r}, or of one of these axes: it has been summed already. Take "
+                f"gradients at jax.lax.pcast(params, {axis_name!r}, to='varying')"
             )

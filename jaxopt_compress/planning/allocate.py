@@ -61,14 +61,13 @@ def allocate(table: Sensitivities, budget: Bytes) -> Allocation:
     if not isinstance(budget, Bytes):
         raise TypeError(f"budget={budget!r}; jaxopt_compress.bytes(0.25) is one")
     optimize = require("scipy.optimize", extra="plan")
-    pairs = [(row, name) for row, cells in table.cells.items() for name in cells]
+    pairs = table.choices()
     sizes = np.array([table.cells[row][name].bytes for row, name in pairs], float)
     costs = np.array([table.increase(row, name) for row, name in pairs])
     member = np.array([[row == own for own, _ in pairs] for row in table.cells], float)
     limit = budget.share * table.dense_bytes - table.rest
-    least = sum(min(c.bytes for c in cells.values()) for cells in table.cells.values())
-    if least > limit:
-        share = (least + table.rest) / table.dense_bytes
+    if table.least_bytes - table.rest > limit:
+        share = table.least_bytes / table.dense_bytes
         raise ValueError(
             f"no choice fits {budget.share:.3g} of the bytes: the smallest candidates take "
             f"{share:.3g} with what is in no row; add smaller candidates, or raise the budget"

@@ -58,6 +58,19 @@ class Sensitivities(NamedTuple):
         """What all parameters take as they are."""
         return self.rest + sum(row[DENSE].bytes for row in self.cells.values())
 
+    def choices(self) -> list[tuple[str, str]]:
+        """Rows and candidates whose increase of the loss is a finite number."""
+        pairs = [(row, name) for row, cells in self.cells.items() for name in cells]
+        return [pair for pair in pairs if math.isfinite(self.increase(*pair))]
+
+    @property
+    def least_bytes(self) -> int:
+        """What all parameters take with the smallest of `choices` in each row."""
+        least = {row: cells[DENSE].bytes for row, cells in self.cells.items()}
+        for row, name in self.choices():
+            least[row] = min(least[row], self.cells[row][name].bytes)
+        return self.rest + sum(least.values())
+
     def increase(self, row: str, name: str) -> float:
         """The increase of the loss: as measured, or as estimated, in proportion to what was.
 
@@ -66,7 +79,8 @@ class Sensitivities(NamedTuple):
         """
         cell = self.cells[row][name]
         if cell.measured is not None:
-            return max(cell.measured, 0.0)
+            # Not max(measured, 0.0), which is 0 for some orders of NaN.
+            return 0.0 if cell.measured < 0 else cell.measured
         own = _ratios(self.cells[row].values())
         every = own or _ratios(c for cells in self.cells.values() for c in cells.values())
         return cell.estimate * (sorted(every)[len(every) // 2] if every else 1.0)
@@ -261,7 +275,7 @@ def _frontier(found: Mapping[str, Cell]) -> list[str]:
 def _ratios(cells: Any) -> list[float]:
     """Measured over estimated increases, of those that are more than nothing."""
     both = [(c.measured, c.estimate) for c in cells if c.measured is not None and c.estimate > 0]
-    return [measured / estimate for measured, estimate in both if measured > 0]
+    return [m / e for m, e in both if m > 0 and math.isfinite(m / e)]
 
 
 def _shown(table: Sensitivities, row: str, name: str) -> str:

@@ -204,9 +204,8 @@ def _search(
 ) -> None:
     """Shares between the least and the most, then candidates that all rows get alike."""
     whole = table.dense_bytes
-    least = sum(min(c.bytes for c in cells.values()) for cells in table.cells.values())
     # A byte more, so that rounding does not leave it out.
-    low, high = (least + table.rest + 1) / whole, 1.0 if budget is None else budget.share
+    low, high = (table.least_bytes + 1) / whole, 1.0 if budget is None else budget.share
     ask = lambda share: keeps(f"{100 * share:.3g}%", allocate(table, bytes(share)))
     # Without a budget the upper end is the dense parameters, which keep any bound.
     good = budget is None or ask(high)

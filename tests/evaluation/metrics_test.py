@@ -128,6 +128,25 @@ def test_tokens_are_examples_and_a_sequence_may_have_one_weight():
     assert whole == pytest.approx(jc.evaluate(identity, {}, flat, metrics), **FLOAT32)
 
 
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "bfloat16"])
+def test_masks_of_any_type_count_far(dtype):
+    """600 examples of one class: more than uint8 and the integers of bfloat16 hold."""
+    scores, targets = np.eye(2, dtype=np.float32)[np.zeros(600, int)], np.zeros(600, np.int32)
+    batch = (scores, targets, jnp.ones(600, dtype))
+    found = jc.evaluate(identity, {}, [batch], ["per_class"])["per_class"]
+    assert found["support"][0] == 600 and found["recall"][0] == 1
+
+
+def test_targets_that_are_no_class_count_for_none():
+    """Above 100 classes, -100 would count from the end; and -1 is what answers of NaN are."""
+    scores, targets = np.eye(120, dtype=np.float32), np.arange(120, dtype=np.int32)
+    targets[7] = -100
+    found = jc.evaluate(identity, {}, [(scores, targets)], ["per_class"])["per_class"]
+    assert sum(found["support"]) == 119 and max(found["support"]) == 1
+    none = np.full((1, CLASSES), np.nan, np.float32)
+    assert measure(["accuracy"], [], none, np.array([-1], np.int32))["accuracy"] == 0.0
+
+
 def test_large_counts_are_exact():
     """Sums over batches are kept in 64 bits: in float32 2**24 + 1 is lost."""
     one = lambda outputs, targets: jnp.ones(outputs.shape, jnp.int32)

@@ -134,6 +134,14 @@ def test_classes_are_those_of_scikit_learn_of_sharded_batches_too():
     )
 
 
+def test_scores_of_nan_rank_nothing():
+    """`lax.top_k` puts NaN first."""
+    scores, relevance = np.full((1, 6), np.nan, np.float32), np.array([[1, 1, 0, 0, 0, 0]])
+    metrics = [jc.metrics.ndcg_at(2), jc.metrics.recall_at(2), jc.metrics.precision_at(2)]
+    found = jc.evaluate(lambda params, x: x, {}, [(scores, relevance)], metrics)
+    assert set(found.values()) == {0.0}
+
+
 def test_makers_of_metrics_are_called():
     with pytest.raises(TypeError, match="auc makes a metric"):
         measured(jc.metrics.auc, np.ones((2, 2)), np.ones(2, int), np.ones(2))

@@ -206,6 +206,19 @@ def test_wrong_calls():
     placed = {"in_specs": (P(), specs, P("data")), "out_specs": (P(), specs)}
     with pytest.raises(ValueError, match=r"'w' is the same on all devices of 'data'.*pcast"):
         jax.shard_map(step, mesh=mesh(), **placed)(params, state, x)
+    axes = ("data", "fsdp")
+    wide = jc.reduced_gradients("int8", axes, devices=DEVICES, min_size=512)
+
+    def half(params, state, x):
+        # Along one of two axes only: along the other JAX has summed.
+        params = jax.lax.pcast(params, "data", to="varying")
+        return wide.update(jax.grad(loss)(params, x), state)[0]
+
+    two = jax.make_mesh((2, DEVICES // 2), axes, axis_types=(AxisType.Auto,) * 2)
+    wide_state = wide.init(params)
+    wide_specs = (P(), jc.reduced_specs(wide_state, axes), P(axes))
+    with pytest.raises(ValueError, match="summed already"):
+        jax.shard_map(half, mesh=two, in_specs=wide_specs, out_specs=P())(params, wide_state, x)
     with pytest.raises(ValueError, match=r"residual of 'w' has shape \(4, 96, 64\)"):
         jax.shard_map(step, mesh=mesh(), in_specs=(P(), P(), P("data")), out_specs=P())(
             params, state, x

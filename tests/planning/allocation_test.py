@@ -55,6 +55,14 @@ def random_table(rng, rows=4, names=("a", "b", "c")):
     return Sensitivities(cells, {row: [row] for row in cells}, candidates, 1.0, rest=100)
 
 
+def test_a_candidate_that_diverges_is_never_chosen():
+    table = random_table(np.random.default_rng(0))
+    for bad in (math.inf, math.nan):
+        table.cells["r0"]["a"] = Cell(1, 0.5, bad)
+        assert jc.allocate(table, jc.bytes(0.9)).choices["r0"] != "a"
+        assert table.least_bytes > 4 * 50
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
 def test_allocation_is_the_best_of_all_choices(seed, share):

@@ -125,7 +125,7 @@ def _blocks(gguf: Any, name: str, leaf: Any, layout: str, kind: str | None) -> t
             raise ValueError(
                 f"{name!r} of shape {leaf.shape} cannot be written: {error}"
             ) from error
-    x = np.ascontiguousarray(leaf)
+    x = np.ascontiguousarray(leaf).reshape(np.shape(leaf))
     if kind is not None:
         if kind not in types.__members__ or x.ndim < 2:
             raise ValueError(f"{name!r} of shape {x.shape} as {kind!r}: no type of its blocks")

@@ -1,5 +1,6 @@
 """Tensors of GPTQ, AWQ and compressed-tensors as `QuantizedArray` leaves, [out, in]."""
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -112,10 +113,14 @@ def _compressed(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, 
     else:
         words = tensors["weight_packed"]
         out, size = map(int, tensors["weight_shape"])
-        widths = [int(group["weights"]["num_bits"]) for group in config["config_groups"].values()]
-        fits = [bits for bits in widths if -(-size * bits // 32) == words.shape[1]]
+        widths = {int(group["weights"]["num_bits"]) for group in _groups(path, config)}
+        fits = sorted(bits for bits in widths if -(-size * bits // 32) == words.shape[1])
         if not fits:
-            raise ValueError(f"{words.shape[1]} words hold no {size} codes of {widths} bits")
+            raise ValueError(
+                f"{words.shape[1]} words hold no {size} codes of {sorted(widths)} bits"
+            )
+        if len(fits) > 1:
+            raise ValueError(f"{size} codes of {fits} bits take as many words: name it in targets")
         bits, half = fits[0], 1 << (fits[0] - 1)
         codes = (unpack_words(words, bits, size).astype(np.int16) - half).astype(np.int8)
         if zero is not None and zero.dtype == np.int32:
@@ -132,17 +137,30 @@ def _compressed(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, 
     if zero is not None and not np.any(zero):
         zero = None
     leaf = leaf_of(Linear(codes, scale, zero, bits, group))
-    return InputQuantizedArray(leaf, None, "int8") if _rounds_inputs(config, bits) else leaf
+    return InputQuantizedArray(leaf, None, "int8") if _rounds_inputs(path, config, bits) else leaf
 
 
-def _rounds_inputs(config: Mapping[str, Any], bits: int) -> bool:
+def _groups(path: str, config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The groups whose targets name the weight; all where these are classes, such as Linear."""
+    every = list(config["config_groups"].values())
+    stem = path.removesuffix("/weight").replace("/", ".")
+    hit = lambda t: bool(re.match(t[3:], stem)) if t.startswith("re:") else t == stem
+    return [g for g in every if any(map(hit, g.get("targets") or ()))] or every
+
+
+def _rounds_inputs(path: str, config: Mapping[str, Any], bits: int) -> bool:
     """Whether activations are rounded to int8 by each row's own range.
 
     Raises:
-        ValueError: They are rounded otherwise.
+        ValueError: They are rounded otherwise, or groups disagree.
     """
-    groups = [g for g in config["config_groups"].values() if g["weights"]["num_bits"] == bits]
-    found = groups[0].get("input_activations") if groups else None
+    groups = [g for g in _groups(path, config) if g["weights"]["num_bits"] == bits]
+    kinds = [g.get("input_activations") for g in groups]
+    found = kinds[0] if kinds else None
+    if any(kind != found for kind in kinds):
+        raise ValueError(
+            "activations are rounded in one group and not in another: name it in targets"
+        )
     if not found:
         return False
     wanted = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True}

@@ -51,26 +51,52 @@ def save_safetensors(
     file = root / "model.safetensors"
     if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not overwrite)):
         raise FileExistsError(f"{root} exists: choose another path, or pass overwrite=True")
+    if others := sorted(p.name for p in root.glob("*.safetensors*") if p.name not in _OWN):
+        raise FileExistsError(f"{root} holds {others[0]!r} too, which readers would take instead")
     tensors: dict[str, np.ndarray] = {}
     schemes: dict[str, list[str]] = {}
     for name, leaf in named_leaves(tree):
         key = name.replace("/", ".")
         if not is_compressed(leaf):
-            tensors[key] = np.ascontiguousarray(leaf)
+            _add(tensors, name, {key: np.ascontiguousarray(leaf).reshape(np.shape(leaf))})
             continue
         stem, _, last = key.rpartition(".")
         if last != "weight":
             raise ValueError(f"{name!r} cannot be written quantized: its path has to end in weight")
         leaf, inputs = _without_inputs(name, leaf)
         own = linear_of(name, leaf, layout)
-        tensors |= {f"{stem}.{k}": np.ascontiguousarray(x) for k, x in _tensors(own).items()}
+        new = {f"{stem}.{k}": np.ascontiguousarray(x) for k, x in _tensors(own).items()}
+        _add(tensors, name, new)
         schemes.setdefault(json.dumps([_scheme(own), inputs]), []).append(stem)
     root.mkdir(parents=True, exist_ok=True)
     beside = root / "model.safetensors.part"
     write(tensors, beside, metadata={"format": "pt"})
     os.replace(beside, file)
-    if schemes:
-        (root / "config.json").write_text(json.dumps(_config(schemes), indent=2))
+    _write_config(root, schemes)
+
+
+_OWN = ("model.safetensors", "model.safetensors.part")
+
+
+def _add(tensors: dict[str, np.ndarray], name: str, new: dict[str, np.ndarray]) -> None:
+    if both := sorted(tensors.keys() & new.keys()):
+        raise ValueError(f"{name!r} cannot be written: another leaf is {both[0]!r} in the file too")
+    tensors |= new
+
+
+def _write_config(root: pathlib.Path, schemes: dict[str, list[str]]) -> None:
+    """Says in ``config.json`` how weights are quantized, and leaves the model's own keys."""
+    path = root / "config.json"
+    there = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    others = {k: v for k, v in there.items() if k not in _QUANTIZATION}
+    config = others | (_config(schemes) if schemes else {})
+    if config or there:
+        beside = root / "config.json.part"
+        beside.write_text(json.dumps(config, indent=2), "utf-8")
+        os.replace(beside, path)
+
+
+_QUANTIZATION = ("quantization_config", "compression_config")
 
 
 def _without_inputs(name: str, leaf: Any) -> tuple[Any, dict[str, Any] | None]:

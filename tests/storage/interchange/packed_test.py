@@ -136,6 +136,44 @@ def test_what_is_written_is_read(name, layout, tmp_path):
     np.testing.assert_array_equal(found["norm"], np.ones(3))
 
 
+def test_leaves_of_one_tree_keep_their_own_widths_and_inputs(tmp_path):
+    """Their groups are told apart by targets: by widths alone they are not."""
+    widths = {"a": 8, "b": 8, "c": IN, "d": IN}
+    rng = np.random.default_rng(0)
+    w = {
+        k: {"weight": jnp.asarray(rng.normal(size=(OUT, n)), jnp.float32)}
+        for k, n in widths.items()
+    }
+    recipe = {"a/*": jc.quantize("int3"), "b/*": jc.quantize("int4"), "c/*": jc.quantize("int8")}
+    small = jc.compress(w, recipe | {"d/*": METHODS["w8a8"]}, layout="out,in")
+    for tree in (small, dict(reversed(small.items()))):
+        jc.save_safetensors(tmp_path / "m", tree, overwrite=True)
+        found = jc.load_safetensors(tmp_path / "m")
+        for name, own in small.items():
+            assert type(found[name]["weight"]) is type(own["weight"])
+            want, got = (np.asarray(x["weight"].materialize()) for x in (own, found[name]))
+            np.testing.assert_array_equal(got, want)
+
+
+def test_a_folder_keeps_the_config_of_its_model_and_is_not_read_past(tmp_path):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"hidden_size": 64, "quantization_config": {}}))
+    params = {"fc": {"weight": jnp.ones((OUT, IN))}, "gate": jnp.float32(2.0)}
+    small = jc.compress(params, jc.quantize("int4", where="fc/*"), layout="out,in")
+    jc.save_safetensors(folder, small, overwrite=True)
+    assert json.loads((folder / "config.json").read_text())["hidden_size"] == 64
+    assert jc.load_safetensors(folder)["gate"].shape == ()
+    jc.save_safetensors(folder, params, overwrite=True)
+    assert json.loads((folder / "config.json").read_text()) == {"hidden_size": 64}
+    np.testing.assert_array_equal(jc.load_safetensors(folder)["fc"]["weight"], np.ones((OUT, IN)))
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(FileExistsError, match=r"index\.json"):
+        jc.save_safetensors(folder, params, overwrite=True)
+    with pytest.raises(ValueError, match=r"another leaf is 'a\.b'"):
+        jc.save_safetensors(tmp_path / "n", {"a.b": jnp.ones(2), "a": {"b": jnp.ones(2)}})
+
+
 def test_tensors_have_the_names_and_forms_of_compressed_tensors(tmp_path):
     w = {"a": {"weight": jnp.asarray(np.random.default_rng(0).normal(size=(OUT, IN)), jnp.float32)}}
     jc.save_safetensors(tmp_path / "m", jc.compress(w, METHODS["int4 asymmetric"], layout="out,in"))
