@@ -346,18 +346,25 @@ def summed(*builds):
 
 
 def rotated(build, axis):
-    """An array that was rotated along an axis; by a transform of scipy's, which is symmetric."""
+    """An array that was rotated along an axis; by transforms of scipy's, which are symmetric."""
 
     def wrapped(rng, stack):
         leaf, formula = build(rng, stack)
         size = leaf.shape[axis]
         shape = [size if d == axis else 1 for d in range(len(stack) - leaf.ndim, 0)]
         signs = jnp.asarray(rng.choice([-1, 1], (*stack, *shape)), jnp.int8)
-        matrix = scipy.linalg.hadamard(size) / size**0.5
 
         def dense(*fields):
-            turned = np.moveaxis(np.moveaxis(formula(*fields[:-1]), axis, -1) @ matrix, -1, axis)
-            return (turned * fields[-1]).astype(leaf.dtype)
+            x = jnp.moveaxis(formula(*fields), axis, -1)
+            x = x.reshape(*x.shape[:-1], size // 2, 2)
+            for d, n in ((-2, size // 2), (-1, 2)):
+                rows, total = scipy.linalg.hadamard(n).astype(np.float32), 0.0
+                for j, row in enumerate(rows):
+                    part = jnp.take(x, jnp.array([j]), axis=d)
+                    total = total + part * row.reshape(-1, *(1,) * (-1 - d))
+                x = total
+            turned = x.reshape(*x.shape[:-2], size) * np.float32(size**-0.5)
+            return (jnp.moveaxis(turned, -1, axis) * signs).astype(leaf.dtype)
 
         return Example(RotatedArray(leaf, signs, (axis,)), dense)
 

@@ -76,7 +76,7 @@ class RotatedArray(CompressedArray):
         """The dense array, rotated back and rounded once more."""
         _ = self.shape
         dense = materialize(self.array).astype(jnp.float32)
-        return seal(rotated(dense, self.signs, self.axes, inverse=True), self.dtype)
+        return seal(rotated(dense, self.signs, self.axes, inverse=True, in_order=True), self.dtype)
 
     def specs(self, spec: PartitionSpec) -> "RotatedArray":
         """Those of the array; signs are split where they are as long."""

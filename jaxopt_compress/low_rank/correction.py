@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import SumArray, materialize
@@ -21,6 +22,7 @@ def low_rank_correction(
     *,
     whiten: Whiten = False,
     rounds: int = 1,
+    stack: int = 0,
 ) -> Compression:
     r"""Stores parameters by another compression, and thin factors of what that misses.
 
@@ -39,6 +41,7 @@ def low_rank_correction(
         where: Which of the parameters that it compresses get factors; by default all that can.
         whiten: As in `low_rank`; True needs second moments in ``stats``.
         rounds: How often the parameter is compressed, at least 1.
+        stack: As in `low_rank`, for the factors; the compression has its own.
 
     Returns:
         A `Compression` that stores `SumArray`; in training the factors learn, and what
@@ -65,7 +68,10 @@ def low_rank_correction(
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds}; it is at least 1")
-    base, thin = as_compression(compression), low_rank(rank=rank, where=where, whiten=whiten)
+    base, thin = (
+        as_compression(compression),
+        low_rank(rank=rank, where=where, whiten=whiten, stack=stack),
+    )
 
     def init(params: Any, *, uses: Any = None, stats: Any = None) -> ChainState:
         check_init(decide, params, uses, stats)
@@ -130,8 +136,7 @@ def _missed(params: Any, view: Any, state: Any) -> Part:
     found = {}
     for path, w in named_leaves(params):
         if path in own and w.ndim >= 2:
-            wide = w.astype(jnp.float32) - materialize(views[path]).astype(jnp.float32)
-            found[path] = wide.astype(w.dtype)
+            found[path] = _difference(w, views[path])
     return Part(found)
 
 
@@ -142,10 +147,16 @@ def _less(params: Any, factors: Part) -> Any:
     def change(path: str, w: Any) -> Any:
         if path not in own:
             return w
-        wide = w.astype(jnp.float32) - materialize(own[path]).astype(jnp.float32)
-        return wide.astype(w.dtype)
+        return _difference(w, own[path])
 
     return map_named(change, params)
+
+
+def _difference(w: jax.Array, view: Any) -> jax.Array:
+    """``w - view`` in the dtype of ``w``, within its range: infinite entries have no codes."""
+    most = float(jnp.finfo(w.dtype).max)
+    wide = w.astype(jnp.float32) - materialize(view).astype(jnp.float32)
+    return jnp.clip(wide, -most, most).astype(w.dtype)
 
 
 def _sum(tree: Any, factors: Part) -> Any:

@@ -54,6 +54,7 @@ def _per_entry(x: jax.Array, reading: Reading, own: tuple[int, ...]) -> jax.Arra
     """
     stack, lead = reading.stack, x.shape[: x.ndim - len(own)]
     if lead != stack[: len(lead)]:
-        x, lead = jnp.mean(x.reshape(-1, *own), 0), ()
+        known = stack if lead[: len(stack)] == stack else ()
+        x, lead = jnp.mean(x.reshape(*known, -1, *own), len(known)), known
     x = x.reshape(*lead, *(1,) * (len(stack) - len(lead)), *own)
     return jnp.broadcast_to(x, (*stack, *own))

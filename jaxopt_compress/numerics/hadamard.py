@@ -13,7 +13,12 @@ _LARGEST = 256  # of the sizes that Paley's constructions are tried for
 
 
 def rotated(
-    x: jax.Array, signs: jax.Array, axes: Sequence[int], *, inverse: bool = False
+    x: jax.Array,
+    signs: jax.Array,
+    axes: Sequence[int],
+    *,
+    inverse: bool = False,
+    in_order: bool = False,
 ) -> jax.Array:
     r"""Multiplies by :math:`R = \mathrm{diag}(s) H` along some axes, in ``O(n log n)``.
 
@@ -25,6 +30,7 @@ def rotated(
         signs: 1 and -1, of the rank of ``x``, of size 1 along other axes than ``axes``.
         axes: Which; along several, :math:`H` is the Kronecker product.
         inverse: Multiplies by :math:`R^T` instead.
+        in_order: Adds in one order, so that all programs give the same bits; slower.
 
     Returns:
         An array of the shape and dtype of ``x``.
@@ -38,23 +44,35 @@ def rotated(
     y = x.astype(wide)
     y = y if inverse else y * signs.astype(wide)
     for axis in axes:
-        y = _transformed(y, axis % x.ndim, inverse)
+        y = _transformed(y, axis % x.ndim, inverse, in_order)
     y = y * signs.astype(wide) if inverse else y
     return y.astype(x.dtype)
 
 
-def _transformed(x: jax.Array, axis: int, inverse: bool) -> jax.Array:
+def _transformed(x: jax.Array, axis: int, inverse: bool, in_order: bool) -> jax.Array:
     """The orthonormal transform along one axis, one factor of its size after the other."""
     shape = x.shape
     factors = transform_sizes(shape[axis])
     rest = shape[axis] // int(np.prod(factors, initial=1))
     x = x.reshape(*shape[:axis], rest, *factors, *shape[axis + 1 :])
     for i, size in enumerate(factors, axis + 1):
-        matrix = hadamard(size).astype(np.float64) / np.sqrt(size)
-        matrix = jnp.asarray(matrix.T if inverse else matrix, x.dtype)
+        matrix = hadamard(size).T if inverse else hadamard(size)
+        if in_order:
+            x = _summed_in_order(x, jnp.asarray(matrix, x.dtype), i)
+            continue
+        matrix = jnp.asarray(matrix / np.sqrt(size), x.dtype)
         y = lax.dot_general(x, matrix, (([i], [0]), ([], [])), precision=lax.Precision.HIGHEST)
         x = jnp.moveaxis(y, -1, i)
+    # One product at the end: none that a compiler could contract with a sum.
+    x = x * np.asarray(1 / np.sqrt(np.prod(factors, initial=1)), x.dtype) if in_order else x
     return x.reshape(shape)
+
+
+def _summed_in_order(x: jax.Array, matrix: jax.Array, axis: int) -> jax.Array:
+    """``x @ matrix`` along an axis; products with 1 and -1 are exact, and sums one by one."""
+    row = lambda j: matrix[j].reshape(-1, *(1,) * (x.ndim - 1 - axis))
+    add = lambda j, y: y + lax.dynamic_index_in_dim(x, j, axis) * row(j)
+    return lax.fori_loop(0, len(matrix), add, jnp.zeros_like(x))
 
 
 @functools.cache

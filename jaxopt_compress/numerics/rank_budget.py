@@ -46,14 +46,16 @@ def ranks_within(offers: Sequence[Offer], budget: int) -> list[int | None]:
         >>> ranks_within([steep, flat], 8)
         [1, 3]
     """
-    least = sum(offer.cost for offer in offers)
+    # A matrix that is thinner than factors of rank 1 stays whole.
+    least = sum(min(offer.cost, offer.whole) for offer in offers)
     if least > budget:
         raise ValueError(f"rank 1 of each takes {least:,}, and the budget is {budget:,}")
-    ranks: list[int | None] = [1] * len(offers)
+    ranks: list[int | None] = [None if o.whole <= o.cost else 1 for o in offers]
     left = budget - least
     queue = []
     for i, offer in enumerate(offers):
-        _push(queue, i, offer, 1)
+        if ranks[i] is not None:
+            _push(queue, i, offer, 1)
     while queue:
         _, i, price, rank = heapq.heappop(queue)
         if price > left:

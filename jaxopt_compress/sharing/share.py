@@ -20,6 +20,7 @@ from jaxopt_compress.compression import (
     spelled,
 )
 from jaxopt_compress.compression.keywords import answers
+from jaxopt_compress.compression.matrices import matrices_of
 from jaxopt_compress.numerics.clusters import INITS, kmeans, nearest
 from jaxopt_compress.numerics.shared import Books
 from jaxopt_compress.sharing.state import SharedState, as_codes, dense
@@ -124,7 +125,8 @@ def share(
         """k-means of the values, and the nearest centroids."""
         books, w = state.books, dense(parameter.value)
         own = None if key is None else jax.random.fold_in(key, zlib.crc32(parameter.path.encode()))
-        codes, centroids = _clustered(w, _importance(parameter), own, books, state.zero, how)
+        weight, keep = _importance(parameter)
+        codes, centroids = _clustered(w, weight, keep, own, books, state.zero, how)
         return Decision(dataclasses.replace(state, codes=codes), {"centroids": centroids})
 
     def start(parameter: Parameter) -> Decision:
@@ -198,6 +200,7 @@ def _axis(layout: Layout, rank: int) -> int:
 def _clustered(
     w: jax.Array,
     weight: jax.Array,
+    keep: jax.Array,
     key: Any,
     books: Books,
     zero: bool,
@@ -206,14 +209,17 @@ def _clustered(
     """Codes and centroids of a parameter; compiled as one."""
     x = books.members(w.astype(jnp.float32))
     clusters, init, iterations = how
-    weight = jnp.mean(books.members(weight), -1)
+    weight, kept = (jnp.mean(books.members(a), -1) for a in (weight, keep))
+    # What met nothing counts a little, or it is left out of the range; all alike if nothing did.
+    mean = jnp.sum(weight, 1, keepdims=True) / jnp.maximum(jnp.sum(kept, 1, keepdims=True), 1e-30)
+    weight = weight + kept * jnp.where(mean > 0, 1e-6 * mean, 1.0)
     centroids = kmeans(x, weight, clusters, init, key, zero, iterations)
     codes = books.codes(nearest(x, centroids, zero), w.shape)
     return as_codes(codes, clusters), books.centroids(centroids, w.shape)
 
 
-def _importance(parameter: Parameter) -> jax.Array:
-    """Float32 of the parameter's shape: how much the error of an entry counts; 0 under a mask."""
+def _importance(parameter: Parameter) -> tuple[jax.Array, jax.Array]:
+    """How much the error of an entry counts, and 1, or 0 under a mask: float32 of its shape."""
     shape = tuple(parameter.value.shape)
     weight = jnp.ones(shape, jnp.float32)
     stats = parameter.stats
@@ -221,11 +227,11 @@ def _importance(parameter: Parameter) -> jax.Array:
         weight = jnp.broadcast_to(stats.fisher.astype(jnp.float32), shape)
     elif stats is not None and stats.has("moments") and parameter.layout.contracting:
         moments = jnp.diagonal(stats.second_moment, axis1=-2, axis2=-1).astype(jnp.float32)
-        matrix = jnp.broadcast_to(moments[..., None], parameter.matrix(weight).shape)
-        weight = parameter.from_matrix(matrix)
+        weight = matrices_of(shape, parameter.layout, stats).per_input(moments)
+    keep = jnp.ones(shape, jnp.float32)
     if parameter.keep is not None:
-        weight = jnp.where(parameter.keep, weight, 0.0)
-    return weight
+        keep = jnp.where(parameter.keep, keep, 0.0)
+    return weight * keep, keep
 
 
 def _reassigned(decision: Decision, parameter: Parameter) -> Decision:

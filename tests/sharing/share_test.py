@@ -136,3 +136,29 @@ def test_refusals(make, message):
 def test_other_names_are_answered():
     with pytest.raises(TypeError, match=r"write clusters="):
         jc.share(n_clusters=4)  # pyright: ignore
+
+
+def test_experts_that_met_nothing_keep_their_values():
+    """Errors of all their entries count alike: no codebook is left without weights."""
+    rng = np.random.default_rng(0)
+    w = jnp.asarray(rng.normal(size=(3, 16, 8)) * [[[1.0]], [[10.0]], [[100.0]]], jnp.float32)
+    x = jnp.asarray(rng.normal(size=(3, 32, 16)), jnp.float32).at[1].set(0.0)
+    model = lambda params, x: jnp.einsum("ebk,ekn->ebn", x, params["w"])
+    uses, stats = jc.uses(model, {"w": w}, x), jc.calibrate(model, {"w": w}, [x])
+    for init in ("linear", "density"):
+        small = jc.compress({"w": w}, jc.share(8, init), uses=uses, stats=stats)["w"]
+        errors = jnp.linalg.norm(small.materialize() - w, axis=(1, 2))
+        relative = errors / jnp.linalg.norm(w, axis=(1, 2))
+        assert jnp.all(relative < 0.35), relative
+
+
+def test_groups_of_a_convolution_have_statistics_of_their_own():
+    rng = np.random.default_rng(0)
+    w, x = (jnp.asarray(rng.normal(size=n), jnp.float32) for n in ((3, 3, 2, 8), (2, 9, 9, 8)))
+    how = {"window_strides": (1, 1), "padding": "SAME", "feature_group_count": 4}
+    model = lambda params, x: jax.lax.conv_general_dilated(
+        x, params["w"], **how, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    uses, stats = jc.uses(model, {"w": w}, x), jc.calibrate(model, {"w": w}, [x])
+    small = jc.compress({"w": w}, jc.share(8), uses=uses, stats=stats)["w"]
+    assert jnp.linalg.norm(small.materialize() - w) < 0.4 * jnp.linalg.norm(w)
