@@ -13,7 +13,7 @@ from jaxopt_compress.arrays.base import CompressedArray, describe, is_compressed
 from jaxopt_compress.arrays.fields import pad_spec
 from jaxopt_compress.arrays.layout import Layout
 from jaxopt_compress.arrays.leaf_types import compressed_array
-from jaxopt_compress.numerics.rounding import seal
+from jaxopt_compress.numerics.rounding import promoted, seal
 
 
 @compressed_array(data=["parts"])
@@ -66,10 +66,11 @@ class SumArray(CompressedArray):
         return " plus ".join(map(describe, self.parts))
 
     def materialize(self) -> jax.Array:
-        """The dense parts, added in float32 from the first to the last, and rounded once."""
+        """The dense parts, added in float32 or wider, first to last, and rounded once."""
         _ = self.shape
+        wide = promoted(self.dtype, jnp.float32)
         # Sealed, so that no product that makes a part is contracted with the sum.
-        dense = [seal(materialize(x), self.dtype).astype(jnp.float32) for x in self.parts]
+        dense = [seal(materialize(x), self.dtype).astype(wide) for x in self.parts]
         top = float(jnp.finfo(self.dtype).max)  # Parts of both signs may be larger than their sum.
         total = functools.reduce(jnp.add, dense)
         return seal(jnp.clip(total, -top, top), self.dtype)

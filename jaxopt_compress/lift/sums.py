@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
 
 from jaxopt_compress.arrays import SumArray, is_compressed
 from jaxopt_compress.lift.interpreter import Call, leaf_rule, replay_equation
@@ -36,9 +37,19 @@ def _gather(call: Call, at: int) -> Any:
 
 def _by_parts(call: Call, at: int) -> jax.Array:
     ref, results = call.operands[at], []
+    narrow, wide = call.out.dtype, promoted(call.out.dtype, jnp.float32)
+    call = call._replace(eqn=_summed_in(wide, call.eqn))
     for part in ref.array.parts:
         operand = ref.alone().replace(part) if is_compressed(part) else part
         operands = [operand if i == at else x for i, x in enumerate(call.operands)]
         results += replay_equation(call._replace(operands=operands))
-    wide = promoted(call.out.dtype, jnp.float32)
-    return functools.reduce(jnp.add, [y.astype(wide) for y in results]).astype(call.out.dtype)
+    return functools.reduce(jnp.add, [y.astype(wide) for y in results]).astype(narrow)
+
+
+def _summed_in(dtype: Any, eqn: JaxprEqn) -> JaxprEqn:
+    """The equation with a result of another dtype, where it can say in which it sums."""
+    name = "preferred_element_type"
+    if name not in eqn.params or eqn.params[name] == dtype:
+        return eqn
+    bind = functools.partial(eqn.primitive.bind, **{**eqn.params, name: jnp.dtype(dtype)})
+    return jax.make_jaxpr(bind)(*(x.aval for x in eqn.invars)).eqns[0]

@@ -57,6 +57,9 @@ def _transformed(x: jax.Array, axis: int, inverse: bool, in_order: bool) -> jax.
     x = x.reshape(*shape[:axis], rest, *factors, *shape[axis + 1 :])
     for i, size in enumerate(factors, axis + 1):
         matrix = hadamard(size).T if inverse else hadamard(size)
+        if in_order and _is_power(size):
+            x = _butterflies(x, i)
+            continue
         if in_order:
             x = _summed_in_order(x, jnp.asarray(matrix, x.dtype), i)
             continue
@@ -65,6 +68,16 @@ def _transformed(x: jax.Array, axis: int, inverse: bool, in_order: bool) -> jax.
         x = jnp.moveaxis(y, -1, i)
     # One product at the end: none that a compiler could contract with a sum.
     x = x * np.asarray(1 / np.sqrt(np.prod(factors, initial=1)), x.dtype) if in_order else x
+    return x.reshape(shape)
+
+
+def _butterflies(x: jax.Array, axis: int) -> jax.Array:
+    """``x @ hadamard(n)`` along an axis of a power of two; sums and differences of pairs."""
+    shape, pairs = x.shape, (2,) * (x.shape[axis].bit_length() - 1)
+    x = x.reshape(*shape[:axis], *pairs, *shape[axis + 1 :])
+    for i in range(axis, axis + len(pairs)):
+        one, other = (lax.index_in_dim(x, j, i, keepdims=False) for j in (0, 1))
+        x = jnp.stack([one + other, one - other], i)
     return x.reshape(shape)
 
 

@@ -77,6 +77,23 @@ def test_each_part_runs_in_its_own_form(name, dense):
     np.testing.assert_allclose(got, want, atol=tolerance)
 
 
+@pytest.mark.parametrize("name", ["convolution", "experts"])
+def test_products_of_parts_that_cancel_are_added_before_they_are_rounded(name):
+    fn, shape, _, x = CASES[name]
+    large, small = (w.astype(jnp.bfloat16) for w in (16 * normal(*shape), normal(*shape)))
+    part = jc.QuantizedArray(
+        *(jnp.ones(shape, jnp.int8), jnp.ones((1,) * len(shape)), None),
+        *(jnp.dtype("bfloat16"), "int8", -2),
+    )
+    w = jc.SumArray((large, (small - large), part))
+    x = x.astype(jnp.bfloat16)
+    got = jax.jit(jc.lift(fn, on_fallback="error"))(w, x)
+    exact = sum(p.astype(jnp.float32) for p in (large, small - large, jnp.ones(shape)))
+    want = np.asarray(fn(exact, x.astype(jnp.float32)))
+    # One rounding to 8 bits of the sum; the parts' products are 16 times as large.
+    np.testing.assert_allclose(got.astype(np.float32), want, atol=2**-8 * np.abs(want).max())
+
+
 def test_a_lookup_beyond_the_end_is_filled_once():
     w = summed((6, 8))
     fill = lambda value: lambda p, i: p.at[i].get(mode="fill", fill_value=value)
@@ -108,3 +125,9 @@ def test_parts_that_do_not_fit_are_refused():
         _ = jc.SumArray((jnp.ones((2, 3)), jnp.ones((3, 2)))).shape
     with pytest.raises(ValueError, match="they are of one floating dtype"):
         jc.SumArray((jnp.ones((2, 3)), jnp.ones((2, 3), jnp.bfloat16))).check()
+
+
+def test_parts_in_float64_are_added_in_float64():
+    with jax.enable_x64(True):
+        w = jc.SumArray((jnp.array([[1.0]]), jnp.array([[2.0**-40]])))
+        assert w.dtype == jnp.float64 and w.materialize()[0, 0] == 1 + 2.0**-40

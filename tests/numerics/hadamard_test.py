@@ -43,8 +43,9 @@ def test_is_the_product_with_a_matrix_and_its_transpose(n):
     got = rotated(jnp.asarray(x, jnp.float32), jnp.asarray(signs, jnp.int8), [1])
     # Sums of n float32 numbers of size 1.
     np.testing.assert_allclose(got, np.einsum("akc,kl->alc", x * signs, matrix), atol=1e-5)
-    back = rotated(got, jnp.asarray(signs, jnp.int8), [-2], inverse=True)
-    np.testing.assert_allclose(back, x, atol=1e-5)
+    for in_order in (False, True):
+        back = rotated(got, jnp.asarray(signs, jnp.int8), [-2], inverse=True, in_order=in_order)
+        np.testing.assert_allclose(back, x, atol=1e-5)
 
 
 def test_outliers_are_spread():
