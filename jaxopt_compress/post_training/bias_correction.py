@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from jaxopt_compress.arrays import is_compressed, materialize
 from jaxopt_compress.compression.matrices import matrices_of
-from jaxopt_compress.lift import Statistics, lift
+from jaxopt_compress.lift import Statistics
 from jaxopt_compress.rewriting.channels import Group, Walk
-from jaxopt_compress.rewriting.report import Difference, difference
+from jaxopt_compress.rewriting.report import check_results
 from jaxopt_compress.rewriting.staging import along, shapes, stage
 from jaxopt_compress.tree import Layout
 from jaxopt_compress.tree.paths import named_leaves
@@ -47,22 +47,7 @@ class CorrectedBiases(NamedTuple):
         """
         return self._shifted(x, -1)
 
-    def check(
-        self, fn: Callable[..., Any], *args: Any, tolerance: float | None = None, **kwargs: Any
-    ) -> Difference:
-        """Measures ``lift(fn)`` of the new parameters against ``fn`` of the dense ones.
-
-        Args:
-            fn: A function of the parameters.
-            *args: Its other arguments.
-            tolerance: The largest relative difference that does not raise; None never raises.
-            **kwargs: Further arguments.
-
-        Returns:
-            The largest absolute and relative difference, those of compression included.
-        """
-        got = lift(fn)(self.params, *args, **kwargs)
-        return difference(got, fn(self.original, *args, **kwargs), tolerance)
+    check = check_results
 
     def _shifted(self, x: Any, sign: int) -> Any:
         change = lambda path, b: (b + sign * self.shifts[path]).astype(b.dtype)

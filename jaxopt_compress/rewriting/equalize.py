@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.rewriting.channels import Group, Member, Walk
-from jaxopt_compress.rewriting.report import Difference, difference
+from jaxopt_compress.rewriting.report import change_leaves, check_results
 from jaxopt_compress.rewriting.staging import along, shapes, stage
 from jaxopt_compress.tree.paths import named_leaves
 
@@ -59,7 +59,7 @@ class Equalized(NamedTuple):
                 )
             return _times(leaf, self.factors[path], power)
 
-        return self._map(change, x)
+        return change_leaves(self.original, change, x)
 
     def undo(self, x: Any) -> Any:
         """New parameters, trained further or not, with the original scales.
@@ -70,35 +70,13 @@ class Equalized(NamedTuple):
         Returns:
             A tree of the same structure.
         """
-        return self._map(
-            lambda path, leaf: (
-                leaf if path not in self.factors else _times(leaf, self.factors[path], -1)
-            ),
-            x,
-        )
 
-    def check(
-        self, fn: Callable[..., Any], *args: Any, tolerance: float | None = None, **kwargs: Any
-    ) -> Difference:
-        """Measures ``fn`` of the new parameters against ``fn`` of the original ones.
+        def change(path: str, leaf: Any) -> Any:
+            return leaf if path not in self.factors else _times(leaf, self.factors[path], -1)
 
-        Args:
-            fn: A function of the parameters.
-            *args: Its other arguments.
-            tolerance: The largest relative difference that does not raise; None never raises.
-            **kwargs: Further arguments.
+        return change_leaves(self.original, change, x)
 
-        Returns:
-            The largest absolute and relative difference.
-        """
-        got = fn(self.params, *args, **kwargs)
-        return difference(got, fn(self.original, *args, **kwargs), tolerance)
-
-    def _map(self, change: Callable[[str, Any], Any], x: Any) -> Any:
-        treedef = jax.tree.structure(self.original)
-        names = [path for path, _ in named_leaves(self.original)]
-        pairs = zip(names, treedef.flatten_up_to(x), strict=True)
-        return treedef.unflatten([change(path, leaf) for path, leaf in pairs])
+    check = check_results
 
 
 def equalize(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.lift._compat import source_line
 from jaxopt_compress.rewriting.chains import Analysis, Chain, affine, analyze
-from jaxopt_compress.rewriting.report import Difference, difference
+from jaxopt_compress.rewriting.report import check_results
 from jaxopt_compress.rewriting.staging import Staged, along, run_step, shapes, stage, value_of
 from jaxopt_compress.tree.paths import named_leaves
 
@@ -102,22 +102,7 @@ class FoldedNorms(NamedTuple):
                 leaves[i] = (old[i] + change.reshape(old[i].shape)).astype(old[i].dtype)
         return jax.tree.structure(self.original).unflatten(leaves)
 
-    def check(
-        self, fn: Callable[..., Any], *args: Any, tolerance: float | None = None, **kwargs: Any
-    ) -> Difference:
-        """Measures the rewritten function against ``fn(params, *args)`` itself.
-
-        Args:
-            fn: A function of the original parameters.
-            *args: Its other arguments.
-            tolerance: The largest relative difference that does not raise; None never raises.
-            **kwargs: Further arguments.
-
-        Returns:
-            The largest absolute and relative difference.
-        """
-        got = self.function(fn)(self.params, *args, **kwargs)
-        return difference(got, fn(self.original, *args, **kwargs), tolerance)
+    check = check_results
 
     def _leaves(self, params: Any) -> list[Any]:
         return jax.tree.structure(self.original).flatten_up_to(params)

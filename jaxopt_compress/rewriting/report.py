@@ -1,9 +1,13 @@
 """How far a rewritten function is from its reference."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from jaxopt_compress.lift import lift
+from jaxopt_compress.tree.paths import named_leaves
 
 
 class Difference(NamedTuple):
@@ -36,3 +40,29 @@ def difference(got: Any, reference: Any, tolerance: float | None) -> Difference:
             f"output, more than tolerance={tolerance}"
         )
     return Difference(absolute, relative)
+
+
+def check_results(
+    self: Any, fn: Callable[..., Any], *args: Any, tolerance: float | None = None, **kwargs: Any
+) -> Difference:
+    """Measures the rewritten function of the new parameters against ``fn`` of the original ones.
+
+    Args:
+        self: The rewrite.
+        fn: A function of the original parameters.
+        *args: Its other arguments.
+        tolerance: The largest relative difference that does not raise; None never raises.
+        **kwargs: Further arguments.
+
+    Returns:
+        The largest absolute and relative difference, with that of compressed parameters.
+    """
+    got = lift(self.function(fn))(self.params, *args, **kwargs)
+    return difference(got, fn(self.original, *args, **kwargs), tolerance)
+
+
+def change_leaves(original: Any, change: Callable[[str, Any], Any], x: Any) -> Any:
+    """Maps path and leaf of a tree whose leaves stand beside those of ``original``."""
+    treedef = jax.tree.structure(original)
+    names = [path for path, _ in named_leaves(original)]
+    return treedef.unflatten(map(change, names, treedef.flatten_up_to(x)))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.numerics.hadamard import rotated
-from jaxopt_compress.rewriting.report import Difference, difference
+from jaxopt_compress.rewriting.report import change_leaves, check_results
 from jaxopt_compress.rewriting.rotatable import Rotatable
 from jaxopt_compress.rewriting.staging import Staged, along, run_step, shapes, stage, value_of
 from jaxopt_compress.tree.paths import named_leaves
@@ -105,34 +105,18 @@ class Rotated(NamedTuple):
 
         return self._map(lambda path, _: change(path, jnp.asarray(new[path])), x)
 
-    def check(
-        self, fn: Callable[..., Any], *args: Any, tolerance: float | None = None, **kwargs: Any
-    ) -> Difference:
-        """Measures the rewritten function against ``fn(params, *args)`` itself.
-
-        Args:
-            fn: A function of the original parameters.
-            *args: Its other arguments.
-            tolerance: The largest relative difference that does not raise; None never raises.
-            **kwargs: Further arguments.
-
-        Returns:
-            The largest absolute and relative difference.
-        """
-        got = jax.jit(self.function(fn))(self.params, *args, **kwargs)
-        return difference(got, jax.jit(fn)(self.original, *args, **kwargs), tolerance)
+    check = check_results
 
     def _folded(self) -> set[str]:
         return {scale for _, scale in self.scales.values()}
 
     def _map(self, change: Callable[[str, Any], Any], x: Any) -> Any:
-        treedef = jax.tree.structure(self.original)
-        names = [path for path, _ in named_leaves(self.original)]
-        pairs = zip(names, treedef.flatten_up_to(x), strict=True)
         changed = {*self.axes, *self._folded()}
-        return treedef.unflatten(
-            [leaf if leaf is None or p not in changed else change(p, leaf) for p, leaf in pairs]
-        )
+
+        def change_own(path: str, leaf: Any) -> Any:
+            return leaf if leaf is None or path not in changed else change(path, leaf)
+
+        return change_leaves(self.original, change_own, x)
 
     def _replay(self, staged: Staged, found: Rotatable, params: Any) -> Any:
         leaves = jax.tree.structure(self.original).flatten_up_to(params)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxopt_compress.arrays import RotatedArray, is_compressed
 from jaxopt_compress.lift import lift, uses
 from jaxopt_compress.numerics.hadamard import rotated, transform_sizes
-from jaxopt_compress.rewriting.report import Difference, difference
+from jaxopt_compress.rewriting.report import change_leaves, check_results
 from jaxopt_compress.tree import Where, select
 from jaxopt_compress.tree.paths import named_leaves
 
@@ -87,33 +87,17 @@ class RotatedInputs(NamedTuple):
 
         return self._map(back, x)
 
-    def check(
-        self, fn: Callable[..., Any], *args: Any, tolerance: float | None = None, **kwargs: Any
-    ) -> Difference:
-        """Measures the rewritten function against ``fn(params, *args)`` itself.
-
-        Args:
-            fn: A function of the original parameters.
-            *args: Its other arguments.
-            tolerance: The largest relative difference that does not raise; None never raises.
-            **kwargs: Further arguments.
-
-        Returns:
-            The largest absolute and relative difference.
-        """
-        got = jax.jit(self.function(fn))(self.params, *args, **kwargs)
-        return difference(got, fn(self.original, *args, **kwargs), tolerance)
+    check = check_results
 
     def _held(self, path: str, leaf: Any) -> RotatedArray:
         return RotatedArray(leaf, self.signs[path], self.axes[path])
 
     def _map(self, change: Callable[[str, Any], Any], x: Any) -> Any:
-        treedef = jax.tree.structure(self.original)
-        names = [path for path, _ in named_leaves(self.original)]
-        pairs = zip(names, treedef.flatten_up_to(x), strict=True)
-        return treedef.unflatten(
-            [leaf if leaf is None or p not in self.axes else change(p, leaf) for p, leaf in pairs]
-        )
+
+        def change_own(path: str, leaf: Any) -> Any:
+            return leaf if leaf is None or path not in self.axes else change(path, leaf)
+
+        return change_leaves(self.original, change_own, x)
 
 
 def rotate_inputs(

@@ -148,6 +148,17 @@ def test_a_parameter_used_in_two_ways_blocks_its_stream():
         jc.rotate(fn, p, jnp.ones((2, 4)))
 
 
+@pytest.mark.parametrize("rewrite", [jc.rotate, jc.rotate_inputs])
+def test_functions_with_static_arguments_are_checked(rewrite):
+    def fn(p, x, *, twice):
+        h = x @ p["a"]
+        return (h + h if twice else h) @ p["b"]
+
+    params, x = {"a": jnp.eye(4), "b": jnp.ones((4, 2))}, jnp.ones((1, 4))
+    rw = rewrite(fn, params, x, twice=True)
+    assert rw.check(fn, x, twice=False, tolerance=CLOSE).absolute < CLOSE
+
+
 def test_keys_decide():
     fn, params = lambda p, x: x @ p["w"], {"w": jnp.eye(8)}
     signs = lambda key: jc.rotate_inputs(fn, params, jnp.ones((1, 8)), key=key).signs["w"].ravel()
