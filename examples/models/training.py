@@ -37,6 +37,8 @@ def train(
     seed: int = 0,
     compression: jc.Compression | None = None,
     uses: Any = None,
+    stats: Any = None,
+    penalty: float = 0.0,
     optimizer: Callable[[optax.Schedule], optax.GradientTransformation] | None = None,
 ) -> tuple[Any, Any]:
     """Trains by AdamW under a cosine schedule.
@@ -54,6 +56,8 @@ def train(
         seed: Of the order of images.
         compression: Trains through the view of it, where gradients know what rounding does.
         uses: For the compression.
+        stats: Likewise.
+        penalty: The weight of the compression's penalty.
         optimizer: In the place of AdamW, from the learning rate.
 
     Returns:
@@ -66,7 +70,7 @@ def train(
     tx = optimizer(cosine) if optimizer else optax.adamw(cosine, weight_decay=decay)
     view = lambda params, state: params
     if compression is not None:
-        tx = jc.compressed_training(tx, compression, uses=uses)
+        tx = jc.compressed_training(tx, compression, uses=uses, stats=stats, penalty=penalty)
         # Lifted, since a view may hold weights that round what they meet.
         objective, view = jc.lift(objective), compression.view
 

@@ -13,20 +13,18 @@ from jaxopt_compress.compression import (
     Compression,
     Decision,
     LeafMethod,
-    LeafState,
     Parameter,
     compression_of,
     spelled,
 )
 from jaxopt_compress.compression.keywords import answers
-from jaxopt_compress.compression.leaf_states import GRID
 from jaxopt_compress.numerics.codes import decode
 from jaxopt_compress.numerics.formats import format_of
 from jaxopt_compress.quantization.activations import Activations, Backward
 from jaxopt_compress.quantization.activations import activations as fixed
 from jaxopt_compress.quantization.products import asked_of_products, with_products
 from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method
-from jaxopt_compress.quantization.state import QuantizedState, dense
+from jaxopt_compress.quantization.state import OnGrid, QuantizedState, dense
 from jaxopt_compress.tree import Where
 
 FORMATS = ("binary", "odd2", "odd3", "odd4")
@@ -36,7 +34,7 @@ FORMATS = ("binary", "odd2", "odd3", "odd4")
     jax.tree_util.register_dataclass, data_fields=["grid", "bounds", "top"], meta_fields=[]
 )
 @dataclasses.dataclass(frozen=True)
-class DorefaState(LeafState):
+class DorefaState(OnGrid):
     """What was decided for one parameter.
 
     Attributes:
@@ -51,16 +49,6 @@ class DorefaState(LeafState):
     bounds: jax.Array
     top: jax.Array
     kind = "quantize"
-    establishes = frozenset({GRID})
-
-    @property
-    def keeps(self) -> frozenset[str]:
-        """As of the grid, which has no zero."""
-        return self.grid.keeps
-
-    def why_lost(self, name: str) -> str | None:
-        """As of the grid."""
-        return self.grid.why_lost(name)
 
     def fake_quantized(self, w: Any, learned: Any) -> FakeQuantizedArray:
         """As `apply`, with the grid that the values lie on."""

@@ -14,12 +14,10 @@ from jaxopt_compress.compression import (
     Compression,
     Decision,
     LeafMethod,
-    LeafState,
     Parameter,
     compression_of,
 )
 from jaxopt_compress.compression.keywords import answers
-from jaxopt_compress.compression.leaf_states import GRID
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.groups import by_groups, spread_to
 from jaxopt_compress.numerics.integers import Integers
@@ -27,7 +25,7 @@ from jaxopt_compress.numerics.learned import least_step, scaled_gradient, slopes
 from jaxopt_compress.quantization.activations import Activations, Backward
 from jaxopt_compress.quantization.products import asked_of_grid, with_products
 from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method
-from jaxopt_compress.quantization.state import QuantizedState, dense
+from jaxopt_compress.quantization.state import OnGrid, QuantizedState, dense
 from jaxopt_compress.quantization.straight_through import fake_quantize
 from jaxopt_compress.tree import Where
 from jaxopt_compress.tree.meshes import reduced_on_auto_axes
@@ -35,7 +33,7 @@ from jaxopt_compress.tree.meshes import reduced_on_auto_axes
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["grid", "least"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
-class LsqState(LeafState):
+class LsqState(OnGrid):
     """What was decided for one parameter; its scales are ``learned["scale"]``.
 
     Attributes:
@@ -46,16 +44,6 @@ class LsqState(LeafState):
     grid: QuantizedState
     least: jax.Array
     kind = "quantize"
-    establishes = frozenset({GRID})
-
-    @property
-    def keeps(self) -> frozenset[str]:
-        """As of the grid."""
-        return self.grid.keeps
-
-    def why_lost(self, name: str) -> str | None:
-        """As of the grid."""
-        return self.grid.why_lost(name)
 
     def current(self, learned: Any) -> QuantizedState:
         """The grid with its present steps."""

@@ -189,6 +189,26 @@ def _noise(key: Any, shape: tuple[int, ...]) -> jax.Array | None:
     return None if key is None else jax.random.uniform(key, shape)
 
 
+class OnGrid(LeafState):
+    """The base of states whose views lie on a grid that something else decides, or trains.
+
+    Attributes:
+        grid: The grid.
+    """
+
+    grid: QuantizedState
+    establishes = frozenset({GRID})
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """As of the grid."""
+        return self.grid.keeps
+
+    def why_lost(self, name: str) -> str | None:
+        """As of the grid."""
+        return self.grid.why_lost(name)
+
+
 @functools.partial(jax.jit, static_argnums=(4, 5))
 def _codes(w: Any, scale: Any, zero: Any, key: Any, cuts: Cuts, fmt: Format) -> jax.Array:
     """The codes of a parameter; compiled as one, so that no float array is made on the way."""

@@ -15,19 +15,17 @@ from jaxopt_compress.compression import (
     Compression,
     Decision,
     LeafMethod,
-    LeafState,
     Parameter,
     compression_of,
     spelled,
 )
 from jaxopt_compress.compression.keywords import answers
-from jaxopt_compress.compression.leaf_states import GRID
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.learned import slopes
 from jaxopt_compress.numerics.rates import code_cost, expected_bits
 from jaxopt_compress.quantization.quantize import quantize_method
-from jaxopt_compress.quantization.state import QuantizedState, dense
+from jaxopt_compress.quantization.state import OnGrid, QuantizedState, dense
 from jaxopt_compress.quantization.straight_through import fake_quantize
 from jaxopt_compress.tree import Where
 
@@ -39,7 +37,7 @@ _REACH = 10.0
     jax.tree_util.register_dataclass, data_fields=["grid", "start", "cost"], meta_fields=["stack"]
 )
 @dataclasses.dataclass(frozen=True)
-class RateState(LeafState):
+class RateState(OnGrid):
     """What was decided for one parameter; the logarithms of its steps are learned.
 
     Attributes:
@@ -55,16 +53,6 @@ class RateState(LeafState):
     cost: jax.Array
     stack: int
     kind = "rate_distortion"
-    establishes = frozenset({GRID})
-
-    @property
-    def keeps(self) -> frozenset[str]:
-        """As of the grid."""
-        return self.grid.keeps
-
-    def why_lost(self, name: str) -> str | None:
-        """As of the grid."""
-        return self.grid.why_lost(name)
 
     def apply(self, w: Any, learned: Any) -> jax.Array:
         """``w`` rounded to the grid, differentiable with respect to the steps too."""
