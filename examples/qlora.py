@@ -1,10 +1,10 @@
 """Adapters trained beside a frozen language model in few bits.
 
 SmolLM2-135M's kernels are rounded to 3 bits in groups of 64, and thin factors beside them are
-trained on the next tokens of one category of the Brown corpus. Factors start at 0 together (QLoRA), or at the
-best approximation of what rounding took (LoftQ). Only they get gradients and optimizer states; the
-codes stay as they are. Perplexity is that of later text of the same category, which was not trained
-on, and of another category.
+trained on the next tokens of one category of the Brown corpus. Factors start at 0 together (QLoRA),
+or at the best approximation of what rounding took (LoftQ). Only they get gradients and optimizer
+states; the codes stay as they are. Perplexity is that of text of the same category that was not
+trained on, and of another category.
 
     python -m examples.qlora [--format int3] [--rank 8] [--steps 60]
 
