@@ -19,10 +19,11 @@ from jaxopt_compress.tree import (
     warn_of_vectors,
 )
 from jaxopt_compress.tree.layout import warn_assumed
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 def chosen_parameters(
-    params: Any, where: Where, uses: Any, stats: Any, stack: int = 0
+    params: PyTree, where: Where, uses: Any, stats: Any, stack: int = 0
 ) -> dict[str, tuple[Any, Layout, Any]]:
     """Path -> value, layout and `Statistics` (or None) of the leaves that ``where`` chooses.
 
@@ -97,7 +98,7 @@ def _stacked(path: str, shape: tuple[int, ...], layout: Layout, count: int) -> L
 
 
 def _of_factor(
-    stat: Statistics, leaf: Any, name: str, layout: Layout, own: Layout
+    stat: Statistics, leaf: Leaf, name: str, layout: Layout, own: Layout
 ) -> Statistics | None:
     """The statistics of a factor's inputs, from those of the whole parameter's inputs."""
     inputs = leaf.factor_inputs(name, layout)
@@ -107,7 +108,7 @@ def _of_factor(
     return stat.through(inputs, own.contracting)
 
 
-def check_given(params: Any, uses: Any, stats: Any) -> None:
+def check_given(params: PyTree, uses: Any, stats: Any) -> None:
     """Refuses what neither `uses` nor `calibrate` returned, and uses of another tree.
 
     Raises:

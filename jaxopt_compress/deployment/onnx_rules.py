@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jax.extend.core import JaxprEqn
 
 from jaxopt_compress.deployment.onnx_graph import Graph
 
@@ -44,7 +45,7 @@ ELEMENTWISE = {
 }
 
 
-def _elementwise(graph: Graph, op: str, eqn: Any, given: list[str], **params: Any) -> str:
+def _elementwise(graph: Graph, op: str, eqn: JaxprEqn, given: list[str], **params: Any) -> str:
     """A node that broadcasts: narrow if all that it takes along the symbolic dimension is."""
     made = graph.node(op, given, **params)
     long = [name for name, x in zip(given, eqn.invars, strict=False) if _has_symbol(x.aval.shape)]
@@ -62,42 +63,42 @@ def _is_number(d: Any) -> bool:
 
 
 @rule(*ELEMENTWISE)
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     return _elementwise(graph, ELEMENTWISE[eqn.primitive.name], eqn, given)
 
 
 @rule("square")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     return _elementwise(graph, "Mul", eqn, given * 2)
 
 
 @rule("rsqrt")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     return _elementwise(graph, "Reciprocal", eqn, [_elementwise(graph, "Sqrt", eqn, given)])
 
 
 @rule("erfc")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     one = graph.constant(np.ones((), eqn.invars[0].aval.dtype))
     negative = _elementwise(graph, "Neg", eqn, [_elementwise(graph, "Erf", eqn, given)])
     return _elementwise(graph, "Add", eqn, [negative, one])
 
 
 @rule("integer_pow")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     exponent = graph.constant(np.asarray(eqn.params["y"], eqn.invars[0].aval.dtype))
     return _elementwise(graph, "Pow", eqn, [*given, exponent])
 
 
 @rule("select_n")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     if len(given) != 3 or eqn.invars[0].aval.dtype != bool:
         raise NotImplementedError("export_onnx: select_n of more than two cases")
     return _elementwise(graph, "Where", eqn, [given[0], given[2], given[1]])
 
 
 @rule("convert_element_type")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     kind = graph.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(eqn.params["new_dtype"]))
     return _elementwise(graph, "Cast", eqn, given, to=kind)
 
@@ -118,17 +119,17 @@ def transposed(graph: Graph, x: str, order: Any) -> str:
 
 
 @rule("reshape", "squeeze", "expand_dims")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     return reshaped(graph, given[0], eqn.outvars[0].aval.shape)
 
 
 @rule("transpose")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     return transposed(graph, given[0], eqn.params["permutation"])
 
 
 @rule("broadcast_in_dim")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     """Along a symbol nothing is repeated, which what broadcasts makes up for."""
     source, target = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     placed = dict(zip(eqn.params["broadcast_dimensions"], source, strict=True))
@@ -146,13 +147,13 @@ def _(graph: Graph, eqn: Any, given: list[str]) -> str:
 
 
 @rule("concatenate")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     each = [graph.materialized(x) for x in given]
     return graph.node("Concat", each, axis=eqn.params["dimension"])
 
 
 @rule("slice")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     rank = len(eqn.params["start_indices"])
     strides = eqn.params["strides"] or (1,) * rank
     whole = np.iinfo(np.int64).max
@@ -174,14 +175,14 @@ REDUCED = {
 
 
 @rule(*REDUCED)
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     axes = graph.constant(np.asarray(eqn.params["axes"], np.int64))
     op = REDUCED[eqn.primitive.name]
     return graph.node(op, [graph.materialized(given[0]), axes], keepdims=0)
 
 
 @rule("argmax")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     (axis,) = eqn.params["axes"]
     made = graph.node("ArgMax", [graph.materialized(given[0])], axis=axis, keepdims=0)
     kind = graph.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(eqn.params["index_dtype"]))
@@ -189,7 +190,7 @@ def _(graph: Graph, eqn: Any, given: list[str]) -> str:
 
 
 @rule("dot_general")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     """One product of matrices, or of stacks of them."""
     given = [graph.materialized(x) for x in given]
     (ours, theirs), (batch, batch_of_right) = eqn.params["dimension_numbers"]
@@ -212,7 +213,7 @@ def _(graph: Graph, eqn: Any, given: list[str]) -> str:
 
 
 @rule("conv_general_dilated")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     """A convolution, channels before space as ONNX has them."""
     p = eqn.params
     if p["batch_group_count"] != 1 or any(d != 1 for d in p["lhs_dilation"]):
@@ -230,7 +231,7 @@ def _(graph: Graph, eqn: Any, given: list[str]) -> str:
 
 
 @rule("reduce_window_max", "reduce_window_sum")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     """Pooling over the last two or the middle axes of an image."""
     p, name = eqn.params, eqn.primitive.name
     window, strides = p["window_dimensions"], p["window_strides"]

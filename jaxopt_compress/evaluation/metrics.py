@@ -13,7 +13,7 @@ The mean over examples of something else is a plain function of outputs and targ
     >>> jc.evaluate(lambda params, x: params * x, jnp.float32(2), batches, [absolute_error])
     {'absolute_error': 3.25}
 
-What is no mean is a `Metric`:
+Anything but a mean is a `Metric`:
 
     >>> largest = jc.metrics.Metric(
     ...     "largest",

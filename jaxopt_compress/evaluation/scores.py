@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.evaluation.sums import spread
+from jaxopt_compress.typing import PyTree
 
 
 def answers(scores: jax.Array) -> jax.Array:
@@ -13,7 +14,7 @@ def answers(scores: jax.Array) -> jax.Array:
     return jnp.where(has_nan(scores), -1, jnp.argmax(scores, axis=-1))
 
 
-def are_scores(outputs: Any, targets: Any) -> bool:
+def are_scores(outputs: PyTree, targets: PyTree) -> bool:
     """Whether outputs have an axis of classes more than their integer targets."""
     arrays = all(hasattr(x, "shape") and hasattr(x, "dtype") for x in (outputs, targets))
     if not arrays or not jnp.issubdtype(targets.dtype, jnp.integer):
@@ -26,7 +27,7 @@ def has_nan(scores: jax.Array) -> jax.Array:
     return jnp.any(jnp.isnan(scores), axis=-1)
 
 
-def check_scores(scores: Any, targets: Any) -> None:
+def check_scores(scores: Any, targets: PyTree) -> None:
     """Raises a ValueError unless targets are classes of the scores."""
     if not are_scores(scores, targets):
         kind = lambda x: f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__

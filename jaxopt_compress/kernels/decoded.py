@@ -1,4 +1,4 @@
-"""What the kernels that decode a weight on its way share: their contract, and words' codes."""
+"""The contract of kernels that decode a weight as they read it, and the codes in words."""
 
 import functools
 
@@ -82,9 +82,9 @@ def layer_of(stack, layer):
 
 
 def layer_types(codes, scale, layer, transposed=False):
-    """What codes and steps of a layer are like, which have no axis of layers if that is None.
+    """The shapes and types of a layer's codes and steps; without a layer they have no such axis.
 
-    Transposed ones as if they were not.
+    Those of transposed codes are given as if the codes were not transposed.
     """
 
     def own(a):

@@ -3,7 +3,7 @@
 XLA fuses a conversion of codes into the operand of a matrix product; where decoding takes more
 (steps of groups, a codebook, planar words), it writes the dense weight to memory, or a product per
 group. This kernel, in Triton, reads codes and steps for each block of rows, and decodes in
-registers. A layer it reads out of its stack; the loop has as many instructions for one of 80 layers
+registers. It reads a layer out of its stack; the loop has as many instructions for one of 80 layers
 of 8192 x 28672, whose positions take 64 bits, as for a weight alone.
 
 Each program makes one block of the result, of at most 256 rows, in steps of a tile of codes. Codes
@@ -34,13 +34,14 @@ kernel was compiled for an H100, and run step by step on CPUs only.
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
+from jax.typing import DTypeLike
 
 from jaxopt_compress.kernels.decoded import codes_of_runs, layer_of
 from jaxopt_compress.kernels.forms import varying_alike
@@ -95,7 +96,7 @@ def _of_matrices(
     block,
     transposed,
     lookup,
-    preferred: Any,
+    preferred: DTypeLike,
     interpret,
 ):
     (rows, depth), columns = x.shape, codes.shape[1 if transposed else 2]
@@ -137,7 +138,7 @@ def _of_matrices(
 
 
 def _reader(decode, dtype, bits, lookup):
-    """What makes levels of codes in the kernel, None for integer products, and its table."""
+    """The function that decodes in the kernel, None for integer products, and its table."""
     if lookup and (bits is not None or dtype.name in ("int4", "uint4")):
         every = jnp.arange(2 ** (bits or 4))
         table = decode(every.astype(jnp.int32 if bits is not None else dtype))
@@ -154,7 +155,7 @@ def _columns_of(stack, columns, turned):
 
 
 def _readable_steps(scale, layer, rows):
-    """Steps in a type that Triton has, and what makes float32 of them in the kernel."""
+    """Steps in a type that Triton has, and the function that widens them in the kernel."""
     if rows > _FEW_ROWS and scale.dtype != jnp.float32:
         # A float32 copy takes less time than widening them for each block.
         return step_value(layer_of(scale, layer))[None], step_value

@@ -56,8 +56,8 @@ from jaxopt_compress.numerics.steps import step_value
 # Blocks of rows, columns and K. A block of rows is as large as the accumulator may well be: each
 # reads x once more per block of columns, but not the weight.
 _ROWS, _COLUMNS, _DEPTH = 1024, 1024, 1024
-# What is decoded at a time, a divisor of a block: small enough for registers, deep enough for the
-# matrix unit. Steps are read by rows, which Mosaic does for at least 256 columns.
+# A chunk, a divisor of a block, is decoded at a time: small enough for registers, deep enough for
+# the matrix unit. Steps are read by rows, which Mosaic does for at least 256 columns.
 CHUNK_DEPTH, CHUNK_COLUMNS = 256, 256
 _LANES = 128
 # Of VMEM's 128 MB, what decoded columns may take, and what the compiler gets for spilled registers.
@@ -126,7 +126,7 @@ def product(x, codes, scale, layer, *, interpret, **given):
 
 
 def _reader(decode, dtype, bits, block):
-    """What makes levels of codes in the kernel, None for integer products, and its table."""
+    """The function that decodes in the kernel, None for integer products, and its table."""
     table = jnp.zeros(_LANES, jnp.float32)
     if decode is None:
         return None, table
@@ -167,7 +167,7 @@ def _cost(x, columns, reads, column_bytes, preferred):
 
 
 def unit_of_depth(bits, transposed):
-    """What K of a block is a multiple of: of transposed words, whole registers lie along it."""
+    """The number that divides K of a block; transposed words need whole registers along it."""
     return max(CHUNK_DEPTH, 8 * _LANES // math.gcd(bits, 8)) if bits and transposed else CHUNK_DEPTH
 
 
