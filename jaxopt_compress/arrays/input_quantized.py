@@ -35,9 +35,9 @@ class InputQuantizedArray(CompressedArray):
             None for 0; only with ``scale``.
         clipping: Whether the derivative with respect to ``scale`` is that of a clipping value,
             which only activations beyond it move.
-        gradients: The name of the number format that cotangents are rounded to in the backward pass to
-            the weight and to the activation, or None: as they are.
-        residuals: What derivatives of a product are taken at: ``"rounded"`` factors, or the
+        gradients: The name of the number format that cotangents are rounded to in the backward
+            pass, for the weight and for the activation; None does not round them.
+        residuals: The factors at which derivatives of a product are taken: ``"rounded"``, or the
             ``"unrounded"`` ones.
     """
 

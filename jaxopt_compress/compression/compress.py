@@ -93,7 +93,9 @@ def compress(
     compression = as_compression(recipe)
     uses = given_uses(params, uses, layout)
     if state is not None and layout is not None:
-        raise ValueError(f"layout={layout!r} goes without state=, which knows how each kernel lies")
+        raise ValueError(
+            f"layout={layout!r} cannot be given with state=, which knows the layout of each kernel"
+        )
     if state is None:
         state = compression.init(params, uses=uses, stats=stats)
     states = compression_states(state)
@@ -131,7 +133,9 @@ def given_uses(params: PyTree, uses: Any, layout: str | None) -> Any:
     if layout is None:
         return uses
     if uses is not None:
-        raise ValueError(f"layout={layout!r} goes without uses=, which say how each kernel lies")
+        raise ValueError(
+            f"layout={layout!r} cannot be given with uses=, which say the layout of each kernel"
+        )
     return uses_by_layout(params, layout)
 
 
@@ -182,8 +186,8 @@ def as_compression(recipe: Compression | Recipe) -> Compression:
         for globs, part in zip(rules, parts, strict=True):
             if not part and not part.may_miss:
                 raise ValueError(
-                    f"recipe={globs!r} gets no leaf, since earlier patterns match all of its; put "
-                    "the narrower pattern first"
+                    f"recipe={globs!r} gets no leaf: earlier patterns take all that it matches; "
+                    "put the narrower pattern first"
                 )
         pairs = zip(rules.values(), parts, strict=True)
         return ChainState(tuple(c.init(part, uses=uses, stats=stats) for c, part in pairs))

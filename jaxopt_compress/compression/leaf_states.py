@@ -186,8 +186,8 @@ def map_states(
     if missing:
         paths = [path for path, _ in named_leaves(params)]
         raise ValueError(
-            "the state was made for parameters that are not here: "
-            f"{', '.join(sorted(missing)[:8])}; here are {', '.join(paths[:8])}"
+            "the tree lacks parameters that the state was made for: "
+            f"{', '.join(sorted(missing)[:8])}; it has {', '.join(paths[:8])}"
         )
     return mapped
 

@@ -76,7 +76,7 @@ class Graph:
         """
         if name in self.narrow:
             raise NotImplementedError(
-                "export_onnx: what was broadcast along a symbolic dimension meets an operation "
-                "that does not broadcast; use a number for this dimension"
+                "export_onnx: a value that was broadcast along a symbolic dimension meets an "
+                "operation that does not broadcast; use a number for this dimension"
             )
         return name

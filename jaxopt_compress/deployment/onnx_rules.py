@@ -93,7 +93,7 @@ def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
 @rule("select_n")
 def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     if len(given) != 3 or eqn.invars[0].aval.dtype != bool:
-        raise NotImplementedError("export_onnx: select_n of more than two cases")
+        raise NotImplementedError("export_onnx cannot write a select_n of more than two cases")
     return _elementwise(graph, "Where", eqn, [given[0], given[2], given[1]])
 
 
@@ -106,7 +106,9 @@ def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
 def reshaped(graph: Graph, x: str, shape: Any) -> str:
     """A reshape, in which one dimension may be a symbol."""
     if sum(not _is_number(d) for d in shape) > 1:
-        raise NotImplementedError(f"export_onnx: a reshape to {shape} with several symbols")
+        raise NotImplementedError(
+            f"export_onnx cannot write a reshape to {shape} with several symbols"
+        )
     sizes = np.asarray([int(d) if _is_number(d) else -1 for d in shape], np.int64)
     return graph.node("Reshape", [graph.materialized(x), graph.constant(sizes)])
 
@@ -160,7 +162,7 @@ def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     for size, limit in zip(eqn.invars[0].aval.shape, eqn.params["limit_indices"], strict=True):
         if not _is_number(limit) and limit != size:
             raise NotImplementedError(
-                f"export_onnx: a slice to {limit} of a symbolic dimension of {size}"
+                f"export_onnx cannot write a slice to {limit} of a symbolic dimension of {size}"
             )
     limits = [d if _is_number(d) else whole for d in eqn.params["limit_indices"]]
     parts = (eqn.params["start_indices"], limits, range(rank), strides)
@@ -218,7 +220,8 @@ def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     p = eqn.params
     if p["batch_group_count"] != 1 or any(d != 1 for d in p["lhs_dilation"]):
         raise NotImplementedError(
-            "export_onnx: conv_general_dilated with batch groups, or transposed (lhs_dilation)"
+            "export_onnx cannot write conv_general_dilated with batch groups, or transposed "
+            "(lhs_dilation)"
         )
     dims = p["dimension_numbers"]
     x = transposed(graph, given[0], dims.lhs_spec)

@@ -72,8 +72,8 @@ def projected(
     if projection is not None:
         if projection.shape != (student.shape[-1], teacher.shape[-1]):
             raise ValueError(
-                f"projection of shape {projection.shape} takes no {student.shape[-1]} features to "
-                f"{teacher.shape[-1]}"
+                f"projection of shape {projection.shape} does not map {student.shape[-1]} features "
+                f"to {teacher.shape[-1]}"
             )
         s = s @ projection.astype(jnp.float32)
     if s.shape != teacher.shape:

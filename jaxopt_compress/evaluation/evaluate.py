@@ -95,7 +95,7 @@ def unpacked(batches: Iterable[PyTree]) -> Iterable[Batch]:
         ValueError: There are none, or one is no pair and no triple.
     """
     if hasattr(batches, "shape"):
-        raise TypeError("batches is one array; it is an iterable of (inputs, targets)")
+        raise TypeError("batches is one array; pass an iterable of (inputs, targets)")
     count = 0
     for count, batch in enumerate(batches, 1):
         if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):

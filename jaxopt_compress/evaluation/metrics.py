@@ -187,7 +187,7 @@ def _metric(metric: Any) -> Metric:
             raise TypeError(f"metrics.{metric.__name__} makes a metric: call it, or say {name!r}")
     if callable(metric):
         return mean(metric)
-    raise TypeError(f"{metric!r} is no metric: pass a name, a function or a Metric")
+    raise TypeError(f"{metric!r} is not a metric: pass a name, a function or a Metric")
 
 
 _BY_NAME: dict[str, Callable[[], Metric]] = {

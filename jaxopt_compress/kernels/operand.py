@@ -123,7 +123,7 @@ class Operand:
 
     @property
     def middle(self) -> int:
-        """The number that kernels subtract from levels: those around 0 lose the least in 16 bits."""
+        """The number that kernels subtract from levels: around 0 they lose the least in 16 bits."""
         return 0 if self.zero is None or self.fmt.grid.signed else 2 ** (self.bits - 1)
 
     def levels(self, codes: jax.Array, rows: int) -> jax.Array:

@@ -143,7 +143,7 @@ def _while(call: Call) -> list[Value]:
         if seen.values:
             raise ValueError(
                 f"{next(iter(seen.values)).path!r} is multiplied in the condition of a while loop, "
-                "out of which nothing but its truth gets: compute it in the body of the loop, at "
+                "which returns a boolean only: compute it in the body of the loop, at "
                 f"{replay.source_line(call.eqn)}"
             )
         return result

@@ -26,7 +26,7 @@ def check_resting(params: PyTree, state: PyTree) -> None:
     known = {path for path, _ in named_leaves(params)}
     if other := sorted(resting(state).keys() - known):
         raise ValueError(
-            f"{other[0]!r} is no parameter but a learned factor, whose pruned entries cannot be "
+            f"{other[0]!r} is not a parameter but a learned factor, whose pruned entries cannot be "
             "set to 0: prune it with pruned='stay' and without grow="
         )
 

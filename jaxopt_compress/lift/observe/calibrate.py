@@ -70,7 +70,7 @@ def calibrate(
     """
     measures = checked(measures)
     if hasattr(batches, "shape"):
-        raise TypeError("batches is one array; it is an iterable of batches, such as [x]")
+        raise TypeError("batches is one array; pass an iterable of batches, such as [x]")
     chosen = frozenset(select(params, where))
 
     missed: set[str] = set()

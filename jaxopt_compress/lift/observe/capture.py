@@ -89,7 +89,8 @@ def capture(
             met = "product or convolution" + ", or lookup" * (what == "output")
             raise ValueError(
                 f"at={at!r} matches {', '.join(map(repr, nothing))}, which no {met} reads: leave "
-                "it out, and see jaxopt_compress.uses(fn, params, *args) for what is read by which"
+                "it out, and see jaxopt_compress.uses(fn, params, *args) for the "
+                "operations that read each parameter"
             )
         return output, found
 

@@ -110,7 +110,9 @@ class Statistics:
         """``[*stack, k]``: the mean of the magnitudes; from ``means()``."""
         found = self.value("means")
         if "mean_magnitude" not in found:
-            raise ValueError("mean magnitudes of a factor's inputs do not follow from the others")
+            raise ValueError(
+                "mean magnitudes of a factor's inputs cannot be computed from the other statistics"
+            )
         return found["mean_magnitude"]
 
     @property
