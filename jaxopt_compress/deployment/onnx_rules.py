@@ -8,6 +8,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from jaxopt_compress.deployment.onnx_graph import Graph
+from jaxopt_compress.lift._compat import type_of
 
 Rule = Callable[[Graph, Any, list[str]], str | list[str]]
 
@@ -48,7 +49,9 @@ ELEMENTWISE = {
 def _elementwise(graph: Graph, op: str, eqn: JaxprEqn, given: list[str], **params: Any) -> str:
     """A node that broadcasts: narrow if all that it takes along the symbolic dimension is."""
     made = graph.node(op, given, **params)
-    long = [name for name, x in zip(given, eqn.invars, strict=False) if _has_symbol(x.aval.shape)]
+    long = [
+        name for name, x in zip(given, eqn.invars, strict=False) if _has_symbol(type_of(x).shape)
+    ]
     if long and graph.narrow.issuperset(long):
         graph.narrow.add(made)
     return made
@@ -79,20 +82,20 @@ def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
 
 @rule("erfc")
 def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
-    one = graph.constant(np.ones((), eqn.invars[0].aval.dtype))
+    one = graph.constant(np.ones((), type_of(eqn.invars[0]).dtype))
     negative = _elementwise(graph, "Neg", eqn, [_elementwise(graph, "Erf", eqn, given)])
     return _elementwise(graph, "Add", eqn, [negative, one])
 
 
 @rule("integer_pow")
 def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
-    exponent = graph.constant(np.asarray(eqn.params["y"], eqn.invars[0].aval.dtype))
+    exponent = graph.constant(np.asarray(eqn.params["y"], type_of(eqn.invars[0]).dtype))
     return _elementwise(graph, "Pow", eqn, [*given, exponent])
 
 
 @rule("select_n")
 def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
-    if len(given) != 3 or eqn.invars[0].aval.dtype != bool:
+    if len(given) != 3 or type_of(eqn.invars[0]).dtype != bool:
         raise NotImplementedError("export_onnx cannot write a select_n of more than two cases")
     return _elementwise(graph, "Where", eqn, [given[0], given[2], given[1]])
 
@@ -122,7 +125,7 @@ def transposed(graph: Graph, x: str, order: Any) -> str:
 
 @rule("reshape", "squeeze", "expand_dims")
 def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
-    return reshaped(graph, given[0], eqn.outvars[0].aval.shape)
+    return reshaped(graph, given[0], type_of(eqn.outvars[0]).shape)
 
 
 @rule("transpose")
@@ -133,7 +136,7 @@ def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
 @rule("broadcast_in_dim")
 def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     """Along a symbol nothing is repeated, which what broadcasts makes up for."""
-    source, target = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    source, target = type_of(eqn.invars[0]).shape, type_of(eqn.outvars[0]).shape
     placed = dict(zip(eqn.params["broadcast_dimensions"], source, strict=True))
     x = given[0]
     aligned = tuple(placed.get(d, 1) for d in range(len(target)))
@@ -159,7 +162,7 @@ def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     rank = len(eqn.params["start_indices"])
     strides = eqn.params["strides"] or (1,) * rank
     whole = np.iinfo(np.int64).max
-    for size, limit in zip(eqn.invars[0].aval.shape, eqn.params["limit_indices"], strict=True):
+    for size, limit in zip(type_of(eqn.invars[0]).shape, eqn.params["limit_indices"], strict=True):
         if not _is_number(limit) and limit != size:
             raise NotImplementedError(
                 f"export_onnx cannot write a slice to {limit} of a symbolic dimension of {size}"
@@ -196,7 +199,7 @@ def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     """One product of matrices, or of stacks of them."""
     given = [graph.materialized(x) for x in given]
     (ours, theirs), (batch, batch_of_right) = eqn.params["dimension_numbers"]
-    left, right = (x.aval.shape for x in eqn.invars)
+    left, right = (type_of(x).shape for x in eqn.invars)
     free = [d for d in range(len(left)) if d not in (*ours, *batch)]
     columns = [d for d in range(len(right)) if d not in (*theirs, *batch_of_right)]
     a = transposed(graph, given[0], (*batch, *free, *ours))
@@ -209,7 +212,7 @@ def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     if len(ours) != 1 or len(columns) != 1:
         b = reshaped(graph, b, (*lead, k, math.prod(right[d] for d in columns)))
     made = graph.node("MatMul", [a, b])
-    shape = eqn.outvars[0].aval.shape
+    shape = type_of(eqn.outvars[0]).shape
     plain = len(columns) == 1 and len(free) > 0 and not (batch and len(free) != 1)
     return made if plain else reshaped(graph, made, shape)
 

@@ -74,7 +74,7 @@ def _rows(call: Call, x: jax.Array, shape: tuple[int, ...], indices: jax.Array) 
 
 
 def _bind(
-    call: Call, x: jax.Array, indices: jax.Array, sizes: tuple[int, ...], fill: Any = None
+    call: Call, x: jax.Array, indices: jax.Array, sizes: Sequence[int], fill: Any = None
 ) -> jax.Array:
     given = call.params
     return lax.gather(

@@ -156,7 +156,7 @@ def _contract_codebook(w: CodebookArray, x: jax.Array, how: Product) -> jax.Arra
     return dot(x, w.materialize().astype(x.dtype), how)
 
 
-def dot(x: jax.Array, w: jax.Array, how: Product, preferred: DTypeLike = None) -> jax.Array:
+def dot(x: jax.Array, w: jax.Array, how: Product, preferred: DTypeLike | None = None) -> jax.Array:
     """The product with a dense weight."""
     return lax.dot_general(x, w, (how.contract, how.batch), how.precision, preferred or how.dtype)
 
