@@ -41,6 +41,15 @@ def documented_names() -> Iterator[tuple[str, Path]]:
         yield from ((name, page) for name in _DIRECTIVE.findall(page.read_text()))
 
 
+def on_pre_build(config):
+    """Ends the build if the reference lacks a public name."""
+    from mkdocs.exceptions import PluginError
+
+    missing = sorted(set(public_names()) - {name for name, _ in documented_names()})
+    if missing:
+        raise PluginError(f"write `::: jc.{missing[0]}` in a page of docs/api/; missing: {missing}")
+
+
 def on_files(files, config):
     """Adds the pages from other folders."""
     from mkdocs.structure.files import File
