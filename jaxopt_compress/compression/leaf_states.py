@@ -170,7 +170,7 @@ def map_states(
     """Maps ``fn(path, leaf, leaf state)`` over the parameters that the state knows.
 
     Raises:
-        ValueError: It is no such state, or knows a parameter that is not there.
+        ValueError: It is another kind of state, or knows a parameter that is not there.
     """
     if not isinstance(state, CompressionState):
         raise ValueError(OF_AN_OPTIMIZER if training_states(state) else NO_COMPRESSION)

@@ -35,7 +35,7 @@ def chosen_parameters(
         stack: How many leading axes of each are stack axes, whatever uses say.
 
     Raises:
-        TypeError: ``uses`` or ``stats`` is something else, or a chosen leaf is no floating array.
+        TypeError: ``uses`` or ``stats`` is something else, or a chosen leaf is not a floating array.
         ValueError: Nothing is chosen; or ``uses`` are those of another tree.
     """
     check_given(params, uses, stats)
@@ -45,7 +45,7 @@ def chosen_parameters(
     warn_of_vectors(params, where)
     chosen = set(fit)
     if uses is not None:
-        # Where uses are known, biases of rank 2 and other leaves without one are no weights.
+        # Where uses are known, biases of rank 2 and other leaves without one are not weights.
         chosen = {path for path in fit if fit[path] is Fit.NAMED or uses.get(path)}
         if not chosen and not may_miss(params):
             raise ValueError(f"uses name no product, convolution or lookup of {sorted(fit)[:8]}")

@@ -131,7 +131,7 @@ def relational_distances(student: jax.Array, teacher: jax.Array) -> jax.Array:
         A float32 scalar.
 
     Raises:
-        ValueError: Other numbers of examples, or features that are no matrices.
+        ValueError: Numbers of examples differ, or features are not matrices.
 
     Example:
         >>> import jax.numpy as jnp

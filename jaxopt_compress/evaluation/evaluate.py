@@ -67,7 +67,7 @@ def evaluate(
         ``"corruption/metric"``.
 
     Raises:
-        ValueError: There are no batches or no metrics, a batch is no such tuple, outputs and
+        ValueError: There are no batches or no metrics, a batch is not such a tuple, outputs and
             targets do not fit a metric, or there are corruptions without a key.
 
     Example:
@@ -92,7 +92,7 @@ def unpacked(batches: Iterable[PyTree]) -> Iterable[Batch]:
 
     Raises:
         TypeError: ``batches`` is one array.
-        ValueError: There are none, or one is no pair and no triple.
+        ValueError: There are none, or one is neither a pair nor a triple.
     """
     if hasattr(batches, "shape"):
         raise TypeError("batches is one array; pass an iterable of (inputs, targets)")
@@ -116,7 +116,7 @@ def call(
 ) -> PyTree:
     """Calls ``fn`` lifted and compiled, once per types of its arguments.
 
-    What is no array in the arguments is static.
+    Everything but arrays in the arguments is static.
     """
     return _compiled_call(fn, on_fallback, *_split(params, inputs))
 
@@ -129,7 +129,7 @@ def lowered(
 
 
 def _split(params: PyTree, inputs: tuple[PyTree, ...]) -> tuple[Any, Any, list[Any]]:
-    """The structure of arguments, what is no array in them, and the arrays."""
+    """The structure of arguments, their static parts, and the arrays."""
     leaves, treedef = jax.tree.flatten((params, inputs))
     arrays = [x if hasattr(x, "shape") else None for x in leaves]
     return treedef, tuple(None if hasattr(x, "shape") else x for x in leaves), arrays

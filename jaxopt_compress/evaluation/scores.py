@@ -47,7 +47,7 @@ def right(scores: jax.Array, targets: jax.Array) -> jax.Array:
 def negative_log_likelihood(scores: jax.Array, targets: jax.Array) -> jax.Array:
     """``-log softmax(scores)[target]``, ``[*examples]``, float32.
 
-    NaN where the target is no class: marks such as -1 or -100 are left out by weights of 0.
+    NaN where the target is not a class: marks such as -1 or -100 are left out by weights of 0.
     """
     check_scores(scores, targets)
     scores = scores.astype(jnp.float32)
@@ -66,7 +66,7 @@ def class_counts(scores: jax.Array, targets: jax.Array, weights: jax.Array | Non
     one = spread(one, targets.shape).ravel()
     targets = targets.ravel()
     targets = jnp.where((targets >= 0) & (targets < classes), targets, classes)
-    # The last bin is for answers and targets that are no class.
+    # The last bin is for answers and targets that are not a class.
     count = lambda ids, w: jnp.zeros(classes + 1, one.dtype).at[ids].add(w)[:classes]
     return (
         count(targets, jnp.where(found == targets, one, 0)),

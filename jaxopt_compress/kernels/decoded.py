@@ -59,7 +59,7 @@ def integers_in_tiles(product, fits, x_codes, codes, scale, layer, *, group, tra
 
 
 def of_single(kernel):
-    """`kernel(x, codes, scale, layer)` with weights that are no layers, and `jax.vmap`."""
+    """`kernel(x, codes, scale, layer)` for weights outside a stack, and `jax.vmap`."""
     return with_rows_merged(lambda x, *weight: kernel(x, *(a[None] for a in weight), np.int32(0)))
 
 

@@ -42,7 +42,7 @@ def _with_own_rule(call: Call, jaxpr: Any) -> tuple[Value, Value]:
     """A body that returns ``(results, frame)``, and the same to be differentiated.
 
     The derivatives of the results are by the function's own rule. The observed values inside
-    are no part of it: their derivatives are those of the operations before them.
+    are not part of it: their derivatives are those of the operations before them.
     """
     replay, enclosing = call.replay, call.replay.enclosing
 

@@ -50,7 +50,7 @@ def lift(fn: Fn, on_fallback: OnFallback = "warn", pallas: bool = False) -> Fn:
     Raises:
         FallbackError: In a call, with ``on_fallback="error"``; names the primitive, the argument
             and the line of ``fn``.
-        TypeError: ``fn`` is no function, or ``on_fallback`` no string, such as the parameters.
+        TypeError: ``fn`` is not a function, or ``on_fallback`` not a string (but the parameters).
         ValueError: ``on_fallback`` is none of the three.
 
     Example:

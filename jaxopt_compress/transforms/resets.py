@@ -18,7 +18,7 @@ def resting(state: PyTree) -> dict[str, jax.Array]:
 
 
 def check_resting(params: PyTree, state: PyTree) -> None:
-    """Refuses entries of what is no parameter.
+    """Refuses pruned entries of leaves other than parameters.
 
     Raises:
         ValueError: Names the path.

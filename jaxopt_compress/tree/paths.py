@@ -123,7 +123,7 @@ def select(tree: PyTree, where: Where = None, owner: str = "where") -> list[str]
     Raises:
         NoLeaf: Nothing is chosen, or nothing by one of a sequence; names the nearest paths.
         ValueError: Two leaves have the same path.
-        TypeError: ``where`` is something else; or a leaf that it names is no floating array.
+        TypeError: ``where`` is something else; or a leaf that it names is not a floating array.
 
     Example:
         >>> import jax.numpy as jnp
@@ -213,7 +213,7 @@ def warn_of_vectors(tree: PyTree, where: Where) -> None:
 
 
 def _check_where(where: Any, owner: str) -> None:
-    """Refuses what is no choice of leaves.
+    """Refuses values that do not choose leaves.
 
     Raises:
         TypeError: Says what it is, and how to write what was meant.

@@ -43,7 +43,7 @@ class Member(NamedTuple):
         taken: ``(axis, index)`` of its axes of which the probe has one known entry.
         looked_up: Its axes of which the probe has entries that depend on data.
         summed: Its axes over which it was reduced.
-        mixed: Whether arrays that are no parameters were added to it, or multiplied with it.
+        mixed: Whether arrays other than parameters were added to it, or multiplied with it.
     """
 
     path: str

@@ -199,7 +199,7 @@ def _elementwise(call: Call, at: int) -> Value:
     probes = [x.array for x in call.operands if isinstance(x, Ref)]
     members = [m for p in probes if len(p.shape) == rank for m in p.members]
     if any(getattr(x, "ndim", 0) for x in call.operands if not isinstance(x, Ref)):
-        # A bias that is broadcast over an activation ends here: what it makes is no parameter.
+        # A bias that is broadcast over an activation ends here: the result is an activation.
         own = lambda m: m.axes[len(m.axes) - rank :]
         members = [
             m._replace(mixed=True) for m in members if m.looked_up or all(a.names for a in own(m))

@@ -87,7 +87,7 @@ def uses(
     return {path: _merge(list(each.values())) for path, each in found.items()}
 
 
-# Where a parameter is added to an activation, or is one itself, it is no weight.
+# A parameter that is added to an activation, or is one itself, is not a weight.
 _NO_WEIGHT = frozenset(
     "add sub mul div max min pow rem select_n add_any atan2 nextafter eq ne lt le gt ge and or xor "
     "stop_gradient convert_element_type broadcast_in_dim dot_general ragged_dot ragged_dot_general "
@@ -133,7 +133,7 @@ def uses_by_layout(params: PyTree, layout: str) -> dict[str, list[Use]]:
 
 
 def _abstract_call(run: Callable[..., PyTree], params: PyTree, args: tuple, kwargs: dict) -> None:
-    """Traces ``run``; what is no array stays the static argument that it is."""
+    """Traces ``run``; anything but arrays stays a static argument."""
     leaves, treedef = jax.tree.flatten((params, args, kwargs))
     arrays = [i for i, x in enumerate(leaves) if hasattr(x, "shape")]
 

@@ -1,6 +1,6 @@
 """Views of sparse arrays: along a row or a group there are none, and the dense array is looked at.
 
-Sparse weights are expanded where they are used, so that is no fallback.
+Sparse weights are expanded where they are used, which does not count as a fallback.
 """
 
 import math
