@@ -35,7 +35,7 @@ def chosen_parameters(
         stack: How many leading axes of each are stack axes, whatever uses say.
 
     Raises:
-        TypeError: ``uses`` or ``stats`` is something else, or a chosen leaf is not a floating array.
+        TypeError: ``uses`` or ``stats`` is something else, or a chosen leaf is not floating.
         ValueError: Nothing is chosen; or ``uses`` are those of another tree.
     """
     check_given(params, uses, stats)
