@@ -16,7 +16,7 @@ from jaxopt_compress.compression.compress import Recipe, as_compression, in_part
 from jaxopt_compress.compression.leaf_states import factor_owner
 from jaxopt_compress.compression.output_error import output_error
 from jaxopt_compress.compression.states import ChainState, CompressionState, describes_itself
-from jaxopt_compress.lift import Statistics
+from jaxopt_compress.lift import Statistics, Stats, Uses
 from jaxopt_compress.tree import Part, named_leaves
 from jaxopt_compress.typing import PyTree
 
@@ -86,11 +86,11 @@ def best_of(
     candidates = [as_compression(c) for c in compressions]
     held_out = stats
 
-    def init(params: PyTree, *, uses: Any = None, stats: Any = None) -> BestState:
+    def init(params: PyTree, *, uses: Uses | None = None, stats: Stats | None = None) -> BestState:
         check_init(decide, params, uses, stats)
         return decide(params, uses=uses, stats=stats)
 
-    def decide(params: PyTree, *, uses: Any, stats: Any) -> BestState:
+    def decide(params: PyTree, *, uses: Uses | None, stats: Stats | None) -> BestState:
         states = [c.init(params, uses=uses, stats=stats) for c in candidates]
         for i, state in enumerate(states):
             if not describes_itself(state):

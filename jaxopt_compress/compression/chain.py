@@ -22,6 +22,7 @@ from jaxopt_compress.compression.leaf_states import (
     factor_owner,
 )
 from jaxopt_compress.compression.states import ChainState, method_states
+from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.tree import named_leaves
 from jaxopt_compress.typing import Leaf, PyTree
 
@@ -70,11 +71,11 @@ def chain(*compressions: Compression | Recipe) -> Compression:
     if len(elements) == 1:
         return elements[0]
 
-    def init(params: PyTree, *, uses: Any = None, stats: Any = None) -> ChainState:
+    def init(params: PyTree, *, uses: Uses | None = None, stats: Stats | None = None) -> ChainState:
         check_init(decide, params, uses, stats)
         return decide(params, uses=uses, stats=stats)
 
-    def decide(params: PyTree, *, uses: Any, stats: Any) -> ChainState:
+    def decide(params: PyTree, *, uses: Uses | None, stats: Stats | None) -> ChainState:
         states: list[PyTree] = []
         established: dict[str, dict[str, str]] = {}
         seen: dict[str, PyTree] = {}

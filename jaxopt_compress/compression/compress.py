@@ -19,7 +19,7 @@ from jaxopt_compress.compression.states import (
     compression_states,
     describes_itself,
 )
-from jaxopt_compress.lift import uses_by_layout
+from jaxopt_compress.lift import Stats, Uses, uses_by_layout
 from jaxopt_compress.tree import (
     Fit,
     Glob,
@@ -46,8 +46,8 @@ Recipe = Mapping[Globs, Compression]
 def compress(
     params: PyTree,
     recipe: Compression | Recipe,
-    uses: Any = None,
-    stats: Any = None,
+    uses: Uses | None = None,
+    stats: Stats | None = None,
     state: PyTree = None,
     layout: str | None = None,
 ) -> PyTree:
@@ -124,7 +124,7 @@ def _warn_of_larger(params: PyTree, small: PyTree) -> None:
         )
 
 
-def given_uses(params: PyTree, uses: Any, layout: str | None) -> Any:
+def given_uses(params: PyTree, uses: Uses | None, layout: str | None) -> Uses | None:
     """The uses that were given, or those that follow from a layout.
 
     Raises:
@@ -173,11 +173,11 @@ def as_compression(recipe: Compression | Recipe) -> Compression:
         missing = may_miss(params)
         return [Part(p, missing, names) for p, names in zip(parts, named, strict=True)]
 
-    def init(params: PyTree, *, uses: Any = None, stats: Any = None) -> ChainState:
+    def init(params: PyTree, *, uses: Uses | None = None, stats: Stats | None = None) -> ChainState:
         check_init(decide, params, uses, stats)
         return decide(params, uses=uses, stats=stats)
 
-    def decide(params: PyTree, *, uses: Any, stats: Any) -> ChainState:
+    def decide(params: PyTree, *, uses: Uses | None, stats: Stats | None) -> ChainState:
         check_given(params, uses, stats)
         for globs in rules:
             fits(params, globs, owner="recipe")

@@ -22,6 +22,7 @@ from jaxopt_compress.compression.leaf_states import (
 )
 from jaxopt_compress.compression.selection import chosen_parameters
 from jaxopt_compress.compression.states import Asked, CompressionState
+from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.tree import Layout, Where, named_leaves
 from jaxopt_compress.tree.meshes import on_auto_axes
 from jaxopt_compress.typing import Leaf, PyTree
@@ -211,7 +212,9 @@ def compression_of(
     """
     method = each(method) if isinstance(method, LeafMethod) else method
 
-    def init(params: PyTree, *, uses: Any = None, stats: Any = None) -> CompressionState:
+    def init(
+        params: PyTree, *, uses: Uses | None = None, stats: Stats | None = None
+    ) -> CompressionState:
         found = chosen_parameters(params, where, uses, stats, stack)
         parameters = {path: _parameter(path, *fields) for path, fields in found.items()}
         method.check(parameters)

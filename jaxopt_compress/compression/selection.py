@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.compression.leaf_states import as_jax
-from jaxopt_compress.lift import Statistics, Use, layout_of, statistics_for
+from jaxopt_compress.lift import Statistics, Stats, Use, Uses, layout_of, statistics_for
 from jaxopt_compress.tree import (
     Fit,
     Layout,
@@ -23,7 +23,7 @@ from jaxopt_compress.typing import Leaf, PyTree
 
 
 def chosen_parameters(
-    params: PyTree, where: Where, uses: Any, stats: Any, stack: int = 0
+    params: PyTree, where: Where, uses: Uses | None, stats: Stats | None, stack: int = 0
 ) -> dict[str, tuple[Any, Layout, Any]]:
     """Path -> value, layout and `Statistics` (or None) of the leaves that ``where`` chooses.
 
@@ -108,7 +108,7 @@ def _of_factor(
     return stat.through(inputs, own.contracting)
 
 
-def check_given(params: PyTree, uses: Any, stats: Any) -> None:
+def check_given(params: PyTree, uses: Uses | None, stats: Stats | None) -> None:
     """Refuses what neither `uses` nor `calibrate` returned, and uses of another tree.
 
     Raises:

@@ -9,6 +9,7 @@ import optax
 from jaxopt_compress.compression import Compression, TrainingState, as_compression
 from jaxopt_compress.compression.compress import Recipe, given_uses
 from jaxopt_compress.compression.states import learned_parts, method_states, replace_learned
+from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.transforms.gradients import at_view, gradients_of_values
 from jaxopt_compress.transforms.resets import at_rest, check_resting
 from jaxopt_compress.tree import combine, map_named, named_leaves, partition
@@ -20,8 +21,8 @@ def compressed_training(
     inner: optax.GradientTransformation,
     compression: Compression | Recipe,
     learned: optax.GradientTransformation | None = None,
-    uses: Any = None,
-    stats: Any = None,
+    uses: Uses | None = None,
+    stats: Stats | None = None,
     penalty: float | optax.Schedule = 0.0,
     layout: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -144,6 +144,10 @@ class Statistics:
     def fisher(self) -> jax.Array:
         """The mean of squared gradients, in the parameter's shape; from ``fisher()``."""
         return self.value("fisher")
+
+
+Stats: TypeAlias = Mapping[str, Sequence[Statistics]]
+"""The result of `calibrate`: statistics for each use of a parameter, by path."""
 
 
 def statistics_for(

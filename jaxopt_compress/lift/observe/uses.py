@@ -2,8 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
@@ -44,6 +44,10 @@ class Use(NamedTuple):
     flops: int | None
     count: float | None
     source: str
+
+
+Uses: TypeAlias = Mapping[str, Sequence[Use]]
+"""The result of `uses`: the uses of each parameter, by path."""
 
 
 def uses(
