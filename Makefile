@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
 
-.PHONY: demo test test-ci test-slow test-slow-part test-newest interop lint bench clean
+.PHONY: demo test test-ci test-slow test-slow-part test-newest interop lint docs bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -48,6 +48,11 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The documents and the reference as a site, in build/site. A public name without a place in the reference
+# is an error, as is a link that leads nowhere.
+docs: $(VENV)/.docs
+	JAX_PLATFORMS=cpu NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
@@ -73,8 +78,10 @@ $(NEWEST)/.installed: EXTRA := test
 	@$*/bin/python -m pip install -qq --editable ".[$(EXTRA)]"
 	@touch $@
 
-$(VENV)/.bench: $(VENV)/.installed
-	@$(BIN)/python -m pip install -qq --editable ".[bench]"
+$(VENV)/.bench: EXTRA := bench
+$(VENV)/.docs: EXTRA := docs
+$(VENV)/.bench $(VENV)/.docs: $(VENV)/.installed
+	@$(BIN)/python -m pip install -qq --editable ".[$(EXTRA)]"
 	@touch $@
 
 clean:

@@ -8,6 +8,7 @@ import jaxopt_compress as jc
 
 PACKAGE = Path(jc.__file__).parent
 ROOMS = [
+    {"typing"},
     {"extras"},
     {"distillation"},
     {"numerics"},

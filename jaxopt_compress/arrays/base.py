@@ -1,4 +1,4 @@
-"""What every compressed parameter is: a pytree node that stands for one dense array."""
+"""Compressed parameters: pytree nodes that each stand for one dense array."""
 
 import dataclasses
 import math
@@ -13,8 +13,9 @@ from jax.sharding import PartitionSpec
 from jaxopt_compress.arrays.fields import Packing, bits_of, is_traced, narrow_spec, pad_spec
 from jaxopt_compress.arrays.layout import Layout
 from jaxopt_compress.arrays.leaf_types import LEAF_TYPES
+from jaxopt_compress.typing import Leaf, PyTree
 
-# What to do instead of arithmetic on a compressed tree.
+# Advice for arithmetic on a compressed tree.
 INSTEAD = (
     "something was computed with the codes as if they were parameters: use "
     "jaxopt_compress.map_dense(fn, tree) in the place of jax.tree.map, or map over the floats of "
@@ -34,7 +35,7 @@ class CompressedArray:
     """
 
     dtype: np.dtype
-    # What a function loses that uses the dense form instead, for messages.
+    # For messages: the loss to a function that uses the dense form instead.
     lost_when_dense = ""
 
     @property
@@ -88,7 +89,7 @@ class CompressedArray:
         """
         entries = pad_spec(spec, self.ndim)
 
-        def split(x: Any) -> Any:
+        def split(x: Leaf) -> Any:
             own = narrow_spec(entries, tuple(x.shape))
             return x.specs(own) if isinstance(x, CompressedArray) else own
 
@@ -231,12 +232,12 @@ for _name in (
     setattr(CompressedArray, f"__{_name}__", _refuse)
 
 
-def is_compressed(x: Any) -> bool:
+def is_compressed(x: Leaf) -> bool:
     """Whether ``x`` is one of the compressed arrays; for the ``is_leaf`` of tree functions."""
     return isinstance(x, CompressedArray)
 
 
-def describe(x: Any) -> str:
+def describe(x: Leaf) -> str:
     """The method behind a leaf in a few words.
 
     Example:
@@ -247,7 +248,7 @@ def describe(x: Any) -> str:
     return x.describe() if is_compressed(x) else "dense"
 
 
-def map_factors(fn: Callable[[str, Any], Any], path: str, leaf: Any) -> Any:
+def map_factors(fn: Callable[[str, PyTree], PyTree], path: str, leaf: Leaf) -> Leaf:
     """Applies ``fn(path, array)`` to a parameter, or to each factor of one that has factors.
 
     Returns:
@@ -261,7 +262,7 @@ def map_factors(fn: Callable[[str, Any], Any], path: str, leaf: Any) -> Any:
     return leaf if all(new[k] is x for k, x in factors.items()) else leaf.with_factors(new)
 
 
-def materialize(tree: Any) -> Any:
+def materialize(tree: PyTree) -> PyTree:
     """Replaces each compressed array of a tree by its dense array; other leaves stay.
 
     Example:
@@ -277,7 +278,7 @@ def materialize(tree: Any) -> Any:
     return jax.tree.map(dense, tree, is_leaf=is_compressed)
 
 
-def map_dense(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+def map_dense(fn: Callable[..., PyTree], tree: PyTree, *rest: Any) -> PyTree:
     """Maps a function over the leaves of trees, compressed arrays as dense ones.
 
     ``jax.tree.map`` reaches the fields of compressed arrays, for which arithmetic has no meaning:
@@ -301,7 +302,7 @@ def map_dense(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return jax.tree.map(fn, *map(materialize, (tree, *rest)))
 
 
-def stored_bytes(x: Any) -> int:
+def stored_bytes(x: Leaf) -> int:
     """Bytes of ``x`` in a file: sub-byte codes packed, each array filled up to a whole byte."""
     if isinstance(x, CompressedArray):
         return x.nbytes
@@ -311,7 +312,7 @@ def stored_bytes(x: Any) -> int:
     return -(-math.prod(x.shape) * bits // 8)
 
 
-def memory_bytes(x: Any) -> int:
+def memory_bytes(x: Leaf) -> int:
     """Bytes of ``x`` in device memory: only TPUs and GPUs pack codes of less than a byte."""
     if isinstance(x, CompressedArray):
         return x.resident_bytes

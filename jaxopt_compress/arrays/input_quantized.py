@@ -35,9 +35,9 @@ class InputQuantizedArray(CompressedArray):
             None for 0; only with ``scale``.
         clipping: Whether the derivative with respect to ``scale`` is that of a clipping value,
             which only activations beyond it move.
-        gradients: The name of the number format that cotangents are rounded to on their way back to
-            the weight and to the activation, or None: as they are.
-        residuals: What derivatives of a product are taken at: ``"rounded"`` factors, or the
+        gradients: The name of the number format that cotangents are rounded to in the backward
+            pass, for the weight and for the activation; None does not round them.
+        residuals: The factors at which derivatives of a product are taken: ``"rounded"``, or the
             ``"unrounded"`` ones.
     """
 
@@ -51,7 +51,7 @@ class InputQuantizedArray(CompressedArray):
 
     @property
     def lost_when_dense(self) -> str:  # pyright: ignore
-        """What a dense form would not do."""
+        """The effect that a dense form would lack."""
         if self.format is None:
             return ", whose rounded values derivatives are then taken at"
         return ", whose activations are not rounded"

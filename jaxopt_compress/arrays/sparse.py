@@ -230,7 +230,8 @@ def sparse_rows(dense: jax.Array, mask: jax.Array, core_ndim: int) -> SparseArra
         raise ValueError(f"core_ndim={core_ndim} of an array of shape {dense.shape}")
     if is_traced(mask):
         raise TypeError(
-            "how many entries a sparse array keeps depends on values: compress outside of jit"
+            "the number of entries that a sparse array keeps depends on its values: "
+            "compress outside of jit"
         )
     core = tuple(dense.shape[dense.ndim - core_ndim :])
     kept = sparse.flatten_core(mask, core)

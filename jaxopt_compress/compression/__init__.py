@@ -1,4 +1,4 @@
-"""What a compression is, how several compose, and the step to the stored form."""
+"""Compressions, how they compose, and the step to the stored form."""
 
 from jaxopt_compress.compression.base import Compression
 from jaxopt_compress.compression.best_of import best_of

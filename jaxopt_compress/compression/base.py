@@ -1,4 +1,4 @@
-"""What a compression is: pure functions."""
+"""A compression: pure functions over a tree of parameters."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +14,7 @@ from jaxopt_compress.compression.states import (
     method_states,
     training_states,
 )
+from jaxopt_compress.typing import PyTree
 
 Params = TypeVar("Params")
 
@@ -47,18 +48,18 @@ class Compression(NamedTuple):
     The contract, bit for bit: ``materialize(compress(params, state)) == apply(params, state)``.
     """
 
-    init: Callable[..., Any]
-    update: Callable[..., Any]
-    apply: Callable[..., Any]
-    compress: Callable[..., Any]
-    forward: Callable[..., Any] | None = None
-    penalty: Callable[[Any, Any], jax.Array] | None = None
+    init: Callable[..., PyTree]
+    update: Callable[..., PyTree]
+    apply: Callable[..., PyTree]
+    compress: Callable[..., PyTree]
+    forward: Callable[..., PyTree] | None = None
+    penalty: Callable[[PyTree, PyTree], jax.Array] | None = None
 
     def __repr__(self) -> str:
         made = getattr(self.init, "__qualname__", type(self.init).__name__)
         return f"<Compression by {made.removesuffix('.<locals>.init')}>"
 
-    def view(self, params: Params, opt_state: Any) -> Params:
+    def view(self, params: Params, opt_state: PyTree) -> Params:
         """The parameters that the forward pass uses during training.
 
         Args:
@@ -83,12 +84,12 @@ class Compression(NamedTuple):
             params = run(params, state)
         return params
 
-    def loss_view(self, params: Params, state: Any, *, materialize: bool = True) -> Params:
+    def loss_view(self, params: Params, state: PyTree, *, materialize: bool = True) -> Params:
         """``forward(params, state)``, or ``apply(params, state)`` if there is no ``forward``."""
         return (self.forward or self.apply)(params, state, materialize=materialize)
 
 
-def inner_states(state: Any, compressions: Sequence[Compression]) -> tuple[Any, ...]:
+def inner_states(state: PyTree, compressions: Sequence[Compression]) -> tuple[Any, ...]:
     """The states of several compressions inside the state of the whole.
 
     Raises:

@@ -16,8 +16,9 @@ from jaxopt_compress.compression.compress import Recipe, as_compression, in_part
 from jaxopt_compress.compression.leaf_states import factor_owner
 from jaxopt_compress.compression.output_error import output_error
 from jaxopt_compress.compression.states import ChainState, CompressionState, describes_itself
-from jaxopt_compress.lift import Statistics
+from jaxopt_compress.lift import Statistics, Stats, Uses
 from jaxopt_compress.tree import Part, named_leaves
+from jaxopt_compress.typing import PyTree
 
 
 @functools.partial(
@@ -34,7 +35,7 @@ class BestState:
         paths: The paths that each candidate won; static.
     """
 
-    states: tuple[Any, ...]
+    states: tuple[PyTree, ...]
     errors: dict[str, Any]
     paths: tuple[tuple[str, ...], ...]
 
@@ -85,11 +86,11 @@ def best_of(
     candidates = [as_compression(c) for c in compressions]
     held_out = stats
 
-    def init(params: Any, *, uses: Any = None, stats: Any = None) -> BestState:
+    def init(params: PyTree, *, uses: Uses | None = None, stats: Stats | None = None) -> BestState:
         check_init(decide, params, uses, stats)
         return decide(params, uses=uses, stats=stats)
 
-    def decide(params: Any, *, uses: Any, stats: Any) -> BestState:
+    def decide(params: PyTree, *, uses: Uses | None, stats: Stats | None) -> BestState:
         states = [c.init(params, uses=uses, stats=stats) for c in candidates]
         for i, state in enumerate(states):
             if not describes_itself(state):
@@ -112,21 +113,21 @@ def best_of(
         parts = tuple(_restricted(s, set(own)) for s, own in zip(states, paths, strict=True))
         return BestState(parts, {k: jnp.asarray(x, jnp.float32) for k, x in errors.items()}, paths)
 
-    def parts_of(params: Any, state: BestState) -> list[Part]:
+    def parts_of(params: PyTree, state: BestState) -> list[Part]:
         values = dict(named_leaves(params))
         return [Part({path: values[path] for path in own}) for own in state.paths]
 
     return in_parts(candidates, init, parts_of)
 
 
-def _paths_of(state: Any, values: Mapping[str, Any]) -> set[str]:
+def _paths_of(state: PyTree, values: Mapping[str, Any]) -> set[str]:
     """The parameters that a state made of leaf states knows."""
     if isinstance(state, ChainState):
         return set().union(*(_paths_of(inner, values) for inner in state.states))
     return {factor_owner(path, values) for path in state.leaves}
 
 
-def _restricted(state: Any, paths: set[str]) -> Any:
+def _restricted(state: PyTree, paths: set[str]) -> PyTree:
     """The same state for some of its parameters."""
     if isinstance(state, ChainState):
         return ChainState(tuple(_restricted(inner, paths) for inner in state.states))

@@ -22,7 +22,9 @@ from jaxopt_compress.compression.leaf_states import (
     factor_owner,
 )
 from jaxopt_compress.compression.states import ChainState, method_states
+from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.tree import named_leaves
+from jaxopt_compress.typing import Leaf, PyTree
 
 # Why a property would be lost, and what to do instead.
 _LOST = {
@@ -69,14 +71,14 @@ def chain(*compressions: Compression | Recipe) -> Compression:
     if len(elements) == 1:
         return elements[0]
 
-    def init(params: Any, *, uses: Any = None, stats: Any = None) -> ChainState:
+    def init(params: PyTree, *, uses: Uses | None = None, stats: Stats | None = None) -> ChainState:
         check_init(decide, params, uses, stats)
         return decide(params, uses=uses, stats=stats)
 
-    def decide(params: Any, *, uses: Any, stats: Any) -> ChainState:
-        states: list[Any] = []
+    def decide(params: PyTree, *, uses: Uses | None, stats: Stats | None) -> ChainState:
+        states: list[PyTree] = []
         established: dict[str, dict[str, str]] = {}
-        seen: dict[str, Any] = {}
+        seen: dict[str, PyTree] = {}
         for c in elements:
             state = c.init(params, uses=uses, stats=stats)
             _check_order(established, state, params)
@@ -86,7 +88,7 @@ def chain(*compressions: Compression | Recipe) -> Compression:
             params, states = view, [*states, state]
         return ChainState(tuple(states))
 
-    def update(state: ChainState, params: Any, *, grads: Any = None) -> ChainState:
+    def update(state: ChainState, params: PyTree, *, grads: PyTree = None) -> ChainState:
         states = []
         for c, inner in _pairs(elements, state):
             inner = c.update(inner, params, grads=grads)
@@ -94,24 +96,24 @@ def chain(*compressions: Compression | Recipe) -> Compression:
             states.append(inner)
         return ChainState(tuple(states))
 
-    def apply(params: Any, state: ChainState, *, materialize: bool = True) -> Any:
+    def apply(params: PyTree, state: ChainState, *, materialize: bool = True) -> PyTree:
         view = params
         for c, inner in _pairs(elements, state):
             view = c.apply(view, inner, materialize=False)
         return dense_like(view, params) if materialize else view
 
-    def forward(params: Any, state: ChainState, *, materialize: bool = True) -> Any:
+    def forward(params: PyTree, state: ChainState, *, materialize: bool = True) -> PyTree:
         view = params
         for c, inner in _pairs(elements, state):
             view = c.loss_view(view, inner, materialize=False)
         return dense_like(view, params) if materialize else view
 
-    def compress(params: Any, state: ChainState) -> Any:
+    def compress(params: PyTree, state: ChainState) -> PyTree:
         for c, inner in _pairs(elements, state):
             params = c.compress(params, inner)
         return params
 
-    def penalty(params: Any, state: ChainState) -> jax.Array:
+    def penalty(params: PyTree, state: ChainState) -> jax.Array:
         terms = []
         for c, inner in _pairs(elements, state):
             terms += [] if c.penalty is None else [c.penalty(params, inner)]
@@ -122,16 +124,16 @@ def chain(*compressions: Compression | Recipe) -> Compression:
     return Compression(init, update, apply, compress, forward, penalty if any_penalty else None)
 
 
-def _pairs(elements: Sequence[Compression], state: Any) -> list[tuple[Compression, Any]]:
+def _pairs(elements: Sequence[Compression], state: PyTree) -> list[tuple[Compression, Any]]:
     return list(zip(elements, inner_states(state, elements), strict=True))
 
 
-def _leaves(state: Any) -> list[tuple[str, LeafState]]:
+def _leaves(state: PyTree) -> list[tuple[str, LeafState]]:
     """``(path of the parameter, leaf state)`` of the methods inside a state."""
     return [pair for s in method_states(state) for pair in s.leaves.items()]
 
 
-def _check_order(established: dict[str, dict[str, str]], state: Any, params: Any) -> None:
+def _check_order(established: dict[str, dict[str, str]], state: PyTree, params: PyTree) -> None:
     """Refuses an element that does not keep what came before, as far as methods say."""
     for path, leaf in _leaves(state):
         owner = factor_owner(path, established)
@@ -146,14 +148,14 @@ def _check_order(established: dict[str, dict[str, str]], state: Any, params: Any
         )
 
 
-def _add(established: dict[str, dict[str, str]], state: Any) -> None:
+def _add(established: dict[str, dict[str, str]], state: PyTree) -> None:
     for path, leaf in _leaves(state):
         own = established.setdefault(factor_owner(path, established), {})
         own.update({name: leaf.kind for name in leaf.establishes if name not in own})
 
 
 def _check_kept(
-    established: dict[str, dict[str, str]], seen: dict[str, Any], view: Any, state: Any
+    established: dict[str, dict[str, str]], seen: dict[str, PyTree], view: PyTree, state: PyTree
 ) -> None:
     """Refuses an element whose result has lost a property, whatever it says of itself.
 
@@ -166,7 +168,7 @@ def _check_kept(
     for path, new in named_leaves(view):
         old = seen.get(path)
         if isinstance(new, SumArray) and not isinstance(old, SumArray) and old is not None:
-            new = new.parts[0]  # What is added to it has properties of its own.
+            new = new.parts[0]  # Further parts have properties of their own.
         if path in established and old is not None and new is not old:
             lost = [p for p in established[path] if p in _TESTS and not _TESTS[p](old, new)]
             if lost:
@@ -186,7 +188,7 @@ def _true(x: jax.Array) -> bool:
     return is_traced(x) or bool(x)
 
 
-def _zeros_kept(old: Any, new: Any) -> bool:
+def _zeros_kept(old: Leaf, new: Leaf) -> bool:
     # The values themselves: a mask that is put over them again would hide a loss.
     values = new.values if isinstance(new, MaskedArray) else new
     mask = old.kept() if is_compressed(old) else None
@@ -194,12 +196,12 @@ def _zeros_kept(old: Any, new: Any) -> bool:
     return mask is None or _true(jnp.all(mask | (dense == 0)))
 
 
-def _grid_kept(old: Any, new: Any) -> bool:
+def _grid_kept(old: Leaf, new: Leaf) -> bool:
     pairs = zip(_dense_factors(old), _dense_factors(new), strict=True)
     return all(_true(jnp.all((a == b) | (b == 0))) for a, b in pairs)
 
 
-def _dense_factors(x: Any) -> list[jax.Array]:
+def _dense_factors(x: Leaf) -> list[jax.Array]:
     """The dense array; or those of the factors of a factored one."""
     found: list[jax.Array] = []
     map_factors(lambda path, y: found.append(materialize(y)) or y, "", x)

@@ -1,4 +1,4 @@
-"""What is checked before anything is computed."""
+"""Checks before anything is computed."""
 
 import warnings
 from collections.abc import Callable
@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.arrays.fields import is_traced
+from jaxopt_compress.lift import Stats, Uses
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 class NeedsValues(ValueError):
@@ -19,7 +21,9 @@ class NeedsStats(ValueError):
     """Something starts from activations, and no statistics of them were given."""
 
 
-def check_init(init: Callable[..., Any], params: Any, uses: Any, stats: Any) -> None:
+def check_init(
+    init: Callable[..., PyTree], params: PyTree, uses: Uses | None, stats: Stats | None
+) -> None:
     """Runs an ``init`` of several steps on shapes alone: none refuses after another's work.
 
     It ends early, and silently, at a step that needs values.
@@ -44,7 +48,7 @@ def check_init(init: Callable[..., Any], params: Any, uses: Any, stats: Any) -> 
             pass
 
 
-def check_finite(path: str, w: Any) -> None:
+def check_finite(path: str, w: Leaf) -> None:
     """Refuses infinities and NaNs, where the values are known.
 
     Raises:

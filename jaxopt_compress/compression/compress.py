@@ -19,7 +19,7 @@ from jaxopt_compress.compression.states import (
     compression_states,
     describes_itself,
 )
-from jaxopt_compress.lift import uses_by_layout
+from jaxopt_compress.lift import Stats, Uses, uses_by_layout
 from jaxopt_compress.tree import (
     Fit,
     Glob,
@@ -32,6 +32,7 @@ from jaxopt_compress.tree import (
     named_leaves,
     warn_of_vectors,
 )
+from jaxopt_compress.typing import PyTree
 
 
 class LargerWarning(UserWarning):
@@ -43,13 +44,13 @@ Recipe = Mapping[Globs, Compression]
 
 
 def compress(
-    params: Any,
+    params: PyTree,
     recipe: Compression | Recipe,
-    uses: Any = None,
-    stats: Any = None,
-    state: Any = None,
+    uses: Uses | None = None,
+    stats: Stats | None = None,
+    state: PyTree = None,
     layout: str | None = None,
-) -> Any:
+) -> PyTree:
     """Compresses a tree of parameters.
 
     Runs outside of jit, one leaf at a time.
@@ -63,7 +64,7 @@ def compress(
             are assumed, with a warning.
         stats: What `calibrate` found, for methods that need data.
         state: The state of an optimizer made by `compressed_training`, or of the compression
-            itself: what was decided in training is what is stored. By default everything is decided
+            itself: the decisions of training are stored. By default everything is decided
             here, as at step 0 of a schedule.
         layout: In the place of ``uses``, for a tree whose kernels all lie in one way: ``"in,out"``,
             as Flax writes them, or ``"out,in"``, as PyTorch and Equinox do.
@@ -92,7 +93,9 @@ def compress(
     compression = as_compression(recipe)
     uses = given_uses(params, uses, layout)
     if state is not None and layout is not None:
-        raise ValueError(f"layout={layout!r} goes without state=, which knows how each kernel lies")
+        raise ValueError(
+            f"layout={layout!r} cannot be given with state=, which knows the layout of each kernel"
+        )
     if state is None:
         state = compression.init(params, uses=uses, stats=stats)
     states = compression_states(state)
@@ -104,7 +107,7 @@ def compress(
     return small
 
 
-def _warn_of_larger(params: Any, small: Any) -> None:
+def _warn_of_larger(params: PyTree, small: PyTree) -> None:
     """Says which leaves take more bytes than they did."""
     before = {path: stored_bytes(w) for path, w in named_leaves(params) if hasattr(w, "dtype")}
     after = {path: stored_bytes(w) for path, w in named_leaves(small) if is_compressed(w)}
@@ -121,7 +124,7 @@ def _warn_of_larger(params: Any, small: Any) -> None:
         )
 
 
-def given_uses(params: Any, uses: Any, layout: str | None) -> Any:
+def given_uses(params: PyTree, uses: Uses | None, layout: str | None) -> Uses | None:
     """The uses that were given, or those that follow from a layout.
 
     Raises:
@@ -130,7 +133,9 @@ def given_uses(params: Any, uses: Any, layout: str | None) -> Any:
     if layout is None:
         return uses
     if uses is not None:
-        raise ValueError(f"layout={layout!r} goes without uses=, which say how each kernel lies")
+        raise ValueError(
+            f"layout={layout!r} cannot be given with uses=, which say the layout of each kernel"
+        )
     return uses_by_layout(params, layout)
 
 
@@ -156,7 +161,7 @@ def as_compression(recipe: Compression | Recipe) -> Compression:
             )
     rules = dict(recipe)
 
-    def subtrees(params: Any) -> list[Part]:
+    def subtrees(params: PyTree) -> list[Part]:
         parts: list[dict[str, Any]] = [{} for _ in rules]
         named: list[set[str]] = [set() for _ in rules]
         for path, leaf in named_leaves(params):
@@ -168,11 +173,11 @@ def as_compression(recipe: Compression | Recipe) -> Compression:
         missing = may_miss(params)
         return [Part(p, missing, names) for p, names in zip(parts, named, strict=True)]
 
-    def init(params: Any, *, uses: Any = None, stats: Any = None) -> ChainState:
+    def init(params: PyTree, *, uses: Uses | None = None, stats: Stats | None = None) -> ChainState:
         check_init(decide, params, uses, stats)
         return decide(params, uses=uses, stats=stats)
 
-    def decide(params: Any, *, uses: Any, stats: Any) -> ChainState:
+    def decide(params: PyTree, *, uses: Uses | None, stats: Stats | None) -> ChainState:
         check_given(params, uses, stats)
         for globs in rules:
             fits(params, globs, owner="recipe")
@@ -181,8 +186,8 @@ def as_compression(recipe: Compression | Recipe) -> Compression:
         for globs, part in zip(rules, parts, strict=True):
             if not part and not part.may_miss:
                 raise ValueError(
-                    f"recipe={globs!r} gets no leaf, since earlier patterns match all of its; put "
-                    "the narrower pattern first"
+                    f"recipe={globs!r} gets no leaf: earlier patterns take all that it matches; "
+                    "put the narrower pattern first"
                 )
         pairs = zip(rules.values(), parts, strict=True)
         return ChainState(tuple(c.init(part, uses=uses, stats=stats) for c, part in pairs))
@@ -190,7 +195,7 @@ def as_compression(recipe: Compression | Recipe) -> Compression:
     return in_parts(tuple(rules.values()), init, lambda params, state: subtrees(params))
 
 
-def _holds_compressions(params: Any) -> bool:
+def _holds_compressions(params: PyTree) -> bool:
     return isinstance(params, Mapping) and any(isinstance(x, Compression) for x in params.values())
 
 
@@ -201,8 +206,8 @@ def _is_globs(key: Any) -> bool:
 
 def in_parts(
     compressions: Sequence[Compression],
-    init: Callable[..., Any],
-    parts_of: Callable[[Any, Any], list[Part]],
+    init: Callable[..., PyTree],
+    parts_of: Callable[[PyTree, PyTree], list[Part]],
 ) -> Compression:
     """The compression that gives each of several ones parameters of its own.
 
@@ -212,33 +217,33 @@ def in_parts(
         parts_of: ``parts_of(params, state)``: path -> parameter, for each compression.
     """
 
-    def each(params: Any, state: Any) -> list[tuple[Compression, Part, Any]]:
+    def each(params: PyTree, state: PyTree) -> list[tuple[Compression, Part, Any]]:
         states = inner_states(state, compressions)
         return list(zip(compressions, parts_of(params, state), states, strict=True))
 
-    def merged(params: Any, parts: Iterable[dict[str, Any]]) -> Any:
+    def merged(params: PyTree, parts: Iterable[dict[str, Any]]) -> PyTree:
         new = {path: leaf for part in parts for path, leaf in part.items()}
         return map_named(lambda path, leaf: new.get(path, leaf), params)
 
-    def update(state: Any, params: Any, *, grads: Any = None) -> Any:
+    def update(state: PyTree, params: PyTree, *, grads: PyTree = None) -> PyTree:
         slopes = dict(named_leaves(grads))
         own = lambda part: part.of({path: slopes[path] for path in part if path in slopes})
         new = [c.update(s, part, grads=own(part)) for c, part, s in each(params, state)]
         return replace_states(state, tuple(new))
 
-    def apply(params: Any, state: Any, *, materialize: bool = True) -> Any:
+    def apply(params: PyTree, state: PyTree, *, materialize: bool = True) -> PyTree:
         view = merged(params, (c.apply(p, s, materialize=False) for c, p, s in each(params, state)))
         return dense_like(view, params) if materialize else view
 
-    def forward(params: Any, state: Any, *, materialize: bool = True) -> Any:
+    def forward(params: PyTree, state: PyTree, *, materialize: bool = True) -> PyTree:
         seen = (c.loss_view(p, s, materialize=False) for c, p, s in each(params, state))
         view = merged(params, seen)
         return dense_like(view, params) if materialize else view
 
-    def compress(params: Any, state: Any) -> Any:
+    def compress(params: PyTree, state: PyTree) -> PyTree:
         return merged(params, (c.compress(p, s) for c, p, s in each(params, state)))
 
-    def penalty(params: Any, state: Any) -> jax.Array:
+    def penalty(params: PyTree, state: PyTree) -> jax.Array:
         terms = [c.penalty(p, s) for c, p, s in each(params, state) if c.penalty is not None]
         return jnp.sum(jnp.stack(terms))
 
@@ -246,7 +251,7 @@ def in_parts(
     return Compression(init, update, apply, compress, forward, penalty if any_penalty else None)
 
 
-def replace_states(state: Any, states: tuple[Any, ...]) -> Any:
+def replace_states(state: PyTree, states: tuple[PyTree, ...]) -> PyTree:
     """The same state with other states of its parts."""
     if isinstance(state, ChainState):
         return ChainState(states)

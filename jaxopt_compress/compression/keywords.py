@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from jaxopt_compress.typing import PyTree
+
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
 
@@ -20,7 +22,7 @@ def answers(known: dict[str, str]) -> Callable[[Fn], Fn]:
         names = list(inspect.signature(fn).parameters)
 
         @functools.wraps(fn)
-        def checked(*args: Any, **kwargs: Any) -> Any:
+        def checked(*args: PyTree, **kwargs: Any) -> Any:
             for key in kwargs.keys() - set(names):
                 near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
                 other = f"did you mean {near[0]}=?" if near else f"it takes {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""What was decided for each parameter, and carrying it out over a tree."""
+"""Decisions for each parameter, and carrying them out over a tree."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,6 +20,7 @@ from jaxopt_compress.compression.states import (
 from jaxopt_compress.tree import map_named, named_leaves
 from jaxopt_compress.tree.meshes import on_auto_axes
 from jaxopt_compress.tree.paths import is_float
+from jaxopt_compress.typing import Leaf, PyTree
 
 # Properties of a parameter that one element of a chain establishes and later ones have to keep.
 ZEROS = "zeros"  # entries under a mask stay 0.0
@@ -30,7 +31,7 @@ PRODUCTS = "products"  # its products round activations or gradients too
 
 
 class LeafState:
-    """What was decided for one parameter: the base of frozen pytree dataclasses.
+    """The decisions for one parameter: the base of frozen pytree dataclasses.
 
     Its arrays are masks, scales and the like; static fields never depend on values. Two functions
     have to agree: ``materialize(compress(w, learned, path)) == materialize(apply(w, learned))``.
@@ -47,16 +48,16 @@ class LeafState:
     keeps: Any = frozenset()
     replaces: bool = False
 
-    def apply(self, w: Any, learned: Any) -> Any:
+    def apply(self, w: Leaf, learned: PyTree) -> PyTree:
         """The parameter that the forward pass uses; differentiable, jit-able."""
         raise NotImplementedError
 
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> PyTree:
         """The stored form of that parameter; runs outside of jit."""
         raise NotImplementedError
 
-    def forward(self, w: Any, learned: Any) -> Any:
-        """What the loss is taken at: as `apply`, or an array that also says what products do."""
+    def forward(self, w: Leaf, learned: PyTree) -> PyTree:
+        """The array that the loss sees: as `apply`, or one that also changes its products."""
         return self.apply(w, learned)
 
     def before(self, g: jax.Array) -> jax.Array:
@@ -73,25 +74,27 @@ class LeafState:
         return None
 
 
-def apply_leaves(params: Any, state: Any, *, materialize: bool = True) -> Any:
+def apply_leaves(params: PyTree, state: PyTree, *, materialize: bool = True) -> PyTree:
     """The view that leaf states describe, also those of several methods in order."""
     view = _applied(params, state, lambda leaf: leaf.apply)
     return dense_like(view, params) if materialize else view
 
 
-def forward_leaves(params: Any, state: Any, *, materialize: bool = True) -> Any:
+def forward_leaves(params: PyTree, state: PyTree, *, materialize: bool = True) -> PyTree:
     """As `apply_leaves`, the view at which the loss is taken."""
     view = _applied(params, state, lambda leaf: leaf.forward)
     return dense_like(view, params) if materialize else view
 
 
-def _applied(params: Any, state: Any, method: Callable[[LeafState], Callable[..., Any]]) -> Any:
+def _applied(
+    params: PyTree, state: PyTree, method: Callable[[LeafState], Callable[..., Any]]
+) -> PyTree:
     if describes_itself(state) and not isinstance(state, CompressionState):
         for inner in state.states:
             params = _applied(params, inner, method)
         return params
 
-    def run(path: str, w: Any, leaf: LeafState) -> Any:
+    def run(path: str, w: Leaf, leaf: LeafState) -> PyTree:
         made = method(leaf)(w, state.learned.get(path))
         # Later elements of a chain learn the mask from the view.
         masked = isinstance(w, MaskedArray) and not is_compressed(made)
@@ -100,7 +103,7 @@ def _applied(params: Any, state: Any, method: Callable[[LeafState], Callable[...
     return map_states(run, params, state)
 
 
-def compress_leaves(params: Any, state: Any) -> Any:
+def compress_leaves(params: PyTree, state: PyTree) -> PyTree:
     """The stored form that leaf states describe, also those of several methods in order.
 
     Raises:
@@ -114,7 +117,7 @@ def compress_leaves(params: Any, state: Any) -> Any:
         check_finite(path, w)
     _check_all_known(params, state)
 
-    def run(path: str, w: Any, leaf: LeafState) -> Any:
+    def run(path: str, w: Leaf, leaf: LeafState) -> PyTree:
         stored = lambda w, leaf, learned: leaf.compress(w, learned, path)
         # One after the other: what JAX is asked for ahead takes memory for all at once.
         return jax.block_until_ready(on_auto_axes(stored, w, leaf, state.learned.get(path)))
@@ -122,12 +125,12 @@ def compress_leaves(params: Any, state: Any) -> Any:
     return map_states(run, params, state)
 
 
-def matrices(params: Any) -> frozenset[str]:
+def matrices(params: PyTree) -> frozenset[str]:
     """The paths of floating leaves of rank 2 and more."""
     return frozenset(p for p, w in named_leaves(params) if is_float(w) and len(w.shape) >= 2)
 
 
-def left_alone(params: Any, chosen: Iterable[str]) -> frozenset[str] | None:
+def left_alone(params: PyTree, chosen: Iterable[str]) -> frozenset[str] | None:
     """The matrices that a compression does not choose; None if optax hides some from it."""
     hidden = lambda x: isinstance(x, optax.MaskedNode)
     if any(map(hidden, jax.tree.leaves(params, is_leaf=hidden))):
@@ -136,7 +139,7 @@ def left_alone(params: Any, chosen: Iterable[str]) -> frozenset[str] | None:
     return found - {factor_owner(path, found) for path in chosen}
 
 
-def _check_all_known(params: Any, state: Any) -> None:
+def _check_all_known(params: PyTree, state: PyTree) -> None:
     """Refuses parameters that were not there when the state was made."""
     if not isinstance(state, CompressionState) or state.asked.left is None:
         return
@@ -148,11 +151,11 @@ def _check_all_known(params: Any, state: Any) -> None:
         )
 
 
-def parameters_of(params: Any, state: CompressionState) -> dict[str, Any]:
+def parameters_of(params: PyTree, state: CompressionState) -> dict[str, Any]:
     """Path -> leaf, of the parameters that the state knows."""
     found: dict[str, Any] = {}
 
-    def keep(path: str, w: Any, leaf: Any) -> Any:
+    def keep(path: str, w: Leaf, leaf: Leaf) -> Leaf:
         del leaf
         found[path] = w
         return w
@@ -161,17 +164,19 @@ def parameters_of(params: Any, state: CompressionState) -> dict[str, Any]:
     return found
 
 
-def map_states(fn: Callable[[str, Any, Any], Any], params: Any, state: CompressionState) -> Any:
+def map_states(
+    fn: Callable[[str, PyTree, PyTree], PyTree], params: PyTree, state: CompressionState
+) -> PyTree:
     """Maps ``fn(path, leaf, leaf state)`` over the parameters that the state knows.
 
     Raises:
-        ValueError: It is no such state, or knows a parameter that is not there.
+        ValueError: It is another kind of state, or knows a parameter that is not there.
     """
     if not isinstance(state, CompressionState):
         raise ValueError(OF_AN_OPTIMIZER if training_states(state) else NO_COMPRESSION)
     missing = set(state.leaves)
 
-    def known(path: str, leaf: Any) -> Any:
+    def known(path: str, leaf: Leaf) -> Leaf:
         if path not in state.leaves:
             return leaf
         missing.discard(path)
@@ -181,20 +186,20 @@ def map_states(fn: Callable[[str, Any, Any], Any], params: Any, state: Compressi
     if missing:
         paths = [path for path, _ in named_leaves(params)]
         raise ValueError(
-            "the state was made for parameters that are not here: "
-            f"{', '.join(sorted(missing)[:8])}; here are {', '.join(paths[:8])}"
+            "the tree lacks parameters that the state was made for: "
+            f"{', '.join(sorted(missing)[:8])}; it has {', '.join(paths[:8])}"
         )
     return mapped
 
 
-def dense_like(view: Any, params: Any) -> Any:
+def dense_like(view: PyTree, params: PyTree) -> PyTree:
     """Materializes what a compression has made of parameters; leaves that it left alone stay.
 
     What its products do besides has no dense form, and stays too.
     """
     runs = lambda x: isinstance(x, InputQuantizedArray)
 
-    def dense(path: str, new: Any, old: Any) -> Any:
+    def dense(path: str, new: Leaf, old: Leaf) -> Leaf:
         del path
         if new is old or not is_compressed(new):
             return new
@@ -206,7 +211,7 @@ def dense_like(view: Any, params: Any) -> Any:
     return map_named(dense, view, params)
 
 
-def as_jax(leaf: Any) -> Any:
+def as_jax(leaf: Leaf) -> Leaf:
     """NumPy arrays in a type that JAX has: float64 only with 64-bit types."""
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 

@@ -1,7 +1,7 @@
 """A parameter as the matrices that second moments of its inputs belong to."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxopt_compress.compression.method import Parameter
 from jaxopt_compress.lift import Statistics
 from jaxopt_compress.tree import Layout
+from jaxopt_compress.typing import Leaf
 
 
 class Matrices(NamedTuple):
@@ -60,7 +61,7 @@ def matrices_of(shape: tuple[int, ...], layout: Layout, stats: Statistics | None
         ValueError: The statistics are of another parameter.
     """
     ndim = len(shape)
-    value: Any = jax.ShapeDtypeStruct(shape, jnp.float32)
+    value: Leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
     lead = () if stats is None else tuple(stats.rows.shape)
     if stats is None or not lead:
         return Matrices(Parameter("", value, layout), None)

@@ -22,8 +22,10 @@ from jaxopt_compress.compression.leaf_states import (
 )
 from jaxopt_compress.compression.selection import chosen_parameters
 from jaxopt_compress.compression.states import Asked, CompressionState
+from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.tree import Layout, Where, named_leaves
 from jaxopt_compress.tree.meshes import on_auto_axes
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 class Parameter(NamedTuple):
@@ -39,7 +41,7 @@ class Parameter(NamedTuple):
     """
 
     path: str
-    value: Any
+    value: Leaf
     layout: Layout
     stats: Any = None
     keep: Any = None
@@ -53,7 +55,7 @@ class Parameter(NamedTuple):
         """The value as a dense array."""
         return self.value.materialize() if is_compressed(self.value) else self.value
 
-    def matrix(self, x: Any = None) -> jax.Array:
+    def matrix(self, x: Leaf = None) -> jax.Array:
         """An array of the parameter's shape as matrices ``[*stack, k, n]``.
 
         Args:
@@ -96,8 +98,8 @@ class Decision(NamedTuple):
         learned: Floating arrays that gradients train, or None.
     """
 
-    state: Any
-    learned: Any = None
+    state: PyTree
+    learned: PyTree = None
 
 
 Parameters = Mapping[str, Parameter]
@@ -146,7 +148,7 @@ def each(method: LeafMethod) -> Method:
             method.check(parameter)
 
     def init(parameters: Parameters) -> Decisions:
-        # One after the other, so that what is needed on the way is there for one at a time.
+        # One after the other, so that temporaries exist for one parameter at a time.
         ready = lambda x: x if any(map(is_traced, jax.tree.leaves(x))) else jax.block_until_ready(x)
         return {path: ready(on_auto_axes(method.init, p)) for path, p in parameters.items()}
 
@@ -210,7 +212,9 @@ def compression_of(
     """
     method = each(method) if isinstance(method, LeafMethod) else method
 
-    def init(params: Any, *, uses: Any = None, stats: Any = None) -> CompressionState:
+    def init(
+        params: PyTree, *, uses: Uses | None = None, stats: Stats | None = None
+    ) -> CompressionState:
         found = chosen_parameters(params, where, uses, stats, stack)
         parameters = {path: _parameter(path, *fields) for path, fields in found.items()}
         method.check(parameters)
@@ -221,7 +225,9 @@ def compression_of(
         left = left_alone(params, parameters)
         return _state(count, method.init(parameters), layouts, Asked(asked, left))
 
-    def update(state: CompressionState, params: Any, *, grads: Any = None) -> CompressionState:
+    def update(
+        state: CompressionState, params: PyTree, *, grads: PyTree = None
+    ) -> CompressionState:
         _check_asked(asked, state)
         # Saturates, as optax's counters do: a wrapped one would start all schedules anew.
         count = jnp.where(state.count < jnp.iinfo(jnp.int32).max, state.count + 1, state.count)
@@ -230,21 +236,21 @@ def compression_of(
         decisions = method.update(_decisions(state), count, current(state, params, grads))
         return _state(count, decisions, state.layouts, state.asked)
 
-    def checked(run: Callable[..., Any]) -> Callable[..., Any]:
-        def same(params: Any, state: Any, **given: Any) -> Any:
+    def checked(run: Callable[..., PyTree]) -> Callable[..., Any]:
+        def same(params: PyTree, state: PyTree, **given: Any) -> PyTree:
             _check_asked(asked, state)
             return run(params, state, **given)
 
         return same
 
-    def current(state: CompressionState, params: Any, grads: Any = None) -> Parameters:
+    def current(state: CompressionState, params: PyTree, grads: PyTree = None) -> Parameters:
         slopes = _by_path(grads)
         return {
             path: _parameter(path, w, state.layouts[path])._replace(grad=slopes.get(path))
             for path, w in parameters_of(params, state).items()
         }
 
-    def penalty(params: Any, state: CompressionState) -> jax.Array:
+    def penalty(params: PyTree, state: CompressionState) -> jax.Array:
         assert method.penalty is not None
         return method.penalty(_decisions(state), current(state, params))
 
@@ -253,7 +259,7 @@ def compression_of(
     return Compression(init, update, apply, compress, forward, term)
 
 
-def spelled(name: str, *args: Any, **kwargs: Any) -> str:
+def spelled(name: str, *args: PyTree, **kwargs: Any) -> str:
     """A call as it is written, with the arguments that are literals, and not None.
 
     Example:
@@ -266,7 +272,7 @@ def spelled(name: str, *args: Any, **kwargs: Any) -> str:
     return f"{name}({', '.join(words)})"
 
 
-def _check_asked(asked: str, state: Any) -> None:
+def _check_asked(asked: str, state: PyTree) -> None:
     """Refuses the state of another compression, before it is followed in silence."""
     if not isinstance(state, CompressionState) or not asked or not state.asked.method:
         return
@@ -278,7 +284,7 @@ def _check_asked(asked: str, state: Any) -> None:
         )
 
 
-def _parameter(path: str, value: Any, layout: Layout, stats: Any = None) -> Parameter:
+def _parameter(path: str, value: Leaf, layout: Layout, stats: Any = None) -> Parameter:
     keep = value.kept() if is_compressed(value) else None
     return Parameter(path, value, layout, stats, keep)
 
@@ -295,11 +301,11 @@ def _decisions(state: CompressionState) -> Decisions:
     return {k: Decision(leaf, state.learned.get(k)) for k, leaf in state.leaves.items()}
 
 
-def _by_path(grads: Any) -> dict[str, jax.Array]:
+def _by_path(grads: PyTree) -> dict[str, jax.Array]:
     """Gradients of dense parameters and of factors by their paths."""
     found: dict[str, jax.Array] = {}
 
-    def take(path: str, g: Any) -> Any:
+    def take(path: str, g: Leaf) -> Leaf:
         if not is_compressed(g):
             found[path] = as_jax(g)
         return g

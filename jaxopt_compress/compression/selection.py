@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.compression.leaf_states import as_jax
-from jaxopt_compress.lift import Statistics, Use, layout_of, statistics_for
+from jaxopt_compress.lift import Statistics, Stats, Use, Uses, layout_of, statistics_for
 from jaxopt_compress.tree import (
     Fit,
     Layout,
@@ -19,10 +19,11 @@ from jaxopt_compress.tree import (
     warn_of_vectors,
 )
 from jaxopt_compress.tree.layout import warn_assumed
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 def chosen_parameters(
-    params: Any, where: Where, uses: Any, stats: Any, stack: int = 0
+    params: PyTree, where: Where, uses: Uses | None, stats: Stats | None, stack: int = 0
 ) -> dict[str, tuple[Any, Layout, Any]]:
     """Path -> value, layout and `Statistics` (or None) of the leaves that ``where`` chooses.
 
@@ -34,7 +35,7 @@ def chosen_parameters(
         stack: How many leading axes of each are stack axes, whatever uses say.
 
     Raises:
-        TypeError: ``uses`` or ``stats`` is something else, or a chosen leaf is no floating array.
+        TypeError: ``uses`` or ``stats`` is something else, or a chosen leaf is not floating.
         ValueError: Nothing is chosen; or ``uses`` are those of another tree.
     """
     check_given(params, uses, stats)
@@ -44,7 +45,7 @@ def chosen_parameters(
     warn_of_vectors(params, where)
     chosen = set(fit)
     if uses is not None:
-        # Where uses are known, biases of rank 2 and other leaves without one are no weights.
+        # Where uses are known, biases of rank 2 and other leaves without one are not weights.
         chosen = {path for path in fit if fit[path] is Fit.NAMED or uses.get(path)}
         if not chosen and not may_miss(params):
             raise ValueError(f"uses name no product, convolution or lookup of {sorted(fit)[:8]}")
@@ -97,7 +98,7 @@ def _stacked(path: str, shape: tuple[int, ...], layout: Layout, count: int) -> L
 
 
 def _of_factor(
-    stat: Statistics, leaf: Any, name: str, layout: Layout, own: Layout
+    stat: Statistics, leaf: Leaf, name: str, layout: Layout, own: Layout
 ) -> Statistics | None:
     """The statistics of a factor's inputs, from those of the whole parameter's inputs."""
     inputs = leaf.factor_inputs(name, layout)
@@ -107,7 +108,7 @@ def _of_factor(
     return stat.through(inputs, own.contracting)
 
 
-def check_given(params: Any, uses: Any, stats: Any) -> None:
+def check_given(params: PyTree, uses: Uses | None, stats: Stats | None) -> None:
     """Refuses what neither `uses` nor `calibrate` returned, and uses of another tree.
 
     Raises:

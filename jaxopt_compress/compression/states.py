@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxopt_compress.typing import PyTree
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What a compression was asked for; static, so that another one does not take its state.
+    """The call that made a compression; static, so that no other one takes its state.
 
     Attributes:
         method: The call that made the compression, with what decides the stored form, such as
@@ -34,7 +36,7 @@ class CompressionState(NamedTuple):
     """
 
     count: jax.Array
-    learned: dict[str, Any]
+    learned: dict[str, PyTree]
     leaves: dict[str, Any]
     layouts: dict[str, Any]
     asked: Asked = Asked()
@@ -43,7 +45,7 @@ class CompressionState(NamedTuple):
 class ChainState(NamedTuple):
     """The states of several compressions, in the order of the compressions."""
 
-    states: tuple[Any, ...]
+    states: tuple[PyTree, ...]
 
 
 class TrainingState(NamedTuple):
@@ -56,7 +58,7 @@ class TrainingState(NamedTuple):
     """
 
     inner: Any
-    learned: Any
+    learned: PyTree
     compression: Any
 
 
@@ -72,36 +74,36 @@ OF_AN_OPTIMIZER = (
 )
 
 
-def compression_states(state: Any) -> list[Any]:
+def compression_states(state: PyTree) -> list[Any]:
     """The states of compressions inside the state of an optimizer; or the state itself."""
     return [s.compression for s in training_states(state)] or [state]
 
 
-def training_states(opt_state: Any) -> list[TrainingState]:
+def training_states(opt_state: PyTree) -> list[TrainingState]:
     """The states of `compressed_training` inside an optimizer state."""
     is_state = lambda x: isinstance(x, TrainingState)
     return [x for x in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(x)]
 
 
-def method_states(state: Any) -> list[CompressionState]:
+def method_states(state: PyTree) -> list[CompressionState]:
     """The states of methods inside a state."""
     is_state = lambda x: isinstance(x, CompressionState)
     return [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
 
 
-def learned_parts(state: Any) -> list[dict[str, Any]]:
+def learned_parts(state: PyTree) -> list[dict[str, Any]]:
     """The learned arrays of every compression inside a state that tells them apart."""
     return [s.learned for s in method_states(state)]
 
 
-def replace_learned(state: Any, learned: list[dict[str, Any]]) -> Any:
+def replace_learned(state: PyTree, learned: list[dict[str, PyTree]]) -> PyTree:
     """The same state with other learned arrays."""
     parts = iter(learned)
     new = lambda x: x._replace(learned=next(parts)) if isinstance(x, CompressionState) else x
     return jax.tree.map(new, state, is_leaf=lambda x: isinstance(x, CompressionState))
 
 
-def describes_itself(state: Any) -> bool:
+def describes_itself(state: PyTree) -> bool:
     """Whether a state is made of states of methods alone, whose leaves carry out what they hold."""
     inner = getattr(state, "states", None)
     if isinstance(inner, tuple):

@@ -15,13 +15,14 @@ import numpy as np
 from jaxopt_compress.deployment import loader
 from jaxopt_compress.lift import lift
 from jaxopt_compress.tree import nbytes
+from jaxopt_compress.typing import PyTree
 
 
 def export(
     path: str | os.PathLike[str],
-    fn: Callable[..., Any],
-    params: Any,
-    *args: Any,
+    fn: Callable[..., PyTree],
+    params: PyTree,
+    *args: PyTree,
     platforms: Sequence[str] = ("cpu", "tpu", "cuda"),
     on_fallback: Literal["warn", "error", "densify"] = "warn",
 ) -> None:
@@ -64,7 +65,7 @@ def export(
     weights, treedef = jax.tree.flatten(params)
     lifted = lift(fn, on_fallback=on_fallback)
 
-    def program(weights: list[Any], *args: Any) -> Any:
+    def program(weights: list[Any], *args: PyTree) -> PyTree:
         return lifted(treedef.unflatten(weights), *args)
 
     exported = jax_export.export(jax.jit(program), platforms=tuple(platforms))(weights, *args)

@@ -13,6 +13,7 @@ from jaxopt_compress.deployment.onnx_graph import Graph, dims_of
 from jaxopt_compress.deployment.onnx_rules import INLINED, RULES
 from jaxopt_compress.extras import require
 from jaxopt_compress.tree import named_leaves
+from jaxopt_compress.typing import Leaf, PyTree
 
 # The first one with 4-bit weights and scales of blocks; its IR is what runtimes of that age read.
 OPSET, IR = 21, 10
@@ -20,7 +21,7 @@ FORMATS = ("int8", "int4")
 
 
 def export_onnx(
-    path: str | os.PathLike[str], fn: Callable[..., Any], params: Any, *args: Any
+    path: str | os.PathLike[str], fn: Callable[..., PyTree], params: PyTree, *args: PyTree
 ) -> None:
     """Writes a function and its compressed weights as a file of ONNX.
 
@@ -76,7 +77,7 @@ def export_onnx(
     onnx.save(model, os.fspath(path))
 
 
-def _dense(params: Any) -> Any:
+def _dense(params: PyTree) -> PyTree:
     return jax.tree.map(
         lambda x: x.materialize() if is_compressed(x) else jnp.asarray(x),
         params,
@@ -84,7 +85,7 @@ def _dense(params: Any) -> Any:
     )
 
 
-def _weight(graph: Graph, path: str, leaf: Any) -> str:
+def _weight(graph: Graph, path: str, leaf: Leaf) -> str:
     """A parameter in its stored form, and what makes floats of it."""
     if not is_compressed(leaf):
         return graph.constant(np.asarray(leaf), path)
@@ -125,7 +126,7 @@ def _walk(graph: Graph, jaxpr: Any, consts: list[Any], inputs: list[str]) -> lis
     for var, value in zip(jaxpr.constvars, consts, strict=True):
         names[var] = graph.constant(np.asarray(value))
 
-    def read(x: Any) -> str:
+    def read(x: Leaf) -> str:
         return graph.constant(np.asarray(x.val, x.aval.dtype)) if hasattr(x, "val") else names[x]
 
     for eqn in jaxpr.eqns:

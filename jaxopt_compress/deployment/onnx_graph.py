@@ -5,8 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.typing import Leaf
 
-def dims_of(x: Any) -> list[Any]:
+
+def dims_of(x: Leaf) -> list[Any]:
     """The dimensions of an abstract array: numbers, and names for symbols."""
     return [int(d) if isinstance(d, (int, np.integer)) else str(d) for d in x.shape]
 
@@ -37,7 +39,7 @@ class Graph:
         self._count += 1
         return f"{stem}_{self._count}"
 
-    def value(self, name: str, x: Any) -> Any:
+    def value(self, name: str, x: Leaf) -> Leaf:
         """The type of a value."""
         kind = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(x.dtype))
         return self.onnx.helper.make_tensor_value_info(name, kind, dims_of(x))
@@ -74,7 +76,7 @@ class Graph:
         """
         if name in self.narrow:
             raise NotImplementedError(
-                "export_onnx: what was broadcast along a symbolic dimension meets an operation "
-                "that does not broadcast; use a number for this dimension"
+                "export_onnx: a value that was broadcast along a symbolic dimension meets an "
+                "operation that does not broadcast; use a number for this dimension"
             )
         return name

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jax.extend.core import JaxprEqn
 
 from jaxopt_compress.deployment.onnx_graph import Graph
+from jaxopt_compress.lift._compat import type_of
 
 Rule = Callable[[Graph, Any, list[str]], str | list[str]]
 
@@ -44,10 +46,12 @@ ELEMENTWISE = {
 }
 
 
-def _elementwise(graph: Graph, op: str, eqn: Any, given: list[str], **params: Any) -> str:
+def _elementwise(graph: Graph, op: str, eqn: JaxprEqn, given: list[str], **params: Any) -> str:
     """A node that broadcasts: narrow if all that it takes along the symbolic dimension is."""
     made = graph.node(op, given, **params)
-    long = [name for name, x in zip(given, eqn.invars, strict=False) if _has_symbol(x.aval.shape)]
+    long = [
+        name for name, x in zip(given, eqn.invars, strict=False) if _has_symbol(type_of(x).shape)
+    ]
     if long and graph.narrow.issuperset(long):
         graph.narrow.add(made)
     return made
@@ -62,42 +66,42 @@ def _is_number(d: Any) -> bool:
 
 
 @rule(*ELEMENTWISE)
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     return _elementwise(graph, ELEMENTWISE[eqn.primitive.name], eqn, given)
 
 
 @rule("square")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     return _elementwise(graph, "Mul", eqn, given * 2)
 
 
 @rule("rsqrt")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     return _elementwise(graph, "Reciprocal", eqn, [_elementwise(graph, "Sqrt", eqn, given)])
 
 
 @rule("erfc")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
-    one = graph.constant(np.ones((), eqn.invars[0].aval.dtype))
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
+    one = graph.constant(np.ones((), type_of(eqn.invars[0]).dtype))
     negative = _elementwise(graph, "Neg", eqn, [_elementwise(graph, "Erf", eqn, given)])
     return _elementwise(graph, "Add", eqn, [negative, one])
 
 
 @rule("integer_pow")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
-    exponent = graph.constant(np.asarray(eqn.params["y"], eqn.invars[0].aval.dtype))
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
+    exponent = graph.constant(np.asarray(eqn.params["y"], type_of(eqn.invars[0]).dtype))
     return _elementwise(graph, "Pow", eqn, [*given, exponent])
 
 
 @rule("select_n")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
-    if len(given) != 3 or eqn.invars[0].aval.dtype != bool:
-        raise NotImplementedError("export_onnx: select_n of more than two cases")
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
+    if len(given) != 3 or type_of(eqn.invars[0]).dtype != bool:
+        raise NotImplementedError("export_onnx cannot write a select_n of more than two cases")
     return _elementwise(graph, "Where", eqn, [given[0], given[2], given[1]])
 
 
 @rule("convert_element_type")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     kind = graph.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(eqn.params["new_dtype"]))
     return _elementwise(graph, "Cast", eqn, given, to=kind)
 
@@ -105,7 +109,9 @@ def _(graph: Graph, eqn: Any, given: list[str]) -> str:
 def reshaped(graph: Graph, x: str, shape: Any) -> str:
     """A reshape, in which one dimension may be a symbol."""
     if sum(not _is_number(d) for d in shape) > 1:
-        raise NotImplementedError(f"export_onnx: a reshape to {shape} with several symbols")
+        raise NotImplementedError(
+            f"export_onnx cannot write a reshape to {shape} with several symbols"
+        )
     sizes = np.asarray([int(d) if _is_number(d) else -1 for d in shape], np.int64)
     return graph.node("Reshape", [graph.materialized(x), graph.constant(sizes)])
 
@@ -118,19 +124,19 @@ def transposed(graph: Graph, x: str, order: Any) -> str:
 
 
 @rule("reshape", "squeeze", "expand_dims")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
-    return reshaped(graph, given[0], eqn.outvars[0].aval.shape)
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
+    return reshaped(graph, given[0], type_of(eqn.outvars[0]).shape)
 
 
 @rule("transpose")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     return transposed(graph, given[0], eqn.params["permutation"])
 
 
 @rule("broadcast_in_dim")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     """Along a symbol nothing is repeated, which what broadcasts makes up for."""
-    source, target = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    source, target = type_of(eqn.invars[0]).shape, type_of(eqn.outvars[0]).shape
     placed = dict(zip(eqn.params["broadcast_dimensions"], source, strict=True))
     x = given[0]
     aligned = tuple(placed.get(d, 1) for d in range(len(target)))
@@ -146,20 +152,20 @@ def _(graph: Graph, eqn: Any, given: list[str]) -> str:
 
 
 @rule("concatenate")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     each = [graph.materialized(x) for x in given]
     return graph.node("Concat", each, axis=eqn.params["dimension"])
 
 
 @rule("slice")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     rank = len(eqn.params["start_indices"])
     strides = eqn.params["strides"] or (1,) * rank
     whole = np.iinfo(np.int64).max
-    for size, limit in zip(eqn.invars[0].aval.shape, eqn.params["limit_indices"], strict=True):
+    for size, limit in zip(type_of(eqn.invars[0]).shape, eqn.params["limit_indices"], strict=True):
         if not _is_number(limit) and limit != size:
             raise NotImplementedError(
-                f"export_onnx: a slice to {limit} of a symbolic dimension of {size}"
+                f"export_onnx cannot write a slice to {limit} of a symbolic dimension of {size}"
             )
     limits = [d if _is_number(d) else whole for d in eqn.params["limit_indices"]]
     parts = (eqn.params["start_indices"], limits, range(rank), strides)
@@ -174,14 +180,14 @@ REDUCED = {
 
 
 @rule(*REDUCED)
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     axes = graph.constant(np.asarray(eqn.params["axes"], np.int64))
     op = REDUCED[eqn.primitive.name]
     return graph.node(op, [graph.materialized(given[0]), axes], keepdims=0)
 
 
 @rule("argmax")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     (axis,) = eqn.params["axes"]
     made = graph.node("ArgMax", [graph.materialized(given[0])], axis=axis, keepdims=0)
     kind = graph.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(eqn.params["index_dtype"]))
@@ -189,11 +195,11 @@ def _(graph: Graph, eqn: Any, given: list[str]) -> str:
 
 
 @rule("dot_general")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     """One product of matrices, or of stacks of them."""
     given = [graph.materialized(x) for x in given]
     (ours, theirs), (batch, batch_of_right) = eqn.params["dimension_numbers"]
-    left, right = (x.aval.shape for x in eqn.invars)
+    left, right = (type_of(x).shape for x in eqn.invars)
     free = [d for d in range(len(left)) if d not in (*ours, *batch)]
     columns = [d for d in range(len(right)) if d not in (*theirs, *batch_of_right)]
     a = transposed(graph, given[0], (*batch, *free, *ours))
@@ -206,18 +212,19 @@ def _(graph: Graph, eqn: Any, given: list[str]) -> str:
     if len(ours) != 1 or len(columns) != 1:
         b = reshaped(graph, b, (*lead, k, math.prod(right[d] for d in columns)))
     made = graph.node("MatMul", [a, b])
-    shape = eqn.outvars[0].aval.shape
+    shape = type_of(eqn.outvars[0]).shape
     plain = len(columns) == 1 and len(free) > 0 and not (batch and len(free) != 1)
     return made if plain else reshaped(graph, made, shape)
 
 
 @rule("conv_general_dilated")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     """A convolution, channels before space as ONNX has them."""
     p = eqn.params
     if p["batch_group_count"] != 1 or any(d != 1 for d in p["lhs_dilation"]):
         raise NotImplementedError(
-            "export_onnx: conv_general_dilated with batch groups, or transposed (lhs_dilation)"
+            "export_onnx cannot write conv_general_dilated with batch groups, or transposed "
+            "(lhs_dilation)"
         )
     dims = p["dimension_numbers"]
     x = transposed(graph, given[0], dims.lhs_spec)
@@ -230,7 +237,7 @@ def _(graph: Graph, eqn: Any, given: list[str]) -> str:
 
 
 @rule("reduce_window_max", "reduce_window_sum")
-def _(graph: Graph, eqn: Any, given: list[str]) -> str:
+def _(graph: Graph, eqn: JaxprEqn, given: list[str]) -> str:
     """Pooling over the last two or the middle axes of an image."""
     p, name = eqn.params, eqn.primitive.name
     window, strides = p["window_dimensions"], p["window_strides"]

@@ -72,8 +72,8 @@ def projected(
     if projection is not None:
         if projection.shape != (student.shape[-1], teacher.shape[-1]):
             raise ValueError(
-                f"projection of shape {projection.shape} takes no {student.shape[-1]} features to "
-                f"{teacher.shape[-1]}"
+                f"projection of shape {projection.shape} does not map {student.shape[-1]} features "
+                f"to {teacher.shape[-1]}"
             )
         s = s @ projection.astype(jnp.float32)
     if s.shape != teacher.shape:
@@ -131,7 +131,7 @@ def relational_distances(student: jax.Array, teacher: jax.Array) -> jax.Array:
         A float32 scalar.
 
     Raises:
-        ValueError: Other numbers of examples, or features that are no matrices.
+        ValueError: Numbers of examples differ, or features are not matrices.
 
     Example:
         >>> import jax.numpy as jnp

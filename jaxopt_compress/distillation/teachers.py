@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from jaxopt_compress.distillation.outputs import check_temperature, divergence
+from jaxopt_compress.typing import PyTree
 
 __all__ = ["TopK", "keep_top_k", "remember", "top_k"]
 
@@ -99,9 +100,9 @@ def top_k(student: jax.Array, teacher: TopK, temperature: float = 1.0) -> jax.Ar
 
 
 def remember(
-    fn: Callable[..., Any],
-    params: Any,
-    batches: Iterable[Any],
+    fn: Callable[..., PyTree],
+    params: PyTree,
+    batches: Iterable[PyTree],
     keep: Callable[[Any], Any] = lambda output: output,
 ) -> Iterator[Any]:
     """Runs a teacher over batches, one at a time, and yields what is kept of its outputs as NumPy.

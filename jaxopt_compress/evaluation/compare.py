@@ -29,14 +29,15 @@ from jaxopt_compress.lift.interpreter import OnFallback
 from jaxopt_compress.planning.costs import moved_bytes, picojoules, product_flops
 from jaxopt_compress.planning.report import report
 from jaxopt_compress.tree import named_leaves, nbytes, resident_bytes
+from jaxopt_compress.typing import PyTree
 
 _LOSSES = kept_values(mean(negative_log_likelihood, "losses"))
 
 
 def compare(
-    fn: Callable[..., Any],
-    variants: Mapping[str, Any],
-    batches: Iterable[Any],
+    fn: Callable[..., PyTree],
+    variants: Mapping[str, PyTree],
+    batches: Iterable[PyTree],
     metrics: Metrics,
     rounds: int = 11,
     on_fallback: OnFallback = "warn",
@@ -123,12 +124,12 @@ def compare(
 
 
 class _Measured:
-    """What all variants have answered so far."""
+    """The answers of all variants so far."""
 
     def __init__(
         self,
-        fn: Callable[..., Any],
-        variants: Mapping[str, Any],
+        fn: Callable[..., PyTree],
+        variants: Mapping[str, PyTree],
         metrics: tuple[Metric, ...],
         on_fallback: OnFallback,
         attribution: bool,
@@ -148,7 +149,7 @@ class _Measured:
 
     def add(self, prefix: str, batch: Batch) -> None:
         """Every variant answers a batch."""
-        reference: Any = None
+        reference: PyTree = None
         if self.batch is None:
             self._begin(batch)
         for name, params in self.variants.items():
@@ -209,7 +210,7 @@ class _Measured:
                 peak = sum(getattr(memory, f"{part}_size_in_bytes") for part in parts)
                 self.compiled[name]["peak_bytes"] = peak - memory.alias_size_in_bytes
 
-    def _attribute(self, batch: Batch, reference: Any) -> None:
+    def _attribute(self, batch: Batch, reference: PyTree) -> None:
         """Gradients of the score of the first variant's answer."""
         picked = answers(reference) if are_scores(reference, batch.targets) else None
         slopes, first = input_gradients(self.fn, self._on_fallback), None
@@ -226,8 +227,8 @@ class _Measured:
         name: str,
         kind: str,
         metrics: tuple[Metric, ...],
-        outputs: Any,
-        targets: Any,
+        outputs: PyTree,
+        targets: PyTree,
         weights: Any,
     ) -> None:
         if metrics:
@@ -240,7 +241,7 @@ class _Measured:
 _KINDS = ("paired", "related", "losses", "members", "attribution")
 
 
-def _alike(first: Any, params: Any) -> bool:
+def _alike(first: Any, params: PyTree) -> bool:
     """Whether two trees have the same parameters, so that these can be compared."""
     shapes = [
         {path: tuple(w.shape) for path, w in named_leaves(tree) if hasattr(w, "shape")}
@@ -250,7 +251,7 @@ def _alike(first: Any, params: Any) -> bool:
 
 
 def _costs(measured: _Measured, name: str) -> dict[str, Any]:
-    """What a variant takes, as far as shapes and its program say."""
+    """The cost of a variant, as far as shapes and its program tell."""
     assert measured.batch is not None
     params, inputs = measured.variants[name], measured.batch.inputs
     size, whole = nbytes(params), nbytes(measured.first_params)

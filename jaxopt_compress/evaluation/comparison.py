@@ -16,6 +16,7 @@ from jaxopt_compress.planning.html import (
 )
 from jaxopt_compress.planning.report import Report
 from jaxopt_compress.planning.tables import Table, as_rich, as_text
+from jaxopt_compress.typing import Leaf
 
 
 class Comparison(dict[str, dict[str, Any]]):
@@ -111,7 +112,7 @@ class Comparison(dict[str, dict[str, Any]]):
         ]
 
     def tables(self) -> list[Table]:
-        """What variants answer, the same under each corruption, and what they cost."""
+        """How variants answer, also under each corruption, and their cost."""
         names = [n for row in self.values() for n in row]
         table = lambda n: any(isinstance(row.get(n), dict) for row in self.values())
         names = [n for n in dict.fromkeys(names) if n in COSTS or not table(n)]
@@ -216,5 +217,5 @@ def _of_reports(reports: Mapping[str, Report] | None) -> list[Section]:
     ]
 
 
-def _cell(name: str, value: Any) -> str:
+def _cell(name: str, value: Leaf) -> str:
     return "" if value is None else _FORMATS.get(name, "{:.4f}".format)(value)

@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.typing import Leaf, PyTree
+
 __all__ = ["Corruption", "blur", "dropout", "noise"]
 
 Corruption = Callable[[jax.Array, jax.Array], jax.Array]
@@ -94,7 +96,7 @@ def check_corruptions(corruptions: Corruptions | None, key: jax.Array | None) ->
 
 
 def versions(
-    inputs: tuple[Any, ...], corruptions: Corruptions, key: Any, batch: int
+    inputs: tuple[PyTree, ...], corruptions: Corruptions, key: Any, batch: int
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """The inputs as they are, and under each corruption, with a prefix for names of figures.
 
@@ -122,7 +124,7 @@ def versions(
         yield f"{name}/", jax.tree.unflatten(treedef, new)
 
 
-def is_signal(x: Any) -> bool:
+def is_signal(x: Leaf) -> bool:
     """Whether an input is floating, or an image of bytes."""
     dtype = getattr(x, "dtype", None)
     return dtype is not None and (dtype == np.uint8 or jnp.issubdtype(dtype, jnp.floating))

@@ -13,6 +13,7 @@ from jaxopt_compress.evaluation.metrics import Metric, Metrics, checked
 from jaxopt_compress.lift import lift
 from jaxopt_compress.lift.interpreter import OnFallback
 from jaxopt_compress.tree.meshes import on_auto_axes
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 class Batch(NamedTuple):
@@ -24,15 +25,15 @@ class Batch(NamedTuple):
         weights: Of the examples, or None.
     """
 
-    inputs: tuple[Any, ...]
-    targets: Any
+    inputs: tuple[PyTree, ...]
+    targets: PyTree
     weights: Any
 
 
 def evaluate(
-    fn: Callable[..., Any],
-    params: Any,
-    batches: Iterable[Any],
+    fn: Callable[..., PyTree],
+    params: PyTree,
+    batches: Iterable[PyTree],
     metrics: Metrics,
     on_fallback: OnFallback = "warn",
     *,
@@ -66,7 +67,7 @@ def evaluate(
         ``"corruption/metric"``.
 
     Raises:
-        ValueError: There are no batches or no metrics, a batch is no such tuple, outputs and
+        ValueError: There are no batches or no metrics, a batch is not such a tuple, outputs and
             targets do not fit a metric, or there are corruptions without a key.
 
     Example:
@@ -86,15 +87,15 @@ def evaluate(
     return {p + name: x for p, each in totals.items() for name, x in each.results().items()}
 
 
-def unpacked(batches: Iterable[Any]) -> Iterable[Batch]:
+def unpacked(batches: Iterable[PyTree]) -> Iterable[Batch]:
     """The parts of each batch.
 
     Raises:
         TypeError: ``batches`` is one array.
-        ValueError: There are none, or one is no pair and no triple.
+        ValueError: There are none, or one is neither a pair nor a triple.
     """
     if hasattr(batches, "shape"):
-        raise TypeError("batches is one array; it is an iterable of (inputs, targets)")
+        raise TypeError("batches is one array; pass an iterable of (inputs, targets)")
     count = 0
     for count, batch in enumerate(batches, 1):
         if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
@@ -111,24 +112,24 @@ def unpacked(batches: Iterable[Any]) -> Iterable[Batch]:
 
 
 def call(
-    fn: Callable[..., Any], on_fallback: OnFallback, params: Any, inputs: tuple[Any, ...]
-) -> Any:
+    fn: Callable[..., PyTree], on_fallback: OnFallback, params: PyTree, inputs: tuple[PyTree, ...]
+) -> PyTree:
     """Calls ``fn`` lifted and compiled, once per types of its arguments.
 
-    What is no array in the arguments is static.
+    Everything but arrays in the arguments is static.
     """
     return _compiled_call(fn, on_fallback, *_split(params, inputs))
 
 
 def lowered(
-    fn: Callable[..., Any], on_fallback: OnFallback, params: Any, inputs: tuple[Any, ...]
+    fn: Callable[..., PyTree], on_fallback: OnFallback, params: PyTree, inputs: tuple[PyTree, ...]
 ) -> Any:
     """As `call`, up to compilation."""
     return _compiled_call.lower(fn, on_fallback, *_split(params, inputs))
 
 
-def _split(params: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any, list[Any]]:
-    """The structure of arguments, what is no array in them, and the arrays."""
+def _split(params: PyTree, inputs: tuple[PyTree, ...]) -> tuple[Any, Any, list[Any]]:
+    """The structure of arguments, their static parts, and the arrays."""
     leaves, treedef = jax.tree.flatten((params, inputs))
     arrays = [x if hasattr(x, "shape") else None for x in leaves]
     return treedef, tuple(None if hasattr(x, "shape") else x for x in leaves), arrays
@@ -143,7 +144,7 @@ def _compiled_call(fn: Any, on_fallback: Any, treedef: Any, static: Any, arrays:
     return lifted(params, *inputs)
 
 
-def hashable(fn: Callable[..., Any]) -> Callable[..., Any]:
+def hashable(fn: Callable[..., PyTree]) -> Callable[..., Any]:
     """``fn``, or the same function under a new identity if it cannot be a key."""
     try:
         hash(fn)
@@ -153,23 +154,23 @@ def hashable(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _measured(metrics: tuple[Metric, ...], outputs: Any, targets: Any, weights: Any) -> Any:
+def _measured(metrics: tuple[Metric, ...], outputs: PyTree, targets: PyTree, weights: Any) -> Any:
     return [m.measure(outputs, targets, weights) for m in metrics]
 
 
 class Totals:
-    """What metrics have measured so far.
+    """The sums of metrics so far.
 
     Sums come to the host one batch late, so that it prepares a batch while devices compute.
     """
 
     def __init__(self, metrics: tuple[Metric, ...]):
         self._metrics = metrics
-        # Of a metric that sums, one tree at most.
+        # A metric that sums keeps one tree at most.
         self._found: list[list[Any]] = [[] for _ in metrics]
         self._pending: Any = None
 
-    def add(self, outputs: Any, targets: Any, weights: Any) -> None:
+    def add(self, outputs: PyTree, targets: PyTree, weights: Any) -> None:
         """Measures the outputs of a batch."""
         run = functools.partial(_measured, self._metrics)
         found = on_auto_axes(run, outputs, targets, weights)
@@ -201,6 +202,6 @@ def _figure(found: Any) -> Any:
     return dict(found) if isinstance(found, Mapping) else float(found)
 
 
-def _wide(x: Any) -> np.ndarray:
+def _wide(x: Leaf) -> np.ndarray:
     floating = jnp.issubdtype(x.dtype, jnp.floating)
     return np.asarray(x).astype(np.float64 if floating else np.int64)

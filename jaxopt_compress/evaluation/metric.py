@@ -1,4 +1,4 @@
-"""What a metric is, and the mean of a function over examples."""
+"""Metrics, and the mean of a function over examples."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.evaluation.sums import count, quotient, weighted_sum
+from jaxopt_compress.typing import PyTree
 
 
 class Metric(NamedTuple):
@@ -49,7 +50,7 @@ def mean(function: Callable[[Any, Any], jax.Array], name: str | None = None) -> 
     """
     called: str = name or getattr(function, "__name__", type(function).__name__)
 
-    def measure(outputs: Any, targets: Any, weights: Any) -> Any:
+    def measure(outputs: PyTree, targets: PyTree, weights: Any) -> Any:
         values = jnp.asarray(function(outputs, targets))
         if values.ndim == 0:
             raise ValueError(

@@ -13,7 +13,7 @@ The mean over examples of something else is a plain function of outputs and targ
     >>> jc.evaluate(lambda params, x: params * x, jnp.float32(2), batches, [absolute_error])
     {'absolute_error': 3.25}
 
-What is no mean is a `Metric`:
+Anything but a mean is a `Metric`:
 
     >>> largest = jc.metrics.Metric(
     ...     "largest",
@@ -140,8 +140,8 @@ def f1(average: str = "macro") -> Metric:
 def per_class() -> Metric:
     """Precision, recall and F1 of each class, and the weight of its examples (support).
 
-    A dict of lists over classes. Recall is the accuracy within a class. Classes that are no target
-    and no answer have zeros.
+    A dict of lists over classes. Recall is the accuracy within a class. Classes
+    that are neither a target nor an answer have zeros.
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
@@ -161,7 +161,7 @@ def checked(metrics: Metrics) -> tuple[Metric, ...]:
     """The metrics, once it is sure that they are some, under different names.
 
     Raises:
-        TypeError: One is no name, function or `Metric`.
+        TypeError: One is neither a name, a function nor a `Metric`.
         ValueError: There are none, a name is unknown, or two have the same.
     """
     single = isinstance(metrics, str | Metric) or callable(metrics)
@@ -187,7 +187,7 @@ def _metric(metric: Any) -> Metric:
             raise TypeError(f"metrics.{metric.__name__} makes a metric: call it, or say {name!r}")
     if callable(metric):
         return mean(metric)
-    raise TypeError(f"{metric!r} is no metric: pass a name, a function or a Metric")
+    raise TypeError(f"{metric!r} is not a metric: pass a name, a function or a Metric")
 
 
 _BY_NAME: dict[str, Callable[[], Metric]] = {

@@ -10,6 +10,7 @@ import numpy as np
 from jaxopt_compress.evaluation.metric import Metric
 from jaxopt_compress.evaluation.scores import check_scores
 from jaxopt_compress.evaluation.sums import quotient, spread
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 def spearman() -> Metric:
@@ -68,7 +69,7 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return (last - (counts - 1) / 2)[inverse]
 
 
-def check_same(outputs: Any, targets: Any) -> None:
+def check_same(outputs: PyTree, targets: PyTree) -> None:
     """Raises a ValueError unless outputs and targets have one shape."""
     shapes = tuple(jnp.shape(outputs)), tuple(jnp.shape(targets))
     if shapes[0] != shapes[1]:
@@ -89,7 +90,7 @@ def _kept_scores(outputs: jax.Array, targets: jax.Array, weights: Any) -> Any:
     return scores.reshape(-1, scores.shape[-1]), targets.ravel().astype(int), weights.ravel()
 
 
-def _area(weighted: bool, kept: Any) -> float:
+def _area(weighted: bool, kept: Leaf) -> float:
     scores, targets, weights = (x[kept[2] > 0] for x in kept)
     classes = [1] if scores.shape[1] == 1 else range(scores.shape[1])
     areas = [area(s, targets == c, weights) for s, c in zip(scores.T, classes, strict=True)]
@@ -100,7 +101,7 @@ def _area(weighted: bool, kept: Any) -> float:
     )  # fmt: skip
 
 
-def _pairs(outputs: Any, targets: Any, weights: jax.Array | None) -> Any:
+def _pairs(outputs: PyTree, targets: PyTree, weights: jax.Array | None) -> Any:
     check_same(outputs, targets)
     if jnp.ndim(outputs) != 1:
         raise ValueError(f"spearman takes outputs of shape [n], not {tuple(jnp.shape(outputs))}")
@@ -108,7 +109,7 @@ def _pairs(outputs: Any, targets: Any, weights: jax.Array | None) -> Any:
     return outputs, targets, counts
 
 
-def _rank_correlation(kept: Any) -> float:
+def _rank_correlation(kept: Leaf) -> float:
     outputs, targets, counts = kept
     if not np.isin(counts, (0, 1)).all():
         raise ValueError("spearman takes weights of 0 and 1: ranks of parts are not defined")

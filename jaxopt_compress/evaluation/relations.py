@@ -14,15 +14,16 @@ from jaxopt_compress.evaluation.scores import answers, are_scores
 from jaxopt_compress.evaluation.sums import weighted_sum
 from jaxopt_compress.lift import lift
 from jaxopt_compress.lift.interpreter import OnFallback
+from jaxopt_compress.typing import PyTree
 
 
-def relations(outputs: Any, targets: Any) -> tuple[Metric, ...]:
-    """What relates outputs to those of the first variant."""
+def relations(outputs: PyTree, targets: PyTree) -> tuple[Metric, ...]:
+    """Figures that relate outputs to those of the first variant."""
     return (_AGREEMENT, _DIFFERENCE) if are_scores(outputs, targets) else (_DIFFERENCE,)
 
 
 @functools.lru_cache(16)
-def input_gradients(fn: Callable[..., Any], on_fallback: OnFallback) -> Callable[..., Any]:
+def input_gradients(fn: Callable[..., PyTree], on_fallback: OnFallback) -> Callable[..., Any]:
     """``run(params, inputs, picked)``: how an output depends on each entry of the inputs.
 
     Args:
@@ -35,7 +36,7 @@ def input_gradients(fn: Callable[..., Any], on_fallback: OnFallback) -> Callable
     """
     lifted = fn if getattr(fn, "is_lifted", False) else lift(fn, on_fallback)
 
-    def run(params: Any, inputs: tuple[Any, ...], picked: Any) -> jax.Array:
+    def run(params: PyTree, inputs: tuple[PyTree, ...], picked: Any) -> jax.Array:
         leaves, treedef = jax.tree.flatten(inputs)
         count = next(x.shape[0] for x in leaves if is_signal(x))
         at = [i for i, x in enumerate(leaves) if is_signal(x) and x.shape[0] == count]
@@ -62,7 +63,7 @@ def _agree(outputs: jax.Array, reference: jax.Array) -> jax.Array:
     return answers(outputs) == answers(reference)
 
 
-def _squares(outputs: Any, reference: Any, weights: jax.Array | None) -> Any:
+def _squares(outputs: PyTree, reference: PyTree, weights: jax.Array | None) -> Any:
     """The squared norms of the difference and of the reference."""
     leaves = [jax.tree.leaves(tree) for tree in (outputs, reference)]
     pairs = [[jnp.asarray(x, jnp.float32) for x in pair] for pair in zip(*leaves, strict=True)]
@@ -78,7 +79,7 @@ def _relative_norm(squares: Any) -> float:
 
 
 def _cosine(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Of the rows of two matrices; 1 if both are 0, and 0 if one of them is."""
+    """The cosine between rows of two matrices; 1 if both are 0, and 0 if one of them is."""
     dot = jnp.einsum("nk,nk->n", x, y, precision="highest")
     sizes = jnp.linalg.norm(x, axis=1), jnp.linalg.norm(y, axis=1)
     both = sizes[0] * sizes[1]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.evaluation.sums import spread
+from jaxopt_compress.typing import PyTree
 
 
 def answers(scores: jax.Array) -> jax.Array:
@@ -13,7 +14,7 @@ def answers(scores: jax.Array) -> jax.Array:
     return jnp.where(has_nan(scores), -1, jnp.argmax(scores, axis=-1))
 
 
-def are_scores(outputs: Any, targets: Any) -> bool:
+def are_scores(outputs: PyTree, targets: PyTree) -> bool:
     """Whether outputs have an axis of classes more than their integer targets."""
     arrays = all(hasattr(x, "shape") and hasattr(x, "dtype") for x in (outputs, targets))
     if not arrays or not jnp.issubdtype(targets.dtype, jnp.integer):
@@ -26,7 +27,7 @@ def has_nan(scores: jax.Array) -> jax.Array:
     return jnp.any(jnp.isnan(scores), axis=-1)
 
 
-def check_scores(scores: Any, targets: Any) -> None:
+def check_scores(scores: Any, targets: PyTree) -> None:
     """Raises a ValueError unless targets are classes of the scores."""
     if not are_scores(scores, targets):
         kind = lambda x: f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__
@@ -46,7 +47,7 @@ def right(scores: jax.Array, targets: jax.Array) -> jax.Array:
 def negative_log_likelihood(scores: jax.Array, targets: jax.Array) -> jax.Array:
     """``-log softmax(scores)[target]``, ``[*examples]``, float32.
 
-    NaN where the target is no class: marks such as -1 or -100 are left out by weights of 0.
+    NaN where the target is not a class: marks such as -1 or -100 are left out by weights of 0.
     """
     check_scores(scores, targets)
     scores = scores.astype(jnp.float32)
@@ -65,7 +66,7 @@ def class_counts(scores: jax.Array, targets: jax.Array, weights: jax.Array | Non
     one = spread(one, targets.shape).ravel()
     targets = targets.ravel()
     targets = jnp.where((targets >= 0) & (targets < classes), targets, classes)
-    # The last bin is for answers and targets that are no class.
+    # The last bin is for answers and targets that are not a class.
     count = lambda ids, w: jnp.zeros(classes + 1, one.dtype).at[ids].add(w)[:classes]
     return (
         count(targets, jnp.where(found == targets, one, 0)),

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxopt_compress.evaluation.metric import Metric
 from jaxopt_compress.evaluation.sums import quotient, spread
+from jaxopt_compress.typing import PyTree
 
 _PERMUTATIONS, _RESAMPLES = 2000, 1000
 # Beyond so many examples the sums are as good as normal, and resampling takes long.
@@ -23,7 +24,7 @@ def kept_values(metric: Metric) -> Metric:
     """
     assert metric.values is not None
 
-    def measure(outputs: Any, targets: Any, weights: Any) -> Any:
+    def measure(outputs: PyTree, targets: PyTree, weights: Any) -> Any:
         values = jnp.asarray(metric.values(outputs, targets))  # pyright: ignore
         wide = values.astype(jnp.float32)
         each = jnp.ones(wide.shape) if weights is None else spread(weights, wide.shape)

@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What meets: activations' codes, or floats and a weight that lies in some way."""
+        """The kind of product: codes of activations, or floats, and the layout of the weight."""
         if jnp.issubdtype(self.x.dtype, jnp.integer):
             return "integers" if self.w.groups == 1 else "integers in groups"
         if self.x.dtype.itemsize == 1:

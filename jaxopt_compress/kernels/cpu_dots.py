@@ -224,7 +224,7 @@ def _matrix_in_blocks(x, stored, scale, code, precision):
 
 
 def _across(scale, code):
-    """What belongs to each of the columns that a stored element holds."""
+    """The entries of each of the columns that a stored element holds."""
     return [scale] if code.across == 1 else jnp.split(scale, code.across, axis=-1)
 
 

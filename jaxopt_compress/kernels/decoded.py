@@ -1,4 +1,4 @@
-"""What the kernels that decode a weight on its way share: their contract, and words' codes."""
+"""The contract of kernels that decode a weight as they read it, and the codes in words."""
 
 import functools
 
@@ -59,7 +59,7 @@ def integers_in_tiles(product, fits, x_codes, codes, scale, layer, *, group, tra
 
 
 def of_single(kernel):
-    """`kernel(x, codes, scale, layer)` with weights that are no layers, and `jax.vmap`."""
+    """`kernel(x, codes, scale, layer)` for weights outside a stack, and `jax.vmap`."""
     return with_rows_merged(lambda x, *weight: kernel(x, *(a[None] for a in weight), np.int32(0)))
 
 
@@ -82,9 +82,9 @@ def layer_of(stack, layer):
 
 
 def layer_types(codes, scale, layer, transposed=False):
-    """What codes and steps of a layer are like, which have no axis of layers if that is None.
+    """The shapes and types of a layer's codes and steps; without a layer they have no such axis.
 
-    Transposed ones as if they were not.
+    Those of transposed codes are given as if the codes were not transposed.
     """
 
     def own(a):

@@ -38,7 +38,7 @@ def _by_levels(form: Callable[..., jax.Array], short: bool = False, **given: Any
     return run
 
 
-def _as_it_lies(case: Case, x_scale: Any) -> jax.Array:
+def _transposed_weight(case: Case, x_scale: Any) -> jax.Array:
     levels = case.w.levels(case.w.codes, case.rows)
     return dots.as_it_lies(case.x, levels, case.scale, case.how.precision)
 
@@ -132,7 +132,7 @@ ONE_SCALE = (
 )
 TRANSPOSED = (
     *kernels("transposed", "cuda"),
-    Form("as it lies", "transposed", EVERY, always, _as_it_lies, nothing,
+    Form("transposed weight", "transposed", EVERY, always, _transposed_weight, nothing,
          "codes [N, K] that no kernel reads: XLA contracts them as they are"),
 )
 GROUPS = (

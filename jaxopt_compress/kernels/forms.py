@@ -1,4 +1,4 @@
-"""What all products share: checks, a form for each platform, and how forms are transformed."""
+"""Shared by all products: checks, a form for each platform, and transformations of forms."""
 
 import jax
 import jax.numpy as jnp

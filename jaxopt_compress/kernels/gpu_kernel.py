@@ -3,7 +3,7 @@
 XLA fuses a conversion of codes into the operand of a matrix product; where decoding takes more
 (steps of groups, a codebook, planar words), it writes the dense weight to memory, or a product per
 group. This kernel, in Triton, reads codes and steps for each block of rows, and decodes in
-registers. A layer it reads out of its stack; the loop has as many instructions for one of 80 layers
+registers. It reads a layer out of its stack; the loop has as many instructions for one of 80 layers
 of 8192 x 28672, whose positions take 64 bits, as for a weight alone.
 
 Each program makes one block of the result, of at most 256 rows, in steps of a tile of codes. Codes
@@ -34,13 +34,14 @@ kernel was compiled for an H100, and run step by step on CPUs only.
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
+from jax.typing import DTypeLike
 
 from jaxopt_compress.kernels.decoded import codes_of_runs, layer_of
 from jaxopt_compress.kernels.forms import varying_alike
@@ -95,7 +96,7 @@ def _of_matrices(
     block,
     transposed,
     lookup,
-    preferred: Any,
+    preferred: DTypeLike,
     interpret,
 ):
     (rows, depth), columns = x.shape, codes.shape[1 if transposed else 2]
@@ -104,12 +105,7 @@ def _of_matrices(
     tiles = tiles_of(rows, depth, group, bits, block, x.dtype.itemsize)
     bm, bn, steps, splits = _blocks(rows, depth, columns, tiles, decode is None)
     dtype = preferred if splits == 1 else jnp.float32
-    table = jnp.zeros(1, jnp.float32)
-    read = decode and (lambda codes, _: decode(codes))
-    if lookup and (bits is not None or codes.dtype.name in ("int4", "uint4")):
-        every = jnp.arange(2 ** (bits or 4))
-        table = decode(every.astype(jnp.int32 if bits is not None else codes.dtype))
-        read = lambda codes, table_ref: table_ref[codes.astype(jnp.int32) & (table.size - 1)]
+    read, table = _reader(decode, codes.dtype, bits, lookup)
     padded = pl.cdiv(rows, bm) * bm
     x = jnp.pad(x, ((0, padded - rows), (0, 0)))
     scale, widened = _readable_steps(scale, layer, rows)
@@ -117,12 +113,6 @@ def _of_matrices(
     manual = jax.typeof(operands[0]).manual_axis_type
     given = {"read": read, "widened": widened, "group": group, "bits": bits}
     turned = transposed, transposed and not one_step
-
-    def columns_of(stack, turned):
-        layers, *whole = stack.shape
-        block = (layers, bn, whole[1]) if turned else (layers, whole[0], bn)
-        return pl.BlockSpec(block, lambda n, m, s: (0, n, 0) if turned else (0, 0, n))
-
     y = pl.pallas_call(
         functools.partial(_kernel, tiles=tiles, steps=steps, turned=turned, **given),
         out_shape=jax.ShapeDtypeStruct((splits, padded, columns), dtype, manual_axis_type=manual),
@@ -130,8 +120,8 @@ def _of_matrices(
         in_specs=[
             pl.BlockSpec((1,), lambda n, m, s: (0,)),
             pl.BlockSpec((bm, depth), lambda n, m, s: (m, 0)),
-            columns_of(codes, turned[0]),
-            columns_of(scale, turned[1]),
+            _columns_of(codes, bn, turned[0]),
+            _columns_of(scale, bn, turned[1]),
             pl.BlockSpec(table.shape, lambda n, m, s: (0,)),
         ],
         out_specs=pl.BlockSpec((None, bm, bn), lambda n, m, s: (s, m, n)),
@@ -147,8 +137,25 @@ def _of_matrices(
     return y[:rows]
 
 
+def _reader(decode, dtype, bits, lookup):
+    """The function that decodes in the kernel, None for integer products, and its table."""
+    if lookup and (bits is not None or dtype.name in ("int4", "uint4")):
+        every = jnp.arange(2 ** (bits or 4))
+        table = decode(every.astype(jnp.int32 if bits is not None else dtype))
+        look_up = lambda codes, table_ref: table_ref[codes.astype(jnp.int32) & (table.size - 1)]
+        return look_up, table
+    return decode and (lambda codes, _: decode(codes)), jnp.zeros(1, jnp.float32)
+
+
+def _columns_of(stack, columns, turned):
+    """A block of columns of all layers."""
+    layers, *whole = stack.shape
+    block = (layers, columns, whole[1]) if turned else (layers, whole[0], columns)
+    return pl.BlockSpec(block, lambda n, m, s: (0, n, 0) if turned else (0, 0, n))
+
+
 def _readable_steps(scale, layer, rows):
-    """Steps in a type that Triton has, and what makes float32 of them in the kernel."""
+    """Steps in a type that Triton has, and the function that widens them in the kernel."""
     if rows > _FEW_ROWS and scale.dtype != jnp.float32:
         # A float32 copy takes less time than widening them for each block.
         return step_value(layer_of(scale, layer))[None], step_value
@@ -201,36 +208,23 @@ def _kernel(
     turned,
 ):
     """One block of the result, or of a part of its sum."""
-    place = lambda stack_ref: layer_ref[0] if stack_ref.shape[0] > 1 else 0
-    of_codes, of_scale = place(codes_ref), place(scale_ref)
-    rows, columns = jnp.arange(x_ref.shape[0])[:, None], jnp.arange(y_ref.shape[1])[None]
+    codes_at, x_at, scale_at, one_scale = _readers(
+        layer_ref,
+        x_ref,
+        codes_ref,
+        scale_ref,
+        columns=y_ref.shape[1],
+        widened=widened,
+        group=group,
+        tiles=tiles,
+        turned=turned,
+    )
     entries, first = jnp.arange(tiles.depth), pl.program_id(2) * steps
     grouped = group < x_ref.shape[1]
     words = 1 if bits is None else layout(bits).rows
 
-    def part(stack_ref, layer, at, turned):
-        if tiles.whole:
-            whole = stack_ref[(layer, slice(None), at) if turned else (layer, at)]
-            return whole.T if turned else whole
-        if turned:
-            return stack_ref[layer, columns.T, at[None]].T
-        return stack_ref[layer, at[:, None], columns]
-
-    # Of a step whose runs are whole, positions are where a run starts, otherwise each entry's.
-    def along(at):
-        return pl.ds(pl.multiple_of(at, tiles.depth), tiles.depth)
-
-    def codes_at(at):
-        return part(codes_ref, of_codes, along(at) if tiles.whole else at, turned[0])
-
-    def x_at(at):
-        return x_ref[:, along(at)] if tiles.whole else x_ref[rows, at[None]]
-
-    def scale_at(at):
-        at = lax.div(at, group)
-        return widened(part(scale_ref, of_scale, pl.ds(at, 1) if tiles.whole else at, turned[1]))
-
     def step(i, sums):
+        # Positions of a step whose runs are whole are where a run starts, otherwise each entry's.
         at = (first + i) * tiles.depth
         at = at if tiles.whole else at + entries
         block, within = lax.div(at, tiles.width), lax.rem(at, tiles.width)
@@ -250,4 +244,34 @@ def _kernel(
     exact = read is None and not grouped
     none = jnp.zeros(y_ref.shape, jnp.int32 if exact else jnp.float32)
     sums = lax.fori_loop(0, steps, step, none).astype(jnp.float32)
-    y_ref[...] = (sums if grouped else sums * widened(scale_ref[of_scale])).astype(y_ref.dtype)
+    y_ref[...] = (sums if grouped else sums * one_scale()).astype(y_ref.dtype)
+
+
+def _readers(layer_ref, x_ref, codes_ref, scale_ref, *, columns, widened, group, tiles, turned):
+    """Functions that read codes, columns of `x` and scales at a position, and a scale for all."""
+    place = lambda stack_ref: layer_ref[0] if stack_ref.shape[0] > 1 else 0
+    of_codes, of_scale = place(codes_ref), place(scale_ref)
+    rows, columns = jnp.arange(x_ref.shape[0])[:, None], jnp.arange(columns)[None]
+
+    def part(stack_ref, layer, at, turned):
+        if tiles.whole:
+            whole = stack_ref[(layer, slice(None), at) if turned else (layer, at)]
+            return whole.T if turned else whole
+        if turned:
+            return stack_ref[layer, columns.T, at[None]].T
+        return stack_ref[layer, at[:, None], columns]
+
+    def along(at):
+        return pl.ds(pl.multiple_of(at, tiles.depth), tiles.depth)
+
+    def codes_at(at):
+        return part(codes_ref, of_codes, along(at) if tiles.whole else at, turned[0])
+
+    def x_at(at):
+        return x_ref[:, along(at)] if tiles.whole else x_ref[rows, at[None]]
+
+    def scale_at(at):
+        at = lax.div(at, group)
+        return widened(part(scale_ref, of_scale, pl.ds(at, 1) if tiles.whole else at, turned[1]))
+
+    return codes_at, x_at, scale_at, lambda: widened(scale_ref[of_scale])

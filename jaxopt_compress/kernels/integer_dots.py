@@ -115,7 +115,7 @@ def widened(x_codes, codes):
     kind = jnp.int8 if fit else jnp.int32
     x, rows = x_codes.astype(kind), x_codes.shape[-2]
     if rows == 1 and (x.ndim > 2 or codes.dtype.name in ("int4", "uint4")):
-        # Of a product with one row XLA for GPU makes a reduction, which it fails to compile for
+        # XLA for GPU turns a product with one row into a reduction, which it fails to compile for
         # int4, and for which it writes out int32 in a batch.
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, 1), (0, 0)])
     return as_stored(x, codes.astype(kind))[..., :rows, :]

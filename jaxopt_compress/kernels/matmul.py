@@ -11,7 +11,7 @@ from jaxopt_compress.kernels.forms import ACCELERATORS, on_each_platform
 from jaxopt_compress.kernels.integer_forms import FLOAT8, INTEGERS, INTEGERS_IN_GROUPS
 from jaxopt_compress.kernels.operand import How, Operand
 
-# Of each kind the first that serves a platform and fits a product is taken.
+# The first form of a kind that serves the platform and fits the product is taken.
 FORMS = (*ONE_SCALE, *TRANSPOSED, *GROUPS, *WORDS, *INTEGERS, *INTEGERS_IN_GROUPS, *FLOAT8)
 PLATFORMS = ("cpu", *ACCELERATORS)
 

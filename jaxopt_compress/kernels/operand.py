@@ -1,4 +1,4 @@
-"""What a product of matrices is made of: a quantized weight as data, and how to multiply by it."""
+"""The operand of a product: a quantized weight as data, and how to multiply by it."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxopt_compress.kernels.decoded import layer_of, layer_types
 from jaxopt_compress.kernels.forms import on_each_platform
@@ -42,7 +43,7 @@ class Stored:
         return self.layer is not None and self.codes.shape[0] > 1
 
     def types(self, transposed: bool) -> tuple[Any, Any]:
-        """What codes and steps of a layer are like, transposed or not."""
+        """The shapes and types of a layer's codes and steps, transposed or not."""
         return layer_types(self.codes, self.steps, self.layer, transposed != self.transposed)
 
     def lying(self, transposed: bool) -> "Stored":
@@ -96,7 +97,7 @@ class Operand:
 
     @property
     def bits(self) -> int:
-        """Of a code."""
+        """The bits of one code."""
         return self.fmt.bits
 
     @property
@@ -122,11 +123,11 @@ class Operand:
 
     @property
     def middle(self) -> int:
-        """What kernels subtract from levels: those around 0 lose the least in 16 bits."""
+        """The number that kernels subtract from levels: around 0 they lose the least in 16 bits."""
         return 0 if self.zero is None or self.fmt.grid.signed else 2 ** (self.bits - 1)
 
     def levels(self, codes: jax.Array, rows: int) -> jax.Array:
-        """What codes stand for, for a product with so many rows."""
+        """The values that codes stand for, in a product with so many rows."""
         if self.converts:
             return codes
         if rows > 1 or not isinstance(self.fmt.grid, Codebook):
@@ -176,7 +177,7 @@ class How(NamedTuple):
         interpret: Whether kernels run step by step, on any device.
     """
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     wide: Any = jnp.float32
     sums: Any = None
     precision: Any = None

@@ -27,7 +27,7 @@ class Code(NamedTuple):
 
 
 def readable(stored, bits=None):
-    """What to cut into blocks, and the `Code` in which it is written."""
+    """The array to cut into blocks, and the `Code` in which it is written."""
     if bits is not None:
         return stored, Code(functools.partial(_field, bits=bits), planes=8 // bits)
     if (across := columns_per_byte(stored)) > 1:

@@ -56,8 +56,8 @@ from jaxopt_compress.numerics.steps import step_value
 # Blocks of rows, columns and K. A block of rows is as large as the accumulator may well be: each
 # reads x once more per block of columns, but not the weight.
 _ROWS, _COLUMNS, _DEPTH = 1024, 1024, 1024
-# What is decoded at a time, a divisor of a block: small enough for registers, deep enough for the
-# matrix unit. Steps are read by rows, which Mosaic does for at least 256 columns.
+# A chunk, a divisor of a block, is decoded at a time: small enough for registers, deep enough for
+# the matrix unit. Steps are read by rows, which Mosaic does for at least 256 columns.
 CHUNK_DEPTH, CHUNK_COLUMNS = 256, 256
 _LANES = 128
 # Of VMEM's 128 MB, what decoded columns may take, and what the compiler gets for spilled registers.
@@ -91,34 +91,11 @@ def product(x, codes, scale, layer, *, interpret, **given):
         scratch["codes"] = ((stored, bn), codes.dtype)
     if keeps := decode is not None and grid[1] > 1:
         scratch["decoded"] = ((depth, bn), x.dtype)
-    table = jnp.zeros(_LANES, jnp.float32)
-    if decode is None:
-        read = None
-    elif codes.dtype == jnp.uint4:
-        read = _look_up
-        table = table.at[:16].set(decode(jnp.arange(16, dtype=jnp.int32).astype(codes.dtype)))
-    elif bits is not None:
-        read = lambda words, _: decode(_unpack(words, bits, given["block"]))
-    else:
-        read = lambda codes, _: decode(codes)
-
-    def in_layer(stack, height, at, turned):
-        def place(n, m, k, layer_ref):
-            layer, at_mk = layer_ref[0] if stack.shape[0] > 1 else 0, at(m, k)
-            return (layer, n, at_mk) if turned else (layer, at_mk, n)
-
-        return pl.BlockSpec((None, bn, height) if turned else (None, height, bn), place)
-
+    read, table = _reader(decode, codes.dtype, bits, given["block"])
     # Later blocks of rows do not read codes: naming the same block again moves nothing.
     block = lambda m, k: jnp.where(m == 0, k, grid[2] - 1) if keeps else k
-    stored_bytes = height * (4 if codes.dtype.name.endswith("int4") else 8) // 8
-    x_bytes, y_bytes = depth * x.dtype.itemsize, columns * preferred.itemsize
-    windows = bm * bk * x.dtype.itemsize + bm * bn * preferred.itemsize
-    step_bytes = groups * scale.dtype.itemsize
-    windows += bn * (stored_bytes * bk // depth + step_bytes)
-    kept_bytes = sum(
-        math.prod(shape) * jnp.dtype(dtype).itemsize for shape, dtype in scratch.values()
-    )
+    code_bits = 4 if codes.dtype.name.endswith("int4") else 8
+    column_bytes = height * code_bits // 8, groups * scale.dtype.itemsize
     operands = varying_alike([jnp.int32(layer)[None], x, codes, scale, table[None]])
     manual = jax.typeof(operands[0]).manual_axis_type
     return pl.pallas_call(
@@ -131,8 +108,8 @@ def product(x, codes, scale, layer, *, interpret, **given):
             grid=grid,
             in_specs=[
                 pl.BlockSpec((bm, bk), lambda n, m, k, _: (m, k)),
-                in_layer(codes, stored, block, turned),
-                in_layer(scale, groups, lambda m, k: 0, turned_steps),
+                _in_layer(codes, (stored, bn), block, turned),
+                _in_layer(scale, (groups, bn), lambda m, k: 0, turned_steps),
                 pl.BlockSpec((1, _LANES), lambda n, m, k, _: (0, 0)),
             ],
             out_specs=pl.BlockSpec((bm, bn), lambda n, m, k, _: (m, n)),
@@ -140,21 +117,57 @@ def product(x, codes, scale, layer, *, interpret, **given):
         ),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=2 * windows + kept_bytes + _SPILLED_BYTES,
+            vmem_limit_bytes=_vmem((bm, bn, bk), depth, x.dtype, preferred, column_bytes, scratch),
         ),
-        cost_estimate=pl.CostEstimate(
-            flops=2 * rows * depth * columns,
-            bytes_accessed=columns * (stored_bytes + step_bytes)
-            + rows * (grid[0] * x_bytes + y_bytes),
-            transcendentals=0,
-        ),
+        cost_estimate=_cost(x, columns, grid[0], sum(column_bytes), preferred),
         interpret=interpret,
         name="decoded_dot",
     )(*operands)
 
 
+def _reader(decode, dtype, bits, block):
+    """The function that decodes in the kernel, None for integer products, and its table."""
+    table = jnp.zeros(_LANES, jnp.float32)
+    if decode is None:
+        return None, table
+    if dtype == jnp.uint4:
+        return _look_up, table.at[:16].set(decode(jnp.arange(16, dtype=jnp.int32).astype(dtype)))
+    if bits is not None:
+        return lambda words, _: decode(_unpack(words, bits, block)), table
+    return lambda codes, _: decode(codes), table
+
+
+def _in_layer(stack, shape, at, turned):
+    """A block of one layer, `at(m, k)` along K."""
+    height, columns = shape
+
+    def place(n, m, k, layer_ref):
+        layer, at_mk = layer_ref[0] if stack.shape[0] > 1 else 0, at(m, k)
+        return (layer, n, at_mk) if turned else (layer, at_mk, n)
+
+    return pl.BlockSpec((None, columns, height) if turned else (None, height, columns), place)
+
+
+def _vmem(blocks, depth, dtype, preferred, column_bytes, scratch):
+    """Bytes of VMEM: windows twice, while one is read the other is written; scratch once."""
+    (bm, bn, bk), (codes, steps) = blocks, column_bytes
+    windows = bm * bk * dtype.itemsize + bm * bn * preferred.itemsize
+    windows += bn * (codes * bk // depth + steps)
+    kept = sum(math.prod(shape) * jnp.dtype(of).itemsize for shape, of in scratch.values())
+    return 2 * windows + kept + _SPILLED_BYTES
+
+
+def _cost(x, columns, reads, column_bytes, preferred):
+    """Operations and bytes; `x` is read once for each block of columns."""
+    rows, depth = x.shape
+    row_bytes = reads * depth * x.dtype.itemsize + columns * preferred.itemsize
+    moved = columns * column_bytes + rows * row_bytes
+    flops = 2 * rows * depth * columns
+    return pl.CostEstimate(flops=flops, bytes_accessed=moved, transcendentals=0)
+
+
 def unit_of_depth(bits, transposed):
-    """What K of a block is a multiple of: of transposed words, whole registers lie along it."""
+    """The number that divides K of a block; transposed words need whole registers along it."""
     return max(CHUNK_DEPTH, 8 * _LANES // math.gcd(bits, 8)) if bits and transposed else CHUNK_DEPTH
 
 
@@ -170,43 +183,15 @@ def _blocks(rows, depth, columns, itemsize, unit):
 
 
 def _kernel(_, x_ref, codes_ref, scale_ref, table_ref, y_ref, *refs, read, group, turned, scratch):
-    """One block; `kept_ref` is where decoded columns stay, if there are several blocks of rows."""
+    """One block; "decoded" is where columns stay, if there are several blocks of rows."""
     own = dict(zip(scratch, refs, strict=True))
     sum_ref, wide_ref, kept_ref = own["sums"], own["steps"], own.get("decoded")
     held_ref = own.get("codes", codes_ref)
     m, k = pl.program_id(1), pl.program_id(2)
     chunks = x_ref.shape[1] // CHUNK_DEPTH
-
-    height = min(group, CHUNK_DEPTH)  # Of what shares a step in a chunk.
-    parts = [slice(start, start + height) for start in range(0, CHUNK_DEPTH, height)]
-
-    def scaled(values, j, columns):
-        i = k * chunks + j
-        first = i * len(parts) if len(parts) > 1 else lax.div(i, jnp.int32(group // CHUNK_DEPTH))
-        steps = [wide_ref[pl.ds(first + n, 1), columns] for n in range(len(parts))]
-        return [value * step for value, step in zip(values, steps, strict=True)]
-
-    def codes_at(j, columns):
-        return held_ref[_at(j, held_ref.shape[0] // chunks), columns]
-
-    def by_integers(j, columns):
-        x, codes = x_ref[:, _at(j)], codes_at(j, columns).astype(jnp.int8)
-        dot = functools.partial(jnp.dot, preferred_element_type=jnp.int32)
-        return sum(
-            scaled([dot(x[:, at], codes[at]).astype(jnp.float32) for at in parts], j, columns)
-        )
-
-    def by_levels(j, columns):
-        levels = read(codes_at(j, columns), table_ref)
-        weight = jnp.concatenate(scaled([levels[at] for at in parts], j, columns))
-        weight = weight.astype(x_ref.dtype)
-        if kept_ref is not None:
-            kept_ref[_at(k * chunks + j), columns] = weight
-        return jnp.dot(x_ref[:, _at(j)], weight, preferred_element_type=jnp.float32)
-
-    def by_kept(j, columns):
-        weight = own["decoded"][_at(k * chunks + j), columns]
-        return jnp.dot(x_ref[:, _at(j)], weight, preferred_element_type=jnp.float32)
+    by_integers, by_levels, by_kept = _products(
+        x_ref, held_ref, table_ref, wide_ref, kept_ref, read=read, group=group, first=k * chunks
+    )
 
     def multiply(product):
         def step(j, _):
@@ -239,6 +224,46 @@ def _kernel(_, x_ref, codes_ref, scale_ref, table_ref, y_ref, *refs, read, group
     @pl.when(k == pl.num_programs(2) - 1)
     def _():
         y_ref[...] = sum_ref[...].astype(y_ref.dtype)
+
+
+def _products(x_ref, held_ref, table_ref, wide_ref, kept_ref, *, read, group, first):
+    """Products of chunk `j` of this block: by integers, by levels, and by columns decoded before.
+
+    The block begins at chunk `first` of K.
+    """
+    chunks = x_ref.shape[1] // CHUNK_DEPTH
+    height = min(group, CHUNK_DEPTH)  # Of what shares a step in a chunk.
+    parts = [slice(start, start + height) for start in range(0, CHUNK_DEPTH, height)]
+
+    def scaled(values, j, columns):
+        i = first + j
+        at = i * len(parts) if len(parts) > 1 else lax.div(i, jnp.int32(group // CHUNK_DEPTH))
+        steps = [wide_ref[pl.ds(at + n, 1), columns] for n in range(len(parts))]
+        return [value * step for value, step in zip(values, steps, strict=True)]
+
+    def codes_at(j, columns):
+        return held_ref[_at(j, held_ref.shape[0] // chunks), columns]
+
+    def by_integers(j, columns):
+        x, codes = x_ref[:, _at(j)], codes_at(j, columns).astype(jnp.int8)
+        dot = functools.partial(jnp.dot, preferred_element_type=jnp.int32)
+        return sum(
+            scaled([dot(x[:, at], codes[at]).astype(jnp.float32) for at in parts], j, columns)
+        )
+
+    def by_levels(j, columns):
+        levels = read(codes_at(j, columns), table_ref)
+        weight = jnp.concatenate(scaled([levels[at] for at in parts], j, columns))
+        weight = weight.astype(x_ref.dtype)
+        if kept_ref is not None:
+            kept_ref[_at(first + j), columns] = weight
+        return jnp.dot(x_ref[:, _at(j)], weight, preferred_element_type=jnp.float32)
+
+    def by_kept(j, columns):
+        weight = kept_ref[_at(first + j), columns]
+        return jnp.dot(x_ref[:, _at(j)], weight, preferred_element_type=jnp.float32)
+
+    return by_integers, by_levels, by_kept
 
 
 def _at(chunk, height=CHUNK_DEPTH):

@@ -18,10 +18,11 @@ from jaxopt_compress.lift.lift import lift
 from jaxopt_compress.lift.observe import measures
 from jaxopt_compress.lift.observe.calibrate import UnmeasuredWarning, calibrate
 from jaxopt_compress.lift.observe.capture import capture
-from jaxopt_compress.lift.observe.statistics import Statistics, statistics_for
+from jaxopt_compress.lift.observe.statistics import Statistics, Stats, statistics_for
 from jaxopt_compress.lift.observe.uses import (
     UnfollowedWarning,
     Use,
+    Uses,
     layout_of,
     uses,
     uses_by_layout,
@@ -31,9 +32,11 @@ __all__ = [
     "FallbackError",
     "FallbackWarning",
     "Statistics",
+    "Stats",
     "UnfollowedWarning",
     "UnmeasuredWarning",
     "Use",
+    "Uses",
     "calibrate",
     "capture",
     "layout_of",

@@ -7,6 +7,9 @@ from typing import Any
 
 import jax
 from jax.extend import core, source_info_util
+from jax.typing import DTypeLike
+
+from jaxopt_compress.typing import PyTree, Value
 
 
 def parts(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
@@ -30,7 +33,7 @@ def equation_scope(eqn: core.JaxprEqn) -> Iterator[None]:
         yield
 
 
-def bind(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
+def bind(eqn: core.JaxprEqn, values: Sequence[Value]) -> list[Any]:
     """Binds the primitive of ``eqn`` to other operands, all else unchanged."""
     params = eqn.primitive.get_bind_params(eqn.params)
     functions, params = params if isinstance(params, tuple) else ((), params)
@@ -38,7 +41,7 @@ def bind(eqn: core.JaxprEqn, values: Sequence[Any]) -> list[Any]:
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def type_of(v: Any) -> Any:
+def type_of(v: Value) -> Any:
     """The type of a variable or literal of a jaxpr, with a shape and a dtype."""
     return v.aval
 
@@ -48,7 +51,9 @@ def source_line(eqn: core.JaxprEqn) -> str:
     return source_info_util.summarize(eqn.source_info)
 
 
-def dense_type(shape: tuple[int, ...], dtype: Any, fields: Sequence[Any]) -> jax.ShapeDtypeStruct:
+def dense_type(
+    shape: tuple[int, ...], dtype: DTypeLike, fields: Sequence[Any]
+) -> jax.ShapeDtypeStruct:
     """The type of a dense array that varies over a manual mesh as any of its fields does."""
     kinds = [jax.typeof(x) for x in fields]
     every = frozenset().union(*(kind.manual_axis_type.varying for kind in kinds))
@@ -59,13 +64,13 @@ def dense_type(shape: tuple[int, ...], dtype: Any, fields: Sequence[Any]) -> jax
     return jax.ShapeDtypeStruct(shape, dtype, sharding=whole, manual_axis_type=manual)
 
 
-def explicit_mesh(x: Any) -> bool:
+def explicit_mesh(x: Value) -> bool:
     """Whether the type of an array names mesh axes."""
     return any(entry is not None for entry in jax.typeof(x).sharding.spec)
 
 
 def call_origin(jaxpr: core.Jaxpr) -> core.DebugInfo | None:
-    """What to name as the origin of calls made from parts of ``jaxpr``.
+    """The origin to name for calls made from parts of ``jaxpr``.
 
     None where operations are run one by one rather than staged: a call would be compiled each time.
     """
@@ -75,7 +80,7 @@ def call_origin(jaxpr: core.Jaxpr) -> core.DebugInfo | None:
 
 
 def part_origin(jaxpr: core.Jaxpr) -> core.DebugInfo:
-    """What to name as the origin of a part of ``jaxpr``, whose arguments are others."""
+    """The origin to name for a part of ``jaxpr`` that has other arguments."""
     return jaxpr.debug_info._replace(arg_names=None, result_paths=None)
 
 
@@ -87,7 +92,7 @@ def _call_template(mesh: Any) -> tuple[core.Primitive, dict[str, Any]]:
     return eqn.primitive, dict(eqn.params)
 
 
-def bind_call(closed: core.ClosedJaxpr, values: Sequence[Any]) -> list[Any]:
+def bind_call(closed: core.ClosedJaxpr, values: Sequence[Value]) -> list[Any]:
     """Binds a jaxpr as one call, without tracing it again."""
     primitive, template = _call_template(jax.sharding.get_abstract_mesh())
     n, m = len(values), len(closed.jaxpr.outvars)
@@ -104,7 +109,7 @@ def bind_call(closed: core.ClosedJaxpr, values: Sequence[Any]) -> list[Any]:
     return primitive.bind(*values, **params)
 
 
-def scan_split(params: dict[str, Any], operands: list[Any]) -> tuple[list, list, list]:
+def scan_split(params: dict[str, PyTree], operands: list[Value]) -> tuple[list, list, list]:
     """The operands of a scan: constants, carry, scanned."""
     if "num_consts" in params:
         consts, carry = params["num_consts"], params["num_carry"]
@@ -115,7 +120,7 @@ def scan_split(params: dict[str, Any], operands: list[Any]) -> tuple[list, list,
     return operands[:consts], operands[consts:cut], operands[cut:]
 
 
-def manual_axes(params: dict[str, Any]) -> set[Any]:
+def manual_axes(params: dict[str, PyTree]) -> set[Any]:
     """The mesh axes that a shard_map equation makes manual."""
     axes = params.get("newly_manual_axes", params.get("manual_axes"))
     return set(params["mesh"].axis_names if axes is None else axes)

@@ -16,6 +16,7 @@ from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.learned import slopes
 from jaxopt_compress.numerics.rounding import widen
 from jaxopt_compress.numerics.steps import symmetric_step
+from jaxopt_compress.typing import PyTree
 
 
 def input_step(w: InputQuantizedArray, x: jax.Array, axes: Sequence[int], spread: Any) -> jax.Array:
@@ -95,7 +96,7 @@ def residuals(
     return rounded, dense_operand(w.weight, x.dtype)
 
 
-def straight_through(run: Any, smooth: Any, *args: Any) -> jax.Array:
+def straight_through(run: Any, smooth: Any, *args: PyTree) -> jax.Array:
     """``run(*args)``, of trees, with the derivatives of ``smooth``."""
     leaves, treedef = jax.tree.flatten(args)
     flat = lambda fn: lambda *leaves: fn(*jax.tree.unflatten(treedef, leaves))

@@ -3,8 +3,6 @@
 Integers are summed exactly in int32, 8-bit floats in float32.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -18,9 +16,10 @@ from jaxopt_compress.numerics.codebooks import Codebook
 from jaxopt_compress.numerics.codes import levels_of
 from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.integers import Integers
+from jaxopt_compress.typing import Value
 
 
-def integer_weight(w: Any, fmt: Format) -> QuantizedArray | None:
+def integer_weight(w: Value, fmt: Format) -> QuantizedArray | None:
     """The weight with one int8 or int4 code per entry, if it meets activations as such."""
     # Unsigned codes of less than 8 bits are int8 numbers too.
     whole = isinstance(fmt.grid, Integers) and fmt.grid.high <= 127
@@ -52,33 +51,33 @@ def steps_leave(w: QuantizedArray, how: Product) -> bool:
 
 
 def contract_integers(
-    w: QuantizedArray, codes: jax.Array, step: jax.Array, how: Product, sums: Any
+    w: QuantizedArray, codes: jax.Array, step: jax.Array, how: Product, sums: Value
 ) -> jax.Array:
     """The product with codes of an activation, summed in int32, times the steps of both."""
     sizes = [1 if d in how.contract[0] else n for d, n in enumerate(codes.shape)]
     steps = as_rows(jnp.broadcast_to(step, sizes), how.contract[0], how.batch[0])
 
-    def multiply(rows: jax.Array, matrix: Any, scale: jax.Array) -> jax.Array:
+    def multiply(rows: jax.Array, matrix: Value, scale: jax.Array) -> jax.Array:
         held = stored_of(w, w.scale, matrix, how)
-        # What zero points take away again would be rounded with what is left.
+        # Rounding here would also round the part that zero points subtract afterwards.
         own = How(sums=sums if w.zero is None else None)
         return matmul(rows, operand_of(w, matrix, held, scale), steps, how=own)
 
     return as_matrices(codes, w, how, multiply)
 
 
-def are_float8(w: Any, inputs: Format) -> bool:
+def are_float8(w: Value, inputs: Format) -> bool:
     """Whether weight and activations are both held in 8-bit floats, in a product of one group."""
     if not isinstance(w, QuantizedArray) or w.group_size is not None or is_compressed(w.codes):
         return False
     return all(fmt.dtype.name.startswith("float8") for fmt in (w.fmt, inputs))
 
 
-def contract_float8(w: QuantizedArray, codes: jax.Array, how: Product, sums: Any) -> jax.Array:
+def contract_float8(w: QuantizedArray, codes: jax.Array, how: Product, sums: Value) -> jax.Array:
     """The product of 8-bit floats, summed in float32 and rounded to ``sums``."""
     own = plain_steps(w)
 
-    def multiply(rows: jax.Array, matrix: Any, scale: jax.Array) -> jax.Array:
+    def multiply(rows: jax.Array, matrix: Value, scale: jax.Array) -> jax.Array:
         held = stored_of(own, own.scale, matrix, how)
         dtype = (held is not None and sums) or jnp.float32
         return matmul(rows, operand_of(own, matrix, held, scale), how=How(dtype, sums=sums))

@@ -4,7 +4,6 @@ Sparse weights are expanded, one at a time, where they are used: XLA has no spar
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +26,13 @@ from jaxopt_compress.lift.products import (
 )
 from jaxopt_compress.lift.views import STORED, Joined, cast, cut
 from jaxopt_compress.numerics.rounding import promoted
+from jaxopt_compress.typing import Value
 
 del quantized_products  # imported for the product that it registers
 
 
 @contract.register
-def _contract_low_rank(w: LowRankArray, x: jax.Array, how: Product) -> Any:
+def _contract_low_rank(w: LowRankArray, x: jax.Array, how: Product) -> Value:
     """``(x u) v``, or ``(x v^T) u^T`` where the right side is summed over."""
     ndim, cut = w.ndim, w.ndim - w.out_ndim
     batch = how.batch[1]
@@ -53,7 +53,7 @@ def _contract_low_rank(w: LowRankArray, x: jax.Array, how: Product) -> Any:
     if thin is NotImplemented:
         return NotImplemented
     free_x = thin.shape[stack : thin.ndim - (ndim - stack - len(summed))]
-    # Of the first factor's free axes only the rank is not of size 1.
+    # All free axes of the first factor but the rank have size 1.
     lead = thin.shape[:stack]
     thin = thin.reshape(*lead, *free_x, w.rank)
     met = ((thin.ndim - 1,), (other,)), (tuple(range(stack)), batch)
@@ -65,8 +65,8 @@ def _contract_low_rank(w: LowRankArray, x: jax.Array, how: Product) -> Any:
 
 
 @contract.register
-def _contract_permuted(w: PermutedArray, x: jax.Array, how: Product) -> Any:
-    """The product with the array as it lies; then its axes in order."""
+def _contract_permuted(w: PermutedArray, x: jax.Array, how: Product) -> Value:
+    """The product with the array before it was permuted, whose axes are then put in order."""
     lies = lambda axes: tuple(w.order[d] for d in axes)
     own = how._replace(
         contract=(how.contract[0], lies(how.contract[1])),
@@ -83,7 +83,7 @@ def _contract_permuted(w: PermutedArray, x: jax.Array, how: Product) -> Any:
 
 
 @contract.register
-def _contract_joined(w: Joined, x: jax.Array, how: Product) -> Any:
+def _contract_joined(w: Joined, x: jax.Array, how: Product) -> Value:
     """A sum over the parts where they are summed over, otherwise their products end to end."""
     (x_summed, summed), (x_batch, batch) = how.contract, how.batch
     axis = w.ndim + w.axis
@@ -102,7 +102,7 @@ def _contract_joined(w: Joined, x: jax.Array, how: Product) -> Any:
     return jnp.concatenate(results, results[0].ndim - len(free) + free.index(axis))
 
 
-def as_it_lies(w: Any, turned: Turned | None, how: Product) -> tuple[Any, Product]:
+def as_it_lies(w: Value, turned: Turned | None, how: Product) -> tuple[Value, Product]:
     """A product of a transpose as one of what it is a transpose of, if its axes stay in order."""
     own = w.weight if isinstance(w, InputQuantizedArray) else w
     if turned is None or not isinstance(own, QuantizedArray):
@@ -119,7 +119,7 @@ def as_it_lies(w: Any, turned: Turned | None, how: Product) -> tuple[Any, Produc
 
 
 @contraction_rule("dot_general", *STORED)
-def _dot_general(call: Call, at: int, values: Sequence[Any]) -> Any:
+def _dot_general(call: Call, at: int, values: Sequence[Value]) -> Value:
     ((lhs, rhs), (lhs_batch, rhs_batch)) = call.params["dimension_numbers"]
     x, w = values[1 - at], values[at]
     pair = lambda left, right: (tuple(left), tuple(right))
@@ -144,7 +144,7 @@ def _dot_general(call: Call, at: int, values: Sequence[Any]) -> Any:
 
 
 @contraction_rule("ragged_dot_general ragged_dot", *STORED)
-def _ragged_dot(call: Call, at: int, values: Sequence[Any]) -> Any:
+def _ragged_dot(call: Call, at: int, values: Sequence[Value]) -> Value:
     """Products with one weight per group of rows take codes as an operand, the scale fused."""
     if at != 1:
         return NotImplemented

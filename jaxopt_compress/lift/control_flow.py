@@ -16,10 +16,11 @@ from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import Call, Layer, Ref, control_rule, replay_jaxpr
 from jaxopt_compress.lift.observe import tape as tapes
 from jaxopt_compress.lift.views import NoView, stacked
+from jaxopt_compress.typing import PyTree, Value
 
 
 @control_rule("jit", "pjit", "closed_call", "core_call")
-def _call(call: Call) -> list[Any]:
+def _call(call: Call) -> list[Value]:
     """Replays the body in place; the shardings that the call asked for become constraints."""
     params = call.params
     n, m = len(call.operands), len(call.eqn.outvars)
@@ -30,7 +31,7 @@ def _call(call: Call) -> list[Any]:
     return _constrain(results, params.get("out_shardings", (None,) * m))
 
 
-def _constrain(values: Sequence[Any], shardings: Sequence[Any]) -> list[Any]:
+def _constrain(values: Sequence[Value], shardings: Sequence[PyTree]) -> list[Value]:
     named = lambda s: isinstance(s, jax.sharding.NamedSharding)
     pin = lambda x, s: lax.with_sharding_constraint(x, s)
     return [
@@ -40,7 +41,7 @@ def _constrain(values: Sequence[Any], shardings: Sequence[Any]) -> list[Any]:
 
 
 @control_rule("remat2", "checkpoint")
-def _remat(call: Call) -> list[Any]:
+def _remat(call: Call) -> list[Value]:
     def body(*values):
         with tapes.collect(call.replay.tape) as seen:
             results = replay_jaxpr(call.replay, call.params["jaxpr"], values)
@@ -55,7 +56,7 @@ def _remat(call: Call) -> list[Any]:
 
 
 @control_rule("scan")
-def _scan(call: Call) -> list[Any]:
+def _scan(call: Call) -> list[Value]:
     """Scans with the fields of compressed values as constants or as scanned arrays.
 
     A compressed value that the body carries along unchanged is a constant; another one that is
@@ -96,7 +97,7 @@ def _scan(call: Call) -> list[Any]:
     return [*_merge(state, kept), *ys]
 
 
-def _layer_of(x: Any, one: Any, index: jax.Array | None) -> Any:
+def _layer_of(x: Value, one: Value, index: jax.Array | None) -> Value:
     """A layer of the stack ``x``, which knows its place if ``index`` counts them.
 
     The place is that in an outer stack, if ``x`` is a part of one itself.
@@ -112,7 +113,7 @@ def _layer_of(x: Any, one: Any, index: jax.Array | None) -> Any:
     return Ref(one, x.path, Layer(stack, before + index))
 
 
-def _stacked(call: Call, x: Any) -> Any:
+def _stacked(call: Call, x: Value) -> Value:
     """Makes the leading axis of a compressed value one that all of its fields have."""
     length = call.params["length"]
     if not isinstance(x, Ref) or all(f.shape[0] == length for f in jax.tree.leaves(x.array)):
@@ -124,7 +125,7 @@ def _stacked(call: Call, x: Any) -> Any:
 
 
 @control_rule("while")
-def _while(call: Call) -> list[Any]:
+def _while(call: Call) -> list[Value]:
     """Loops with compressed values as constants of the loop."""
     params, replay = call.params, call.replay
     cut = params["cond_nconsts"]
@@ -142,7 +143,7 @@ def _while(call: Call) -> list[Any]:
         if seen.values:
             raise ValueError(
                 f"{next(iter(seen.values)).path!r} is multiplied in the condition of a while loop, "
-                "out of which nothing but its truth gets: compute it in the body of the loop, at "
+                "which returns a boolean only: compute it in the body of the loop, at "
                 f"{replay.source_line(call.eqn)}"
             )
         return result
@@ -160,7 +161,7 @@ def _while(call: Call) -> list[Any]:
 
 
 @control_rule("cond")
-def _cond(call: Call) -> list[Any]:
+def _cond(call: Call) -> list[Value]:
     replay, (index, *operands) = (
         call.replay,
         dense_values(call, call.operands[:1]) + call.operands[1:],
@@ -182,7 +183,7 @@ def _cond(call: Call) -> list[Any]:
 
 
 @control_rule("shard_map")
-def _shard_map(call: Call) -> list[Any]:
+def _shard_map(call: Call) -> list[Value]:
     """Splits each field of a compressed value as its dense form would be split."""
     params, tape = call.params, call.replay.tape
 
@@ -210,7 +211,7 @@ def _shard_map(call: Call) -> list[Any]:
     return results
 
 
-def _split(call: Call, x: Any, spec: PartitionSpec) -> tuple[Any, Any]:
+def _split(call: Call, x: Value, spec: PartitionSpec) -> tuple[Value, Value]:
     """An operand and the specs of its fields; dense where its stored form cannot be split."""
     if not isinstance(x, Ref):
         return x, spec
@@ -225,7 +226,7 @@ def _split(call: Call, x: Any, spec: PartitionSpec) -> tuple[Any, Any]:
         return call.replay.fall_back(call.eqn, x), spec
 
 
-def dense_values(call: Call, values: Sequence[Any], kept: Any = ()) -> list[Any]:
+def dense_values(call: Call, values: Sequence[Value], kept: Value = ()) -> list[Value]:
     """The values that leave or enter a body as arrays, but those at the positions ``kept``."""
     fall_back = call.replay.fall_back
     return [
@@ -234,18 +235,18 @@ def dense_values(call: Call, values: Sequence[Any], kept: Any = ()) -> list[Any]
     ]
 
 
-def _unchanged(carry: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> dict:
+def _unchanged(carry: Sequence[Value], inputs: Sequence[Value], outputs: Sequence[PyTree]) -> dict:
     """The compressed values among ``carry`` that a body hands on as it got them, by position."""
     same = lambda i: outputs[i] is inputs[i]
     return {i: x for i, x in enumerate(carry) if isinstance(x, Ref) and same(i)}
 
 
-def _merge(values: Sequence[Any], kept: dict[int, Any]) -> list[Any]:
+def _merge(values: Sequence[Value], kept: dict[int, Any]) -> list[Value]:
     rest = iter(values)
     return [kept[i] if i in kept else next(rest) for i in range(len(values) + len(kept))]
 
 
-def _paths(values: Sequence[Any]) -> frozenset[str]:
+def _paths(values: Sequence[Value]) -> frozenset[str]:
     """The paths of compressed values, and of all parameters that a probe is made of."""
     refs = [x for x in values if isinstance(x, Ref)]
     return frozenset(p for x in refs for p in getattr(x.array, "paths", (x.path,)))

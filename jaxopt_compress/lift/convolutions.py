@@ -3,11 +3,11 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from jaxopt_compress.arrays import CodebookArray, LowRankArray, QuantizedArray, SparseArray
 from jaxopt_compress.kernels import on_each_platform
@@ -16,13 +16,14 @@ from jaxopt_compress.lift.interpreter import Call
 from jaxopt_compress.lift.products import contraction_rule, dense_operand, levels
 from jaxopt_compress.lift.views import plain_steps
 from jaxopt_compress.numerics.rounding import promoted
+from jaxopt_compress.typing import Value
 
 # Up to here XLA:CPU takes 3 to 8 times as long for integers as for float32, and above no longer.
 _FEW_CHANNELS = 16
 
 
 @contraction_rule("conv_general_dilated", QuantizedArray, SparseArray, CodebookArray)
-def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
+def _conv(call: Call, at: int, values: Sequence[Value]) -> Value:
     """The scale of an output channel multiplies the result; any other one the codes."""
     if at != 1:
         return NotImplemented
@@ -43,7 +44,7 @@ def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
 
 
 def bind_conv(
-    call: Call, x: jax.Array, w: jax.Array, dtype: Any, batch_groups: int | None = None
+    call: Call, x: jax.Array, w: jax.Array, dtype: DTypeLike, batch_groups: int | None = None
 ) -> jax.Array:
     """The convolution of dense operands, with a result of another dtype."""
     given = call.params
@@ -86,7 +87,7 @@ def bind_integer_conv(call: Call, x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 @contraction_rule("conv_general_dilated", LowRankArray)
-def _conv_low_rank(call: Call, at: int, values: Sequence[Any]) -> Any:
+def _conv_low_rank(call: Call, at: int, values: Sequence[Value]) -> Value:
     """A convolution to ``rank`` channels per group, then one of size 1 to the outputs."""
     params, spec = call.params, call.params["dimension_numbers"]
     if at != 1:
@@ -96,7 +97,7 @@ def _conv_low_rank(call: Call, at: int, values: Sequence[Any]) -> Any:
     first = out_axis == 0 and w.out_ndim == last
     if not first and (out_axis != last or w.out_ndim != 1):
         return NotImplemented
-    # Of the two factors, one is a kernel with the rank in the place of the output channels.
+    # One of the two factors is a kernel, whose output channels are the rank.
     kernel, mix = (w.v, w.u) if first else (w.u, w.v)
     mix = dense_operand(mix, x.dtype).reshape(
         (w.shape[0], w.rank) if first else (w.rank, w.shape[last])

@@ -26,6 +26,7 @@ from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.noise import noise_of
 from jaxopt_compress.numerics.steps import symmetric_step
+from jaxopt_compress.typing import Value
 
 
 def differentiated(
@@ -62,7 +63,7 @@ def _with_backward(
     run: Callable[..., jax.Array],
     factors: Callable[..., tuple[jax.Array, jax.Array]],
     through: Callable[..., tuple[jax.Array, jax.Array]],
-    w: Any,
+    w: Value,
     x: jax.Array,
     *also: Any,
 ) -> jax.Array:
@@ -79,7 +80,7 @@ def _with_backward(
         *also: Further trees, without a derivative.
     """
 
-    def backward(args: tuple[Any, jax.Array], g: jax.Array) -> tuple[Any, ...]:
+    def backward(args: tuple[Value, jax.Array], g: jax.Array) -> tuple[Value, ...]:
         like, pull = jax.vjp(factors, *args)
         cotangents = through(*args, g)
         own = pull(tuple(c.astype(y.dtype) for c, y in zip(cotangents, like, strict=True)))

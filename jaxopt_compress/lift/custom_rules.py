@@ -11,10 +11,11 @@ from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.control_flow import dense_values
 from jaxopt_compress.lift.interpreter import Call, Ref, control_rule, replay_jaxpr
 from jaxopt_compress.lift.observe import tape as tapes
+from jaxopt_compress.typing import Value
 
 
 @control_rule("custom_jvp_call")
-def _custom_jvp(call: Call) -> list[Any]:
+def _custom_jvp(call: Call) -> list[Value]:
     """Runs the function on compressed values; differentiates its own rule on dense ones."""
     run, by_own_rule = _with_own_rule(call, call.params["call_jaxpr"])
     fn = jax.custom_jvp(run)
@@ -23,7 +24,7 @@ def _custom_jvp(call: Call) -> list[Any]:
 
 
 @control_rule("custom_vjp_call")
-def _custom_vjp(call: Call) -> list[Any]:
+def _custom_vjp(call: Call) -> list[Value]:
     """Runs the function on compressed values; differentiates its own rule on dense ones."""
     run, by_own_rule = _with_own_rule(call, call.params["call_jaxpr"])
     # Arrays that the function closes over come first, and have no derivatives.
@@ -37,11 +38,11 @@ def _custom_vjp(call: Call) -> list[Any]:
     return _observed(call, fn)
 
 
-def _with_own_rule(call: Call, jaxpr: Any) -> tuple[Any, Any]:
+def _with_own_rule(call: Call, jaxpr: Any) -> tuple[Value, Value]:
     """A body that returns ``(results, frame)``, and the same to be differentiated.
 
     The derivatives of the results are by the function's own rule. The observed values inside
-    are no part of it: their derivatives are those of the operations before them.
+    are not part of it: their derivatives are those of the operations before them.
     """
     replay, enclosing = call.replay, call.replay.enclosing
 
@@ -62,19 +63,19 @@ def _with_own_rule(call: Call, jaxpr: Any) -> tuple[Any, Any]:
     return run, by_own_rule
 
 
-def _observed(call: Call, fn: Any) -> list[Any]:
+def _observed(call: Call, fn: Any) -> list[Value]:
     results, seen = fn(*call.operands)
     tapes.absorb(call.replay.tape, seen)
     return results
 
 
-def _bind_dense(call: Call, values: Sequence[Any]) -> list[Any]:
+def _bind_dense(call: Call, values: Sequence[Value]) -> list[Value]:
     dense = [x.array.materialize() if isinstance(x, Ref) else x for x in values]
     return _compat.bind(call.eqn, dense)
 
 
 @control_rule("custom_linear_solve")
-def _custom_linear_solve(call: Call) -> list[Any]:
+def _custom_linear_solve(call: Call) -> list[Value]:
     """Solves with compressed values among what the linear map and its solvers close over."""
     jaxprs, lengths = call.params["jaxprs"], call.params["const_lengths"]
     rest, consts = list(call.operands), {}
@@ -85,7 +86,7 @@ def _custom_linear_solve(call: Call) -> list[Any]:
     unknowns, replay, enclosing = len(b), call.replay, call.replay.enclosing
     others: Any = None
 
-    def run(name: str, values: Sequence[Any]) -> tuple[list[Any], Any]:
+    def run(name: str, values: Sequence[Value]) -> tuple[list[Any], Any]:
         # JAX may trace them for derivatives when the replay has gone on. Only the solver is a part
         # of the function itself.
         outer, replay.enclosing = replay.enclosing, enclosing
@@ -97,14 +98,14 @@ def _custom_linear_solve(call: Call) -> list[Any]:
         finally:
             replay.enclosing, replay.tape = outer, tape
 
-    def solve(_: Any, values: Sequence[Any]) -> tuple[list[Any], Any]:
+    def solve(_: Any, values: Sequence[Value]) -> tuple[list[Value], Value]:
         nonlocal others
         results, seen = run("solve", values)
         aux = (results[unknowns:], seen)
         others = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), aux)
         return results[:unknowns], aux
 
-    def transpose_solve(_: Any, values: Sequence[Any]) -> tuple[list[Any], Any]:
+    def transpose_solve(_: Any, values: Sequence[Value]) -> tuple[list[Value], Value]:
         # JAX wants what `solve` returns beside its solution here too.
         results, _ = run("transpose_solve", values)
         return results[:unknowns], jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), others)

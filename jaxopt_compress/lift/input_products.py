@@ -8,7 +8,6 @@ Derivatives are straight-through, to the activation, the weight's floating field
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,10 +55,11 @@ from jaxopt_compress.lift.products import (
 )
 from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.rounding import promoted
+from jaxopt_compress.typing import Value
 
 
 @contract.register
-def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product) -> Any:
+def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product) -> Value:
     if isinstance(w.weight, LowRankArray):
         return NotImplemented
 
@@ -122,13 +122,13 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
     return differentiated(run, product, factors, through, w, x, layer)
 
 
-def stored_weight(w: Any) -> Any:
+def stored_weight(w: Value) -> Value:
     """The weight as it is stored: of values that are rounded in training, the codes."""
     return w.quantized() if isinstance(w, FakeQuantizedArray) else w
 
 
 @contraction_rule("conv_general_dilated", InputQuantizedArray)
-def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
+def _conv(call: Call, at: int, values: Sequence[Value]) -> Value:
     """Activations share a step per example, or one step."""
     if at != 1:
         return NotImplemented
@@ -165,7 +165,7 @@ def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
         # A step per example stands at the batch axis of the result.
         y = product(input_levels(w, x, step, spread)) * jnp.moveaxis(step, batch, spec.out_spec[0])
         if w.offset is not None:
-            # What lies beyond the border is 0, not the offset: the sums differ along it.
+            # Entries beyond the border are 0, not the offset: sums along the border differ.
             ones = jnp.ones([joint if d == batch else n for d, n in enumerate(x.shape)])
             y = y + product(ones) * spread(w.offset)
         return y.astype(call.out.dtype)
@@ -188,7 +188,7 @@ def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
 
 
 @leaf_rule("gather", InputQuantizedArray)
-def _gather(call: Call, at: int) -> Any:
+def _gather(call: Call, at: int) -> Value:
     """A lookup has no activation to round."""
     ref, operands = call.operands[at], list(call.operands)
     weight = ref.array.weight
@@ -198,7 +198,7 @@ def _gather(call: Call, at: int) -> Any:
 
 
 @contraction_rule("ragged_dot_general ragged_dot", InputQuantizedArray)
-def _ragged_dot(call: Call, at: int, values: Sequence[Any]) -> Any:
+def _ragged_dot(call: Call, at: int, values: Sequence[Value]) -> Value:
     """Rows are rounded, and meet the dense weight."""
     x, w, *rest = values
     if at != 1 or w.scale is not None:

@@ -19,6 +19,7 @@ from jax.extend.core import Literal as Constant
 from jaxopt_compress.arrays import CompressedArray
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.segments import bind_run, last_uses
+from jaxopt_compress.typing import PyTree, Value
 
 OnFallback = Literal["warn", "error", "densify"]
 
@@ -39,20 +40,20 @@ class Layer(NamedTuple):
         index: The number of this one, int32.
     """
 
-    stack: Any
+    stack: Value
     index: jax.Array
 
 
 class Turned(NamedTuple):
-    """What a compressed value is a transpose of.
+    """The array that a compressed value is a transpose of.
 
     Attributes:
-        array: Which fields, as they lie.
-        layer: Where those lie in a stack, or None.
+        array: The array, before it was transposed.
+        layer: The place of its fields in a stack, or None.
         order: As of `jax.lax.transpose`.
     """
 
-    array: Any
+    array: Value
     layer: Layer | None
     order: tuple[int, ...]
 
@@ -69,12 +70,12 @@ class Ref:
             flow takes the value in, of which it would be another operand.
     """
 
-    array: Any
+    array: Value
     path: str
     layer: Layer | None = None
     turned: Turned | None = None
 
-    def replace(self, array: Any) -> "Ref":
+    def replace(self, array: Value) -> "Ref":
         """Another value from the same argument."""
         new, old = jax.tree.leaves(array), jax.tree.leaves(self.array)
         untouched = len(new) == len(old) and all(map(operator.is_, new, old))
@@ -124,7 +125,7 @@ class Replay:
         return next(filter(None, lines), "")
 
     def lose(self, eqn: JaxprEqn, ref: Ref) -> None:
-        """Notes that what is observed is followed no further than ``eqn``."""
+        """Notes that observation ends at ``eqn``."""
         line = self.source_line(eqn)
         paths = getattr(ref.array, "paths", (ref.path,))
         self.fallbacks += [Fallback(eqn.primitive.name, path, line) for path in paths]
@@ -149,7 +150,7 @@ class Replay:
 
 
 class Call(NamedTuple):
-    """What a rule sees of its equation.
+    """An equation, as its rule sees it.
 
     Attributes:
         eqn: The equation, staged with dense operands.
@@ -159,19 +160,19 @@ class Call(NamedTuple):
 
     eqn: JaxprEqn
     replay: Replay
-    operands: list[Any]
+    operands: list[Value]
 
     @property
-    def params(self) -> dict[str, Any]:
+    def params(self) -> dict[str, PyTree]:
         """The parameters of the equation."""
         return self.eqn.params
 
     @property
-    def out(self) -> Any:
+    def out(self) -> Value:
         """The type of the first result."""
         return self.eqn.outvars[0].aval
 
-    def dense(self, keep: int | None = None) -> list[Any]:
+    def dense(self, keep: int | None = None) -> list[Value]:
         """The operands with every `Ref` but the one at ``keep`` materialized and reported."""
         fall_back = self.replay.fall_back
         return [
@@ -179,7 +180,7 @@ class Call(NamedTuple):
             for i, x in enumerate(self.operands)
         ]
 
-    def others(self, keep: int) -> list[Any]:
+    def others(self, keep: int) -> list[Value]:
         """As `dense`, with the compressed array itself at ``keep``."""
         values = self.dense(keep)
         values[keep] = values[keep].array
@@ -218,7 +219,7 @@ def control_rule(*primitives: str):
     return register
 
 
-def replay_jaxpr(replay: Replay, closed: ClosedJaxpr | Jaxpr, args: Sequence[Any]) -> list[Any]:
+def replay_jaxpr(replay: Replay, closed: ClosedJaxpr | Jaxpr, args: Sequence[Value]) -> list[Value]:
     """Evaluates a jaxpr on arrays and `Ref`s."""
     jaxpr, consts = _compat.parts(closed)
     env: dict[Any, Any] = {}
@@ -244,7 +245,7 @@ def replay_jaxpr(replay: Replay, closed: ClosedJaxpr | Jaxpr, args: Sequence[Any
     return [read(v) for v in jaxpr.outvars]
 
 
-def replay_equation(call: Call) -> list[Any]:
+def replay_equation(call: Call) -> list[Value]:
     """The results of an equation, a `Ref` for each compressed one."""
     name = call.eqn.primitive.name
     if name in CONTROL_RULES:

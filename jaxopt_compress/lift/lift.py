@@ -11,6 +11,7 @@ from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import OnFallback, Ref, Replay, replay_jaxpr
 from jaxopt_compress.lift.views.joined import Joined
 from jaxopt_compress.tree import kind_of, path_of
+from jaxopt_compress.typing import PyTree, Value
 
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
@@ -49,7 +50,7 @@ def lift(fn: Fn, on_fallback: OnFallback = "warn", pallas: bool = False) -> Fn:
     Raises:
         FallbackError: In a call, with ``on_fallback="error"``; names the primitive, the argument
             and the line of ``fn``.
-        TypeError: ``fn`` is no function, or ``on_fallback`` no string, such as the parameters.
+        TypeError: ``fn`` is not a function, or ``on_fallback`` not a string (but the parameters).
         ValueError: ``on_fallback`` is none of the three.
 
     Example:
@@ -69,24 +70,24 @@ def lift(fn: Fn, on_fallback: OnFallback = "warn", pallas: bool = False) -> Fn:
         raise ValueError(f"on_fallback={on_fallback!r}; it is one of {', '.join(POLICIES)}")
 
     @functools.wraps(fn)
-    def lifted(*args: Any, **kwargs: Any) -> Any:
+    def lifted(*args: PyTree, **kwargs: Any) -> Value:
         leaves = jax.tree.leaves((args, kwargs), is_leaf=is_compressed)
         if not any(map(is_compressed, leaves)):
             return fn(*args, **kwargs)
         return replay_call(fn, Replay(on_fallback, pallas), args, kwargs)
 
-    # What lifts functions for its caller leaves these as they are; jax.jit passes it on.
+    # The mark for callers that would lift a function themselves; jax.jit passes it on.
     lifted.is_lifted = True  # pyright: ignore[reportAttributeAccessIssue]
     return lifted  # pyright: ignore[reportReturnType]
 
 
-def replay_call(fn: Callable[..., Any], replay: Replay, args: tuple, kwargs: dict) -> Any:
+def replay_call(fn: Callable[..., PyTree], replay: Replay, args: tuple, kwargs: dict) -> Value:
     """Stages ``fn`` with dense types for compressed arguments, and replays it."""
     keyed, treedef = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=is_compressed)
     leaves = [leaf for _, leaf in keyed]
     staged = [i for i, leaf in enumerate(leaves) if _is_staged(leaf)]
 
-    def flat(*values: Any) -> Any:
+    def flat(*values: Value) -> Value:
         full = list(leaves)
         for i, value in zip(staged, values, strict=True):
             full[i] = value
@@ -105,19 +106,19 @@ def replay_call(fn: Callable[..., Any], replay: Replay, args: tuple, kwargs: dic
     return jax.tree.unflatten(jax.tree.structure(out_tree), results)
 
 
-def _result(x: Any) -> Any:
+def _result(x: Value) -> Value:
     """A result, out of its `Ref`; what only exists inside a replay becomes an array."""
     if not isinstance(x, Ref):
         return x
     return x.array.materialize() if isinstance(x.array, Joined) else x.array
 
 
-def _is_staged(leaf: Any) -> bool:
+def _is_staged(leaf: Value) -> bool:
     """Static arguments stay static: Python scalars and NumPy arrays reach ``fn`` as they are."""
     return isinstance(leaf, jax.Array) or is_compressed(leaf)
 
 
-def _type_of(leaf: Any) -> Any:
+def _type_of(leaf: Value) -> Value:
     if not is_compressed(leaf):
         return leaf
     fields = jax.tree.leaves(leaf)

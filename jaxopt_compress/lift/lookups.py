@@ -11,10 +11,11 @@ from jaxopt_compress.arrays import CodebookArray, LowRankArray, QuantizedArray, 
 from jaxopt_compress.lift.interpreter import Call
 from jaxopt_compress.lift.products import contraction_rule, dense_operand
 from jaxopt_compress.lift.views import plain_codes, plain_steps
+from jaxopt_compress.typing import Value
 
 
 @contraction_rule("gather", QuantizedArray)
-def _gather(call: Call, at: int, values: Sequence[Any]) -> Any:
+def _gather(call: Call, at: int, values: Sequence[Value]) -> Value:
     """Gathers from each field, and dequantizes what was found."""
     if at != 0:
         return NotImplemented
@@ -72,7 +73,9 @@ def _rows(call: Call, x: jax.Array, shape: tuple[int, ...], indices: jax.Array) 
     return _bind(call, x, indices, tuple(sizes), 0)
 
 
-def _bind(call: Call, x: jax.Array, indices: jax.Array, sizes: Any, fill: Any = None) -> jax.Array:
+def _bind(
+    call: Call, x: jax.Array, indices: jax.Array, sizes: Sequence[int], fill: Any = None
+) -> jax.Array:
     given = call.params
     return lax.gather(
         x,
@@ -87,7 +90,7 @@ def _bind(call: Call, x: jax.Array, indices: jax.Array, sizes: Any, fill: Any = 
 
 
 @contraction_rule("gather", SparseArray)
-def _gather_sparse(call: Call, at: int, values: Sequence[Any]) -> Any:
+def _gather_sparse(call: Call, at: int, values: Sequence[Value]) -> Value:
     if at != 0:
         return NotImplemented
     w, indices = values
@@ -95,7 +98,7 @@ def _gather_sparse(call: Call, at: int, values: Sequence[Any]) -> Any:
 
 
 @contraction_rule("gather", CodebookArray)
-def _gather_codebook(call: Call, at: int, values: Sequence[Any]) -> Any:
+def _gather_codebook(call: Call, at: int, values: Sequence[Value]) -> Value:
     """Gathers codes, and the codebooks of those that have their own; then looks values up."""
     if at != 0:
         return NotImplemented
@@ -125,7 +128,7 @@ def _gather_codebook(call: Call, at: int, values: Sequence[Any]) -> Any:
 
 
 @contraction_rule("gather", LowRankArray)
-def _gather_low_rank(call: Call, at: int, values: Sequence[Any]) -> Any:
+def _gather_low_rank(call: Call, at: int, values: Sequence[Value]) -> Value:
     """Rows of the factor that has the axis looked up, times the other; that axis is first or last.
 
     The other axes are taken whole: those of the other factor.

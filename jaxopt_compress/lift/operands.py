@@ -1,7 +1,6 @@
 """Quantized arrays as operands of products of matrices, and where they lie for kernels."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from jaxopt_compress.kernels.decoded import STEPS
 from jaxopt_compress.lift.products import Place, Product
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.steps import step_value
+from jaxopt_compress.typing import Value
 
 _PLANES = (1, 2, 4)
 
@@ -51,7 +51,7 @@ def operand_of(
     )
 
 
-def stored_of(w: QuantizedArray, steps: Any, matrix: Any, how: Product) -> Stored | None:
+def stored_of(w: QuantizedArray, steps: Value, matrix: Value, how: Product) -> Stored | None:
     """A weight where it lies, if kernels may read it there.
 
     Args:

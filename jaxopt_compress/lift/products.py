@@ -1,4 +1,4 @@
-"""What rules for products share: how a weight meets an activation, and a weight as an operand."""
+"""Shared by rules for products: how a weight meets an activation, and a weight as an operand."""
 
 import functools
 import string
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType
+from jax.typing import DTypeLike
 
 from jaxopt_compress.arrays import (
     CodebookArray,
@@ -21,6 +22,7 @@ from jaxopt_compress.lift.interpreter import Call, Layer, Ref, leaf_rule
 from jaxopt_compress.lift.views import NoView
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.rounding import promoted
+from jaxopt_compress.typing import Value
 
 
 def contraction_rule(primitives: str, *types: type) -> Callable[[Any], Any]:
@@ -34,9 +36,9 @@ def contraction_rule(primitives: str, *types: type) -> Callable[[Any], Any]:
     decoded anew, or all weights would be in memory as they were before compression.
     """
 
-    def register(rule: Any) -> Any:
+    def register(rule: Any) -> Value:
         @leaf_rule(primitives, *types)
-        def _(call: Call, at: int) -> Any:
+        def _(call: Call, at: int) -> Value:
             sharding = call.out.sharding
             explicit = AxisType.Explicit in sharding.mesh.axis_types
             scanned = _kept_for_all_layers(call)
@@ -46,7 +48,7 @@ def contraction_rule(primitives: str, *types: type) -> Callable[[Any], Any]:
                 alone = [x.alone() if isinstance(x, Ref) else x for x in call.operands]
                 call = call._replace(operands=alone)
 
-            def run(*values: Any) -> Any:
+            def run(*values: Value) -> Any:
                 y = rule(call, at, values)
                 if y is NotImplemented:
                     raise NoView
@@ -88,7 +90,7 @@ class Product(NamedTuple):
 
     contract: tuple[tuple[int, ...], tuple[int, ...]]
     batch: tuple[tuple[int, ...], tuple[int, ...]]
-    dtype: Any
+    dtype: DTypeLike
     precision: Any = None
     pallas: bool = False
     place: "Place | None" = None
@@ -102,7 +104,7 @@ class Place(NamedTuple):
         layer: Which one, and the stack.
     """
 
-    weight: Any
+    weight: Value
     layer: Layer
 
     def stack_of(self, field: jax.Array) -> jax.Array | None:
@@ -135,7 +137,7 @@ def aligned(field: jax.Array, names: str, to: str) -> jax.Array:
 
 
 @functools.singledispatch
-def contract(w: Any, x: jax.Array, how: Product) -> Any:
+def contract(w: Value, x: jax.Array, how: Product) -> Value:
     """``[*batch, *free axes of x, *free axes of w]``, or NotImplemented.
 
     Each kind of weight registers its own.
@@ -154,12 +156,12 @@ def _contract_codebook(w: CodebookArray, x: jax.Array, how: Product) -> jax.Arra
     return dot(x, w.materialize().astype(x.dtype), how)
 
 
-def dot(x: jax.Array, w: jax.Array, how: Product, preferred: Any = None) -> jax.Array:
+def dot(x: jax.Array, w: jax.Array, how: Product, preferred: DTypeLike | None = None) -> jax.Array:
     """The product with a dense weight."""
     return lax.dot_general(x, w, (how.contract, how.batch), how.precision, preferred or how.dtype)
 
 
-def short_sums(dtype: Any) -> Any:
+def short_sums(dtype: DTypeLike) -> Value:
     """The type that accelerators may round sums to before steps multiply them; None for float32.
 
     That of the result, unless sums of codes outgrow its range.
@@ -167,7 +169,7 @@ def short_sums(dtype: Any) -> Any:
     return dtype if dtype == jnp.bfloat16 else None
 
 
-def levels(w: QuantizedArray, dtype: Any) -> jax.Array:
+def levels(w: QuantizedArray, dtype: DTypeLike) -> jax.Array:
     """``level(codes) - zero`` in a floating dtype: float32 with zero points, else ``dtype``."""
     if w.zero is not None or not isinstance(w.fmt.grid, Integers):
         return w.levels() if w.zero is not None else w.levels().astype(dtype)
@@ -175,7 +177,7 @@ def levels(w: QuantizedArray, dtype: Any) -> jax.Array:
     return w.unpacked().astype(promoted(dtype, jnp.float32)).astype(dtype)
 
 
-def dense_operand(w: Any, dtype: Any) -> jax.Array:
+def dense_operand(w: Value, dtype: DTypeLike) -> jax.Array:
     """The dense weight as elementwise work that a consumer may fuse: not sealed off."""
     if isinstance(w, FakeQuantizedArray):
         return w.moving(dense_operand(w.nearest(), dtype))

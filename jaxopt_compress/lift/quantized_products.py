@@ -29,10 +29,11 @@ from jaxopt_compress.lift.products import (
 )
 from jaxopt_compress.lift.views import Cut, Joined, cut, entrywise, plain_steps
 from jaxopt_compress.numerics.rounding import promoted
+from jaxopt_compress.typing import Value
 
 
 @contract.register
-def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Any:
+def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Value:
     if w.masked and not w.fmt.has_zero:
         return dot(x, dense_operand(w, x.dtype), how)
     given = entrywise(w) if isinstance(w.codes, SparseArray) else w
@@ -84,11 +85,11 @@ def _scaling_result(w: QuantizedArray, x: jax.Array, how: Product) -> jax.Array:
 
 def _multiply(
     w: QuantizedArray,
-    stored: Any,
+    stored: Value,
     how: Product,
     transposed: bool,
     rows: jax.Array,
-    matrix: Any,
+    matrix: Value,
     scale: jax.Array,
 ) -> jax.Array:
     """The product of matrices, for `as_matrices`.

@@ -1,17 +1,16 @@
 """Products with weights that were rotated along what they sum over: the activation is rotated."""
 
-from typing import Any
-
 import jax
 
 from jaxopt_compress.arrays import RotatedArray, is_compressed
 from jaxopt_compress.lift.interpreter import Call, leaf_rule, replay_equation
 from jaxopt_compress.lift.products import Product, aligned, axis_names, contract
 from jaxopt_compress.numerics.hadamard import rotated
+from jaxopt_compress.typing import Value
 
 
 @contract.register
-def _contract_rotated(w: RotatedArray, x: jax.Array, how: Product) -> Any:
+def _contract_rotated(w: RotatedArray, x: jax.Array, how: Product) -> Value:
     met = (*how.contract[1], *how.batch[1])
     axes = [d % w.ndim for d in w.axes]
     own = dict(zip(how.contract[1], how.contract[0], strict=True))
@@ -26,7 +25,7 @@ def _contract_rotated(w: RotatedArray, x: jax.Array, how: Product) -> Any:
 
 
 @leaf_rule("conv_general_dilated", RotatedArray)
-def _conv(call: Call, at: int) -> Any:
+def _conv(call: Call, at: int) -> Value:
     """A rotation of all input channels is the same at each place of the window."""
     w, numbers = call.operands[at].array, call.params["dimension_numbers"]
     if at != 1 or call.params["feature_group_count"] != 1 or call.params["batch_group_count"] != 1:

@@ -1,7 +1,6 @@
 """Products with weights whose inputs have factors: the activation is multiplied by them first."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +16,11 @@ from jaxopt_compress.lift.products import (
     contraction_rule,
     dense_operand,
 )
+from jaxopt_compress.typing import Value
 
 
 @contract.register
-def _contract_scaled(w: ScaledArray, x: jax.Array, how: Product) -> Any:
+def _contract_scaled(w: ScaledArray, x: jax.Array, how: Product) -> Value:
     met = (*how.contract[1], *how.batch[1])
     if any(n > 1 and d not in met for d, n in enumerate(w.factors.shape)):
         return NotImplemented
@@ -31,7 +31,7 @@ def _contract_scaled(w: ScaledArray, x: jax.Array, how: Product) -> Any:
 
 
 @contraction_rule("conv_general_dilated", ScaledArray)
-def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
+def _conv(call: Call, at: int, values: Sequence[Value]) -> Value:
     """The dense kernel: factors that differ along a window are none of the activation.
 
     Activations that are rounded have to be scaled before.
@@ -43,7 +43,7 @@ def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
 
 
 @leaf_rule("gather", ScaledArray)
-def _gather(call: Call, at: int) -> Any:
+def _gather(call: Call, at: int) -> Value:
     """Rows of the array, and of the factors where they differ from row to row."""
     w, given = call.operands[at].array, call.params
     looked_up = given["dimension_numbers"].start_index_map

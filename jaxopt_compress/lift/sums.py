@@ -1,7 +1,6 @@
 """Operations on sums of arrays: each part takes part in its own form, and results are added."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +10,11 @@ from jaxopt_compress.arrays import SumArray, is_compressed
 from jaxopt_compress.lift.interpreter import Call, leaf_rule, replay_equation
 from jaxopt_compress.lift.products import Product, contract
 from jaxopt_compress.numerics.rounding import promoted
+from jaxopt_compress.typing import Value
 
 
 @contract.register
-def _contract_sum(w: SumArray, x: jax.Array, how: Product) -> Any:
+def _contract_sum(w: SumArray, x: jax.Array, how: Product) -> Value:
     wide = how._replace(dtype=promoted(how.dtype, jnp.float32))
     products = [contract(part, x, wide) for part in w.parts]
     if any(y is NotImplemented for y in products):
@@ -23,12 +23,12 @@ def _contract_sum(w: SumArray, x: jax.Array, how: Product) -> Any:
 
 
 @leaf_rule("conv_general_dilated ragged_dot_general ragged_dot", SumArray)
-def _product(call: Call, at: int) -> Any:
+def _product(call: Call, at: int) -> Value:
     return _by_parts(call, at) if at == 1 else NotImplemented
 
 
 @leaf_rule("gather", SumArray)
-def _gather(call: Call, at: int) -> Any:
+def _gather(call: Call, at: int) -> Value:
     """A lookup in each part; what stands for those out of bounds has to be the sum of itself."""
     filled = call.params["fill_value"]
     kept = filled is None or filled == 0 or filled != filled  # NaN

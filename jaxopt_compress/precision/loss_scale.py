@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxopt_compress.typing import Leaf, PyTree
+
 
 class LossScaleState(NamedTuple):
     """The state of `dynamic_loss_scale`.
@@ -68,11 +70,11 @@ def dynamic_loss_scale(
         raise ValueError(f"growth={growth!r} is at least 1 and backoff={backoff!r} within 0 and 1")
     inner = optax.with_extra_args_support(inner)
 
-    def init(params: Any) -> LossScaleState:
+    def init(params: PyTree) -> LossScaleState:
         zero = jnp.zeros((), jnp.int32)
         return LossScaleState(jnp.float32(initial), zero, zero, inner.init(params))
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any) -> PyTree:
         true_size = lambda g: g.astype(jnp.float32) / state.scale if _is_float(g) else g
         grads = jax.tree.map(true_size, updates)
         finite = jnp.stack(
@@ -96,7 +98,7 @@ def dynamic_loss_scale(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def loss_scale(opt_state: Any) -> jax.Array:
+def loss_scale(opt_state: PyTree) -> jax.Array:
     """The present scale in the state of an optimizer.
 
     Args:
@@ -115,5 +117,5 @@ def loss_scale(opt_state: Any) -> jax.Array:
     return found[0].scale
 
 
-def _is_float(x: Any) -> bool:
+def _is_float(x: Leaf) -> bool:
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)

@@ -6,13 +6,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.tree import Where, map_named, select
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 def mixed_precision(
-    fn: Callable[..., Any],
+    fn: Callable[..., PyTree],
     compute: Any = jnp.bfloat16,
     output: Any = jnp.float32,
     *,
@@ -59,7 +61,7 @@ def mixed_precision(
             raise TypeError(f"mixed_precision computes in floating types, and got {kind}")
 
     @functools.wraps(fn)
-    def run(params: Any, *args: Any, **kwargs: Any) -> Any:
+    def run(params: PyTree, *args: PyTree, **kwargs: Any) -> PyTree:
         kept = set() if keep is None else set(select(params, keep, "keep"))
         params = map_named(lambda p, x: x if p in kept else _cast(x, compute), params)
         args, kwargs = jax.tree.map(
@@ -71,7 +73,7 @@ def mixed_precision(
     return run
 
 
-def _cast(x: Any, dtype: Any) -> Any:
+def _cast(x: Leaf, dtype: DTypeLike) -> Leaf:
     """A floating array in another type; all else as it is."""
     if dtype is None or is_compressed(x) or not hasattr(x, "astype"):
         return x

@@ -18,6 +18,7 @@ from jaxopt_compress.quantization.quantize import rule_of
 from jaxopt_compress.quantization.state import QuantizedState, measured
 from jaxopt_compress.tree import Where, map_named, named_leaves
 from jaxopt_compress.tree.paths import fit_of, is_float
+from jaxopt_compress.typing import Leaf, PyTree
 
 # How optax names what it keeps per parameter: sums of squares, and others.
 _SECOND = frozenset({"nu", "nu_max", "sum_of_squares", "v", "v_row", "v_col"})
@@ -92,13 +93,13 @@ def small_states(
     if block < 1:
         raise ValueError(f"block={block!r}; it is a number of entries")
 
-    def chosen(state: Any) -> dict[str, bool]:
+    def chosen(state: PyTree) -> dict[str, bool]:
         """Path -> whether it is a second moment, of the leaves that are kept in few bits."""
         large = {p: x for p, x in named_leaves(state) if is_float(x) and x.size >= min_size}
         taken = {p: x for p, x in large.items() if where is None or fit_of(where, p, x)}
         return {p: bool(fit_of(squares, p, x)) for p, x in taken.items() if x.ndim}
 
-    def init(params: Any) -> SmallStates:
+    def init(params: PyTree) -> SmallStates:
         state = inner.init(params)
         found = chosen(state)
         if not found:
@@ -115,16 +116,16 @@ def small_states(
                 )
         return SmallStates(jnp.zeros((), jnp.int32), store(state, jnp.zeros((), jnp.int32)))
 
-    def store(state: Any, count: jax.Array) -> Any:
+    def store(state: PyTree, count: jax.Array) -> PyTree:
         found = chosen(state)
 
-        def one(path: str, x: Any) -> Any:
+        def one(path: str, x: Leaf) -> Leaf:
             return _stored(x, fmt, block, count, found[path]) if path in found else x
 
         return map_named(one, state)
 
-    def restore(state: Any) -> Any:
-        def one(path: str, x: Any) -> Any:
+    def restore(state: PyTree) -> PyTree:
+        def one(path: str, x: Leaf) -> Leaf:
             if not isinstance(x, QuantizedArray):
                 return x
             value = x.materialize()
@@ -132,7 +133,7 @@ def small_states(
 
         return map_named(one, state)
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any) -> PyTree:
         updates, new = inner.update(updates, restore(state.inner), params, **extra)
         count = jnp.where(state.count < 2**31 - 1, state.count + 1, state.count)
         return updates, SmallStates(count, store(new, count))
@@ -140,7 +141,7 @@ def small_states(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _is_second_moment(path: str, leaf: Any) -> bool:
+def _is_second_moment(path: str, leaf: Leaf) -> bool:
     """By the first name in a path that optax uses; parameters may have the same names behind it."""
     del leaf
     names = (name for name in path.split("/") if name in _SECOND or name in _OTHERS)

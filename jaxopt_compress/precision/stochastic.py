@@ -1,6 +1,6 @@
 """Parameters in 16 bits that small updates still move, by stochastic rounding."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import optax
 from jax import lax
 
 from jaxopt_compress.numerics.noise import noise_of
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 class StochasticRoundingState(NamedTuple):
@@ -45,15 +46,15 @@ def stochastic_rounding() -> optax.GradientTransformation:
         Zamirai et al., 2020, Revisiting BFloat16 Training.
     """
 
-    def init(params: Any) -> StochasticRoundingState:
+    def init(params: PyTree) -> StochasticRoundingState:
         del params
         return StochasticRoundingState(jnp.zeros((), jnp.int32))
 
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> PyTree:
         if params is None:
             raise ValueError("stochastic_rounding needs params, which updates are added to")
 
-        def rounded(u: Any, p: Any) -> Any:
+        def rounded(u: Leaf, p: Leaf) -> Leaf:
             if u is None or getattr(p, "dtype", None) != jnp.bfloat16:
                 return u
             wide = p.astype(jnp.float32)
@@ -73,5 +74,5 @@ def _to_bfloat16(x: jax.Array, salt: jax.Array) -> jax.Array:
     noise = (noise_of(x, salt) * 2.0**16).astype(jnp.uint32)
     bits = lax.bitcast_convert_type(x, jnp.uint32)
     cut = lax.bitcast_convert_type((bits + noise) & jnp.uint32(0xFFFF0000), jnp.float32)
-    # Of a number that is not finite, noise would make another one.
+    # Noise would turn a number that is not finite into another one.
     return jnp.where(jnp.isfinite(x), cut, x).astype(jnp.bfloat16)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jaxopt_compress.arrays import FakeQuantizedArray, InputQuantizedArray, map_factors
 from jaxopt_compress.arrays.base import is_compressed
 from jaxopt_compress.tree import map_named, named_leaves
+from jaxopt_compress.typing import Leaf, PyTree
 
 
-def weight_gradients(grads: Any) -> Any:
+def weight_gradients(grads: PyTree) -> PyTree:
     """Gradients at a view for lifted functions, as one array per parameter.
 
     Other views have the structure of the parameters, and so have their gradients. With
@@ -43,7 +44,7 @@ def weight_gradients(grads: Any) -> Any:
         ((4, 2), (4, 2))
     """
 
-    def values(path: str, g: Any) -> Any:
+    def values(path: str, g: Leaf) -> Leaf:
         weight = _value_of(g)
         if is_compressed(weight):
             raise TypeError(
@@ -55,7 +56,7 @@ def weight_gradients(grads: Any) -> Any:
     return map_named(values, grads)
 
 
-def gradients_of_values(grads: Any) -> Any:
+def gradients_of_values(grads: PyTree) -> PyTree:
     """Gradients of weights and factors at a view, as far as there are any.
 
     Args:
@@ -64,13 +65,13 @@ def gradients_of_values(grads: Any) -> Any:
     return map_named(lambda path, g: map_factors(lambda _, x: _value_of(x), path, g), grads)
 
 
-def _value_of(g: Any) -> Any:
+def _value_of(g: Leaf) -> Leaf:
     """The gradient of the weight inside of what rounds activations too."""
     weight = g.weight if isinstance(g, InputQuantizedArray) else g
     return weight.form.codes if isinstance(weight, FakeQuantizedArray) else weight
 
 
-def at_view(grads: Any, seen: Any, parts: list[dict[str, Any]]) -> Any:
+def at_view(grads: PyTree, seen: PyTree, parts: list[dict[str, Any]]) -> PyTree:
     """Gradients of parameters as gradients at what they are seen as, if they are not that already.
 
     Args:
@@ -85,7 +86,7 @@ def at_view(grads: Any, seen: Any, parts: list[dict[str, Any]]) -> Any:
     learned = {path for part in parts for path, x in part.items() if of_inputs(x)}
     views = dict(named_leaves(seen))
 
-    def whole(path: str, g: Any) -> Any:
+    def whole(path: str, g: Leaf) -> Leaf:
         s = views.get(path)
         if g is None or is_compressed(g) or not isinstance(s, InputQuantizedArray):
             return g

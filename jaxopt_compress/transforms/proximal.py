@@ -18,6 +18,7 @@ import optax
 
 from jaxopt_compress.tree import Where, fits, map_named, named_leaves
 from jaxopt_compress.tree.layout import assume_layout
+from jaxopt_compress.typing import Leaf, PyTree
 
 Weight = float | Callable[[Any], Any]
 
@@ -141,17 +142,17 @@ def _proximal(
 ) -> optax.GradientTransformation:
     scale = weight if callable(weight) else lambda count: weight
 
-    def init_fn(params: Any) -> ProximalState:
+    def init_fn(params: PyTree) -> ProximalState:
         fits(params, where)
         return ProximalState(jnp.zeros((), jnp.int32))
 
-    def update_fn(updates: Any, state: Any, params: Any = None) -> Any:
+    def update_fn(updates: PyTree, state: PyTree, params: PyTree = None) -> PyTree:
         if params is None:
             raise ValueError("proximal steps need the params: tx.update(grads, state, params)")
         chosen, by = fits(params, where), jnp.asarray(scale(state.count), jnp.float32)
         values = dict(named_leaves(params))
 
-        def step(path: str, u: Any) -> Any:
+        def step(path: str, u: Leaf) -> Leaf:
             if path not in chosen:
                 return u
             w = values[path].astype(jnp.promote_types(values[path].dtype, jnp.float32))

@@ -12,9 +12,10 @@ from jaxopt_compress.numerics.codes import round_to_grid
 from jaxopt_compress.quantization.state import QuantizedState
 from jaxopt_compress.tree import named_leaves
 from jaxopt_compress.tree.paths import is_float
+from jaxopt_compress.typing import Leaf, PyTree
 
 
-def scalars(state_or_view: Any, params: Any) -> dict[str, jax.Array]:
+def scalars(state_or_view: Any, params: PyTree) -> dict[str, jax.Array]:
     """Sparsity, range and share of clipped entries of each compressed parameter.
 
     A pure function without callbacks: call it in the jitted step, or beside it, and give what it
@@ -58,12 +59,14 @@ def scalars(state_or_view: Any, params: Any) -> dict[str, jax.Array]:
     return found | ({"sparsity": zeros / count} if count else {})
 
 
-def _of_states(state: Any, params: Any) -> tuple[dict[str, Any], dict[str, jax.Array], list[str]]:
+def _of_states(
+    state: PyTree, params: PyTree
+) -> tuple[dict[str, Any], dict[str, jax.Array], list[str]]:
     """The view of all methods by path, the clipped shares, and the parameters that they take."""
     paths, clipped = [path for path, _ in named_leaves(params)], {}
     chosen: list[str] = []
 
-    def note(path: str, w: Any, leaf: Any, learned: Any) -> Any:
+    def note(path: str, w: Leaf, leaf: Leaf, learned: PyTree) -> Leaf:
         chosen.append(factor_owner(path, paths))
         current = getattr(leaf, "current", None)
         if isinstance(getattr(leaf, "grid", None), QuantizedState) and current is not None:
@@ -78,7 +81,7 @@ def _of_states(state: Any, params: Any) -> tuple[dict[str, Any], dict[str, jax.A
     return dict(named_leaves(view)), clipped, list(dict.fromkeys(chosen))
 
 
-def _clipped(w: Any, grid: QuantizedState) -> jax.Array:
+def _clipped(w: Leaf, grid: QuantizedState) -> jax.Array:
     """The share of entries that the ends of the grid move."""
     values = w.materialize() if is_compressed(w) else w
     _, inside = round_to_grid(values, *grid.spread(values.shape), grid.format)

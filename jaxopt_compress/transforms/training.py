@@ -9,18 +9,20 @@ import optax
 from jaxopt_compress.compression import Compression, TrainingState, as_compression
 from jaxopt_compress.compression.compress import Recipe, given_uses
 from jaxopt_compress.compression.states import learned_parts, method_states, replace_learned
+from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.transforms.gradients import at_view, gradients_of_values
 from jaxopt_compress.transforms.resets import at_rest, check_resting
 from jaxopt_compress.tree import combine, map_named, named_leaves, partition
 from jaxopt_compress.tree.paths import is_float
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 def compressed_training(
     inner: optax.GradientTransformation,
     compression: Compression | Recipe,
     learned: optax.GradientTransformation | None = None,
-    uses: Any = None,
-    stats: Any = None,
+    uses: Uses | None = None,
+    stats: Stats | None = None,
     penalty: float | optax.Schedule = 0.0,
     layout: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -77,7 +79,7 @@ def compressed_training(
             f"penalty={penalty}: this compression has no penalty to weigh; leave it out"
         )
 
-    def init_fn(params: Any) -> TrainingState:
+    def init_fn(params: PyTree) -> TrainingState:
         found = given_uses(params, uses, layout)
         state = compression.init(params, uses=found, stats=stats)
         if callable(penalty) and not method_states(state):
@@ -93,7 +95,7 @@ def compressed_training(
         return TrainingState(inner_state, trained, state)
 
     def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any
     ) -> tuple[Any, Any]:
         if params is None:
             raise ValueError(
@@ -101,7 +103,7 @@ def compressed_training(
             )
         parts = learned_parts(state.compression)
         new, trained = state.compression, state.learned
-        # What the compression sees are the gradients of the loss, without its own penalty.
+        # The compression sees the gradients of the loss, without its own penalty.
         grads = gradients_of_values(updates)
         factor = weight(_count(new)) if penalized else None
         updates, part_updates = _pull_back(compression, updates, state, params, parts, factor)
@@ -123,12 +125,12 @@ def compressed_training(
 
 
 def _pull_back(
-    compression: Compression, grads: Any, state: Any, params: Any, parts: Any, factor: Any
+    compression: Compression, grads: PyTree, state: PyTree, params: PyTree, parts: Any, factor: Any
 ) -> tuple[Any, Any]:
     """Gradients at the view as gradients at parameters and learned parts, with the penalty's."""
     floats, rest = partition(params)
 
-    def view(floats: Any, parts: Any) -> tuple[Any, Any]:
+    def view(floats: PyTree, parts: Any) -> tuple[PyTree, PyTree]:
         learned, whole = replace_learned(state.compression, parts), combine(floats, rest)
         seen = partition(compression.loss_view(whole, learned))[0]
         if factor is None or compression.penalty is None:
@@ -147,12 +149,12 @@ def _pull_back(
     return combine(back, jax.tree.map(still, rest, is_leaf=hole)), part_grads
 
 
-def _count(state: Any) -> jax.Array:
+def _count(state: PyTree) -> jax.Array:
     """How many updates a compression has seen."""
     return next((s.count for s in method_states(state)), jnp.zeros((), jnp.int32))
 
 
-def _before(grads: Any, new: Any) -> Any:
+def _before(grads: PyTree, new: Leaf) -> PyTree:
     """Gradients that wait for new masks and steps, which read the parameters.
 
     If these and the new parameters, which follow from the gradients, did not depend on each other,
@@ -164,7 +166,7 @@ def _before(grads: Any, new: Any) -> Any:
     return map_named(lambda path, g: leaves[path](g) if path in leaves else g, grads)
 
 
-def _hold(updates: Any, params: Any, new: Any) -> Any:
+def _hold(updates: PyTree, params: PyTree, new: Leaf) -> PyTree:
     """No updates, such as from weight decay, for parameters that gradients do not reach.
 
     These are integers, and parameters that learned factors stand for.
@@ -175,7 +177,7 @@ def _hold(updates: Any, params: Any, new: Any) -> Any:
     return map_named(lambda path, u: jnp.zeros_like(u) if path in held else u, updates)
 
 
-def _refuse_accumulation(inner_state: Any) -> None:
+def _refuse_accumulation(inner_state: PyTree) -> None:
     is_multi = lambda x: isinstance(x, optax.MultiStepsState)
     if any(map(is_multi, jax.tree.leaves(inner_state, is_leaf=is_multi))):
         raise ValueError(

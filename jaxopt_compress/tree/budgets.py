@@ -23,7 +23,7 @@ def bytes(share: float) -> Bytes:
         The budget, for `allocate` and `low_rank`.
 
     Raises:
-        ValueError: ``share`` is no such number.
+        ValueError: ``share`` is out of that range.
 
     Example:
         >>> import jaxopt_compress as jc

@@ -8,9 +8,10 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxopt_compress.arrays.fields import is_traced
+from jaxopt_compress.typing import Leaf, PyTree
 
 
-def on_auto_axes(fn: Callable[..., Any], *args: Any) -> Any:
+def on_auto_axes(fn: Callable[..., PyTree], *args: PyTree) -> Any:
     """``fn(*args)``, outside of jit, with the compiler to choose shardings in between.
 
     Packing, sorting and decompositions have no rule for axes of a mesh whose type is explicit.
@@ -28,8 +29,8 @@ def on_auto_axes(fn: Callable[..., Any], *args: Any) -> Any:
     mesh = meshes[0]
     automatic = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
 
-    def moved(tree: Any, source: Mesh, target: Mesh) -> Any:
-        def move(x: Any) -> Any:
+    def moved(tree: PyTree, source: Mesh, target: Mesh) -> PyTree:
+        def move(x: Leaf) -> Leaf:
             own = x.sharding if isinstance(x, jax.Array) else None
             if not isinstance(own, NamedSharding) or own.mesh != source:
                 return x
@@ -42,7 +43,7 @@ def on_auto_axes(fn: Callable[..., Any], *args: Any) -> Any:
     return moved(result, automatic, mesh)
 
 
-def reduced_on_auto_axes(fn: Callable[[jax.Array], Any], w: jax.Array) -> Any:
+def reduced_on_auto_axes(fn: Callable[[jax.Array], PyTree], w: jax.Array) -> Any:
     """``fn(w)``, the compiler choosing shardings in between where types would have to say them.
 
     Along each axis results are split as ``w`` is where they have as many entries, or groups of them
@@ -67,7 +68,7 @@ def reduced_on_auto_axes(fn: Callable[[jax.Array], Any], w: jax.Array) -> Any:
     return jax.sharding.auto_axes(fn, out_sharding=specs)(w)
 
 
-def _explicit(x: Any) -> Mesh | None:
+def _explicit(x: Leaf) -> Mesh | None:
     """The mesh of a concrete array, if the type of one of its axes is explicit."""
     mesh = getattr(getattr(x, "sharding", None), "mesh", None)
     if not isinstance(mesh, Mesh) or AxisType.Explicit not in mesh.axis_types:

@@ -1,4 +1,4 @@
-"""What to say of wrong arguments: one line each, however large they are."""
+"""Messages about wrong arguments: one line each, however large they are."""
 
 import difflib
 import glob
@@ -9,12 +9,13 @@ from typing import Any
 
 from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.tree.globs import glob_matches
+from jaxopt_compress.typing import Leaf
 
 _CHOICES = "a glob such as '**/kernel', a list of globs, or a predicate (path, leaf) -> bool"
 
 
-def kind_of(x: Any) -> str:
-    """What an argument is, in a few words.
+def kind_of(x: Leaf) -> str:
+    """Describes an argument in a few words.
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
@@ -33,7 +34,7 @@ def kind_of(x: Any) -> str:
 
 
 def no_where(where: Any, owner: str) -> str:
-    """Of a value that chooses no leaves, such as a mask of optax."""
+    """The message for a value that cannot choose leaves, such as a mask of optax."""
     if isinstance(where, re.Pattern):
         return (
             f"{owner}= takes no regular expression: write {owner}=lambda path, leaf: "
@@ -48,7 +49,7 @@ def no_where(where: Any, owner: str) -> str:
 
 
 def no_match(globs: Sequence[str] | None, leaves: Sequence[tuple[str, Any]]) -> str:
-    """Of a choice that takes no leaf.
+    """The message for a choice that takes no leaf.
 
     Args:
         globs: Its patterns; none for a predicate, and None for the default.

@@ -1,4 +1,4 @@
-"""Splitting a tree into what is differentiated and what is not."""
+"""Splitting a tree into the leaves to differentiate and the rest."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +10,10 @@ from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.arrays.base import memory_bytes, stored_bytes
 from jaxopt_compress.tree.globs import glob_matches
 from jaxopt_compress.tree.paths import is_float, map_named, path_of
+from jaxopt_compress.typing import Leaf, PyTree
 
 
-def partition(tree: Any, where: str | Sequence[str] | None = None) -> tuple[Any, Any]:
+def partition(tree: PyTree, where: str | Sequence[str] | None = None) -> tuple[Any, Any]:
     """Splits a tree into its floating arrays and everything else.
 
     Inside compressed arrays, scales and factors are floats, codes and masks are not. Optimizers and
@@ -56,7 +57,7 @@ def partition(tree: Any, where: str | Sequence[str] | None = None) -> tuple[Any,
     return treedef.unflatten(half(True)), treedef.unflatten(half(False))
 
 
-def combine(floats: Any, rest: Any) -> Any:
+def combine(floats: PyTree, rest: Any) -> PyTree:
     """Inverts `partition`: each leaf from the half that has it.
 
     Args:
@@ -74,7 +75,7 @@ def combine(floats: Any, rest: Any) -> Any:
     return jax.tree.map(either, floats, rest, is_leaf=lambda x: x is None)
 
 
-def nbytes(tree: Any) -> int:
+def nbytes(tree: PyTree) -> int:
     """Bytes that a file needs for the leaves of a tree, codes packed to their true width.
 
     Example:
@@ -85,7 +86,7 @@ def nbytes(tree: Any) -> int:
     return sum(stored_bytes(x) for x in _arrays(tree))
 
 
-def resident_bytes(tree: Any) -> int:
+def resident_bytes(tree: PyTree) -> int:
     """Bytes that the leaves of a tree take in memory on the backend that holds them.
 
     Example:
@@ -96,7 +97,7 @@ def resident_bytes(tree: Any) -> int:
     return sum(memory_bytes(x) for x in _arrays(tree))
 
 
-def shard(tree: Any, shardings: Any) -> Any:
+def shard(tree: PyTree, shardings: PyTree) -> PyTree:
     """Places a tree as its dense form would be placed.
 
     Of shapes, as from `jax.eval_shape`, it makes shapes with shardings, from which programs for
@@ -129,7 +130,7 @@ def shard(tree: Any, shardings: Any) -> Any:
     return map_named(_place, tree, shardings)
 
 
-def _place(path: str, leaf: Any, sharding: Any) -> Any:
+def _place(path: str, leaf: Leaf, sharding: Any) -> Leaf:
     if not (is_compressed(leaf) and isinstance(sharding, NamedSharding)):
         return _put(leaf, sharding)
 
@@ -149,7 +150,7 @@ def _place(path: str, leaf: Any, sharding: Any) -> Any:
         ) from error
 
 
-def _put(x: Any, sharding: Any) -> Any:
+def _put(x: Leaf, sharding: Any) -> Leaf:
     if not isinstance(x, jax.ShapeDtypeStruct):
         return jax.device_put(x, sharding)
     if sharding is not None:
@@ -157,6 +158,6 @@ def _put(x: Any, sharding: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _arrays(tree: Any) -> list[Any]:
+def _arrays(tree: PyTree) -> list[Any]:
     leaves = jax.tree.leaves(tree, is_leaf=is_compressed)
     return [x for x in leaves if is_compressed(x) or hasattr(x, "dtype")]

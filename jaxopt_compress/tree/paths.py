@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.tree.globs import Glob, glob_matches
 from jaxopt_compress.tree.mismatches import no_match, no_where
+from jaxopt_compress.typing import Leaf, PyTree
 
 Where = str | Glob | Callable[[str, Any], bool] | Sequence["Where"] | None
 
@@ -53,7 +54,7 @@ def _unflatten_part(static: Any, values: Iterable[Any]) -> Part:
 jax.tree_util.register_pytree_with_keys(Part, _flatten_part, _unflatten_part)
 
 
-def may_miss(tree: Any) -> bool:
+def may_miss(tree: PyTree) -> bool:
     """Whether patterns may match nothing, the tree being a part of another one."""
     return isinstance(tree, Part) and tree.may_miss
 
@@ -84,13 +85,13 @@ def paths_of(keyed: Sequence[tuple[Any, ...]]) -> list[str]:
     return [named(keys, path) for keys, path in zip(keyed, paths, strict=True)]
 
 
-def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
     """``(path, leaf)`` for each leaf, a compressed array being one leaf."""
     flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_compressed)
     return list(zip(paths_of([keys for keys, _ in flat]), (x for _, x in flat), strict=True))
 
 
-def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+def map_named(fn: Callable[..., PyTree], tree: PyTree, *rest: Any) -> PyTree:
     """Maps ``fn(path, leaf, ...)`` over the leaves, a compressed array being one leaf."""
     treedef = jax.tree.structure(tree, is_leaf=is_compressed)
     columns = [treedef.flatten_up_to(other) for other in rest]
@@ -110,7 +111,7 @@ class Fit(enum.IntEnum):
     NAMED = 2
 
 
-def select(tree: Any, where: Where = None, owner: str = "where") -> list[str]:
+def select(tree: PyTree, where: Where = None, owner: str = "where") -> list[str]:
     """The paths of the leaves that ``where`` chooses.
 
     Args:
@@ -122,7 +123,7 @@ def select(tree: Any, where: Where = None, owner: str = "where") -> list[str]:
     Raises:
         NoLeaf: Nothing is chosen, or nothing by one of a sequence; names the nearest paths.
         ValueError: Two leaves have the same path.
-        TypeError: ``where`` is something else; or a leaf that it names is no floating array.
+        TypeError: ``where`` is something else; or a leaf that it names is not a floating array.
 
     Example:
         >>> import jax.numpy as jnp
@@ -133,7 +134,7 @@ def select(tree: Any, where: Where = None, owner: str = "where") -> list[str]:
     return list(fits(tree, where, owner))
 
 
-def fits(tree: Any, where: Where = None, owner: str = "where") -> dict[str, Fit]:
+def fits(tree: PyTree, where: Where = None, owner: str = "where") -> dict[str, Fit]:
     """As `select`: path -> whether it is one of the weights, or meant itself."""
     leaves = named_leaves(tree)
     counts = collections.Counter(path for path, _ in leaves)
@@ -165,7 +166,7 @@ def fits(tree: Any, where: Where = None, owner: str = "where") -> dict[str, Fit]
     return chosen
 
 
-def fit_of(where: Where, path: str, leaf: Any) -> Fit:
+def fit_of(where: Where, path: str, leaf: Leaf) -> Fit:
     """How one leaf fits a choice."""
     if where is None or isinstance(where, str):
         where = Glob("**" if where is None else where)
@@ -176,7 +177,7 @@ def fit_of(where: Where, path: str, leaf: Any) -> Fit:
     return max((fit_of(each, path, leaf) for each in where), default=Fit.NO)
 
 
-def _fit_of_glob(where: Glob, path: str, leaf: Any) -> Fit:
+def _fit_of_glob(where: Glob, path: str, leaf: Leaf) -> Fit:
     if not glob_matches(where.pattern, path):
         return Fit.NO
     ndim = len(getattr(leaf, "shape", ()))
@@ -187,13 +188,13 @@ def _fit_of_glob(where: Glob, path: str, leaf: Any) -> Fit:
     return Fit.WEIGHT if ndim >= 2 and is_float(leaf) else Fit.NO
 
 
-def is_float(leaf: Any) -> bool:
+def is_float(leaf: Leaf) -> bool:
     """Whether a leaf is a floating array or stands for one; floats of one byte are codes."""
     floating = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
     return floating and jnp.dtype(leaf.dtype).itemsize > 1
 
 
-def warn_of_vectors(tree: Any, where: Where) -> None:
+def warn_of_vectors(tree: PyTree, where: Where) -> None:
     """Warns of a glob that names matrices, and vectors of the same name, such as a norm's."""
     if not isinstance(where, str):
         each = where if isinstance(where, Sequence) else ()
@@ -212,7 +213,7 @@ def warn_of_vectors(tree: Any, where: Where) -> None:
 
 
 def _check_where(where: Any, owner: str) -> None:
-    """Refuses what is no choice of leaves.
+    """Refuses values that do not choose leaves.
 
     Raises:
         TypeError: Says what it is, and how to write what was meant.

@@ -88,9 +88,9 @@ def test_a_state_of_something_else_is_refused():
     with pytest.raises(ValueError, match=r"holds no compression.*compressed_training"):
         jc.compress(PARAMS, INT8, state=optax.adam(1e-3).init(PARAMS))
     state = INT8.init({"other": W})
-    with pytest.raises(ValueError, match="not here: other; here are embed, mlp/0/bias"):
+    with pytest.raises(ValueError, match="made for: other; it has embed, mlp/0/bias"):
         jc.compress(PARAMS, INT8, state=state)
-    with pytest.raises(ValueError, match="not here: other"):
+    with pytest.raises(ValueError, match="made for: other"):
         INT8.apply(PARAMS, state)
 
 
@@ -247,7 +247,7 @@ def test_an_assumed_layout_is_always_said():
     with pytest.warns(jc.AssumedLayout, match=r"axes of w .*uses=.*layout='out,in'"):
         jc.compress({"w": W}, INT8)
     uses = jc.uses(lambda p, x: x @ p["w"], {"w": W}, W.T)
-    with pytest.raises(ValueError, match=r"layout='out,in' goes without uses="):
+    with pytest.raises(ValueError, match=r"layout='out,in' cannot be given with uses="):
         jc.compress({"w": W}, INT8, uses=uses, layout="out,in")
     with pytest.raises(ValueError, match="layout='oi'; there are 'in,out' and 'out,in'"):
         jc.compress({"w": W}, INT8, layout="oi")

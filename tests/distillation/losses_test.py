@@ -154,7 +154,7 @@ def test_wrong_calls():
         (lambda: d.keep_top_k(T, 11), "k=11 of 10"),
         (lambda: d.top_k(S[:2], d.keep_top_k(T, 2)), "kept classes"),
         (lambda: d.projected(*FEATURES), "give a projection"),
-        (lambda: d.projected(*FEATURES, jnp.ones((3, 12))), "takes no 8 features"),
+        (lambda: d.projected(*FEATURES, jnp.ones((3, 12))), "does not map 8 features"),
         (lambda: d.attention_transfer(jnp.ones((2, 4, 3)), jnp.ones((2, 5, 3))), "resize"),
         (lambda: d.relational_distances(FEATURES[0][:1], FEATURES[1][:1]), "same 2 examples"),
         (lambda: d.contrastive(*FEATURES), r"\[n, features\] of both"),

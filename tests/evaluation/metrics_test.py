@@ -186,7 +186,7 @@ def test_what_has_no_weight_may_be_nan():
         ([], ValueError, "metrics is empty"),
         (["rmse", "rmse"], ValueError, "two metrics have the name 'rmse'"),
         ([jc.metrics.f1], TypeError, "metrics.f1 makes a metric: call it"),
-        ([3], TypeError, "3 is no metric"),
+        ([3], TypeError, "3 is not a metric"),
         (["rmse"], ValueError, r"outputs have shape \(2, 3\), targets \(2,\)"),
         (["spearman"], ValueError, r"outputs have shape \(2, 3\), targets \(2,\)"),
         (["top5"], ValueError, r"top_k\(5\) of scores of 3 classes"),

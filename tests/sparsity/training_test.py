@@ -166,7 +166,7 @@ def test_growth_needs_gradients():
     with pytest.raises(ValueError, match=r"no gradient of 'w' of shape \(4, 2\).*grads=grads"):
         c.update(c.init(params), params)
     tx = jc.compressed_training(optax.sgd(0.1), jc.chain(jc.low_rank(rank=1), c))
-    with pytest.raises(ValueError, match=r"'w/u' is no parameter but a learned factor"):
+    with pytest.raises(ValueError, match=r"'w/u' is not a parameter but a learned factor"):
         tx.init(params)
 
 

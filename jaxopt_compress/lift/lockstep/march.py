@@ -28,6 +28,7 @@ from jaxopt_compress.lift.observe.measures import Measure
 from jaxopt_compress.lift.observe.probe import Axis, Member
 from jaxopt_compress.lift.observe.statistics import Statistics
 from jaxopt_compress.lift.segments import last_uses, read_later
+from jaxopt_compress.typing import Value
 
 Stats = Callable[[], list[Statistics]]
 Decide = Callable[[str, Index, jax.Array, Stats], Any]
@@ -53,13 +54,13 @@ class WholeWarning(UserWarning):
 
 def march(
     closed: Any,
-    operands: Sequence[Any],
+    operands: Sequence[Value],
     summed: Collection[str],
     decide: Decide,
     batches: tuple[int, int],
     measures: Sequence[Measure],
     offload: bool = False,
-) -> tuple[list[Any], Pieces]:
+) -> tuple[list[Value], Pieces]:
     """Runs a staged function on several batches in lockstep, and decides parameters on the way.
 
     Args:
@@ -101,7 +102,7 @@ class _March:
         now = lambda batch: self.store[path]
         return Weight(now, {path: ()}, (Member(path, shape, axes),), len(shape))
 
-    def run(self, closed: Any, args: Sequence[Any]) -> list[Any]:
+    def run(self, closed: Any, args: Sequence[Value]) -> list[Any]:
         """Walks through a jaxpr."""
         jaxpr, consts = _compat.parts(closed)
         env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
@@ -164,12 +165,12 @@ class _March:
         for v in [v for v, x in env.items() if isinstance(x, Each) and last.get(v, -1) < now]:
             del env[v]
 
-    def _kept(self, results: Sequence[Any]) -> list[Any]:
+    def _kept(self, results: Sequence[Value]) -> list[Value]:
         if not self.offload:
             return list(results)
         return [x if is_key(x) else np.asarray(x) for x in results]
 
-    def _meet(self, eqn: JaxprEqn, operands: Sequence[Any], origin: Any) -> None:
+    def _meet(self, eqn: JaxprEqn, operands: Sequence[Value], origin: Any) -> None:
         """Decides what an equation meets for the first time."""
         met, _ = look(eqn, operands)
         open_ = {path for path in met if not self._is_decided(path, operands)}
@@ -180,7 +181,7 @@ class _March:
         rest = {p for p in rest - set(self.summed) if not self._is_decided(p, operands)}
         self._settle(rest, operands, lambda path: [])
 
-    def _whole(self, eqn: JaxprEqn, operands: Sequence[Any], origin: Any) -> None:
+    def _whole(self, eqn: JaxprEqn, operands: Sequence[Value], origin: Any) -> None:
         """Decides all that meets control flow that is not walked."""
         paths = {p for x in operands if isinstance(x, Weight) for p in x.bases}
         open_ = {p for p in paths if not self._is_decided(p, operands)}
@@ -195,14 +196,14 @@ class _March:
         )
         self._settle(open_, operands, self.gauge.statistics(eqn, operands, origin))
 
-    def _is_decided(self, path: str, operands: Sequence[Any]) -> bool:
+    def _is_decided(self, path: str, operands: Sequence[Value]) -> bool:
         return (path, self._index(path, operands)) in self.decided
 
-    def _index(self, path: str, operands: Sequence[Any]) -> Index:
+    def _index(self, path: str, operands: Sequence[Value]) -> Index:
         return next(x.bases[path] for x in operands if isinstance(x, Weight) and path in x.bases)
 
     def _settle(
-        self, paths: Collection[str], operands: Sequence[Any], stats: Callable[[str], Any]
+        self, paths: Collection[str], operands: Sequence[Value], stats: Callable[[str], Any]
     ) -> None:
         for path in sorted(paths):
             index = self._index(path, operands)
@@ -215,7 +216,7 @@ class _March:
             self.store[path] = dense if not index else whole.at[index].set(dense)
             self.decided.add((path, index))
 
-    def _steps(self, eqn: JaxprEqn, operands: Sequence[Any]) -> list[list[Any]] | None:
+    def _steps(self, eqn: JaxprEqn, operands: Sequence[Value]) -> list[list[Value]] | None:
         """The scanned operands of each iteration; None if the scan cannot be walked."""
         consts, carry, xs = _compat.scan_split(eqn.params, list(operands))
         shared = [x for x in consts if isinstance(x, Weight)]
@@ -228,12 +229,12 @@ class _March:
         return None if any(x is None for step in steps for x in step) else steps
 
     def _scan(
-        self, eqn: JaxprEqn, operands: Sequence[Any], steps: Sequence[Sequence[Any]]
-    ) -> list[Any]:
+        self, eqn: JaxprEqn, operands: Sequence[Value], steps: Sequence[Sequence[Value]]
+    ) -> list[Value]:
         """Walks through a scan, iteration by iteration."""
         consts, carry, _ = _compat.scan_split(eqn.params, list(operands))
         n = len(carry)
-        ys: list[list[Any]] = []
+        ys: list[list[Value]] = []
         order = range(len(steps))
         for t in reversed(order) if eqn.params["reverse"] else order:
             results = self.run(eqn.params["jaxpr"], [*consts, *carry, *steps[t]])
@@ -247,7 +248,7 @@ class _March:
         return [*carry, *(stacked(column, self.count) for column in zip(*ys, strict=True))]
 
 
-def _cut(x: Any, t: int) -> Any:
+def _cut(x: Value, t: int) -> Value:
     if isinstance(x, Weight):
         return x.layer(t)
     return Each([v[t] for v in x.values]) if isinstance(x, Each) else x[t]

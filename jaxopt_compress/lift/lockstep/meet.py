@@ -25,9 +25,10 @@ from jaxopt_compress.lift.observe.statistics import Statistics
 from jaxopt_compress.lift.observe.tape import Key, Reducible, Tape, fold
 from jaxopt_compress.lift.observe.ways import by_path
 from jaxopt_compress.lift.segments import part
+from jaxopt_compress.typing import Value
 
 
-def look(eqn: JaxprEqn, operands: Sequence[Any]) -> tuple[set[str], list[tuple[Member, ...]]]:
+def look(eqn: JaxprEqn, operands: Sequence[Value]) -> tuple[set[str], list[tuple[Member, ...]]]:
     """The parameters that an equation sums over, and what its results hold of parameters."""
     met: set[str] = set()
     members: list[tuple[Member, ...]] = []
@@ -37,7 +38,7 @@ def look(eqn: JaxprEqn, operands: Sequence[Any]) -> tuple[set[str], list[tuple[M
         if meeting.vectors() is not None:
             met.add(meeting.path)
 
-    def run(values: Sequence[Any], entries: Sequence[Any]) -> None:
+    def run(values: Sequence[Value], entries: Sequence[Value]) -> None:
         results = replayed_on(eqn, operands, values, entries, Tape(observe))
         members[:] = [x.array.members if _is_probe(x) else () for x in results]
 
@@ -50,7 +51,7 @@ def look(eqn: JaxprEqn, operands: Sequence[Any]) -> tuple[set[str], list[tuple[M
     return met, members
 
 
-def _is_probe(x: Any) -> bool:
+def _is_probe(x: Value) -> bool:
     return isinstance(x, Ref) and isinstance(x.array, Probe)
 
 
@@ -69,7 +70,7 @@ class Gauge:
     batches: tuple[int, int]
 
     def statistics(
-        self, eqn: JaxprEqn, operands: Sequence[Any], origin: Any
+        self, eqn: JaxprEqn, operands: Sequence[Value], origin: Any
     ) -> Callable[[str], list[Statistics]]:
         """``statistics(path)`` of the parameters that an equation meets, measured on first use."""
 
@@ -85,13 +86,13 @@ class Gauge:
         return lambda path: found().get(path, [])
 
     def _sums(
-        self, eqn: JaxprEqn, operands: Sequence[Any], origin: Any, batches: range
+        self, eqn: JaxprEqn, operands: Sequence[Value], origin: Any, batches: range
     ) -> dict[str, list[Statistics]]:
         paths = sorted({m.path for x in operands if isinstance(x, Weight) for m in x.members})
         number = {path: f"{i:04d}" for i, path in enumerate(paths)}
         plain = [_numbered(x, number) for x in operands]
 
-        def measure(values: Sequence[Any], entries: Sequence[Any]) -> Seen:
+        def measure(values: Sequence[Value], entries: Sequence[Value]) -> Seen:
             tape = Tape(functools.partial(measured_at, self.measures))
             replayed_on(eqn, plain, values, entries, tape)
             return Seen(dict(tape.values), tuple(sorted(tape.values, key=tape.place)))
@@ -111,11 +112,11 @@ class Gauge:
 
 
 @jax.jit
-def _add(a: Any, b: Any) -> Any:
+def _add(a: Value, b: Value) -> Value:
     return fold(a, b)
 
 
-def _numbered(x: Any, number: dict[str, str]) -> Any:
+def _numbered(x: Value, number: dict[str, str]) -> Value:
     if not isinstance(x, Weight):
         return x
     # Which entry of a stack it is does not matter to what meets it.

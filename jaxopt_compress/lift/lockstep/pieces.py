@@ -8,10 +8,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as
 
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.segments import part
+from jaxopt_compress.typing import Value
 
 
 class Pieces:
-    """What has been compiled, by equations and by what they are.
+    """The compiled pieces, by their equations and by their text.
 
     Layers of an unrolled model are different equations that read alike: they share one program.
     """
@@ -44,17 +45,17 @@ class Pieces:
         return self._by_text[key]
 
 
-def signature(jaxpr: Jaxpr) -> Any:
-    """What two pieces have in common that compute the same, but for the names of variables."""
+def signature(jaxpr: Jaxpr) -> Value:
+    """A key that is equal for pieces that compute the same, whatever their variables' names."""
     types = tuple(str(v.aval) for v in (*jaxpr.invars, *jaxpr.outvars))
     weak = tuple(bool(getattr(v.aval, "weak_type", False)) for v in jaxpr.invars)
     return str(jaxpr), types, weak, tuple(_constants(jaxpr))
 
 
-def _constants(jaxpr: Any) -> list[Any]:
-    """What the text of a jaxpr does not show: the identity of constants and large literals."""
+def _constants(jaxpr: Any) -> list[Value]:
+    """The identity of constants and large literals, which the text of a jaxpr does not show."""
     inner, consts = _compat.parts(jaxpr)
-    found: list[Any] = [id(c) for c in consts]
+    found: list[Value] = [id(c) for c in consts]
     for eqn in inner.eqns:
         found += [
             id(v.val) for v in eqn.invars if isinstance(v, Literal) and _compat.type_of(v).shape
@@ -64,5 +65,5 @@ def _constants(jaxpr: Any) -> list[Any]:
     return found
 
 
-def _is_jaxpr(x: Any) -> bool:
+def _is_jaxpr(x: Value) -> bool:
     return isinstance(x, Jaxpr | ClosedJaxpr)

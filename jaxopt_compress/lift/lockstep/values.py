@@ -10,6 +10,7 @@ from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import Call, JaxprEqn, Ref, Replay, replay_equation
 from jaxopt_compress.lift.observe.probe import Axis, Member, Probe
 from jaxopt_compress.lift.observe.tape import Tape
+from jaxopt_compress.typing import Value
 
 Index = tuple[int, ...]
 
@@ -18,7 +19,7 @@ Index = tuple[int, ...]
 class Each:
     """A value that differs between batches: one entry per batch."""
 
-    values: list[Any]
+    values: list[Value]
 
 
 @dataclasses.dataclass(eq=False)
@@ -51,7 +52,7 @@ class Weight:
         now = lambda b: self.now(b)[t]
         return Weight(now, bases, self.members, self.ndim - 1, self.each, cut)
 
-    def computed(self, count: int) -> Any:
+    def computed(self, count: int) -> Value:
         """The present value; one for each batch if they differ."""
         return Each([self.now(b) for b in range(count)]) if self.each else self.now(0)
 
@@ -61,20 +62,20 @@ class Weight:
         return axis == Axis((first,))
 
 
-def present(x: Any, batch: int) -> Any:
+def present(x: Value, batch: int) -> Value:
     """The value for one batch."""
     if isinstance(x, Each):
         return x.values[batch]
     return x.now(batch) if isinstance(x, Weight) else x
 
 
-def computed(x: Any, count: int) -> Any:
+def computed(x: Value, count: int) -> Value:
     """A value, computed now if it is a `Weight`."""
     return x.computed(count) if isinstance(x, Weight) else x
 
 
 def derived(
-    eqn: JaxprEqn, operands: Sequence[Any], members: Sequence[tuple[Member, ...]]
+    eqn: JaxprEqn, operands: Sequence[Value], members: Sequence[tuple[Member, ...]]
 ) -> list[Weight]:
     """The results of an equation of parameters and constants alone, or of a lookup in parameters.
 
@@ -107,25 +108,25 @@ def derived(
     ]
 
 
-def replayed(eqn: JaxprEqn, operands: Sequence[Any], batch: int, tape: Tape) -> list[Any]:
+def replayed(eqn: JaxprEqn, operands: Sequence[Value], batch: int, tape: Tape) -> list[Value]:
     """Runs an equation on the values of one batch, with probes in the place of parameters."""
     values = [present(x, batch) for x in operands]
     numbers = [entries_of(x, batch) for x in operands]
     return replayed_on(eqn, operands, values, numbers, tape)
 
 
-def entries_of(x: Any, batch: int) -> Any:
+def entries_of(x: Value, batch: int) -> Value:
     """Which entries of a parameter a value has, if batches choose them."""
     return x.entries(batch) if isinstance(x, Weight) and x.entries is not None else None
 
 
 def replayed_on(
     eqn: JaxprEqn,
-    operands: Sequence[Any],
-    values: Sequence[Any],
-    entries: Sequence[Any],
+    operands: Sequence[Value],
+    values: Sequence[Value],
+    entries: Sequence[Value],
     tape: Tape,
-) -> list[Any]:
+) -> list[Value]:
     """As `replayed`, on values and entries that may be traced."""
     probed = [
         Ref(Probe(v, x.members, e), "") if isinstance(x, Weight) and x.members else v
@@ -151,7 +152,7 @@ def _indexed(bases: Mapping[str, Index], members: Sequence[Member]) -> dict[str,
     return found
 
 
-def stacked(values: Sequence[Any], count: int) -> Any:
+def stacked(values: Sequence[Value], count: int) -> Value:
     """The values of the steps of a loop along a new leading axis."""
     if not any(isinstance(x, Each) for x in values):
         return jax.numpy.stack([present(x, 0) for x in values])

@@ -1,1 +1,1 @@
-"""What can be seen of a function while it runs: uses, statistics of activations, captures."""
+"""Observations of a function as it runs: uses, statistics of activations, captures."""

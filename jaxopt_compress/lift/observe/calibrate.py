@@ -17,21 +17,22 @@ from jaxopt_compress.lift.observe.statistics import Statistics
 from jaxopt_compress.lift.observe.tape import Key, Reducible, Tape, fold
 from jaxopt_compress.lift.observe.ways import GRADIENT, Way, by_path
 from jaxopt_compress.tree import Where, map_named, named_leaves, select
+from jaxopt_compress.typing import PyTree, Value
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["order"])
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What was measured; ``order`` has its keys in program order."""
+    """The sums measured so far; ``order`` has their keys in program order."""
 
     values: dict[Key, Reducible]
     order: tuple[Key, ...]
 
 
 def calibrate(
-    fn: Callable[..., Any],
-    params: Any,
-    batches: Iterable[Any],
+    fn: Callable[..., PyTree],
+    params: PyTree,
+    batches: Iterable[PyTree],
     where: Where = None,
     measures: Sequence[Measure] = (moments(), ranges(), means()),
 ) -> dict[str, list[Statistics]]:
@@ -69,13 +70,13 @@ def calibrate(
     """
     measures = checked(measures)
     if hasattr(batches, "shape"):
-        raise TypeError("batches is one array; it is an iterable of batches, such as [x]")
+        raise TypeError("batches is one array; pass an iterable of batches, such as [x]")
     chosen = frozenset(select(params, where))
 
     missed: set[str] = set()
 
     @jax.jit
-    def measure(params: Any, batch: tuple[Any, ...]) -> Seen:
+    def measure(params: PyTree, batch: tuple[PyTree, ...]) -> Seen:
         return _measured_call(fn, measures, chosen, params, batch, missed)
 
     add = jax.jit(fold, donate_argnums=0)
@@ -106,14 +107,14 @@ class UnmeasuredWarning(UserWarning):
 
 
 def _measured_call(
-    fn: Callable[..., Any],
+    fn: Callable[..., PyTree],
     measures: Sequence[Measure],
     chosen: frozenset[str],
-    params: Any,
-    batch: tuple[Any, ...],
+    params: PyTree,
+    batch: tuple[PyTree, ...],
     missed: set[str] | None = None,
 ) -> Seen:
-    """What is measured in one batch."""
+    """The measurements of one batch."""
     tape = Tape(functools.partial(measured_at, measures, missed=missed))
     result = observed_call(fn, tape, chosen, params, batch, {})
     values = dict(tape.values)
@@ -123,14 +124,17 @@ def _measured_call(
 
 
 def abstract_statistics(
-    fn: Callable[..., Any], params: Any, batch: tuple[Any, ...], measures: Sequence[Measure]
+    fn: Callable[..., PyTree],
+    params: PyTree,
+    batch: tuple[PyTree, ...],
+    measures: Sequence[Measure],
 ) -> dict[str, list[Statistics]]:
     """The types of the statistics that `calibrate` would return; nothing is computed."""
     measures, chosen = checked(measures), frozenset(select(params))
     flat, treedef = jax.tree.flatten((params, batch))
     at = [i for i, x in enumerate(flat) if hasattr(x, "shape")]
 
-    def run(values: list[Any]) -> dict[str, list[Statistics]]:
+    def run(values: list[Value]) -> dict[str, list[Statistics]]:
         full = list(flat)
         for i, value in zip(at, values, strict=True):
             full[i] = value
@@ -156,7 +160,7 @@ def checked(measures: Sequence[Measure]) -> tuple[Measure, ...]:
     return measures
 
 
-def _is_empty(batch: tuple[Any, ...]) -> bool:
+def _is_empty(batch: tuple[PyTree, ...]) -> bool:
     arrays = [x for x in jax.tree.leaves(batch) if hasattr(x, "size")]
     return bool(arrays) and all(x.size == 0 for x in arrays)
 
@@ -200,7 +204,7 @@ def _before(meeting: Meeting, axes: Sequence[int]) -> int:
     return sum(n < min(axes) for n in lead)
 
 
-def _measured(measures: Sequence[Measure], x: Any, inside: Any) -> Reducible:
+def _measured(measures: Sequence[Measure], x: Value, inside: Value) -> Reducible:
     if inside is None:
         rows = jnp.full(x.shape[:-2], x.shape[-2], jnp.int32)
     else:
@@ -219,14 +223,14 @@ def _together(found: dict[str, Reducible], counts: dict[str, Any]) -> Reducible:
 
 
 def _of_gradients(
-    fn: Callable[..., Any],
+    fn: Callable[..., PyTree],
     measures: Sequence[Measure],
     chosen: frozenset[str],
-    params: Any,
-    batch: tuple[Any, ...],
+    params: PyTree,
+    batch: tuple[PyTree, ...],
     result: Any,
 ) -> dict[Key, Reducible]:
-    """What is measured of the gradients of ``fn`` by the parameters at the paths ``chosen``."""
+    """Measurements of the gradients of ``fn`` by the parameters at the paths ``chosen``."""
     asked = {m.name: m.of_gradient for m in measures if m.of_gradient is not None}
     kinds = [(tuple(jnp.shape(x)), str(jnp.result_type(x))) for x in jax.tree.leaves(result)]
     scalar = len(kinds) == 1 and kinds[0][0] == () and jnp.issubdtype(kinds[0][1], jnp.floating)
@@ -240,7 +244,7 @@ def _of_gradients(
     )
     followed = {path: x for path, x in named_leaves(dense) if path in chosen}
 
-    def loss(followed: dict[str, Any]) -> Any:
+    def loss(followed: dict[str, Any]) -> Value:
         return fn(map_named(lambda path, x: followed.get(path, x), dense), *batch)
 
     gradients = jax.grad(lambda w: jax.tree.leaves(loss(w))[0])(followed)

@@ -12,6 +12,7 @@ from jaxopt_compress.lift.observe.meetings import Meeting
 from jaxopt_compress.lift.observe.observed import observed_call
 from jaxopt_compress.lift.observe.tape import Key, Tape
 from jaxopt_compress.tree import Where, named_leaves, select
+from jaxopt_compress.typing import PyTree, Value
 
 _NO_WAY_OUT = {
     "while": "a while loop, whose number of steps is not known: make it a scan",
@@ -34,7 +35,7 @@ class _Captured:
 
 
 def capture(
-    fn: Callable[..., Any], at: Where, what: Literal["output", "input"] = "output"
+    fn: Callable[..., PyTree], at: Where, what: Literal["output", "input"] = "output"
 ) -> Callable[..., tuple[Any, dict[str, list[jax.Array]]]]:
     """Lets a function return intermediate activations too, at chosen parameters.
 
@@ -73,7 +74,9 @@ def capture(
         raise ValueError(f"what={what!r}; it is 'output' or 'input'")
 
     @functools.wraps(fn)
-    def captured(params: Any, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, list[jax.Array]]]:
+    def captured(
+        params: PyTree, *args: PyTree, **kwargs: Any
+    ) -> tuple[Value, dict[str, list[jax.Array]]]:
         chosen = select(params, at, "at")
         _check_dense(params)
         tape = Tape(functools.partial(_keep, what))
@@ -86,14 +89,15 @@ def capture(
             met = "product or convolution" + ", or lookup" * (what == "output")
             raise ValueError(
                 f"at={at!r} matches {', '.join(map(repr, nothing))}, which no {met} reads: leave "
-                "it out, and see jaxopt_compress.uses(fn, params, *args) for what is read by which"
+                "it out, and see jaxopt_compress.uses(fn, params, *args) for the "
+                "operations that read each parameter"
             )
         return output, found
 
     return captured
 
 
-def _check_dense(params: Any) -> None:
+def _check_dense(params: PyTree) -> None:
     for path, leaf in named_leaves(params):
         if is_compressed(leaf):
             raise ValueError(

@@ -8,17 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.lift.observe.probe import Axes, Axis, Member, Probe
+from jaxopt_compress.typing import Value
 
 
 def looked_up(
     array: Probe,
-    value: Any,
+    value: Value,
     fn: Callable[[Axes], Sequence[Axis]],
     axes: Sequence[int],
     new: Sequence[int],
-    indices: Sequence[Any],
+    indices: Sequence[Value],
     before: Any = None,
-) -> Any:
+) -> Value:
     """The entries of a probe that data choose.
 
     Args:

@@ -1,4 +1,4 @@
-"""What `calibrate` can measure of the activations that meet a parameter, or of its gradient.
+"""Measures for `calibrate`: of the activations that meet a parameter, or of its gradient.
 
 Measures sum over rows, batches, steps of loops and devices. One of your own is a `Measure`:
 

@@ -13,6 +13,7 @@ from jaxopt_compress.lift.activations import patches_of, rows_of, rows_of_groups
 from jaxopt_compress.lift.interpreter import Call, Ref, leaf_rule
 from jaxopt_compress.lift.observe.entries import by_entry, chosen_axes, looked_up, one_entry
 from jaxopt_compress.lift.observe.probe import Axes, Axis, Member, Probe
+from jaxopt_compress.typing import Value
 
 Rows = tuple[jax.Array, jax.Array | None]
 
@@ -81,7 +82,7 @@ class Meeting(NamedTuple):
 
 
 class _Operation(NamedTuple):
-    """What a rule knows of its operation; axes are those of the probe ``w``.
+    """An operation, as its rule sees it; axes are those of the probe ``w``.
 
     ``order`` brings the activation into the form of `Meeting.vectors`; ``outputs`` says which axis
     of the result an axis of ``w`` becomes.
@@ -93,7 +94,7 @@ class _Operation(NamedTuple):
     batch: tuple[int, ...]
     gathered: tuple[int, ...]
     rows: float
-    activation: Any
+    activation: Value
     order: Callable[[], Any] | None
     outputs: dict[int, int]
 
@@ -224,7 +225,7 @@ def _own_part(x: jax.Array, axis: int, cut: Axis) -> jax.Array:
 
 
 def _is_activation(x: Ref, other: Any) -> bool:
-    """Whether what is made of parameters is the activation that a weight meets.
+    """Whether a value computed from parameters is the activation that a weight meets.
 
     So is an embedding that was looked up, or added to an activation.
     """
@@ -232,16 +233,16 @@ def _is_activation(x: Ref, other: Any) -> bool:
     return isinstance(other, Ref) and plain(other.array) and not plain(x.array)
 
 
-def _value(x: Any) -> Any:
+def _value(x: Value) -> Value:
     return x.array.materialize() if isinstance(x, Ref) else x
 
 
-def _bind(call: Call) -> Any:
+def _bind(call: Call) -> Value:
     return _compat.bind(call.eqn, [_value(x) for x in call.operands])[0]
 
 
 @leaf_rule("dot_general", Probe)
-def _dot_general(call: Call, at: int) -> Any:
+def _dot_general(call: Call, at: int) -> Value:
     contract, batch = call.params["dimension_numbers"]
     result = _bind(call)
     for side, x in enumerate(call.operands):
@@ -263,7 +264,7 @@ def _dot_general(call: Call, at: int) -> Any:
 
 
 @leaf_rule("ragged_dot_general ragged_dot", Probe)
-def _ragged_dot(call: Call, at: int) -> Any:
+def _ragged_dot(call: Call, at: int) -> Value:
     result = _bind(call)
     if isinstance(call.operands[1], Ref):
         w, x = call.operands[1].array, _value(call.operands[0])
@@ -278,7 +279,7 @@ def _ragged_dot(call: Call, at: int) -> Any:
 
 
 @leaf_rule("conv_general_dilated", Probe)
-def _conv(call: Call, at: int) -> Any:
+def _conv(call: Call, at: int) -> Value:
     result = _bind(call)
     if isinstance(call.operands[1], Ref):
         w, x = call.operands[1].array, _value(call.operands[0])
@@ -293,8 +294,8 @@ def _conv(call: Call, at: int) -> Any:
 
 
 @leaf_rule("gather", Probe)
-def _gather(call: Call, at: int) -> Any:
-    """A lookup. What it finds is followed on to products: whole matrices, such as experts."""
+def _gather(call: Call, at: int) -> Value:
+    """A lookup. Whole matrices that it finds, such as experts, are followed on to products."""
     result = _bind(call)
     if at != 0:
         return result

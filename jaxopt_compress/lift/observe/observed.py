@@ -10,20 +10,21 @@ from jaxopt_compress.lift.observe import meetings, probe_rules
 from jaxopt_compress.lift.observe.probe import probe
 from jaxopt_compress.lift.observe.tape import Tape
 from jaxopt_compress.tree import map_named
+from jaxopt_compress.typing import PyTree, Value
 
 # Imported for the rules that it registers.
 del meetings, probe_rules
 
 
 def observed_call(
-    fn: Callable[..., Any],
+    fn: Callable[..., PyTree],
     tape: Tape,
     chosen: Collection[str],
-    params: Any,
-    args: tuple[Any, ...],
+    params: PyTree,
+    args: tuple[Value, ...],
     kwargs: dict[str, Any],
     lost: list[Fallback] | None = None,
-) -> Any:
+) -> Value:
     """Runs ``fn(params, *args, **kwargs)`` and tells ``tape.observe`` each `Meeting`.
 
     The observer may add to the frame of the tape, under a `Key`: what is in ``tape.values`` after
@@ -42,7 +43,7 @@ def observed_call(
         What ``fn`` returns.
     """
 
-    def wrap(path: str, leaf: Any) -> Any:
+    def wrap(path: str, leaf: Value) -> Value:
         dense = leaf.materialize() if isinstance(leaf, CompressedArray) else leaf
         return probe(path, dense) if path in chosen else dense
 

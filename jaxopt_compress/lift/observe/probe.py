@@ -9,10 +9,11 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxopt_compress.arrays import CompressedArray
+from jaxopt_compress.typing import Value
 
 
 class Axis(NamedTuple):
-    """What one axis of a probe holds of a parameter.
+    """The part of a parameter that one axis of a probe holds.
 
     Attributes:
         names: The negative axes of the parameter that make it up; none if it is new.
@@ -42,7 +43,7 @@ class Member(NamedTuple):
         taken: ``(axis, index)`` of its axes of which the probe has one known entry.
         looked_up: Its axes of which the probe has entries that depend on data.
         summed: Its axes over which it was reduced.
-        mixed: Whether arrays that are no parameters were added to it, or multiplied with it.
+        mixed: Whether arrays other than parameters were added to it, or multiplied with it.
     """
 
     path: str
@@ -68,7 +69,7 @@ class Probe(CompressedArray):
             from; row-major where several were. None if none was, or of several members.
     """
 
-    value: Any
+    value: Value
     members: tuple[Member, ...]
     entries: Any = None
 
@@ -98,7 +99,7 @@ class Probe(CompressedArray):
         """The leading axes of ``member`` that loops have stripped."""
         return member.axes[: len(member.axes) - len(self.value.shape)]
 
-    def relabel(self, value: Any, fn: Any, entries: Any = None) -> "Probe":
+    def relabel(self, value: Value, fn: Any, entries: Any = None) -> "Probe":
         """A view of this probe: ``fn(axes)`` gives the axes of ``value``."""
         moved = (m._replace(axes=(*self.stripped(m), *fn(self.axes_of(m)))) for m in self.members)
         return Probe(value, tuple(moved), entries)
@@ -109,7 +110,7 @@ class Probe(CompressedArray):
         return tuple(m.path for m in self.members)
 
 
-def probe(path: str, value: Any) -> Probe:
+def probe(path: str, value: Value) -> Probe:
     """A probe of a whole parameter."""
     shape = tuple(value.shape)
     return Probe(value, (Member(path, shape, tuple(Axis((d,)) for d in range(-len(shape), 0))),))

@@ -1,4 +1,4 @@
-"""What views, arithmetic and reductions make of a probe."""
+"""Rules for probes in views, arithmetic and reductions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,15 +10,16 @@ from jaxopt_compress.lift.interpreter import Call, Ref, leaf_rule
 from jaxopt_compress.lift.observe.entries import looked_up
 from jaxopt_compress.lift.observe.probe import Axes, Axis, Member, Probe
 from jaxopt_compress.lift.views import matching_runs
+from jaxopt_compress.typing import Value
 
 
-def _bind(call: Call, of: Callable[[Probe], Any] = lambda probe: probe.value) -> Any:
+def _bind(call: Call, of: Callable[[Probe], Any] = lambda probe: probe.value) -> Value:
     values = [of(x.array) if isinstance(x, Ref) else x for x in call.operands]
     results = _compat.bind(call.eqn, values)
     return results if call.eqn.primitive.multiple_results else results[0]
 
 
-def _entries(call: Call, at: int) -> Any:
+def _entries(call: Call, at: int) -> Value:
     """The entries that a view of the operand ``at`` has."""
     if call.operands[at].array.entries is None:
         return None
@@ -30,13 +31,13 @@ def _view(call: Call, at: int, fn: Callable[[Axes], Sequence[Axis]]) -> Probe:
 
 
 @leaf_rule("transpose", Probe)
-def _transpose(call: Call, at: int) -> Any:
+def _transpose(call: Call, at: int) -> Value:
     order = call.params["permutation"]
     return _view(call, at, lambda axes: [axes[d] for d in order])
 
 
 @leaf_rule("squeeze", Probe)
-def _squeeze(call: Call, at: int) -> Any:
+def _squeeze(call: Call, at: int) -> Value:
     gone, array = call.params["dimensions"], call.operands[at].array
     keep = lambda axes: [a for d, a in enumerate(axes) if d not in gone]
     result = _view(call, at, keep)
@@ -51,7 +52,7 @@ def _squeeze(call: Call, at: int) -> Any:
 
 
 @leaf_rule("slice", Probe)
-def _slice(call: Call, at: int) -> Any:
+def _slice(call: Call, at: int) -> Value:
     """A part of each axis; of which entry, if it is one of all."""
     array = call.operands[at].array
     bounds = list(zip(call.params["start_indices"], call.params["limit_indices"], strict=True))
@@ -70,14 +71,14 @@ def _slice(call: Call, at: int) -> Any:
 
 
 @leaf_rule("broadcast_in_dim", Probe)
-def _broadcast(call: Call, at: int) -> Any:
+def _broadcast(call: Call, at: int) -> Value:
     dims, rank = call.params["broadcast_dimensions"], len(call.params["shape"])
     place = lambda axes: [axes[dims.index(d)] if d in dims else Axis() for d in range(rank)]
     return _view(call, at, place)
 
 
 @leaf_rule("reshape", Probe)
-def _reshape(call: Call, at: int) -> Any:
+def _reshape(call: Call, at: int) -> Value:
     """A split axis gives its name to each part, a merged one takes all names."""
     array = call.operands[at].array
     runs = matching_runs(array.shape, call.params["new_sizes"])
@@ -102,7 +103,7 @@ def _reshape(call: Call, at: int) -> Any:
 
 
 @leaf_rule("split unstack", Probe)
-def _split(call: Call, at: int) -> Any:
+def _split(call: Call, at: int) -> Value:
     array, axis = call.operands[at].array, call.params["axis"]
     gone = call.eqn.primitive.name == "unstack"
     keep = lambda axes: [a for d, a in enumerate(axes) if not (gone and d == axis)]
@@ -112,7 +113,7 @@ def _split(call: Call, at: int) -> Any:
 
 
 @leaf_rule("dynamic_slice", Probe)
-def _dynamic_slice(call: Call, at: int) -> Any:
+def _dynamic_slice(call: Call, at: int) -> Value:
     """One entry of an axis is looked up; a longer part of one keeps its name."""
     if at:
         return NotImplemented
@@ -125,7 +126,7 @@ def _dynamic_slice(call: Call, at: int) -> Any:
 
 
 @leaf_rule("rev", Probe)
-def _rev(call: Call, at: int) -> Any:
+def _rev(call: Call, at: int) -> Value:
     turned = call.params["dimensions"]
 
     def turn(axes: Axes) -> list[Axis]:
@@ -135,7 +136,7 @@ def _rev(call: Call, at: int) -> Any:
 
 
 @leaf_rule("reduce_sum reduce_max reduce_min reduce_and reduce_or reduce_prod", Probe)
-def _reduce(call: Call, at: int) -> Any:
+def _reduce(call: Call, at: int) -> Value:
     """A reduced axis has no place in the result; it is one that the parameter is summed over."""
     gone, array = call.params["axes"], call.operands[at].array
     result = array.relabel(
@@ -151,7 +152,7 @@ def _reduce(call: Call, at: int) -> Any:
 
 
 @leaf_rule("stack", Probe)
-def _stack(call: Call, at: int) -> Any:
+def _stack(call: Call, at: int) -> Value:
     """Each part is one entry of a new axis."""
     value, along, members = _bind(call), call.params["axis"], []
     for i, x in enumerate(call.operands):
@@ -162,7 +163,7 @@ def _stack(call: Call, at: int) -> Any:
 
 
 @leaf_rule("concatenate", Probe)
-def _concatenate(call: Call, at: int) -> Any:
+def _concatenate(call: Call, at: int) -> Value:
     value = _bind(call)
     along, start, members = call.params["dimension"], 0, []
     for x in call.operands:
@@ -184,7 +185,7 @@ def _concatenate(call: Call, at: int) -> Any:
     "add_any pad",
     Probe,
 )
-def _elementwise(call: Call, at: int) -> Any:
+def _elementwise(call: Call, at: int) -> Value:
     """Arithmetic keeps the axes of each operand that has the shape of the result."""
     result = _bind(call)
     if isinstance(result, list):
@@ -198,7 +199,7 @@ def _elementwise(call: Call, at: int) -> Any:
     probes = [x.array for x in call.operands if isinstance(x, Ref)]
     members = [m for p in probes if len(p.shape) == rank for m in p.members]
     if any(getattr(x, "ndim", 0) for x in call.operands if not isinstance(x, Ref)):
-        # A bias that is broadcast over an activation ends here: what it makes is no parameter.
+        # A bias that is broadcast over an activation ends here: the result is an activation.
         own = lambda m: m.axes[len(m.axes) - rank :]
         members = [
             m._replace(mixed=True) for m in members if m.looked_up or all(a.names for a in own(m))
@@ -208,7 +209,7 @@ def _elementwise(call: Call, at: int) -> Any:
     return Probe(result, tuple(_distinct(members, rank)), same) if members else result
 
 
-def _alike(operands: Sequence[Any]) -> bool:
+def _alike(operands: Sequence[Value]) -> bool:
     """Whether a choice between operands is the same weight in any case."""
     probes = [x.array for x in operands if isinstance(x, Ref)]
     same = len({p.members for p in probes}) == 1 and not any(m.looked_up for m in probes[0].members)

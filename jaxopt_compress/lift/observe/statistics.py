@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.tree import Layout
+from jaxopt_compress.typing import Value
 
 Result = Callable[[dict[str, Any], jax.Array], Any]
 
@@ -38,7 +39,7 @@ class Statistics:
         of_gradients: The names of the measures of gradients, not of activations; static.
     """
 
-    rows: Any
+    rows: Value
     values: dict[str, dict[str, Any]]
     contracting: tuple[int, ...]
     results: tuple[tuple[str, Result | None], ...] = ()
@@ -49,7 +50,7 @@ class Statistics:
         """Whether the measure ``name`` was taken."""
         return name in self.values
 
-    def value(self, name: str) -> Any:
+    def value(self, name: str) -> Value:
         """The finished value of a measure; its sums and extremes if it has no ``result``.
 
         Raises:
@@ -109,7 +110,9 @@ class Statistics:
         """``[*stack, k]``: the mean of the magnitudes; from ``means()``."""
         found = self.value("means")
         if "mean_magnitude" not in found:
-            raise ValueError("mean magnitudes of a factor's inputs do not follow from the others")
+            raise ValueError(
+                "mean magnitudes of a factor's inputs cannot be computed from the other statistics"
+            )
         return found["mean_magnitude"]
 
     @property
@@ -139,8 +142,12 @@ class Statistics:
 
     @property
     def fisher(self) -> jax.Array:
-        """Of the parameter's shape: the mean of squared gradients; from ``fisher()``."""
+        """The mean of squared gradients, in the parameter's shape; from ``fisher()``."""
         return self.value("fisher")
+
+
+Stats: TypeAlias = Mapping[str, Sequence[Statistics]]
+"""The result of `calibrate`: statistics for each use of a parameter, by path."""
 
 
 def statistics_for(

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxopt_compress.typing import PyTree, Value
+
 
 class Key(NamedTuple):
     """The name of one observation.
@@ -61,7 +63,7 @@ class Tape:
     loops: list[Loop] = dataclasses.field(default_factory=list)
     order: dict[Hashable, int] = dataclasses.field(default_factory=dict)
 
-    def add(self, key: Key, value: Any) -> None:
+    def add(self, key: Key, value: Value) -> None:
         """Merges one observation into the current frame."""
         self.values = fold(self.values, {key: value})
 
@@ -75,7 +77,7 @@ class Tape:
 
 @dataclasses.dataclass
 class Frame:
-    """What was observed inside one body."""
+    """The observations inside one body."""
 
     values: dict[Key, Any]
 
@@ -124,7 +126,7 @@ def absorb_manual(tape: Tape | None, seen: dict[Key, Any]) -> dict[Key, Any]:
     return {} if tape is None else {k: v.reduce_devices() for k, v in seen.items()}
 
 
-def empty(tape: Tape | None, body: Callable[..., Any], *args: Any) -> dict[Key, Any]:
+def empty(tape: Tape | None, body: Callable[..., Any], *args: PyTree) -> dict[Key, Any]:
     """The frame that ``body(*args) -> (results, frame)`` will fill, before it has run."""
     if tape is None:
         return {}
@@ -132,7 +134,7 @@ def empty(tape: Tape | None, body: Callable[..., Any], *args: Any) -> dict[Key, 
     return {k: v.identity() for k, v in seen.items()}
 
 
-def align(tape: Tape | None, branches: Sequence[Callable], operands: Sequence[Any]) -> list:
+def align(tape: Tape | None, branches: Sequence[Callable], operands: Sequence[Value]) -> list:
     """Makes all branches ``(*operands) -> (results, frame)`` return the same frame."""
     if tape is None:
         return list(branches)
@@ -171,7 +173,7 @@ class Reducible:
     lows: dict[str, Any] = dataclasses.field(default_factory=dict)
     highs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def _map(self, add: Callable, low: Callable, high: Callable, *rest: Any) -> "Reducible":
+    def _map(self, add: Callable, low: Callable, high: Callable, *rest: Value) -> "Reducible":
         return Reducible(
             jax.tree.map(add, self.sums, *(r.sums for r in rest)),
             jax.tree.map(low, self.lows, *(r.lows for r in rest)),
@@ -183,7 +185,7 @@ class Reducible:
         return self._map(jnp.add, jnp.minimum, jnp.maximum, other)
 
     def at_entry(self, number: jax.Array, sizes: tuple[int, ...], axis: int) -> "Reducible":
-        """What was seen by one entry of a stack of ``sizes``, beside others that saw nothing.
+        """The observations of one entry of a stack of ``sizes``, beside entries that saw nothing.
 
         Args:
             number: Which entry, int32, row-major.
@@ -222,6 +224,6 @@ class Reducible:
         return self._map(over(lax.psum), over(lax.pmin), over(lax.pmax))
 
     def identity(self) -> "Reducible":
-        """What merging changes nothing."""
+        """The neutral element of merging."""
         full = lambda value: lambda x: jnp.full(x.shape, value, x.dtype)
         return self._map(full(0), full(jnp.inf), full(-jnp.inf))

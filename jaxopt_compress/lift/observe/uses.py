@@ -2,8 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
@@ -13,6 +13,7 @@ from jaxopt_compress.lift.observe.observed import observed_call
 from jaxopt_compress.lift.observe.tape import Tape
 from jaxopt_compress.tree import Layout, assume_layout
 from jaxopt_compress.tree.paths import is_float, named_leaves
+from jaxopt_compress.typing import PyTree, Value
 
 
 class UnfollowedWarning(UserWarning):
@@ -45,7 +46,13 @@ class Use(NamedTuple):
     source: str
 
 
-def uses(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> dict[str, list[Use]]:
+Uses: TypeAlias = Mapping[str, Sequence[Use]]
+"""The result of `uses`: the uses of each parameter, by path."""
+
+
+def uses(
+    fn: Callable[..., PyTree], params: PyTree, *args: PyTree, **kwargs: Any
+) -> dict[str, list[Use]]:
     """Finds how ``fn(params, *args, **kwargs)`` uses each floating parameter.
 
     Nothing is computed: arrays may be `jax.ShapeDtypeStruct`.
@@ -76,7 +83,7 @@ def uses(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> dict
 
     lost: list[Fallback] = []
 
-    def run(params: Any, args: tuple, kwargs: dict) -> Any:
+    def run(params: PyTree, args: tuple, kwargs: dict) -> Any:
         return observed_call(fn, Tape(observe), found, params, args, kwargs, lost)
 
     _abstract_call(run, params, args, kwargs)
@@ -84,7 +91,7 @@ def uses(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> dict
     return {path: _merge(list(each.values())) for path, each in found.items()}
 
 
-# Where a parameter is added to an activation, or is one itself, it is no weight.
+# A parameter that is added to an activation, or is one itself, is not a weight.
 _NO_WEIGHT = frozenset(
     "add sub mul div max min pow rem select_n add_any atan2 nextafter eq ne lt le gt ge and or xor "
     "stop_gradient convert_element_type broadcast_in_dim dot_general ragged_dot ragged_dot_general "
@@ -92,7 +99,7 @@ _NO_WEIGHT = frozenset(
 )
 
 
-def _warn_of_unfollowed(params: Any, found: Any, lost: Sequence[Fallback]) -> None:
+def _warn_of_unfollowed(params: PyTree, found: Any, lost: Sequence[Fallback]) -> None:
     """Names matrices without a use that were lost on the way to a product."""
     first: dict[str, str] = {}
     for path, leaf in named_leaves(params):
@@ -110,8 +117,8 @@ def _warn_of_unfollowed(params: Any, found: Any, lost: Sequence[Fallback]) -> No
         )
 
 
-def uses_by_layout(params: Any, layout: str) -> dict[str, list[Use]]:
-    """What stands for the uses of kernels that all lie in one way.
+def uses_by_layout(params: PyTree, layout: str) -> dict[str, list[Use]]:
+    """A stand-in for uses, where all kernels have the same layout.
 
     Args:
         params: A pytree.
@@ -129,12 +136,12 @@ def uses_by_layout(params: Any, layout: str) -> dict[str, list[Use]]:
     return found
 
 
-def _abstract_call(run: Callable[..., Any], params: Any, args: tuple, kwargs: dict) -> None:
-    """Traces ``run``; what is no array stays the static argument that it is."""
+def _abstract_call(run: Callable[..., PyTree], params: PyTree, args: tuple, kwargs: dict) -> None:
+    """Traces ``run``; anything but arrays stays a static argument."""
     leaves, treedef = jax.tree.flatten((params, args, kwargs))
     arrays = [i for i, x in enumerate(leaves) if hasattr(x, "shape")]
 
-    def body(*values: Any) -> None:
+    def body(*values: Value) -> None:
         full = list(leaves)
         for i, value in zip(arrays, values, strict=True):
             full[i] = value
@@ -143,7 +150,7 @@ def _abstract_call(run: Callable[..., Any], params: Any, args: tuple, kwargs: di
     jax.eval_shape(body, *(leaves[i] for i in arrays))
 
 
-def followed(leaf: Any) -> bool:
+def followed(leaf: Value) -> bool:
     """Whether a leaf is a parameter whose axes are followed."""
     return is_float(leaf) and len(leaf.shape) >= 2
 
@@ -191,7 +198,7 @@ def layout_of(found: Sequence[Use]) -> Layout | None:
     use = max(found, key=lambda u: (u.op != "gather", u.flops or 0))
     stack = tuple(sorted((*use.stack, *use.batch)))
     if use.op == "gather":
-        # What was found has its features behind the axis looked up, if there are any; what lies
+        # A looked-up entry has its features behind the axis looked up, if any; what lies
         # before it are tables of their own, such as those of an ensemble.
         behind = tuple(d for d in use.output if d > min(use.gathered, default=0))
         before = tuple(d for d in use.output if d not in behind) if behind else ()

@@ -7,11 +7,14 @@ Axes are counted from the front.
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
+
+from jaxopt_compress.typing import Value
 
 
 class NoView(Exception):
@@ -27,19 +30,19 @@ class Cut(NamedTuple):
         stride: Every how many of them one is taken; 1 if ``start`` is traced.
     """
 
-    start: Any
+    start: Value
     size: int
     stride: int = 1
 
 
 @functools.singledispatch
-def transposed(x: Any, order: Sequence[int]) -> Any:
+def transposed(x: Value, order: Sequence[int]) -> Value:
     """`jax.lax.transpose`."""
     return jnp.transpose(x, order)
 
 
 @functools.singledispatch
-def cut(x: Any, cuts: Mapping[int, Cut]) -> Any:
+def cut(x: Value, cuts: Mapping[int, Cut]) -> Value:
     """`jax.lax.slice` or `jax.lax.dynamic_slice`; axes that ``cuts`` does not name stay whole."""
     if not cuts:
         return x
@@ -51,38 +54,38 @@ def cut(x: Any, cuts: Mapping[int, Cut]) -> Any:
 
 
 @functools.singledispatch
-def reshaped(x: Any, new: tuple[int, ...]) -> Any:
+def reshaped(x: Value, new: tuple[int, ...]) -> Value:
     """`jax.lax.reshape`; axes of size 1 come and go that way too."""
     return x.reshape(new)
 
 
 @functools.singledispatch
-def flipped(x: Any, axes: Sequence[int]) -> Any:
+def flipped(x: Value, axes: Sequence[int]) -> Value:
     """`jax.lax.rev`."""
     return lax.rev(x, axes)
 
 
 @functools.singledispatch
-def scaled(x: Any, factor: Any) -> Any:
+def scaled(x: Value, factor: Value) -> Value:
     """The product with one floating number."""
     return (x * factor).astype(x.dtype)
 
 
 @functools.singledispatch
-def rescaled(x: Any, factors: jax.Array) -> Any:
+def rescaled(x: Value, factors: jax.Array) -> Value:
     """The product with an array of the same rank, of size 1 along some axes."""
     del x, factors
     raise NoView
 
 
 @functools.singledispatch
-def cast(x: Any, dtype: Any) -> Any:
+def cast(x: Value, dtype: DTypeLike) -> Value:
     """Another floating dtype."""
     return x.astype(dtype)
 
 
 @functools.singledispatch
-def stacked(x: Any, length: int) -> Any:
+def stacked(x: Value, length: int) -> Value:
     """The same array, its fields whole along the leading axis, so that a scan can strip it."""
     return jnp.broadcast_to(x, (length, *x.shape[1:]))
 

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from jaxopt_compress.arrays import CodebookArray, SparseArray
 from jaxopt_compress.arrays.codebook import code_dtype
 from jaxopt_compress.lift.views import base
 from jaxopt_compress.lift.views.base import Cut, NoView, Regrouping
+from jaxopt_compress.typing import Value
 
 
 def plain_codes(w: CodebookArray) -> CodebookArray:
@@ -86,13 +87,13 @@ def _flipped(w: CodebookArray, axes: Sequence[int]) -> CodebookArray:
 
 
 @base.scaled.register
-def _scaled(w: CodebookArray, factor: Any) -> CodebookArray:
+def _scaled(w: CodebookArray, factor: Value) -> CodebookArray:
     centroids = w.centroids.astype(jnp.float32) * jnp.asarray(factor, jnp.float32)
     return w.replace(centroids=centroids)
 
 
 @base.rescaled.register
-def _rescaled(w: CodebookArray, factors: Any) -> CodebookArray:
+def _rescaled(w: CodebookArray, factors: Value) -> CodebookArray:
     """Factors of centroids, where those of an index are its own."""
     axis = _front(w)
     fits = all(
@@ -104,7 +105,7 @@ def _rescaled(w: CodebookArray, factors: Any) -> CodebookArray:
 
 
 @base.cast.register
-def _cast(w: CodebookArray, dtype: Any) -> CodebookArray:
+def _cast(w: CodebookArray, dtype: DTypeLike) -> CodebookArray:
     return w.replace(dtype=jnp.dtype(dtype))
 
 

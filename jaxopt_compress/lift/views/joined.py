@@ -10,24 +10,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
 from jaxopt_compress.arrays import CompressedArray, materialize
 from jaxopt_compress.arrays.fields import pad_spec
 from jaxopt_compress.lift.views import base
 from jaxopt_compress.lift.views.base import Cut, NoView, Regrouping
+from jaxopt_compress.typing import Value
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["axis"])
 @dataclasses.dataclass(frozen=True)
 class Joined(CompressedArray):
-    """What `jax.numpy.concatenate` makes of compressed arrays inside of a lifted function.
+    """The result of `jax.numpy.concatenate` on compressed arrays inside a lifted function.
 
     Attributes:
         parts: Arrays and compressed arrays that differ in size along ``axis`` only.
         axis: A negative axis.
     """
 
-    parts: tuple[Any, ...]
+    parts: tuple[Value, ...]
     axis: int
 
     @property
@@ -75,7 +77,7 @@ def _transposed(w: Joined, order: Sequence[int]) -> Joined:
 
 
 @base.cut.register
-def _cut(w: Joined, cuts: Mapping[int, Cut]) -> Any:
+def _cut(w: Joined, cuts: Mapping[int, Cut]) -> Value:
     """Along the joint axis, a range is cut out of the parts that it meets."""
     axis = w.ndim + w.axis
     across = {d: c for d, c in cuts.items() if d != axis}
@@ -113,12 +115,12 @@ def _flipped(w: Joined, axes: Sequence[int]) -> Joined:
 
 
 @base.scaled.register
-def _scaled(w: Joined, factor: Any) -> Joined:
+def _scaled(w: Joined, factor: Value) -> Joined:
     return w.each(lambda p: base.scaled(p, factor))
 
 
 @base.cast.register
-def _cast(w: Joined, dtype: Any) -> Joined:
+def _cast(w: Joined, dtype: DTypeLike) -> Joined:
     return w.each(lambda p: base.cast(p, dtype))
 
 

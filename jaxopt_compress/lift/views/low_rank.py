@@ -1,14 +1,15 @@
-"""Views of low-rank arrays: what is done to an axis is done to the factor that has it."""
+"""Views of low-rank arrays: an operation on an axis applies to the factor that has it."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxopt_compress.arrays import LowRankArray
 from jaxopt_compress.lift.views import base
 from jaxopt_compress.lift.views.base import Cut, NoView
+from jaxopt_compress.typing import Value
 
 
 def left_end(w: LowRankArray) -> int:
@@ -22,7 +23,7 @@ def stack_end(w: LowRankArray) -> int:
     return max(shared, default=-1) + 1
 
 
-def _both(w: LowRankArray, u: Any, v: Any, out_ndim: int | None = None) -> LowRankArray:
+def _both(w: LowRankArray, u: Value, v: Value, out_ndim: int | None = None) -> LowRankArray:
     return w.replace(u=u, v=v, out_ndim=w.out_ndim if out_ndim is None else out_ndim)
 
 
@@ -81,12 +82,12 @@ def _reshaped(w: LowRankArray, new: tuple[int, ...]) -> LowRankArray:
 
 
 @base.scaled.register
-def _scaled(w: LowRankArray, factor: Any) -> LowRankArray:
+def _scaled(w: LowRankArray, factor: Value) -> LowRankArray:
     return w.replace(v=base.scaled(w.v, factor))
 
 
 @base.cast.register
-def _cast(w: LowRankArray, dtype: Any) -> LowRankArray:
+def _cast(w: LowRankArray, dtype: DTypeLike) -> LowRankArray:
     return w.replace(dtype=jnp.dtype(dtype))
 
 

@@ -6,7 +6,6 @@ dense weight is written.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,19 +14,20 @@ from jax.sharding import PartitionSpec
 from jaxopt_compress.arrays import CompressedArray
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import JaxprEqn
+from jaxopt_compress.typing import Value
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["eqn"])
 @dataclasses.dataclass(frozen=True)
 class Mapped(CompressedArray):
-    """What an elementwise operation makes of a compressed array.
+    """The result of an elementwise operation on a compressed array.
 
     Attributes:
         array: A compressed array.
         eqn: The operation, all of whose operands it is.
     """
 
-    array: Any
+    array: Value
     eqn: JaxprEqn
 
     @property

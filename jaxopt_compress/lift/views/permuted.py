@@ -1,15 +1,17 @@
 """Views of arrays whose axes come in another order: views of what they hold, along its own axes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from jax.typing import DTypeLike
 
 from jaxopt_compress.arrays import PermutedArray
 from jaxopt_compress.lift.views import base
 from jaxopt_compress.lift.views.base import Cut, NoView
+from jaxopt_compress.typing import Value
 
 
 @base.transposed.register
-def _transposed(w: PermutedArray, order: Sequence[int]) -> Any:
+def _transposed(w: PermutedArray, order: Sequence[int]) -> Value:
     lead = w.ndim - len(w.axes)
     if list(order[:lead]) != list(range(lead)):
         raise NoView
@@ -23,7 +25,7 @@ def _cut(w: PermutedArray, cuts: Mapping[int, Cut]) -> PermutedArray:
 
 
 @base.reshaped.register
-def _reshaped(w: PermutedArray, new: tuple[int, ...]) -> Any:
+def _reshaped(w: PermutedArray, new: tuple[int, ...]) -> Value:
     del w, new
     raise NoView
 
@@ -34,12 +36,12 @@ def _flipped(w: PermutedArray, axes: Sequence[int]) -> PermutedArray:
 
 
 @base.scaled.register
-def _scaled(w: PermutedArray, factor: Any) -> PermutedArray:
+def _scaled(w: PermutedArray, factor: Value) -> PermutedArray:
     return w.replace(array=base.scaled(w.array, factor))
 
 
 @base.cast.register
-def _cast(w: PermutedArray, dtype: Any) -> PermutedArray:
+def _cast(w: PermutedArray, dtype: DTypeLike) -> PermutedArray:
     return w.replace(array=base.cast(w.array, dtype))
 
 

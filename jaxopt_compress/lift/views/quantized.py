@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from jaxopt_compress.arrays import QuantizedArray, SparseArray, is_compressed
 from jaxopt_compress.lift.views import base
 from jaxopt_compress.lift.views.base import Cut, NoView, Regrouping
 from jaxopt_compress.numerics.codes import encode
 from jaxopt_compress.numerics.groups import spread_to
+from jaxopt_compress.typing import Value
 
 
 def entrywise(q: QuantizedArray) -> QuantizedArray:
@@ -122,7 +124,7 @@ def _flipped(q: QuantizedArray, axes: Sequence[int]) -> QuantizedArray:
 
 
 @base.scaled.register
-def _scaled(q: QuantizedArray, factor: Any) -> QuantizedArray:
+def _scaled(q: QuantizedArray, factor: Value) -> QuantizedArray:
     return q.replace(scale=q.steps() * jnp.asarray(factor, jnp.float32))
 
 
@@ -142,7 +144,7 @@ def _rescaled(q: QuantizedArray, factors: jax.Array) -> QuantizedArray:
 
 
 @base.cast.register
-def _cast(q: QuantizedArray, dtype: Any) -> QuantizedArray:
+def _cast(q: QuantizedArray, dtype: DTypeLike) -> QuantizedArray:
     return q.replace(dtype=jnp.dtype(dtype))
 
 

@@ -1,16 +1,17 @@
 """Views of rotated arrays: views of the array and of the signs, the rotated axes left whole."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
+from jax.typing import DTypeLike
 
 from jaxopt_compress.arrays import RotatedArray
 from jaxopt_compress.lift.views import base
 from jaxopt_compress.lift.views.base import Cut, NoView, matching_runs
+from jaxopt_compress.typing import PyTree, Value
 
 
-def _both(w: RotatedArray, fn: Callable[[Any], Any]) -> RotatedArray:
+def _both(w: RotatedArray, fn: Callable[[PyTree], PyTree]) -> RotatedArray:
     return w.replace(array=fn(w.array), signs=fn(w.signs))
 
 
@@ -66,7 +67,7 @@ def _flipped(w: RotatedArray, axes: Sequence[int]) -> RotatedArray:
 
 
 @base.scaled.register
-def _scaled(w: RotatedArray, factor: Any) -> RotatedArray:
+def _scaled(w: RotatedArray, factor: Value) -> RotatedArray:
     return w.replace(array=base.scaled(w.array, factor))
 
 
@@ -78,7 +79,7 @@ def _rescaled(w: RotatedArray, factors: jax.Array) -> RotatedArray:
 
 
 @base.cast.register
-def _cast(w: RotatedArray, dtype: Any) -> RotatedArray:
+def _cast(w: RotatedArray, dtype: DTypeLike) -> RotatedArray:
     return w.replace(array=base.cast(w.array, dtype))
 
 

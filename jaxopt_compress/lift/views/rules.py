@@ -37,6 +37,7 @@ from jaxopt_compress.lift.views import (
 from jaxopt_compress.lift.views.base import Cut, NoView
 from jaxopt_compress.lift.views.joined import Joined
 from jaxopt_compress.lift.views.mapped import Mapped
+from jaxopt_compress.typing import Value
 
 STORED = (
     QuantizedArray,
@@ -69,7 +70,7 @@ def _view(primitives: str) -> Callable[[Callable[[Call, Any], Any]], Any]:
 
     def register(rule):
         @leaf_rule(primitives, *STORED)
-        def _(call: Call, at: int) -> Any:
+        def _(call: Call, at: int) -> Value:
             try:
                 return rule(call, call.operands[at].array) if at == 0 else NotImplemented
             except NoView:
@@ -81,7 +82,7 @@ def _view(primitives: str) -> Callable[[Callable[[Call, Any], Any]], Any]:
 
 
 @_view("transpose")
-def _transpose(call: Call, array: Any) -> Any:
+def _transpose(call: Call, array: Value) -> Value:
     ref, order = call.operands[0], tuple(call.params["permutation"])
     view = base.transposed(array, order)
     if not call.replay.pallas:
@@ -92,33 +93,33 @@ def _transpose(call: Call, array: Any) -> Any:
 
 
 @_view("squeeze")
-def _squeeze(call: Call, array: Any) -> Any:
+def _squeeze(call: Call, array: Value) -> Value:
     return _reshaped(call)
 
 
 @_view("reshape")
-def _reshape(call: Call, array: Any) -> Any:
+def _reshape(call: Call, array: Value) -> Value:
     if call.params["dimensions"] is not None:
         return NotImplemented
     return _reshaped(call)
 
 
 @_view("broadcast_in_dim")
-def _broadcast(call: Call, array: Any) -> Any:
+def _broadcast(call: Call, array: Value) -> Value:
     """New axes of size 1 only: anything else would copy codes."""
     if array.size != call.out.size:
         return NotImplemented
     return _reshaped(call)
 
 
-def _reshaped(call: Call) -> Any:
+def _reshaped(call: Call) -> Value:
     """The value, and the stack that it is a layer of, in another shape."""
     ref, shape = call.operands[0], tuple(call.out.shape)
     array, layer = base.reshaped(ref.array, shape), ref.layer
     return array if layer is None else _in_stack(ref, array, layer.stack, layer.index)
 
 
-def _in_stack(ref: Ref, array: Any, stack: Any, index: Any) -> Any:
+def _in_stack(ref: Ref, array: Value, stack: Value, index: Value) -> Value:
     """A view of ``ref`` that is layer ``index`` of ``stack``, if that can be seen in its shape."""
     length = stack.shape[0]
     try:
@@ -131,7 +132,7 @@ def _in_stack(ref: Ref, array: Any, stack: Any, index: Any) -> Any:
     return Ref(array, ref.path, Layer(stack, jnp.asarray(index, jnp.int32)))
 
 
-def _cut(call: Call, cuts: dict[int, Cut]) -> Any:
+def _cut(call: Call, cuts: dict[int, Cut]) -> Value:
     """Part of a value; one entry of a stack knows its place there."""
     ref = call.operands[0]
     array = base.cut(ref.array, cuts)
@@ -143,7 +144,7 @@ def _cut(call: Call, cuts: dict[int, Cut]) -> Any:
 
 
 @_view("slice")
-def _slice(call: Call, array: Any) -> Any:
+def _slice(call: Call, array: Value) -> Value:
     starts, limits = call.params["start_indices"], call.params["limit_indices"]
     strides = call.params["strides"] or (1,) * array.ndim
     cuts = {
@@ -155,47 +156,47 @@ def _slice(call: Call, array: Any) -> Any:
 
 
 @_view("dynamic_slice")
-def _dynamic_slice(call: Call, array: Any) -> Any:
+def _dynamic_slice(call: Call, array: Value) -> Value:
     pairs = zip(call.dense(0)[1:], call.params["slice_sizes"], strict=False)
     cuts = {d: Cut(s, n) for d, (s, n) in enumerate(pairs) if n != array.shape[d]}
     return _cut(call, cuts)
 
 
 @_view("split")
-def _split(call: Call, array: Any) -> Any:
+def _split(call: Call, array: Value) -> Value:
     axis, sizes = call.params["axis"], call.params["sizes"]
     starts = itertools.accumulate(sizes, initial=0)
     return [base.cut(array, {axis: Cut(s, n)}) for s, n in zip(starts, sizes, strict=False)]
 
 
 @_view("rev")
-def _reverse(call: Call, array: Any) -> Any:
+def _reverse(call: Call, array: Value) -> Value:
     return base.flipped(array, call.params["dimensions"])
 
 
 @_view("convert_element_type")
-def _convert(call: Call, array: Any) -> Any:
+def _convert(call: Call, array: Value) -> Value:
     dtype = call.params["new_dtype"]
     return base.cast(array, dtype) if jnp.issubdtype(dtype, jnp.floating) else NotImplemented
 
 
 @_view("copy copy_p pvary pcast name")
-def _as_is(call: Call, array: Any) -> Any:
+def _as_is(call: Call, array: Value) -> Value:
     return array
 
 
 @_view("stop_gradient")
-def _stop_gradient(call: Call, array: Any) -> Any:
+def _stop_gradient(call: Call, array: Value) -> Value:
     return jax.tree.map(lambda x: lax.stop_gradient(x), array)
 
 
 @leaf_rule("optimization_barrier", *STORED)
-def _barrier(call: Call, at: int) -> Any:
+def _barrier(call: Call, at: int) -> Value:
     return lax.optimization_barrier(call.operands)
 
 
 @_view("sharding_constraint reshard")
-def _constrain(call: Call, array: Any) -> Any:
+def _constrain(call: Call, array: Value) -> Value:
     sharding = call.params.get("sharding", call.params.get("dst_sharding"))
     if not isinstance(sharding, NamedSharding):
         return array
@@ -210,12 +211,12 @@ def _constrain(call: Call, array: Any) -> Any:
 
 
 @_view("neg")
-def _negative(call: Call, array: Any) -> Any:
+def _negative(call: Call, array: Value) -> Value:
     return base.scaled(array, -1.0)
 
 
 @leaf_rule("mul", *STORED)
-def _multiply(call: Call, at: int) -> Any:
+def _multiply(call: Call, at: int) -> Value:
     """Numbers are factors of the scale, of the values or of one of the factors."""
     first, other = call.operands[at], call.operands[1 - at]
     if isinstance(other, Ref):
@@ -227,35 +228,35 @@ def _multiply(call: Call, at: int) -> Any:
 
 
 @_view("div")
-def _divide(call: Call, array: Any) -> Any:
+def _divide(call: Call, array: Value) -> Value:
     other = call.operands[1]
     if isinstance(other, Ref):
         return NotImplemented
     return _times(array, 1 / jnp.asarray(other, jnp.float32))
 
 
-def _times(array: Any, factor: Any) -> Any:
+def _times(array: Value, factor: Value) -> Value:
     return (
         base.rescaled(array, factor) if getattr(factor, "ndim", 0) else base.scaled(array, factor)
     )
 
 
 @leaf_rule("integer_pow square abs", *STORED)
-def _function(call: Call, at: int) -> Any:
+def _function(call: Call, at: int) -> Value:
     return Mapped(call.operands[at].array, call.eqn)
 
 
 @leaf_rule("reduce_sum reduce_max reduce_min", *STORED, Mapped)
-def _reduce(call: Call, at: int) -> Any:
+def _reduce(call: Call, at: int) -> Value:
     return _compat.bind(call.eqn, [call.operands[at].array.materialize()])[0]
 
 
 @leaf_rule("concatenate", *STORED)
-def _concatenate(call: Call, at: int) -> Any:
+def _concatenate(call: Call, at: int) -> Value:
     parts = tuple(x.array if isinstance(x, Ref) else x for x in call.operands)
     flat = [q for p in parts for q in (p.parts if _same_axis(p, call) else (p,))]
     return Joined(tuple(flat), call.params["dimension"] - call.out.ndim)
 
 
-def _same_axis(part: Any, call: Call) -> bool:
+def _same_axis(part: Value, call: Call) -> bool:
     return isinstance(part, Joined) and part.axis == call.params["dimension"] - call.out.ndim

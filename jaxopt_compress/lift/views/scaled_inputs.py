@@ -1,17 +1,18 @@
 """Views of arrays with factors: views of the array, and of the factors."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxopt_compress.arrays import ScaledArray
 from jaxopt_compress.lift.views import base
 from jaxopt_compress.lift.views.base import Cut, NoView, Regrouping
+from jaxopt_compress.typing import PyTree, Value
 
 
-def _both(w: ScaledArray, fn: Callable[[Any], Any]) -> ScaledArray:
+def _both(w: ScaledArray, fn: Callable[[PyTree], PyTree]) -> ScaledArray:
     return w.replace(array=fn(w.array), factors=fn(w.factors))
 
 
@@ -38,7 +39,7 @@ def _flipped(w: ScaledArray, axes: Sequence[int]) -> ScaledArray:
 
 
 @base.scaled.register
-def _scaled(w: ScaledArray, factor: Any) -> ScaledArray:
+def _scaled(w: ScaledArray, factor: Value) -> ScaledArray:
     return w.replace(array=base.scaled(w.array, factor))
 
 
@@ -50,7 +51,7 @@ def _rescaled(w: ScaledArray, factors: jax.Array) -> ScaledArray:
 
 
 @base.cast.register
-def _cast(w: ScaledArray, dtype: Any) -> ScaledArray:
+def _cast(w: ScaledArray, dtype: DTypeLike) -> ScaledArray:
     return w.replace(array=base.cast(w.array, dtype))
 
 

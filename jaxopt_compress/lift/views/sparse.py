@@ -1,6 +1,6 @@
 """Views of sparse arrays: along a row or a group there are none, and the dense array is looked at.
 
-Sparse weights are expanded where they are used, so that is no fallback.
+Sparse weights are expanded where they are used, which does not count as a fallback.
 """
 
 import math
@@ -9,10 +9,12 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from jaxopt_compress.arrays import SparseArray
 from jaxopt_compress.lift.views import base
 from jaxopt_compress.lift.views.base import Cut, NoView, Regrouping
+from jaxopt_compress.typing import Value
 
 
 def _map_fields(array: SparseArray, fn: Any, **meta: Any) -> SparseArray:
@@ -28,7 +30,7 @@ def _front(array: SparseArray) -> int:
 
 
 @base.transposed.register
-def _transposed(array: SparseArray, order: Sequence[int]) -> Any:
+def _transposed(array: SparseArray, order: Sequence[int]) -> Value:
     if array.pattern is None:
         return jnp.transpose(array.materialize(), order)
     axis = tuple(order).index(_front(array)) - array.ndim
@@ -36,7 +38,7 @@ def _transposed(array: SparseArray, order: Sequence[int]) -> Any:
 
 
 @base.cut.register
-def _cut(array: SparseArray, cuts: Mapping[int, Cut]) -> Any:
+def _cut(array: SparseArray, cuts: Mapping[int, Cut]) -> Value:
     bound = {_front(array)} if array.pattern else set(range(_row_start(array), array.ndim))
     if bound & set(cuts):
         return base.cut(array.materialize(), cuts)
@@ -44,7 +46,7 @@ def _cut(array: SparseArray, cuts: Mapping[int, Cut]) -> Any:
 
 
 @base.reshaped.register
-def _reshaped(array: SparseArray, new: tuple[int, ...]) -> Any:
+def _reshaped(array: SparseArray, new: tuple[int, ...]) -> Value:
     """Rows are kept in row-major order, which a reshape leaves alone."""
     try:
         return _reshaped_groups(array, new) if array.pattern else _reshaped_rows(array, new)
@@ -76,17 +78,17 @@ def _reshaped_groups(array: SparseArray, new: tuple[int, ...]) -> SparseArray:
 
 
 @base.flipped.register
-def _flipped(array: SparseArray, axes: Sequence[int]) -> Any:
+def _flipped(array: SparseArray, axes: Sequence[int]) -> Value:
     return lax.rev(array.materialize(), axes)
 
 
 @base.scaled.register
-def _scaled(array: SparseArray, factor: Any) -> SparseArray:
+def _scaled(array: SparseArray, factor: Value) -> SparseArray:
     return array.replace(values=base.scaled(array.values, factor))
 
 
 @base.cast.register
-def _cast(array: SparseArray, dtype: Any) -> SparseArray:
+def _cast(array: SparseArray, dtype: DTypeLike) -> SparseArray:
     return array.replace(values=array.values.astype(dtype))
 
 

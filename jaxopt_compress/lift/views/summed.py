@@ -5,9 +5,10 @@ from typing import Any
 
 from jaxopt_compress.arrays import SumArray
 from jaxopt_compress.lift.views import base
+from jaxopt_compress.typing import Value
 
 
-def _of_parts(view: Any) -> None:
+def _of_parts(view: Value) -> None:
     @view.register
     def _(w: SumArray, how: Any) -> SumArray:
         return w.each(lambda part: view(part, how))

@@ -5,13 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxopt_compress.arrays import FakeQuantizedArray, InputQuantizedArray
 from jaxopt_compress.lift.views import base
 from jaxopt_compress.lift.views.base import Cut, NoView
+from jaxopt_compress.typing import Value
 
 
-def _with_steps(w: InputQuantizedArray, weight: Any, fn: Any) -> InputQuantizedArray:
+def _with_steps(w: InputQuantizedArray, weight: Value, fn: Any) -> InputQuantizedArray:
     """Another weight, and ``fn`` of the steps and offsets."""
     own = lambda x: None if x is None else fn(x)
     return w.replace(weight=weight, scale=own(w.scale), offset=own(w.offset))
@@ -44,7 +46,7 @@ def _flipped(w: InputQuantizedArray, axes: Sequence[int]) -> InputQuantizedArray
 
 
 @base.scaled.register
-def _scaled(w: InputQuantizedArray, factor: Any) -> InputQuantizedArray:
+def _scaled(w: InputQuantizedArray, factor: Value) -> InputQuantizedArray:
     return w.replace(weight=base.scaled(w.weight, factor))
 
 
@@ -54,7 +56,7 @@ def _rescaled(w: InputQuantizedArray, factors: jax.Array) -> InputQuantizedArray
 
 
 @base.cast.register
-def _cast(w: InputQuantizedArray, dtype: Any) -> InputQuantizedArray:
+def _cast(w: InputQuantizedArray, dtype: DTypeLike) -> InputQuantizedArray:
     return w.replace(weight=base.cast(w.weight, dtype))
 
 
@@ -63,7 +65,7 @@ def _stacked(w: InputQuantizedArray, length: int) -> InputQuantizedArray:
     return _with_steps(w, base.stacked(w.weight, length), lambda x: base.stacked(x, length))
 
 
-def _of_form(view: Any) -> None:
+def _of_form(view: Value) -> None:
     @view.register
     def _(w: FakeQuantizedArray, how: Any) -> FakeQuantizedArray:
         return w.replace(form=view(w.form, how))
@@ -82,6 +84,6 @@ for _view in (
 
 
 @base.scaled.register
-def _scaled_values(w: FakeQuantizedArray, factor: Any) -> FakeQuantizedArray:
+def _scaled_values(w: FakeQuantizedArray, factor: Value) -> FakeQuantizedArray:
     form = base.scaled(w.form, factor)
     return w.replace(form=form.replace(codes=base.scaled(w.form.codes, factor)))
