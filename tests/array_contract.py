@@ -352,9 +352,11 @@ def tensor_train(rows, columns, ranks, cut=(0, 0)):
 
         def formula(*cores):
             names, parts = "abcd", []
-            for k, (core, size) in enumerate(zip(cores, sizes, strict=True)):
+            for core, size in zip(cores, sizes, strict=True):
                 parts.append(core.reshape(*stack, *size))
-            letters = [f"...{names[k]}{'ijk'[k]}{'xyz'[k]}{names[k + 1]}" for k in range(len(parts))]
+            letters = [
+                f"...{names[k]}{'ijk'[k]}{'xyz'[k]}{names[k + 1]}" for k in range(len(parts))
+            ]
             out = "..." + "ijk"[: len(parts)] + "xyz"[: len(parts)]
             w = jnp.einsum(f"{','.join(letters)}->{out}", *parts, precision="highest")
             w = w.reshape(*stack, math.prod(rows), math.prod(columns))

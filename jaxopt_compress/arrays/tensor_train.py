@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from jaxopt_compress.arrays.base import CompressedArray, describe, is_compressed, materialize
 from jaxopt_compress.arrays.fields import check_length, pad_spec
@@ -116,18 +116,22 @@ class TensorTrainArray(CompressedArray):
         inner = "-".join(map(str, self.sizes.ranks[1:-1]))
         return f"tensor train {inner or 1}{of}"
 
-    def blocks(self) -> list[Any]:
-        """The dense cores, ``[*stack, r, n, m, s]``."""
-        sizes = self.sizes
-        every = zip(sizes.ranks, sizes.rows, sizes.columns, sizes.ranks[1:], strict=False)
-        dense = materialize(list(self.cores))
-        return [x.reshape(*x.shape[:-2], *own) for x, own in zip(dense, every, strict=True)]
-
     def materialize(self) -> jax.Array:
         """The product of the cores, in float32 from the first on, rounded once to ``dtype``."""
-        shape = self.shape
-        dense = train_product(self.blocks(), float(jnp.finfo(self.dtype).max))
-        return seal(dense[..., : shape[-2], : shape[-1]], self.dtype)
+        (rows, columns), sizes = self.shape[-2:], self.sizes
+        every = list(zip(sizes.ranks, sizes.rows, sizes.columns, sizes.ranks[1:], strict=False))
+
+        def product(*cores: jax.Array) -> jax.Array:
+            blocks = [x.reshape(*x.shape[:-2], *n) for x, n in zip(cores, every, strict=True)]
+            dense = train_product(blocks, float(jnp.finfo(self.dtype).max))
+            return seal(dense[..., :rows, :columns], self.dtype)
+
+        cores = materialize(self.cores)
+        sharding = getattr(jax.typeof(cores[0]), "sharding", None)
+        if sharding is not None and AxisType.Explicit in sharding.mesh.axis_types:
+            # Types cannot say how digits are split; rows and columns are as those of the first.
+            return jax.sharding.auto_axes(product, out_sharding=sharding)(*cores)
+        return product(*cores)
 
     def specs(self, spec: PartitionSpec) -> "TensorTrainArray":
         """Stack axes are split in each core; rows and columns are split by their first digit.

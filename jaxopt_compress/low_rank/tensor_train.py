@@ -169,7 +169,7 @@ def tensor_train(
 ) -> Compression:
     r"""Replaces large matrices, such as tables of embeddings, by chains of small ones.
 
-    .. math:: W_{(i_1 .. i_d), (j_1 .. j_d)} \approx G_1[i_1, j_1] G_2[i_2, j_2] \cdots G_d[i_d, j_d]
+    .. math:: W_{(i_1 \ldots i_d), (j_1 \ldots j_d)} \approx G_1[i_1, j_1] \cdots G_d[i_d, j_d]
 
     The number of a row is written in digits, that of a column too, and each pair of digits chooses
     a matrix of a core; the entry is the product of these. Under `lift` a lookup multiplies slices

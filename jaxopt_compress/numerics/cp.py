@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# Of the mean diagonal of a matrix that is solved with, added to it: near-parallel terms stay finite.
+# A share of the mean diagonal that is added before a solve: near-parallel terms stay finite.
 _RIDGE = 1e-6
 
 

@@ -56,7 +56,7 @@ def tensor_train_of(
 ) -> list[jax.Array]:
     r"""The cores of a matrix, by singular value decompositions from the last digit to the first.
 
-    .. math:: W_{(i_1 .. i_d), (j_1 .. j_d)} \approx G_1[i_1, j_1] G_2[i_2, j_2] \cdots G_d[i_d, j_d]
+    .. math:: W_{(i_1 \ldots i_d), (j_1 \ldots j_d)} \approx G_1[i_1, j_1] \cdots G_d[i_d, j_d]
 
     The error is at most :math:`\sqrt{d - 1}` times the least of any train with these ranks. With
     two cores it is the least: the sum of Kronecker products that Van Loan's rearrangement gives.

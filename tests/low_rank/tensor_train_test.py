@@ -77,7 +77,7 @@ def test_the_error_that_was_asked_for():
 def test_products_and_lookups_meet_cores(int8):
     """Of a table whose digits have more rows and columns than it, and of its transpose."""
     table = jnp.asarray(RNG.standard_normal((58, 30)), jnp.float32)
-    c = jc.tensor_train(rank=2, shape=((4, 4, 4), (4, 4, 2)))
+    c = jc.tensor_train(rank=2, shape=((4, 4, 4), (2, 4, 4)))
     small = jc.compress({"t": table}, c, layout="in,out")
     small = jc.compress(small, jc.quantize("int8"), layout="in,out") if int8 else small
     assert small["t"].cut == (6, 2)

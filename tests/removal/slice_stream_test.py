@@ -58,5 +58,7 @@ def test_refusals():
     params, x = {"w": jnp.ones((3, 4)), "v": jnp.ones((4, 2))}, jnp.ones((1, 3))
     with pytest.raises(ValueError, match=r"keep=1.5; it is the share"):
         jc.slice_stream(fn, params, x, stats={}, keep=1.5)
-    with pytest.raises(ValueError, match=r"second moments of what reads the stream of \['v', 'w'\]"):
+    with pytest.raises(
+        ValueError, match=r"second moments of what reads the stream of \['v', 'w'\]"
+    ):
         jc.slice_stream(fn, params, x, stats={})
