@@ -78,10 +78,10 @@ def low_rank(**kwargs: Any) -> Callable[[Where], jc.Compression]:
     return lambda where: jc.low_rank(**kwargs, where=where)
 
 
-def corrected(rounds: int) -> Callable[[Where], jc.Compression]:
+def corrected(**given: Any) -> Callable[[Where], jc.Compression]:
     """A builder of thin factors beside what is rounded."""
     return lambda where: jc.low_rank_correction(
-        jc.quantize("int3", where=where), rank=2, where=where, rounds=rounds
+        jc.quantize("int3", where=where), rank=2, where=where, **given
     )
 
 

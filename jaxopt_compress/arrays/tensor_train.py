@@ -97,6 +97,23 @@ class TensorTrainArray(CompressedArray):
         rows, columns = math.prod(sizes.rows), math.prod(sizes.columns)
         return (*stack, rows - self.cut[0], columns - self.cut[1])
 
+    def multiplications(self, rows: bool = True) -> int:
+        """How many a product with one vector takes that goes from core to core.
+
+        Args:
+            rows: Whether rows are summed over, and cores met from the first on; otherwise columns,
+                and from the last.
+        """
+        ranks, *digits = self.sizes
+        summed, left = digits if rows else digits[::-1]
+        order = range(len(summed)) if rows else range(len(summed))[::-1]
+        total, done, rest = 0, 1, math.prod(summed)
+        for k in order:
+            rest //= summed[k]
+            total += done * rest * ranks[k] * summed[k] * left[k] * ranks[k + 1]
+            done *= left[k]
+        return total
+
     def check(self) -> None:
         """As in every compressed array."""
         if type(self.cores) is not tuple or not self.cores:

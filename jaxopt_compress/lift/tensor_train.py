@@ -28,7 +28,7 @@ def _contract_train(w: TensorTrainArray, x: jax.Array, how: Product) -> Any:
     x = jnp.transpose(x, (*batch_x, *free, axis))
     lead, kept = x.shape[:stack], x.shape[stack:-1]
     x = x.reshape(*lead, math.prod(kept), x.shape[-1])
-    if _operations(w, rows, x.shape[-2]) > x.shape[-2] * math.prod(w.shape[-2:]):
+    if w.multiplications(rows) > math.prod(w.shape[-2:]):
         met = ((stack + 1,), summed), (tuple(range(stack)), tuple(range(stack)))
         y = dot(x, dense_operand(w, x.dtype), how._replace(contract=met[0], batch=met[1]))
     else:
@@ -44,17 +44,6 @@ def _order(w: TensorTrainArray, rows: bool) -> tuple[list[int], Sequence[int], S
     if rows:
         return list(range(count)), sizes.rows, sizes.columns
     return list(range(count))[::-1], sizes.columns, sizes.rows
-
-
-def _operations(w: TensorTrainArray, rows: bool, count: int) -> int:
-    """Multiplications for ``count`` vectors, core after core."""
-    order, summed, left = _order(w, rows)
-    ranks, total, done = w.sizes.ranks, 0, 1
-    for k in order:
-        rest = math.prod(summed[j] for j in order[order.index(k) + 1 :])
-        total += done * rest * ranks[k] * summed[k] * left[k] * ranks[k + 1]
-        done *= left[k]
-    return count * total
 
 
 def _core_after_core(w: TensorTrainArray, x: jax.Array, rows: bool, how: Product) -> Any:
