@@ -200,7 +200,7 @@ def tensor_train(
         >>> table = jax.random.normal(jax.random.key(0), (1000, 64))
         >>> small = jc.compress({"table": table}, jc.tensor_train(rank=8))["table"]
         >>> small
-        TensorTrainArray(tensor train 8-8, float32[1000,64], 1.73 bits per weight, 13,824 bytes)
+        TensorTrainArray(tensor train 8-8, float32[1000,64], 1.6 bits per weight, 12,800 bytes)
         >>> [core.shape for core in small.cores]
         [(10, 32), (80, 32), (80, 4)]
         >>> jc.lift(lambda p, i: p["table"][i])({"table": small}, jnp.array([3, 999])).shape
