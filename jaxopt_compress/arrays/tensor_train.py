@@ -147,7 +147,8 @@ class TensorTrainArray(CompressedArray):
         sharding = getattr(jax.typeof(cores[0]), "sharding", None)
         if sharding is not None and AxisType.Explicit in sharding.mesh.axis_types:
             # Types cannot say how digits are split; rows and columns are as those of the first.
-            return jax.sharding.auto_axes(product, out_sharding=sharding)(*cores)
+            whole = jax.sharding.auto_axes(product, out_sharding=sharding)
+            return whole(*cores)  # pyright: ignore
         return product(*cores)
 
     def specs(self, spec: PartitionSpec) -> "TensorTrainArray":

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_compress.compression import NeedsStats
 from jaxopt_compress.lift import Statistics
@@ -172,8 +173,8 @@ def _last_units(groups: Groups, path: str, axis: int, left: int) -> tuple[str, l
     for name, group in groups.items():
         for member in group.members:
             if (member.path, member.axis) == (path, axis):
-                gone = (member.indices >= left).all(1)
-                return name, [i for i, own in enumerate(gone) if own]
+                gone = np.all(member.indices >= left, axis=1)
+                return name, np.flatnonzero(gone).tolist()
     raise NotRemovable(
         f"the channels of {path!r} along axis {axis} cannot be removed: {groups.why(path, axis)}"
     )
