@@ -4,9 +4,12 @@ The kernels of a model become products of two factors that take a share of their
 SVD, with inputs scaled by their magnitudes, so that outputs rather than entries are kept, with
 ranks that go where they lose the least, and with factors of int8. MiniLM is measured by the rank
 correlation on the test part of the STS Benchmark, SmolLM2 by the perplexity on the fiction of the
-Brown corpus. Nothing is trained.
+Brown corpus. Nothing is trained. Of MiniLM also the table of words is factorized, as a matrix and
+as tensor trains, and factors are put beside codes in either order.
 
     python -m examples.low_rank                                      # MiniLM, minutes
+    python -m examples.low_rank --study table --shares 0.5 0.25 0.125
+    python -m examples.low_rank --study residual
     python -m examples.low_rank --model smollm2 --shares 0.8 --tokens 2048
 """
 
@@ -23,7 +26,7 @@ from examples.fetching import fetch
 from examples.models import minilm, smollm2
 from jaxopt_compress.tree import named_leaves
 
-KERNELS = "**/kernel"
+KERNELS, TABLE = "**/kernel", "embeddings/word/embedding"
 
 
 def variants(share):
@@ -41,6 +44,39 @@ def variants(share):
         "whitened, allocated, int8": jc.chain(
             jc.low_rank(**budget(3.9 * share), whiten=True), int8
         ),
+    }
+
+
+def tables(share):
+    """Ways to store MiniLM's word vectors in at most ``share`` of their bytes."""
+    ratio = {"where": TABLE, "ratio": 1 / share}
+    # Codes take a quarter of the bytes, with some room for scales.
+    coded = {"where": TABLE, "ratio": 0.26 / share}
+    int8 = jc.quantize("int8", where=TABLE)
+    found = {
+        "rank": jc.low_rank(**ratio),
+        "train of 2": jc.kronecker(**ratio),
+        "train of 3": jc.tensor_train(**ratio),
+    }
+    if share < 0.2:
+        found |= {
+            "rank, int8": jc.chain(jc.low_rank(**coded), int8),
+            "train of 2, int8": jc.chain(jc.kronecker(**coded), int8),
+        }
+    return found
+
+
+def residuals(bits):
+    """Codes and thin factors in every order, the first two without the factors' bytes."""
+    codes = lambda bits, size: jc.quantize(bits, group_size=size, where=KERNELS)
+    both = lambda **given: jc.low_rank_correction(codes(bits, 64), 8, whiten=True, **given)
+    return {
+        "codes alone": codes(bits, 64),
+        "groups of 16": codes(bits, 16),
+        "codes, then factors": both(),
+        "the same, 4 rounds": both(rounds=4),
+        "factors, then codes": both(factors_first=True),
+        "that, 4 rounds": both(factors_first=True, rounds=4),
     }
 
 
@@ -67,33 +103,37 @@ def main(argv=None):
     """Prints a line per variant, or all of them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", choices=("minilm", "smollm2"), default="minilm")
+    parser.add_argument("--study", choices=("kernels", "table", "residual"), default="kernels")
     parser.add_argument("--shares", nargs="*", type=float, default=[0.9, 0.8, 0.6, 0.2])
     parser.add_argument("--variants", nargs="*", help="names; all by default")
     parser.add_argument("--batches", type=int, default=16, help="to calibrate on")
     parser.add_argument("--tokens", type=int, default=2048, help="to measure SmolLM2 on")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     args = parser.parse_args(argv)
+    if args.study == "residual":
+        args.shares = ["int3", "int2"]
+    made = {"kernels": variants, "table": tables, "residual": residuals}[args.study]
+    where = TABLE if args.study == "table" else KERNELS
     apply, params, seen, score = loaded(args)
     uses = jc.uses(apply, params, *seen[0])
     stats = jc.calibrate(apply, params, seen, where=KERNELS)
-    kernels = lambda p: sum(
-        leaf.nbytes for path, leaf in named_leaves(p) if path.endswith("kernel")
-    )
-    whole = kernels(params)
+    own = where.removeprefix("**/")
+    chosen = lambda p: sum(leaf.nbytes for path, leaf in named_leaves(p) if path.endswith(own))
+    whole = chosen(params)
     found = {"float32": {"score": score(params), "share": 1.0, "seconds": 0.0}}
     _say("float32", found["float32"], args.json)
     for share in args.shares:
-        for name, compression in variants(share).items():
+        for name, compression in made(share).items():
             if args.variants and name not in args.variants:
                 continue
             start = time.perf_counter()
             small = jc.compress(params, compression, uses=uses, stats=stats)
             jax.block_until_ready(jax.tree.leaves(small))
-            row = {"share": kernels(small) / whole, "seconds": time.perf_counter() - start}
+            row = {"share": chosen(small) / whole, "seconds": time.perf_counter() - start}
             # Dense weights are the same numbers, and one program serves them all.
             row["score"] = score(jc.materialize(small))
-            found[f"{share:g} {name}"] = row
-            _say(f"{share:g} {name}", row, args.json)
+            found[f"{share} {name}"] = row
+            _say(f"{share} {name}", row, args.json)
     if args.json:
         print(json.dumps(found))
     return found
@@ -101,7 +141,7 @@ def main(argv=None):
 
 def _say(name, row, quiet):
     if not quiet:
-        text = f"{name:32} {row['score']:9.4f}  {row['share']:6.1%} of the kernels' bytes"
+        text = f"{name:32} {row['score']:9.4f}  {row['share']:6.1%} of their bytes"
         print(f"{text}  {row['seconds']:5.1f} s", flush=True)
 
 

@@ -133,6 +133,7 @@ def variants():
         "rank 8, int8": lambda steps: jc.chain(
             jc.low_rank(rank=8, where=TABLES), jc.quantize("int8", where=BOTH)
         ),
+        "Kronecker sums": lambda steps: jc.kronecker(ratio=4.0, where=TABLES),
         "50% pruned, int8": lambda steps: jc.chain(
             sparse(0.5, steps), jc.quantize("int8", where=BOTH)
         ),

@@ -11,6 +11,7 @@ from jaxopt_compress.arrays import (
     ScaledArray,
     SparseArray,
     SumArray,
+    TensorTrainArray,
     TuckerArray,
     map_dense,
     materialize,
@@ -30,10 +31,13 @@ from jaxopt_compress.lift import (
     uses,
 )
 from jaxopt_compress.low_rank import (
+    cp,
+    kronecker,
     lora,
     low_rank,
     low_rank_correction,
     low_rank_plus_sparse,
+    tensor_train,
     tucker,
 )
 from jaxopt_compress.numerics import bounds
@@ -68,7 +72,7 @@ from jaxopt_compress.quantization import (
     quantize_array,
     smooth_quant,
 )
-from jaxopt_compress.removal import NotRemovable, find_groups, flops
+from jaxopt_compress.removal import NotRemovable, find_groups, flops, slice_stream
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms, rotate, rotate_inputs
 from jaxopt_compress.search import auto, frontier
 from jaxopt_compress.sharing import rate_distortion, share
@@ -125,6 +129,7 @@ __all__ = [
     "ScaledArray",
     "SparseArray",
     "SumArray",
+    "TensorTrainArray",
     "TuckerArray",
     "UnfollowedWarning",
     "UnmeasuredWarning",
@@ -149,6 +154,7 @@ __all__ = [
     "compressed_training",
     "correct_biases",
     "corruptions",
+    "cp",
     "distillation",
     "distributions",
     "dorefa",
@@ -165,6 +171,7 @@ __all__ = [
     "grow",
     "hard_concrete",
     "hqq",
+    "kronecker",
     "lift",
     "load",
     "load_gguf",
@@ -208,12 +215,14 @@ __all__ = [
     "sensitivities",
     "shard",
     "share",
+    "slice_stream",
     "small_states",
     "smooth_quant",
     "soft_threshold",
     "sparse_gpt",
     "state_shardings",
     "stochastic_rounding",
+    "tensor_train",
     "top_k",
     "tucker",
     "uses",

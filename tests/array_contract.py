@@ -21,6 +21,7 @@ from jaxopt_compress.arrays import (
     RotatedArray,
     ScaledArray,
     SumArray,
+    TensorTrainArray,
     TuckerArray,
 )
 from jaxopt_compress.arrays.codebook import code_bits, code_dtype
@@ -327,6 +328,46 @@ def tucker(rng, stack):
     return Example(TuckerArray(*parts, jnp.dtype("float32"), (-2, -1)), formula)
 
 
+def cp(rng, stack):
+    """A kernel ``[3, 3, 16, 8]`` by way of 4 channels that the window meets one by one."""
+    sizes = (1, 1, 16, 4), (3, 3, 1, 4), (1, 1, 4, 8)
+    parts = [normal(rng, *stack, *size) for size in sizes]
+
+    def formula(first, core, last):
+        first, last = (x.reshape(*stack, *x.shape[-2:]) for x in (first, last))
+        core = core.reshape(*stack, 3, 3, 4)
+        how = "...ia,...hwa,...ao->...hwio"
+        return jnp.einsum(how, first, core, last, precision="highest")
+
+    return Example(TuckerArray(*parts, jnp.dtype("float32"), (-2, -1)), formula)
+
+
+def tensor_train(rows, columns, ranks, cut=(0, 0)):
+    """Cores of digits; the dense array without its last rows and columns."""
+    ends = (1, *ranks, 1)
+    sizes = list(zip(ends, rows, columns, ends[1:], strict=False))
+
+    def build(rng, stack):
+        cores = tuple(normal(rng, *stack, r * n, m * s) for r, n, m, s in sizes)
+
+        def formula(*cores):
+            names, parts = "abcd", []
+            for core, size in zip(cores, sizes, strict=True):
+                parts.append(core.reshape(*stack, *size))
+            letters = [
+                f"...{names[k]}{'ijk'[k]}{'xyz'[k]}{names[k + 1]}" for k in range(len(parts))
+            ]
+            out = "..." + "ijk"[: len(parts)] + "xyz"[: len(parts)]
+            w = jnp.einsum(f"{','.join(letters)}->{out}", *parts, precision="highest")
+            w = w.reshape(*stack, math.prod(rows), math.prod(columns))
+            return w[..., : w.shape[-2] - cut[0], : w.shape[-1] - cut[1]]
+
+        leaf = TensorTrainArray(cores, jnp.dtype("float32"), rows[1:], columns[1:], cut)
+        return Example(leaf, formula)
+
+    return build
+
+
 def summed(*builds):
     """The sum of arrays in several forms."""
 
@@ -520,6 +561,24 @@ LEAVES = [
         exact=False,
     ),
     Leaf("tucker", tucker, 4 * (64 + 72 + 16), 4 * (64 + 72 + 16), BOTH, exact=False),
+    Leaf("cp", cp, 4 * (64 + 36 + 32), 4 * (64 + 36 + 32), BOTH, exact=False),
+    Leaf(
+        "tensor_train",
+        tensor_train((8, 4, 2), (8, 1, 1), (3, 2)),
+        4 * (192 + 24 + 4),
+        4 * (192 + 24 + 4),
+        BOTH,
+        exact=False,
+    ),
+    Leaf(
+        "tensor_train_cut",
+        tensor_train((8, 8), (4, 2), (3,), cut=(4, 1)),
+        4 * (96 + 48),
+        4 * (96 + 48),
+        (),
+        BOTH,
+        exact=False,
+    ),
     Leaf(
         "rows_and_low_rank",
         summed(sparse(ROWS), low_rank((K,), (N,), 3)),

@@ -78,10 +78,10 @@ def low_rank(**kwargs: Any) -> Callable[[Where], jc.Compression]:
     return lambda where: jc.low_rank(**kwargs, where=where)
 
 
-def corrected(rounds: int) -> Callable[[Where], jc.Compression]:
+def corrected(**given: Any) -> Callable[[Where], jc.Compression]:
     """A builder of thin factors beside what is rounded."""
     return lambda where: jc.low_rank_correction(
-        jc.quantize("int3", where=where), rank=2, where=where, rounds=rounds
+        jc.quantize("int3", where=where), rank=2, where=where, **given
     )
 
 
@@ -150,7 +150,9 @@ METHODS = [
         has_rank_two,
     ),
     Method("lora", lambda where: jc.lora(rank=2, where=where), has_rank_two),
+    Method("tensor-train", lambda where: jc.tensor_train(rank=2, where=where), has_rank_two),
     Method("int3+correction", corrected(rounds=1), has_rank_two),
+    Method("factors+int3", corrected(rounds=1, factors_first=True), has_rank_two),
     Method("loftq", corrected(rounds=2), has_rank_two),
     Method("hqq", lambda where: jc.hqq("int3", symmetric=False, where=where)),
     Method("int8-tensor", quantize("int8", per="tensor")),
@@ -229,7 +231,7 @@ KINDS = ("normal", "wide", "subnormal", "huge", "positive", "ties")
 
 
 # Kinds that go through LAPACK or random numbers, and keep no zeros.
-FACTORS = {"low_rank", "low_rank_plus_sparse", "lora"}
+FACTORS = {"low_rank", "low_rank_plus_sparse", "lora", "tensor_train"}
 
 
 def values(seed: int, kind: str, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:

@@ -20,6 +20,7 @@ from jaxopt_compress.arrays.rotated import RotatedArray
 from jaxopt_compress.arrays.scaled import ScaledArray
 from jaxopt_compress.arrays.sparse import SparseArray
 from jaxopt_compress.arrays.summed import SumArray
+from jaxopt_compress.arrays.tensor_train import TensorTrainArray
 from jaxopt_compress.arrays.tucker import TuckerArray
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "ScaledArray",
     "SparseArray",
     "SumArray",
+    "TensorTrainArray",
     "TuckerArray",
     "compressed_array",
     "describe",

@@ -20,13 +20,16 @@ class TuckerArray(CompressedArray):
     """``w[.., i, o] = sum_ab first[i, a] core[.., a, b] last[b, o]``.
 
     A convolution runs it as one of size 1 to fewer channels, one with the core, and one of size 1
-    to the outputs.
+    to the outputs. A core with one input channel and several outputs meets each channel by itself,
+    as in a depthwise convolution: ``w[.., i, o] = sum_a first[i, a] core[.., 0, a] last[a, o]``,
+    which is a canonical polyadic (CP) decomposition.
 
     Attributes:
         first: Of the rank of the dense array: its input channels, and in the place of its output
             channels those of the core's inputs; of size 1 along all other axes but stacks. An array
             or a compressed one, as the others.
-        core: As the dense array, with fewer input and output channels.
+        core: As the dense array, with fewer input and output channels; or with one input channel,
+            and an output channel for each of ``first``.
         last: As ``first``, from the core's output channels to those of the dense array.
         dtype: The floating dtype of the dense array.
         axes: The negative axes of its input and its output channels.
@@ -52,7 +55,8 @@ class TuckerArray(CompressedArray):
         first, core, last = (tuple(x.shape) for x in (self.first, self.core, self.last))
         ndim = len(core)
         fits = len(first) == len(last) == ndim and ndim >= -min(self.axes)
-        fits = fits and (first[o], last[i]) == (core[i], core[o])
+        inner = core[o] if fits and core[i] == 1 < first[o] else (core[i] if fits else 0)
+        fits = fits and (first[o], last[i]) == (inner, core[o])
         others = [d for d in range(-ndim, 0) if d not in self.axes]
         if not fits or any(x[d] not in (1, core[d]) for x in (first, last) for d in others):
             raise ValueError(
@@ -62,10 +66,16 @@ class TuckerArray(CompressedArray):
         return tuple({i: first[i], o: last[o]}.get(d, core[d]) for d in range(-ndim, 0))
 
     @property
-    def ranks(self) -> tuple[int, int]:
-        """The channels of the core."""
+    def depthwise(self) -> bool:
+        """Whether the core meets each channel by itself."""
         i, o = self.axes
-        return self.core.shape[i], self.core.shape[o]
+        return self.core.shape[i] == 1 < self.first.shape[o]
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """The channels that the core meets, and those that it makes."""
+        i, o = self.axes
+        return self.first.shape[o], self.last.shape[i]
 
     def check(self) -> None:
         """As in every compressed array."""
@@ -82,6 +92,8 @@ class TuckerArray(CompressedArray):
         """The channels of the core, and the form of the parts."""
         parts = list(dict.fromkeys(map(describe, (self.first, self.core, self.last))))
         of = "" if parts == ["dense"] else f" of {' and '.join(parts)}"
+        if self.depthwise:
+            return f"cp {self.ranks[0]}{of}"
         return "tucker {}x{}{}".format(*self.ranks, of)
 
     def materialize(self) -> jax.Array:
@@ -94,7 +106,9 @@ class TuckerArray(CompressedArray):
         first, last = (jnp.moveaxis(x, (i, o), (-2, -1)) for x in (first, last))
         dense = jnp.moveaxis(core, (i, o), (-2, -1))
         run = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-        dense = run(run(first, dense), last)
+        # The one input channel of a depthwise core stands for each: it is multiplied entrywise.
+        inner = first * dense if self.depthwise else run(first, dense)
+        dense = run(jax.lax.optimization_barrier(inner), last)
         top = float(jnp.finfo(self.dtype).max)
         return seal(jnp.moveaxis(jnp.clip(dense, -top, top), (-2, -1), (i, o)), self.dtype)
 

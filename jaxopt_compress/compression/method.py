@@ -20,7 +20,7 @@ from jaxopt_compress.compression.leaf_states import (
     left_alone,
     parameters_of,
 )
-from jaxopt_compress.compression.selection import chosen_parameters
+from jaxopt_compress.compression.selection import chosen_parameters, flops_of
 from jaxopt_compress.compression.states import Asked, CompressionState
 from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.tree import Layout, Where, named_leaves
@@ -38,6 +38,8 @@ class Parameter(NamedTuple):
         stats: `Statistics` of the activations that meet it; None without, and in updates.
         keep: Booleans of its shape, false where earlier elements fixed a zero; or None.
         grad: The gradient of the loss at its view, of its shape; None where there is none.
+        flops: The operations of its products in a call of the function, from uses; None where they
+            are unknown, and in updates.
     """
 
     path: str
@@ -46,6 +48,7 @@ class Parameter(NamedTuple):
     stats: Any = None
     keep: Any = None
     grad: Any = None
+    flops: int | None = None
 
     def describe(self) -> str:
         """How errors name it."""
@@ -216,7 +219,10 @@ def compression_of(
         params: PyTree, *, uses: Uses | None = None, stats: Stats | None = None
     ) -> CompressionState:
         found = chosen_parameters(params, where, uses, stats, stack)
-        parameters = {path: _parameter(path, *fields) for path, fields in found.items()}
+        parameters = {
+            path: _parameter(path, *fields)._replace(flops=flops_of(uses, path))
+            for path, fields in found.items()
+        }
         method.check(parameters)
         for path, parameter in parameters.items():
             check_finite(path, parameter.value)

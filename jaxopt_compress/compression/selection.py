@@ -77,6 +77,12 @@ def chosen_parameters(
     return found
 
 
+def flops_of(uses: Any, path: str) -> int | None:
+    """The operations of a parameter's products in a call of the function, where uses tell."""
+    counts = [use.flops for use in (uses or {}).get(path, [])]
+    return sum(counts) if counts and None not in counts else None
+
+
 def _stacked(path: str, shape: tuple[int, ...], layout: Layout, count: int) -> Layout:
     """A layout with leading axes as stack axes.
 

@@ -10,6 +10,7 @@ from jaxopt_compress.lift import (
     rotated_inputs,
     scaled_inputs,
     sums,
+    tensor_train,
     tucker,
     views,
 )
@@ -49,4 +50,4 @@ __all__ = [
 
 # Imported for the rules that they register.
 del contractions, control_flow, convolutions, custom_rules, input_products, lookups
-del rotated_inputs, scaled_inputs, sums, tucker, views
+del rotated_inputs, scaled_inputs, sums, tensor_train, tucker, views

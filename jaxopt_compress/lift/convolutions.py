@@ -44,9 +44,14 @@ def _conv(call: Call, at: int, values: Sequence[Value]) -> Value:
 
 
 def bind_conv(
-    call: Call, x: jax.Array, w: jax.Array, dtype: DTypeLike, batch_groups: int | None = None
+    call: Call,
+    x: jax.Array,
+    w: jax.Array,
+    dtype: DTypeLike,
+    batch_groups: int | None = None,
+    groups: int | None = None,
 ) -> jax.Array:
-    """The convolution of dense operands, with a result of another dtype."""
+    """The convolution of dense operands, with a result of another dtype, and other groups."""
     given = call.params
     return lax.conv_general_dilated(
         x,
@@ -56,7 +61,7 @@ def bind_conv(
         given["lhs_dilation"],
         given["rhs_dilation"],
         given["dimension_numbers"],
-        given["feature_group_count"],
+        given["feature_group_count"] if groups is None else groups,
         given["batch_group_count"] if batch_groups is None else batch_groups,
         given["precision"],
         dtype,

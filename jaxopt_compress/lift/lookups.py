@@ -32,10 +32,10 @@ def _gather(call: Call, at: int, values: Sequence[Value]) -> Value:
     zero = None if w.zero is None else rows(w.zero)
     axis = _place(call, w) - codes.ndim if bound else None
     found = w.replace(codes=codes, scale=scale, zero=zero, axis=axis)
-    return _fill(call, dense_operand(found, call.out.dtype), w.shape, indices)
+    return filled(call, dense_operand(found, call.out.dtype), w.shape, indices)
 
 
-def _fill(call: Call, y: jax.Array, shape: tuple[int, ...], indices: jax.Array) -> jax.Array:
+def filled(call: Call, y: jax.Array, shape: tuple[int, ...], indices: jax.Array) -> jax.Array:
     """Puts the fill value where a lookup was out of bounds, which codes cannot mark."""
     given = call.params
     if lax.GatherScatterMode.from_any(given["mode"]) != lax.GatherScatterMode.FILL_OR_DROP:
@@ -124,7 +124,7 @@ def _gather_codebook(call: Call, at: int, values: Sequence[Value]) -> Value:
     else:
         centroids = _rows(call, w.centroids, w.shape, indices)
     found = w.replace(codes=codes, centroids=centroids, axis=place - codes.ndim)
-    return _fill(call, dense_operand(found, call.out.dtype), w.shape, indices)
+    return filled(call, dense_operand(found, call.out.dtype), w.shape, indices)
 
 
 @contraction_rule("gather", LowRankArray)
@@ -160,4 +160,4 @@ def _gather_low_rank(call: Call, at: int, values: Sequence[Value]) -> Value:
     y = jnp.tensordot(rows, other, ((lead,), (0 if first else len(rest),)))
     # The axes that were taken whole go where the function has them.
     y = jnp.moveaxis(y, range(lead, y.ndim), spec.offset_dims)
-    return _fill(call, y.astype(call.out.dtype), w.shape, indices)
+    return filled(call, y.astype(call.out.dtype), w.shape, indices)

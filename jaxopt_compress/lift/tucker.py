@@ -34,5 +34,6 @@ def _conv(call: Call, at: int, values: Sequence[Value]) -> Value:
         )
 
     x = mixed(x, w.first, spec.lhs_spec)
-    x = bind_conv(call, x, dense_operand(w.core, x.dtype), x.dtype)
+    groups = w.ranks[0] if w.depthwise else None
+    x = bind_conv(call, x, dense_operand(w.core, x.dtype), x.dtype, groups=groups)
     return mixed(x, w.last, spec.out_spec).astype(call.out.dtype)

@@ -22,6 +22,7 @@ def low_rank_correction(
     *,
     whiten: Whiten = False,
     rounds: int = 1,
+    factors_first: bool = False,
     stack: int = 0,
 ) -> Compression:
     r"""Stores parameters by another compression, and thin factors of what that misses.
@@ -33,7 +34,9 @@ def low_rank_correction(
     entries (LQER). Under `lift` a product is ``x @ Q + (x @ u) @ v``. With activations rounded, as
     by ``quantize("int4", activations="int4")``, the factors meet them unrounded (SVDQuant).
     With more ``rounds`` the parameter less the factors is compressed anew, and the factors of what
-    that misses are taken, in turn (LoftQ).
+    that misses are taken, in turn (LoftQ). With ``factors_first`` the factors are those of the
+    parameter itself, and what they leave is compressed, whose range is smaller where a few
+    directions are large (SVDQuant); further rounds end with the compression then.
 
     Args:
         compression: Of dense parameters, such as `quantize` or `gptq`.
@@ -41,6 +44,7 @@ def low_rank_correction(
         where: Which of the parameters that it compresses get factors; by default all that can.
         whiten: As in `low_rank`; True needs second moments in ``stats``.
         rounds: How often the parameter is compressed, at least 1.
+        factors_first: Whether factors are taken before the first compression and not after it.
         stack: As in `low_rank`, for the factors; the compression has its own.
 
     Returns:
@@ -78,15 +82,25 @@ def low_rank_correction(
         return decide(params, uses=uses, stats=stats)
 
     def decide(params: Any, *, uses: Any, stats: Any) -> ChainState:
-        target, states = params, ()
-        for _ in range(rounds):
-            first = base.init(target, uses=uses, stats=stats)
+        less = lambda factors: thin.apply(
+            _with_factors(params, factors), factors, materialize=False
+        )
+        first, before = base.init(params, uses=uses, stats=stats), None
+        if factors_first:
+            matrices = {p: w for p, w in _with_factors(params, first).items() if w.ndim >= 2}
+            before = thin.init(Part(matrices), uses=uses, stats=stats)
+            first = base.init(_less(params, less(before)), uses=uses, stats=stats)
+        for left in range(rounds - 1, -1, -1):
+            if factors_first and not left:
+                # What is added is what the parameter was less, and learns from there on.
+                return ChainState((first, jax.tree.map(jnp.copy, before), before))
+            target = params if before is None else _less(params, less(before))
             missed = _missed(params, base.apply(target, first, materialize=False), first)
             second = thin.init(missed, uses=uses, stats=stats)
-            # What the parameter was less, when it was compressed.
-            states = (first, second, *states[1:2])
-            target = _less(params, thin.apply(missed, second, materialize=False))
-        return ChainState(tuple(states))
+            if left:
+                before = second
+                first = base.init(_less(params, less(before)), uses=uses, stats=stats)
+        return ChainState((first, second) if before is None else (first, second, before))
 
     def inner(params: Any, state: ChainState) -> tuple[Any, Any, Any, Any]:
         """The states of both, what is compressed, and the leaves that have factors."""

@@ -14,11 +14,11 @@ from jaxopt_compress.compression import (
     spelled,
 )
 from jaxopt_compress.compression.keywords import answers
-from jaxopt_compress.low_rank.ranks import Asked, WholeState, allocated
+from jaxopt_compress.low_rank.ranks import Asked, WholeState, allocated, check_operations
 from jaxopt_compress.low_rank.reading import reading_of
 from jaxopt_compress.low_rank.whitening import WAYS, Whiten, check_whitening, weighed
 from jaxopt_compress.numerics.svd import balanced_factors, error_curve
-from jaxopt_compress.tree import Bytes, Where
+from jaxopt_compress.tree import Bytes, Flops, Where
 from jaxopt_compress.tree.meshes import on_auto_axes
 
 ELSEWHERE = {
@@ -41,7 +41,7 @@ def low_rank(
     error: float | None = None,
     bytes: int | None = None,
     ratio: float | None = None,
-    budget: Bytes | None = None,
+    budget: Bytes | Flops | None = None,
     whiten: Whiten = False,
     damping: float = 1e-4,
     key: jax.Array | None = None,
@@ -73,7 +73,9 @@ def low_rank(
         ratio: how many times smaller than a parameter its factors are at least; or
         budget: `jaxopt_compress.bytes` of a share of all chosen parameters: ranks go where they
             lose the least, by the sum of the squares of all relative errors, and a parameter whose
-            factors would be as large as itself is kept whole.
+            factors would be as large as itself is kept whole. Or `jaxopt_compress.flops` of a share
+            of the operations of their products, which ``uses`` tell: kernels that meet many
+            positions then get lower ranks.
         whiten: What weighs errors: False for nothing, True for the second moments of ``stats``,
             ``"scale"`` for the roots of the mean magnitudes of inputs, or ``"fisher"`` for the
             squared gradients of each input's weights, from `measures.fisher`.
@@ -118,6 +120,8 @@ def low_rank(
         for parameter in parameters.values():
             asked.of_shape(parameter, reading_of(parameter))
             check_whitening(whiten, parameter)
+            if isinstance(budget, Flops):
+                check_operations(parameter)
             if asked.needs_values and is_traced(parameter.dense()):
                 [(name, value)] = ((k, v) for k, v in asked._asdict().items() if v is not None)
                 raise NeedsValues(
@@ -144,7 +148,7 @@ def low_rank(
         else:
             curve = lambda p: np.asarray(error_curve(met_of(p)[1]))
             curves = {path: on_auto_axes(curve, p) for path, p in parameters.items()}
-            ranks = allocated(budget.share, parameters, readings, curves)
+            ranks = allocated(budget, parameters, readings, curves)
             whole = {path for path, r in ranks.items() if r is None}
         # One after the other, so that what is needed on the way is there for one at a time.
         ready = lambda x: x if any(map(is_traced, jax.tree.leaves(x))) else jax.block_until_ready(x)
@@ -157,6 +161,6 @@ def low_rank(
 
     written = {k: v for k, v in asked._asdict().items() if k != "budget"}
     if budget is not None:
-        written["budget"] = f"bytes({budget.share:g})"
+        written["budget"] = f"{type(budget).__name__.lower()}({budget.share:g})"
     text = spelled("low_rank", **written, where=where, whiten=whiten or None, stack=stack or None)
     return compression_of(Method(check, init), where, stack=stack, asked=text)  # pyright: ignore

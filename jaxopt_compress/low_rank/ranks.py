@@ -14,7 +14,7 @@ from jaxopt_compress.compression.leaf_states import GRID, N_M, RANK, ZEROS
 from jaxopt_compress.low_rank.reading import Reading
 from jaxopt_compress.numerics.rank_budget import Offer, ranks_within
 from jaxopt_compress.numerics.svd import error_curve, rank_for_energy, rank_for_error
-from jaxopt_compress.tree import Bytes
+from jaxopt_compress.tree import Bytes, Flops
 
 
 class Asked(NamedTuple):
@@ -26,7 +26,7 @@ class Asked(NamedTuple):
         error: The largest relative error.
         bytes: The most bytes that the factors of one parameter may take.
         ratio: How many times smaller than the parameter its factors are, at least.
-        budget: The share of the bytes of all parameters together.
+        budget: The share of the bytes, or of the operations, of all parameters together.
     """
 
     rank: int | None
@@ -34,13 +34,13 @@ class Asked(NamedTuple):
     error: float | None
     bytes: int | None
     ratio: float | None
-    budget: Bytes | None
+    budget: Bytes | Flops | None
 
     def check(self) -> None:
         """Refuses more or less than one, and values out of range.
 
         Raises:
-            TypeError: ``budget`` is something else than a budget of bytes.
+            TypeError: ``budget`` is something else than a budget.
             ValueError: Anything else.
         """
         given = {k: v for k, v in self._asdict().items() if v is not None}
@@ -51,8 +51,10 @@ class Asked(NamedTuple):
             )
         [(name, value)] = given.items()
         if name == "budget":
-            if not isinstance(value, Bytes):
-                raise TypeError(f"budget={value!r}; jaxopt_compress.bytes(0.8) is one")
+            if not isinstance(value, Bytes | Flops):
+                raise TypeError(
+                    f"budget={value!r}; jaxopt_compress.bytes(0.8) and flops(0.8) are some"
+                )
             return
         good, what = {
             "rank": (value >= 1, "a rank is at least 1"),
@@ -113,18 +115,32 @@ def _nbytes(parameter: Parameter) -> int:
     return math.prod(parameter.value.shape) * jnp.dtype(parameter.value.dtype).itemsize
 
 
+def check_operations(parameter: Parameter) -> None:
+    """Refuses a parameter of unknown operations, for a budget of these.
+
+    Raises:
+        ValueError: There are no uses, or a loop around it has an unknown length.
+    """
+    if parameter.flops is None:
+        raise ValueError(
+            f"budget=jaxopt_compress.flops(...) needs the operations of {parameter.describe()}: "
+            "pass uses=jaxopt_compress.uses(fn, params, *args); of loops of unknown length there "
+            "are none"
+        )
+
+
 def allocated(
-    share: float,
+    budget: Bytes | Flops,
     parameters: Mapping[str, Parameter],
     readings: Mapping[str, Reading],
     curves: Mapping[str, np.ndarray],
 ) -> dict[str, int | None]:
-    """Path -> rank, or None for a parameter that stays whole, within a share of all bytes.
+    """Path -> rank, or None for a parameter that stays whole, within a share of the total.
 
     The sum of the squares of relative errors is the least.
 
     Args:
-        share: Of the bytes of these parameters.
+        budget: A share of the bytes of these parameters, or of the operations of their products.
         parameters: Path -> parameter.
         readings: Path -> how it is read.
         curves: Path -> relative errors by rank ``[*stack, ranks]``.
@@ -136,12 +152,20 @@ def allocated(
     for path, parameter in parameters.items():
         squares = np.square(curves[path].astype(np.float64))
         losses = squares.reshape(-1, squares.shape[-1]).sum(0)
-        offers.append(Offer(losses, cost_of_rank(parameter, readings[path]), _nbytes(parameter)))
-    budget = int(share * sum(map(_nbytes, parameters.values())))
+        one, whole = cost_of_rank(parameter, readings[path]), _nbytes(parameter)
+        if isinstance(budget, Flops):
+            rows, columns = readings[path].rows_and_columns
+            whole = parameter.flops or 0
+            # Upwards, so that the budget holds.
+            one = -(-whole * (rows + columns) // (rows * columns))
+        offers.append(Offer(losses, one, whole))
     try:
-        return dict(zip(parameters, ranks_within(offers, budget), strict=True))
+        ranks = ranks_within(offers, int(budget.share * sum(offer.whole for offer in offers)))
     except ValueError as error:
-        raise ValueError(f"low_rank(budget=jaxopt_compress.bytes({share:g})): {error}") from None
+        name = type(budget).__name__.lower()
+        text = f"low_rank(budget=jaxopt_compress.{name}({budget.share:g})): {error}"
+        raise ValueError(text) from None
+    return dict(zip(parameters, ranks, strict=True))
 
 
 @jax.tree_util.register_dataclass

@@ -28,7 +28,7 @@ from jaxopt_compress.tree import Where
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=[], meta_fields=["dtype", "channels"]
+    jax.tree_util.register_dataclass, data_fields=[], meta_fields=["dtype", "channels", "kind"]
 )
 @dataclasses.dataclass(frozen=True)
 class TuckerState(LeafState):
@@ -37,11 +37,12 @@ class TuckerState(LeafState):
     Attributes:
         dtype: Its dtype.
         channels: The negative axes of its input and its output channels.
+        kind: The method's name.
     """
 
     dtype: np.dtype
     channels: tuple[int, int]
-    kind = "tucker"
+    kind: str = "tucker"
     establishes = frozenset({RANK})
     replaces = True
 
@@ -64,6 +65,7 @@ def tucker(
     where: Where = None,
     *,
     ratio: float | None = None,
+    inputs: int | None = None,
     stack: int = 0,
 ) -> Compression:
     r"""Replaces kernels of convolutions by three smaller convolutions.
@@ -79,9 +81,12 @@ def tucker(
             many. Or
         energy: the share of the sum of squares to keep along either axis, in ``(0, 1]``; or
         where: Which parameters: kernels whose contracted axes are a window and input channels, of
-            which the latter lie beside the output channels. Name those of convolutions.
+            which the latter lie beside the output channels unless ``inputs`` says where. Name those
+            of convolutions.
         ratio: Or how many times smaller than a kernel its parts are at least, both ranks being the
             same share of their channels.
+        inputs: The negative axis of the input channels, such as -4 of kernels ``IOHW``, whose
+            output channels have other axes on both sides.
         stack: As in `low_rank`.
 
     Returns:
@@ -89,7 +94,8 @@ def tucker(
 
     Raises:
         ValueError: Not exactly one of ``ranks``, ``energy`` and ``ratio`` given, or out of range;
-            in ``init``: a kernel without a window, or in a stack.
+            in ``init``: a kernel without a window, or in a stack, or one whose input channels
+            may lie on either side of the outputs.
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
@@ -112,9 +118,9 @@ def tucker(
         raise ValueError(f"ratio={ratio}; it is how many times smaller a kernel gets, at least 1")
 
     def check(parameter: Parameter) -> None:
-        channels = _channels(parameter)
+        channels = channels_of(parameter, inputs)
         if ratio is not None:
-            _of_ratio(parameter, _sizes(parameter, channels), ratio)
+            _of_ratio(parameter, sizes_of(parameter, channels), ratio)
         if energy is not None and is_traced(parameter.dense()):
             raise NeedsValues(
                 f"energy={energy} needs the values of {parameter.describe()} to choose ranks: run "
@@ -122,11 +128,8 @@ def tucker(
             )
 
     def init(parameter: Parameter) -> Decision:
-        channels, dense = _channels(parameter), parameter.dense()
-        i, o = channels
-        last = jnp.moveaxis(dense, channels, (-2, -1))
-        w = last.reshape(-1, *last.shape[-2:])
-        sizes = _sizes(parameter, channels)
+        channels, dense = channels_of(parameter, inputs), parameter.dense()
+        w, sizes = as_three_way(dense, channels), sizes_of(parameter, channels)
         if ratio is not None:
             inner, outer = _of_ratio(parameter, sizes, ratio)
         elif energy is not None:
@@ -134,31 +137,23 @@ def tucker(
         else:
             assert ranks is not None
             inner, outer = min(ranks[0], sizes[1]), min(ranks[1], sizes[2])
-        first, core, end = tucker2(w, inner, outer)
+        state = TuckerState(np.dtype(dense.dtype), channels)
+        return Decision(state, parts_of(dense, channels, *tucker2(w, inner, outer)))
 
-        def placed(x: jax.Array, window: tuple[int, ...]) -> jax.Array:
-            x = x.reshape(*window, *x.shape[-2:])
-            return jnp.moveaxis(x, (-2, -1), (i, o)).astype(dense.dtype)
-
-        window = last.shape[:-2]
-        ones = (1,) * len(window)
-        learned = {
-            "first": placed(first, ones),
-            "core": placed(core, window),
-            "last": placed(end, ones),
-        }
-        return Decision(TuckerState(np.dtype(dense.dtype), channels), learned)
-
-    asked = spelled("tucker", **given, where=where, stack=stack or None)
+    asked = spelled("tucker", **given, where=where, inputs=inputs, stack=stack or None)
     return compression_of(LeafMethod(check, init), where, stack=stack, asked=asked)
 
 
-def _channels(parameter: Parameter) -> tuple[int, int]:
+def channels_of(parameter: Parameter, inputs: int | None = None) -> tuple[int, int]:
     """The axes of input and output channels: of those summed over, the one beside the outputs.
+
+    Args:
+        parameter: The parameter.
+        inputs: The axis of input channels, if the caller says it.
 
     Raises:
         TypeError: It is compressed already.
-        ValueError: It is no single kernel with a window.
+        ValueError: It is no single kernel with a window, or either side may be the inputs'.
     """
     value, layout = parameter.value, parameter.layout
     if is_compressed(value) and not isinstance(value, MaskedArray):
@@ -167,20 +162,54 @@ def _channels(parameter: Parameter) -> tuple[int, int]:
             "materialize it first"
         )
     beside = [d for d in layout.contracting if any(abs(d - o) == 1 for o in layout.output)]
+    if inputs is not None:
+        beside = [d for d in layout.contracting if d == inputs]
     window = len(layout.contracting) > 1 and len(layout.output) == 1 and not layout.stack
     if not (window and beside and all(value.shape)):
+        where = "" if inputs is None else f", and inputs={inputs}"
         raise ValueError(
             f"{parameter.describe()} is no kernel of a convolution, with a window, one axis of "
             f"output channels and no stack: its contracted axes are {layout.contracting}, its "
-            f"output axes {layout.output} and its stack axes {layout.stack}; exclude it"
+            f"output axes {layout.output} and its stack axes {layout.stack}{where}; exclude it"
         )
-    return max(beside), layout.output[0]
+    if len(beside) > 1:
+        raise ValueError(
+            f"{parameter.describe()} has output channels {layout.output} between other axes, and "
+            f"either of {tuple(beside)} may be the input channels: say inputs={min(beside)} or "
+            f"inputs={max(beside)}"
+        )
+    return beside[0], layout.output[0]
 
 
-def _sizes(parameter: Parameter, channels: tuple[int, int]) -> tuple[int, int, int]:
+def sizes_of(parameter: Parameter, channels: tuple[int, int]) -> tuple[int, int, int]:
+    """The entries of the window, and the input and output channels."""
     shape = parameter.value.shape
     i, o = (shape[d] for d in channels)
     return int(np.prod(shape)) // (i * o), i, o
+
+
+def as_three_way(dense: jax.Array, channels: tuple[int, int]) -> jax.Array:
+    """A kernel as ``[s, i, o]``: positions of the window, input and output channels."""
+    last = jnp.moveaxis(dense, channels, (-2, -1))
+    return last.reshape(-1, *last.shape[-2:])
+
+
+def parts_of(
+    dense: jax.Array, channels: tuple[int, int], first: Any, core: Any, last: Any
+) -> dict[str, jax.Array]:
+    """``[i, a]``, ``[s, a, b]`` and ``[b, o]`` as the fields of a `TuckerArray` of a kernel."""
+    window = [n for d, n in enumerate(dense.shape) if d - dense.ndim not in channels]
+
+    def placed(x: jax.Array, window: list[int]) -> jax.Array:
+        x = x.reshape(*window, *x.shape[-2:])
+        return jnp.moveaxis(x, (-2, -1), channels).astype(dense.dtype)
+
+    ones = [1] * len(window)
+    return {
+        "first": placed(first, ones),
+        "core": placed(core, window),
+        "last": placed(last, ones),
+    }
 
 
 def _of_ratio(parameter: Parameter, sizes: tuple[int, int, int], ratio: float) -> tuple[int, int]:

@@ -54,6 +54,20 @@ def _balanced(
     return u.astype(w.dtype), v.astype(w.dtype)
 
 
+def leading_directions(a: jax.Array, rank: int, key: jax.Array | None = None) -> jax.Array:
+    """The leading right singular vectors of matrices, found as in `balanced_factors`.
+
+    Args:
+        a: Floats, ``[*stack, m, n]``, of a magnitude whose squares are finite.
+        rank: At most ``min(m, n)``.
+        key: For the projections of large matrices; by default a fixed one.
+
+    Returns:
+        ``[*stack, n, rank]``, with orthonormal columns.
+    """
+    return _directions(a, rank, _key(key))
+
+
 def _key(key: jax.Array | None) -> jax.Array:
     return jax.random.key(0) if key is None else key
 

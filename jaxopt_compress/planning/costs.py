@@ -1,12 +1,13 @@
 """What running a function with its parameters costs: operations, bytes, energy."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.arrays import InputQuantizedArray, is_compressed
+from jaxopt_compress.arrays import InputQuantizedArray, TensorTrainArray, is_compressed
 from jaxopt_compress.arrays.base import stored_bytes
 from jaxopt_compress.lift import Use
 from jaxopt_compress.tree import named_leaves
@@ -82,5 +83,7 @@ def _picojoules_of(leaf: Any) -> float:
 
 def _share(leaf: Any) -> float:
     """The operations of a product with a leaf, over those with its dense form."""
+    if isinstance(leaf, TensorTrainArray):
+        return min(1.0, leaf.multiplications() / math.prod(leaf.shape[-2:]))
     factors = leaf.factors().values() if is_compressed(leaf) else ()
     return sum(x.size * _share(x) for x in factors) / leaf.size if factors else 1.0

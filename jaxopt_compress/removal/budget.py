@@ -10,44 +10,7 @@ import numpy as np
 from jaxopt_compress.rewriting.coupling.equations import Body
 from jaxopt_compress.rewriting.coupling.products import PRODUCTS, multiplications
 from jaxopt_compress.rewriting.coupling.replay import Kept
-
-
-class Flops(NamedTuple):
-    """A budget of floating-point operations.
-
-    Attributes:
-        share: The largest share of the function's operations that may be left.
-    """
-
-    share: float
-
-
-def flops(share: float) -> Flops:
-    """A budget: at most this share of the operations of a function is left.
-
-    Products and convolutions are counted, two operations for each multiplication, times the length
-    of the scans around them. Loops of unknown length count once, and branches all.
-
-    Args:
-        share: Above 0, and below 1.
-
-    Returns:
-        The budget, for `Groups.plan`.
-
-    Raises:
-        ValueError: ``share`` is no such number.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, jaxopt_compress as jc
-        >>> fn = lambda p, x: jax.nn.relu(x @ p["w"]) @ p["v"]
-        >>> params = {"w": jnp.eye(4), "v": jnp.ones((4, 2))}
-        >>> plan = jc.find_groups(fn, params, jnp.ones((1, 4))).plan(budget=jc.flops(0.5))
-        >>> plan.flops
-        (48, 24)
-    """
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
-        raise ValueError(f"flops({share!r}): it is the share that is left, above 0 and below 1")
-    return Flops(float(share))
+from jaxopt_compress.tree.budgets import Flops
 
 
 class Work(NamedTuple):

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from jaxopt_compress.removal.budget import (
-    Flops,
     Offer,
     afford,
     check_round_to,
@@ -27,6 +26,7 @@ from jaxopt_compress.rewriting.coupling.background import inexact_reductions
 from jaxopt_compress.rewriting.coupling.coupling import NotRemovable
 from jaxopt_compress.rewriting.coupling.replay import Gone, Kept
 from jaxopt_compress.tree import named_leaves
+from jaxopt_compress.tree.budgets import Flops
 from jaxopt_compress.tree.paths import is_float
 
 

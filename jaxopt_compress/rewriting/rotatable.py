@@ -13,12 +13,15 @@ from jaxopt_compress.tree.paths import named_leaves
 
 
 class Rotatable:
-    """The streams of a function that can be rotated, by paths."""
+    """The streams of a function that can be rotated, by paths.
 
-    def __init__(self, staged: Staged, params: Any, turned: frozenset[str]):
+    Hadamard matrices rotate streams of an even number of channels, others any number (``odd``).
+    """
+
+    def __init__(self, staged: Staged, params: Any, turned: frozenset[str], odd: bool = False):
         names = [path for path, _ in named_leaves(params)]
         structs = jax.tree.leaves(shapes(params))
-        self._staged, self._names = staged, names
+        self._staged, self._names, self._odd = staged, names, odd
         numbers = frozenset(i for i, path in enumerate(names) if path in turned)
         walk = Streams(staged, structs, numbers)
         # Blocking one group may leave a parameter half rotated, which blocks the next.
@@ -70,7 +73,8 @@ class Rotatable:
             for use in uses:
                 self._block_use(walk, i, use, uses)
         for number, group in enumerate(walk.groups):
-            if walk.find(number) == number and not transform_sizes(group.size):
+            fits = self._odd or transform_sizes(group.size)
+            if walk.find(number) == number and not fits:
                 walk.block(number, f"it has an odd number of channels, {group.size}")
         for i, uses in walk.uses.items():
             if not jnp.issubdtype(structs[i].dtype, jnp.floating):

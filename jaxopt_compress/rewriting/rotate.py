@@ -20,7 +20,8 @@ class Rotated(NamedTuple):
         params: The new parameters.
         original: The parameters before.
         axes: Path -> the axis along which it was rotated -> the number of the rotation.
-        signs: The signs of each rotation, int8.
+        turns: The matrix of each rotation: the signs of a Hadamard matrix, int8 ``[n]``, or the
+            matrix itself, orthogonal, ``[n, n]``.
         scales: Path of a weight -> the parameter that multiplied its input, which is 1 now.
         turned: Parameters that are multiplied in the original basis, at run time.
         skipped: Path -> why its channels were not rotated.
@@ -29,7 +30,7 @@ class Rotated(NamedTuple):
     params: Any
     original: Any
     axes: dict[str, dict[int, int]]
-    signs: tuple[jax.Array, ...]
+    turns: tuple[jax.Array, ...]
     scales: dict[str, tuple[int, str]]
     turned: frozenset[str]
     skipped: dict[str, str]
@@ -48,7 +49,7 @@ class Rotated(NamedTuple):
 
         def turning(params: Any, *args: Any, **kwargs: Any) -> Any:
             staged = stage(fn, shapes(self.original), args, kwargs)
-            found = Rotatable(staged, self.original, self.turned)
+            found = Rotatable(staged, self.original, self.turned, self._odd())
             if found.axes != self.axes:
                 raise ValueError(
                     "this function has other streams than the one that was rotated; rotated were "
@@ -94,8 +95,7 @@ class Rotated(NamedTuple):
 
         def change(path: str, leaf: Any) -> Any:
             for axis, group in self.axes.get(path, {}).items():
-                signs = along(self.signs[group], axis, leaf.ndim)
-                leaf = rotated(leaf, signs, [axis], inverse=True)
+                leaf = _turned(leaf, self.turns[group], axis, inverse=True)
             if path in self.scales:
                 axis, scale = self.scales[path]
                 leaf = _scaled(leaf, axis, old[scale], -1)
@@ -106,6 +106,9 @@ class Rotated(NamedTuple):
         return self._map(lambda path, _: change(path, jnp.asarray(new[path])), x)
 
     check = check_results
+
+    def _odd(self) -> bool:
+        return any(turn.ndim > 1 for turn in self.turns)
 
     def _folded(self) -> set[str]:
         return {scale for _, scale in self.scales.values()}
@@ -128,11 +131,10 @@ class Rotated(NamedTuple):
                 run_step(env, step)
                 continue
             values = [value_of(env, i) for i in step.inputs]
-            signs = along(self.signs[turn.group], turn.axis, step.out.ndim)
-            k = found.streams_of(n)
-            values[k] = rotated(values[k], signs, [turn.axis], inverse=True)
+            k, by = found.streams_of(n), self.turns[turn.group]
+            values[k] = _turned(values[k], by, turn.axis, inverse=True)
             y = (values[0] * values[1]).astype(step.out.dtype)
-            env[step.outputs[0]] = rotated(y, signs, [turn.axis])
+            env[step.outputs[0]] = _turned(y, by, turn.axis)
         return staged.out_tree.unflatten([value_of(env, i) for i in staged.outputs])
 
 
@@ -188,10 +190,39 @@ def rotate(
         and Columns.
     """
     key = jax.random.key(0) if key is None else key
+
+    def signs(found: Rotatable) -> tuple[jax.Array, ...]:
+        draw = lambda i, n: jax.random.rademacher(jax.random.fold_in(key, i), (n,), jnp.int8)
+        return tuple(draw(i, n) for i, n in enumerate(found.sizes))
+
+    return rotated_by(signs, fn, params, args, kwargs, odd=False)
+
+
+def rotated_by(
+    turns: Callable[[Rotatable], tuple[jax.Array, ...]],
+    fn: Callable[..., Any],
+    params: Any,
+    args: tuple,
+    kwargs: dict[str, Any],
+    odd: bool = True,
+) -> Rotated:
+    """Rotates streams by matrices that are made when the streams are known.
+
+    Args:
+        turns: From what was found to the matrix of each stream, as in `Rotated`.
+        fn: As in `rotate`, like the rest.
+        params: Likewise.
+        args: Likewise.
+        kwargs: Likewise.
+        odd: Whether streams may have an odd number of channels.
+
+    Raises:
+        ValueError: No stream can be rotated; says why for each parameter.
+    """
     staged, turned = stage(fn, shapes(params), args, kwargs), frozenset[str]()
     names = [path for path, _ in named_leaves(params)]
     while True:
-        found = Rotatable(staged, params, turned)
+        found = Rotatable(staged, params, turned, odd)
         more = {names[i] for i, able in found.conflicts.items() if able} - turned
         if not more:
             break
@@ -199,13 +230,19 @@ def rotate(
     if found.conflicts or not found.axes:
         lost = [names[i] for i in found.conflicts]
         why = f"; scales that cannot be folded: {lost}" if lost else ""
-        raise ValueError(f"rotate found no stream to rotate; skipped: {found.skipped}{why}")
-    signs = tuple(
-        jax.random.rademacher(jax.random.fold_in(key, i), (n,), jnp.int8)
-        for i, n in enumerate(found.sizes)
-    )
-    rw = Rotated(params, params, found.axes, signs, found.scales, turned, found.skipped)
+        raise ValueError(f"there is no stream to rotate; skipped: {found.skipped}{why}")
+    rw = Rotated(params, params, found.axes, turns(found), found.scales, turned, found.skipped)
     return rw._replace(params=_rotated(rw))
+
+
+def _turned(x: jax.Array, turn: jax.Array, axis: int, inverse: bool = False) -> jax.Array:
+    """``x`` times a rotation along one axis, or times its inverse."""
+    if turn.ndim == 1:
+        return rotated(x, along(turn, axis, x.ndim), [axis], inverse=inverse)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    how = (((axis,), (1 if inverse else 0,)), ((), ()))
+    y = jax.lax.dot_general(x.astype(wide), turn.astype(wide), how, jax.lax.Precision.HIGHEST)
+    return jnp.moveaxis(y, -1, axis).astype(x.dtype)
 
 
 def _rotated(rw: Rotated) -> Any:
@@ -220,7 +257,7 @@ def _rotated(rw: Rotated) -> Any:
             axis, scale = rw.scales[path]
             new = _scaled(new, axis, old[scale], 1)
         for axis, group in rw.axes[path].items():
-            new = rotated(new, along(rw.signs[group], axis, leaf.ndim), [axis])
+            new = _turned(new, rw.turns[group], axis)
         return new.astype(leaf.dtype)
 
     return rw._map(change, rw.original)

@@ -1,6 +1,6 @@
 """Paths and selection, partition and combine, sizes, and the roles of axes."""
 
-from jaxopt_compress.tree.budgets import Bytes
+from jaxopt_compress.tree.budgets import Bytes, Flops
 from jaxopt_compress.tree.globs import Glob
 from jaxopt_compress.tree.layout import AssumedLayout, Layout, assume_layout
 from jaxopt_compress.tree.mismatches import kind_of
@@ -24,6 +24,7 @@ __all__ = [
     "AssumedLayout",
     "Bytes",
     "Fit",
+    "Flops",
     "Glob",
     "Layout",
     "NoLeaf",

@@ -133,3 +133,27 @@ def test_a_whole_parameter_is_quantized_as_one():
 def test_errors_name_path_shape_and_what_works(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.ci
+def test_a_budget_of_operations_spares_what_meets_few_positions():
+    """Two kernels of one spectrum; the first meets nine times as many positions."""
+    k = decaying(54, 6, 0.5).reshape(3, 3, 6, 6)
+
+    def fn(p, x):
+        run = lambda x, w, s: jax.lax.conv_general_dilated(
+            x, w, (s, s), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return run(run(x, p["wide"], 1), p["deep"], 3)
+
+    params, x = {"wide": k, "deep": k}, jnp.ones((1, 9, 9, 6))
+    uses = jc.uses(fn, params, x)
+    small = jc.compress(params, jc.low_rank(budget=jc.flops(0.6)), uses=uses)
+    flops = lambda path: uses[path][0].flops
+    share = lambda w: w.rank * (54 + 6) / (54 * 6) if isinstance(w, jc.LowRankArray) else 1.0
+    assert flops("wide") == 9 * flops("deep")
+    total = sum(share(small[path]) * flops(path) for path in params)
+    assert 0.4 < total / (flops("wide") + flops("deep")) <= 0.6
+    assert share(small["wide"]) < share(small["deep"])
+    with pytest.raises(ValueError, match=r"needs the operations of 'deep' .* pass uses="):
+        jc.low_rank(budget=jc.flops(0.6)).init(params)

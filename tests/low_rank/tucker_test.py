@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxopt_compress as jc
+from jaxopt_compress.numerics.cp import cp3
 from jaxopt_compress.numerics.tucker import tucker2
 
 RNG = np.random.default_rng(0)
@@ -79,6 +80,55 @@ def test_ranks_by_bytes_and_energy():
         share = np.cumsum(np.linalg.svd(flat, compute_uv=False) ** 2)
         share = share / share[-1]
         assert share[rank - 2] < 0.8 <= share[rank - 1]
+
+
+@pytest.mark.ci
+def test_products_of_vectors_are_found():
+    """A sum of four, of which the decomposition is unique (Kruskal, 1977)."""
+    parts = [RNG.standard_normal(n) for n in ((9, 4), (6, 4), (8, 4))]
+    w = np.einsum("sr,ir,or->sio", *parts)
+    a, c, b = cp3(jnp.asarray(w, jnp.float32), 4)
+    np.testing.assert_allclose(np.einsum("ir,sr,ro->sio", a, c, b), w, atol=1e-3)
+    # Each found vector is one of those that were put in, up to its length.
+    unit = lambda x: np.asarray(x) / np.linalg.norm(x, axis=0)
+    alike = np.abs(unit(parts[1]).T @ unit(a))
+    np.testing.assert_allclose(alike.max(0), 1, atol=1e-3)
+    lost = [
+        np.linalg.norm(np.einsum("ir,sr,ro->sio", *cp3(jnp.asarray(w), 3, rounds)) - w)
+        for rounds in (1, 20)
+    ]
+    assert lost[1] < lost[0]
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("lies", ["HWIO", "OIHW"])
+def test_a_convolution_runs_a_depthwise_one_between_two_small_ones(lies):
+    channels = "NHWC" if lies == "HWIO" else "NCHW"
+    shape = (3, 3, 8, 12) if lies == "HWIO" else (12, 8, 3, 3)
+    x = kernel(2, 7, 7, 8) if lies == "HWIO" else kernel(2, 8, 7, 7)
+    fn = lambda p, x: conv(p, x, (2, 1), (channels, lies, channels))
+    params = {"w": kernel(*shape)}
+    uses = jc.uses(fn, params, x)
+    small = jc.compress(params, jc.cp(rank=10, rounds=3), uses=uses)
+    assert (small["w"].shape, small["w"].describe()) == (shape, "cp 10")
+    for own in (small, jc.compress(small, jc.quantize("int8"), uses=uses)):
+        got = jax.jit(jc.lift(fn, on_fallback="error"))(own, x)
+        np.testing.assert_allclose(got, fn(jc.materialize(own), x), atol=1e-4)
+    ratio = jc.compress(params, jc.cp(ratio=4.0, rounds=1), uses=uses)
+    assert jc.nbytes(params) / 4 - 4 * 29 < jc.nbytes(ratio) <= jc.nbytes(params) / 4
+
+
+def test_input_channels_on_either_side_are_asked_for():
+    """Of kernels ``IOHW``, output channels lie between input channels and the window."""
+    fn = lambda p, x: conv(p, x, numbers=("NHWC", "IOHW", "NHWC"))
+    params, x = {"w": kernel(8, 12, 3, 3)}, kernel(1, 5, 5, 8)
+    uses = jc.uses(fn, params, x)
+    with pytest.raises(ValueError, match=r"either of .* say inputs=-4 or inputs=-2"):
+        jc.tucker(ranks=(3, 4)).init(params, uses=uses)
+    small = jc.compress(params, jc.tucker(ranks=(3, 4), inputs=-4), uses=uses)
+    assert small["w"].first.shape == (8, 3, 1, 1)
+    got = jax.jit(jc.lift(fn, on_fallback="error"))(small, x)
+    np.testing.assert_allclose(got, fn(jc.materialize(small), x), atol=1e-4)
 
 
 @pytest.mark.parametrize(

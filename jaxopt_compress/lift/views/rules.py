@@ -19,6 +19,7 @@ from jaxopt_compress.arrays import (
     ScaledArray,
     SparseArray,
     SumArray,
+    TensorTrainArray,
 )
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import Call, Layer, Ref, Turned, leaf_rule
@@ -32,6 +33,7 @@ from jaxopt_compress.lift.views import (
     scaled_inputs,
     sparse,
     summed,
+    tensor_train,
     wrapped,
 )
 from jaxopt_compress.lift.views.base import Cut, NoView
@@ -49,6 +51,7 @@ STORED = (
     ScaledArray,
     RotatedArray,
     SumArray,
+    TensorTrainArray,
     CodebookArray,
 )
 
@@ -61,6 +64,7 @@ del (
     scaled_inputs,
     sparse,
     summed,
+    tensor_train,
     wrapped,
 )  # imported for the views they register
 
