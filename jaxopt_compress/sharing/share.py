@@ -214,8 +214,17 @@ def _clustered(
     mean = jnp.sum(weight, 1, keepdims=True) / jnp.maximum(jnp.sum(kept, 1, keepdims=True), 1e-30)
     weight = weight + kept * jnp.where(mean > 0, 1e-6 * mean, 1.0)
     centroids = kmeans(x, weight, clusters, init, key, zero, iterations)
-    codes = books.codes(nearest(x, centroids, zero), w.shape)
-    return as_codes(codes, clusters), books.centroids(centroids, w.shape)
+    codes, centroids = _assigned(x, centroids, zero)
+    codes = as_codes(books.codes(codes, w.shape), clusters)
+    return codes, books.centroids(centroids, w.shape)
+
+
+def _assigned(x: jax.Array, centroids: jax.Array, zero: bool) -> tuple[jax.Array, jax.Array]:
+    """The nearest centroids; NaN in the codebooks of members that are NaN or infinite."""
+    bad = jnp.any(~jnp.isfinite(x), (1, 2), keepdims=True)
+    # The last one, since the first may be held at 0.
+    codes = jnp.where(bad[..., 0], centroids.shape[1] - 1, nearest(x, centroids, zero))
+    return codes, jnp.where(bad, jnp.nan, centroids)
 
 
 def _importance(parameter: Parameter) -> tuple[jax.Array, jax.Array]:
@@ -239,10 +248,13 @@ def _reassigned(decision: Decision, parameter: Parameter) -> Decision:
     state, learned = decision
     books, w = state.books, dense(parameter.value)
     held = state.centroids(learned).astype(jnp.float32)
-    centroids = _per_book(held, books, state.clusters)
     x = books.members(w.astype(jnp.float32))
-    codes = books.codes(nearest(x, centroids, state.zero), w.shape)
-    return Decision(dataclasses.replace(state, codes=as_codes(codes, state.clusters)), learned)
+    codes, centroids = _assigned(x, _per_book(held, books, state.clusters), state.zero)
+    # In those that are trained, nothing else changes.
+    marked = jnp.isnan(books.centroids(centroids, w.shape))
+    learned = {"centroids": jnp.where(marked, jnp.nan, learned["centroids"])}
+    codes = as_codes(books.codes(codes, w.shape), state.clusters)
+    return Decision(dataclasses.replace(state, codes=codes), learned)
 
 
 def _per_book(centroids: jax.Array, books: Books, clusters: int) -> jax.Array:

@@ -111,6 +111,19 @@ def test_codes_are_decided_again():
     np.testing.assert_array_equal(slope, jnp.ones((3, 1)))
 
 
+@pytest.mark.parametrize("init", ["linear", "density"])
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_nan_stays_visible_in_its_codebook(bad, init):
+    """Where values are not known before: in programs, and when codes are decided again."""
+    w = normal(7, 4, 2)
+    c = jc.share(2, init, per="channel", every=1)
+    seen = lambda w, state: np.isnan(c.apply({"w": w}, state)["w"]).any(0).tolist()
+    worse = w.at[1, 0].set(bad)
+    assert seen(worse, jax.jit(c.init)({"w": worse})) == [True, False]
+    state = c.update(c.update(c.init({"w": w}), {"w": w}), {"w": worse})
+    assert seen(worse, state) == [True, False]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
