@@ -59,9 +59,7 @@ def kmeans(
     books, members, vector = x.shape
     if not members or not books:
         return jnp.zeros((books, clusters, vector), jnp.float32)
-    # A power of two, which rounds nothing: sums of large values would overflow.
-    top = jnp.clip(jnp.max(jnp.abs(x), (1, 2), keepdims=True), 2.0**-125, 2.0**125)
-    top = lax.reduce_precision(top, exponent_bits=8, mantissa_bits=0)
+    top = magnitudes(x)
     x = x * (1 / top)
     weight = weight / jnp.maximum(jnp.max(weight, 1, keepdims=True), 2.0**-125)
     keys = None if key is None else jax.random.split(key, books)
@@ -70,6 +68,19 @@ def kmeans(
     solve = _numbers if vector == 1 else _vectors
     found = solve(x, weight, lax.optimization_barrier(start), zero, iterations)
     return found * top
+
+
+def magnitudes(x: jax.Array) -> jax.Array:
+    """The power of two of each book's largest entry: scales by it round nothing, and squares fit.
+
+    Args:
+        x: ``[books, members, vector]``, with at least one member.
+
+    Returns:
+        ``[books, 1, 1]``.
+    """
+    top = jnp.clip(jnp.max(jnp.abs(x), (1, 2), keepdims=True), 2.0**-125, 2.0**125)
+    return lax.reduce_precision(top, exponent_bits=8, mantissa_bits=0)
 
 
 def nearest(x: jax.Array, centroids: jax.Array, zero: bool = False) -> jax.Array:
@@ -144,7 +155,7 @@ def interval_sums(y: jax.Array) -> Callable[[jax.Array], jax.Array]:
         y: ``[books, members]``, float32.
 
     Returns:
-        ``sums(cuts)``: of int32 ``[books, n]``, ascending, the ``[books, n - 1]`` sums between them.
+        ``sums(cuts)``, of int32 ``[books, n]``, ascending: the ``[books, n - 1]`` sums between.
 
     Example:
         >>> import jax.numpy as jnp

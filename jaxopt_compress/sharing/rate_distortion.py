@@ -128,10 +128,10 @@ def rate_distortion(
 
     where :math:`p_i` follows from the shares of codes that are not 0 in the parameter, and among
     the other codes of the same input and of the same output; so zeros become cheaper the more of
-    them there are, and whole inputs and outputs become 0. ``compressed_training(..., penalty=)`` is what one
-    bit costs in units of the loss: 1e-6 is a good start for a cross-entropy, rising from 0. The
-    logarithms of steps are learned parts. The estimate guides training and is no measure: write the
-    file, by ``jc.save(path, tree, coding="ans")``.
+    them there are, and whole inputs and outputs become 0. ``compressed_training(..., penalty=)`` is
+    what one bit costs in units of the loss: 1e-6 is a good start for a cross-entropy, rising from
+    0. The logarithms of steps are learned parts. The estimate guides training and is no measure:
+    write the file, by ``jc.save(path, tree, coding="context")``.
 
     Args:
         format: Signed integers, which hold the codes: ``"int8"`` by default.
