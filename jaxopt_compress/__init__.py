@@ -71,7 +71,7 @@ from jaxopt_compress.quantization import (
 from jaxopt_compress.removal import NotRemovable, find_groups, flops
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms, rotate, rotate_inputs
 from jaxopt_compress.search import auto, frontier
-from jaxopt_compress.sharing import rate_distortion, share
+from jaxopt_compress.sharing import rate_distortion, share, soft_share
 from jaxopt_compress.sparsity import (
     distributions,
     grow,
@@ -210,6 +210,7 @@ __all__ = [
     "share",
     "small_states",
     "smooth_quant",
+    "soft_share",
     "soft_threshold",
     "sparse_gpt",
     "state_shardings",

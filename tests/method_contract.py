@@ -177,6 +177,7 @@ METHODS = [
     ),
     Method("rate-distortion", lambda where: jc.rate_distortion(where=where)),
     Method("share", shared(clusters=4), has_axes),
+    Method("soft-share", lambda where: jc.soft_share(4, where), has_axes),
     Method("share-sums", shared(clusters=2, init="density", codebooks=2), has_axes),
     Method("share-channels", shared(clusters=3, init="density", per="channel"), has_axes),
 ]
