@@ -60,7 +60,7 @@ def test_training_finds_few_values_and_zeros():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="clusters=1, zeros=0.9"):
+    with pytest.raises(ValueError, match=r"clusters=1, zeros=0\.9"):
         jc.soft_share(1)
     with pytest.raises(TypeError, match=r"write compressed_training\(penalty=\)"):
         jc.soft_share(tau=0.005)  # pyright: ignore
