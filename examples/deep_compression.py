@@ -67,7 +67,7 @@ def deep(sparsity, args, steps):
 def rate(cost, args, steps):
     """Bits at a price that rises to ``cost`` until half of the steps."""
     price = lambda count: cost * jnp.minimum(1.0, count / (0.5 * steps)) ** 2
-    return jc.rate_distortion(where="**", step=args.step), price
+    return jc.rate_distortion(where=(WEIGHTS, "**/bias"), step=args.step), price
 
 
 METHODS = {"deep": deep, "rate": rate}

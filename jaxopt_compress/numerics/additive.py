@@ -111,11 +111,21 @@ def _beam(x: jax.Array, weight: jax.Array, centroids: jax.Array) -> jax.Array:
         dots = jnp.matmul(rest * weight, c.T, precision="highest")
         base = jnp.sum(weight * rest * rest, -1, keepdims=True)
         lost = base - 2 * dots + jnp.sum(weight * c * c, -1)
-        at = lax.top_k(-lost.reshape(-1), min(_BEAM, lost.size))[1].astype(jnp.int32)
+        at = _least(lost.reshape(-1), min(_BEAM, lost.size))
         beam, code = at // len(c), at % len(c)
         rest = rest[beam] - c[code]
         codes = jnp.concatenate([codes[beam], code[:, None]], -1)
     return codes[0]
+
+
+def _least(x: jax.Array, count: int) -> jax.Array:
+    """Where the least numbers are; `lax.top_k` sorts them all."""
+    found = []
+    for _ in range(count):
+        at = jnp.argmin(x).astype(jnp.int32)
+        found.append(at)
+        x = jnp.where(jnp.arange(x.size) == at, jnp.inf, x)
+    return jnp.stack(found)
 
 
 def _sums(codes: jax.Array, centroids: jax.Array) -> jax.Array:
