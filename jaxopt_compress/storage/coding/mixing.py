@@ -24,7 +24,7 @@ import numpy as np
 from jaxopt_compress.extras import require
 
 # Questions that are worth their time, and parts of a probability and of log-odds in tables.
-_MOST, _PARTS, _ODDS = 2**20, 2**12, 2**6
+_MOST, _PARTS, _ODDS = 300_000, 2**12, 2**6
 _LIMIT = 11 * _ODDS
 # By trial: what a context weighs at first, how fast weights learn, answers that the probability of
 # all stands for in a context, and after how many answers old ones count half.
@@ -104,9 +104,10 @@ def _walk(rows: list[list[int]], other: int | None, tell: _Tell, known: bool) ->
         left = 0
         for j in live if flags[i] else ():
             v, up = row[j], before[j]
-            near = (left != 0) + 2 * (up != 0) + 4 * (older[j] != 0)
-            if there.ask((v != 0) if known else None, (i, j, near, (j, up != 0))):
-                v = value.ask(v if known else None, j, left + up) if other is None else other
+            sizes = (min(abs(left), 3), min(abs(up), 3), older[j] != 0)
+            if there.ask((v != 0) if known else None, (i, j, sizes, (j, up != 0))):
+                near = (left + up, min(abs(left) + abs(up), 9))
+                v = value.ask(v if known else None, i, j, near) if other is None else other
                 row[j] = v
             left = v
         before, older = row, before
@@ -166,17 +167,17 @@ class _Value:
 
     def __init__(self, tell: _Tell):
         self.tell = tell
-        self.sign, self.size = _Mixed(2, tell), _Mixed(2, tell)
+        self.sign, self.size = _Mixed(2, tell), _Mixed(4, tell)
 
-    def ask(self, value: int | None, column: int, near: int) -> int:
-        """Tells or reads the value; ``near`` is the sum of its neighbours."""
-        known = value is not None
-        side = (near > 0) - (near < 0)
+    def ask(self, value: int | None, row: int, column: int, near: tuple[int, int]) -> int:
+        """Tells or reads the value; ``near`` are the sum of its neighbours, and of their sizes."""
+        known, total = value is not None, near[0]
+        side = (total > 0) - (total < 0)
         positive = self.sign.ask(value > 0 if known else None, (column, side))
         size, k = abs(value) if known else None, 1
-        longer = lambda: self.size.ask(
-            None if size is None else size > k, ((column, min(k, 3)), min(k, 8))
-        )
+        answer = lambda: None if size is None else size > k
+        keys = lambda: ((column, min(k, 8)), (row, min(k, 8)), (near[1], min(k, 8)), k)
+        longer = lambda: self.size.ask(answer(), keys())
         while k < _UNARY and longer():
             k += 1
         if k == _UNARY:
