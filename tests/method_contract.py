@@ -230,8 +230,8 @@ SHAPES = {"even": (8, 6), "stack": (3, 8, 4), "ragged": (5, 1), "scalar": (), "e
 KINDS = ("normal", "wide", "subnormal", "huge", "positive", "ties")
 
 
-# Kinds that go through LAPACK or random numbers, and keep no zeros.
-FACTORS = {"low_rank", "low_rank_plus_sparse", "lora"}
+# Kinds that go through LAPACK or random numbers, or add parts, and keep no zeros.
+FACTORS = {"low_rank", "low_rank_plus_sparse", "lora", "share_sums"}
 
 
 def values(seed: int, kind: str, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:

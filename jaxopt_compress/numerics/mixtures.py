@@ -28,9 +28,10 @@ class Mixture(NamedTuple):
 def spread(low: jax.Array, high: jax.Array, components: int, share: float) -> Mixture:
     """Components evenly from ``low`` to ``high``, each ``[...]``, beside one at 0 of a share."""
     along = jnp.linspace(0.0, 1.0, components - 1)
-    means = low[..., None] + (high - low)[..., None] * along
+    # No difference, which may overflow.
+    means = low[..., None] * (1 - along) + high[..., None] * along
     means = jnp.concatenate([jnp.zeros_like(means[..., :1]), means], -1)
-    width = jnp.maximum(high - low, 1e-6)[..., None] / (4 * max(components - 2, 1))
+    width = jnp.maximum(0.5 * high - 0.5 * low, 1e-6)[..., None] / (2 * max(components - 2, 1))
     scales = jnp.broadcast_to(jnp.log(width), means.shape)
     rest = math.log((1 - share) / (components - 1))
     logits = jnp.full(means.shape, rest).at[..., 0].set(math.log(share))
@@ -91,7 +92,7 @@ def negative_log_prior(mixture: Mixture) -> jax.Array:
 
 
 def most_likely(x: jax.Array, mixture: Mixture) -> jax.Array:
-    """The component that each member most likely comes from; of equals the first.
+    """The component that each member most likely comes from; of equals the first, which has all 0s.
 
     Args:
         x: ``[..., members]``.
@@ -106,4 +107,4 @@ def most_likely(x: jax.Array, mixture: Mixture) -> jax.Array:
         # Not own > best, which is false for NaN.
         at = jnp.where(own <= best, at, k)
         best = jnp.where(own <= best, best, own)
-    return at
+    return jnp.where(x == 0, 0, at)

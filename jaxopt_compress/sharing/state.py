@@ -125,7 +125,7 @@ class SumState(LeafState):
     parts: tuple[SharedState, ...]
     active: Any
     moves: bool
-    kind = "share"
+    kind = "share_sums"
     establishes = frozenset({GRID})
     keeps = frozenset({RANK})
 
