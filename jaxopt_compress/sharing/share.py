@@ -119,7 +119,6 @@ def share(
         every,
     )
     check_options(options)
-    decide = (check_parameter, begin_sharing, share_again)
     asked = spelled(
         "share",
         clusters,
@@ -133,5 +132,9 @@ def share(
         zero=zero,
         centroid_dtype=centroid_dtype,
     )
-    method = LeafMethod(*(functools.partial(fn, options) for fn in decide))
+    method = LeafMethod(
+        functools.partial(check_parameter, options),
+        functools.partial(begin_sharing, options),
+        functools.partial(share_again, options),
+    )
     return compression_of(method, where, stack=stack, asked=asked)

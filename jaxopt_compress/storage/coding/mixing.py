@@ -171,10 +171,9 @@ class _Value:
 
     def ask(self, value: int | None, row: int, column: int, near: tuple[int, int]) -> int:
         """Tells or reads the value; ``near`` are the sum of its neighbours, and of their sizes."""
-        known, total = value is not None, near[0]
-        side = (total > 0) - (total < 0)
-        positive = self.sign.ask(value > 0 if known else None, (column, side))
-        size, k = abs(value) if known else None, 1
+        side = (near[0] > 0) - (near[0] < 0)
+        size, k = (None if value is None else abs(value)), 1
+        positive = self.sign.ask(None if value is None else value > 0, (column, side))
         answer = lambda: None if size is None else size > k
         keys = lambda: ((column, min(k, 8)), (row, min(k, 8)), (near[1], min(k, 8)), k)
         longer = lambda: self.size.ask(answer(), keys())
