@@ -41,7 +41,9 @@ test-slow-part: $(VENV)/.installed
 # Our files, read by the libraries they are for. These need torch, so they have a place of their own.
 interop: .venv-interop/.installed
 	@.venv-interop/bin/python -m pip install -qq compressed-tensors==0.20.0 torch==2.13.0
+	@.venv-interop/bin/python -m pip install -qq --no-deps --upgrade --target .venv-interop/older compressed-tensors==0.10.2
 	JAX_PLATFORMS=cpu .venv-interop/bin/python tests/interop/read_ours.py
+	JAX_PLATFORMS=cpu PYTHONPATH=.venv-interop/older .venv-interop/bin/python tests/interop/read_ours.py --sparse
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,12 +1,16 @@
 """Bytes of coded codes beside their entropy, zstd and DeepCABAC, and the speed of decoding.
 
-python benchmarks/coding.py [--models lenet minilm] [--epochs 3] [--seed 0] [--json]
+python benchmarks/coding.py [--models lenet minilm] [--epochs 3] [--seed 0] [--nets FOLDER] [--json]
 
 The weights are real: LeNet-300-100 and LeNet-5 trained on MNIST, and MiniLM. What is counted is the
 codes and the positions of kept weights; scales and biases are left out. `nncodec` stands for the
 codes of DeepCABAC in the package of that name (ISO/IEC 15938-17), given the same codes with output
 channels or input channels as its rows, whichever takes fewer bytes for a leaf; it is left out where
 it is not installed (`pip install --no-deps nncodec==2.1.3`: what it asks for is not needed here).
+
+Masks of pruned weights are also measured alone: the distances of kept entries in unary, by
+Golomb-Rice with the best parameter for each leaf, and by each coding. `--nets` takes the dense
+LeNets that `examples.deep_compression --folder FOLDER` left there, in the place of training.
 """
 
 import argparse
@@ -20,7 +24,7 @@ import numpy as np
 
 import jaxopt_compress as jc
 from jaxopt_compress.arrays import SparseArray
-from jaxopt_compress.storage.coding import blocks
+from jaxopt_compress.storage.coding import blocks, integers
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -28,8 +32,11 @@ CODINGS = ("ans", "huffman", "zstd", "context")
 WEIGHTS = "**/kernel"
 
 
-def lenet(epochs, seed):
-    """The parameters of both networks after some epochs."""
+def lenet(epochs, seed, folder):
+    """The parameters of both networks after some epochs, or as they were left in a folder."""
+    if folder is not None:
+        found = {path.name: jc.load(path) for path in sorted(folder.glob("dense-*"))}
+        return {name.removeprefix("dense-").rpartition("-")[0]: x for name, x in found.items()}
     from examples.data import mnist
     from examples.models import lenet as models
     from examples.models.training import cross_entropy, train
@@ -114,11 +121,32 @@ def decoding_speed(leaves, coding):
     return 4e-6 * len(symbols) / spent
 
 
-def measure(models, epochs, seed):
+def masks(params, sparsity):
+    """Bytes that say which entries of all kernels are kept, pruned by magnitude over all layers."""
+    schedule = jc.schedules.constant(sparsity)
+    prune = jc.prune(jc.scores.magnitude(), schedule, where=WEIGHTS, scope="global")
+    view = prune.apply(params, prune.init(params, uses=None))
+    kernels = [np.asarray(x) for x in jax.tree.leaves(view) if x.ndim > 1]
+    found = dict.fromkeys(("entropy", "unary", "rice", "ans", "context"), 0)
+    for mask in (x != 0 for x in kernels):
+        bits = mask.reshape(-1)
+        gaps = (np.diff(np.flatnonzero(bits), prepend=-1) - 1).astype(np.uint64)
+        found["entropy"] += round(entropy_bytes(bits))
+        found["unary"] += -(-int(gaps.sum() + len(gaps)) // 8)
+        found["rice"] += len(integers.encode_rice(gaps))
+        found["ans"] += len(integers.encode(gaps, "ans"))
+        symbols = bits.astype(np.uint8)
+        found["context"] += len(blocks.encode(symbols, 1, "context", mask.shape[-1]))
+    return found
+
+
+def measure(models, epochs, seed, folder=None):
     """Figures by model and variant."""
     figures = {}
     for model in models:
-        for name, params in MODELS[model](epochs, seed).items():
+        for name, params in MODELS[model](epochs, seed, folder).items():
+            for sparsity in (0.8, 0.95) if model == "lenet" else ():
+                print(name, f"masks at {sparsity:.0%}", masks(params, sparsity), file=sys.stderr)
             for variant, compression in variants().items():
                 small = jc.compress(params, compression, layout="in,out")
                 leaves = quantized(small)
@@ -153,8 +181,9 @@ def main():
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--nets", type=pathlib.Path, help="dense LeNets that are there already")
     args = parser.parse_args()
-    figures = measure(args.models, args.epochs, args.seed)
+    figures = measure(args.models, args.epochs, args.seed, args.nets)
     if args.json:
         print(json.dumps(figures))
         return

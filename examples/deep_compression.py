@@ -4,15 +4,21 @@
             coder: prune + share + code
     rate    cross-entropy plus the bits that a coder would need, with steps that are trained
 
-Each run trains from scratch with Adam and one cosine cycle, on images that are shifted by up to one
-pixel at random. The tree is saved, coded; a new process loads the file and evaluates it on the
-10000 test images. `bytes` are those of the coded arrays, biases included, `folder` those of all
-files of the checkpoint, with the document that says what the tree is made of, and checksums. All:
+Both start from a dense network, trained once and kept in ``--folder``. ``--flops 0.2`` then removes
+hidden units and channels of least magnitude until this share of the operations is left, and trains
+on with what stays. ``--teacher 0.7`` makes the dense LeNet-5 a teacher: that share of the loss is
+distance to its logits, at the same shift of the same image. Training is by Adam on images that are
+shifted by up to one pixel at random; the last 5000 of the 60000 are held out, and choices are made
+by the error on them (``validation``).
 
-    python -m examples.deep_compression --method deep --strengths 0.94 0.97 0.98 \\
-        --seeds 0 1 2 --epochs 30 --out deep.json --resume
-    python -m examples.deep_compression --method rate --strengths 1e-6 2e-6 4e-6 \\
+The tree is saved, coded; a new process loads the file and evaluates it on the 10000 test images.
+`bytes` are those of the coded arrays, biases included, `folder` those of all files of the
+checkpoint, with the document that says what the tree is made of, and checksums.
+
+    python -m examples.deep_compression --strengths 0.94 0.97 --seeds 0 1 2 --out deep.json --resume
+    python -m examples.deep_compression --method rate --strengths 1e-6 2e-6 4e-6 --teacher 0.7 \\
         --seeds 0 1 2 --epochs 60 --out rate.json --resume
+    python -m examples.deep_compression --plot curve.png --out rate.json --resume
     python -m examples.deep_compression --quick                     # a minute, to see it run
 
 References:
@@ -32,6 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -39,54 +46,72 @@ from rich.table import Table
 
 import jaxopt_compress as jc
 from examples.data import mnist
-from examples.mnist_pruning import shifted
 from examples.models.lenet import MODELS, WEIGHTS
-from examples.models.training import batches, cross_entropy
+from examples.models.training import batches
+from jaxopt_compress.extras import require
 
-BATCH, EVERY = 128, 50
+BATCH, EVERY, HELD_OUT, TEMPERATURE = 128, 50, 5000, 2.0
 
 
-def deep(sparsity, clusters, steps):
+def deep(sparsity, args, steps):
     """Pruned until 60% of the steps, then few values, whose centroids are trained to the end."""
     rising = jc.schedules.polynomial(sparsity, begin=steps // 20, end=steps * 6 // 10, every=EVERY)
     c = jc.chain(
         jc.prune(jc.scores.magnitude(), rising, where=WEIGHTS, scope="global"),
-        jc.share(clusters, where=WEIGHTS, centroid_dtype="float16", begin=steps * 7 // 10),
+        jc.share(args.clusters, where=WEIGHTS, centroid_dtype="float16", begin=steps * 7 // 10),
         jc.quantize("int8", where="**/bias"),
     )
     return c, 0.0
 
 
-def rate(cost, clusters, steps):
+def rate(cost, args, steps):
     """Bits at a price that rises to ``cost`` until half of the steps."""
-    del clusters
     price = lambda count: cost * jnp.minimum(1.0, count / (0.5 * steps)) ** 2
-    return jc.rate_distortion(where="**", step=2.0**-5), price
+    return jc.rate_distortion(where=(WEIGHTS, "**/bias"), step=args.step), price
 
 
 METHODS = {"deep": deep, "rate": rate}
 
 
-def train(apply, params, data, seed, steps, c, price, uses):
-    """Trains by Adam; returns parameters and the optimizer's state."""
-    schedule = optax.cosine_decay_schedule(2e-3, steps)
-    learned = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
-    tx = jc.compressed_training(optax.adam(schedule), c, learned, uses, penalty=price)
-    loss = cross_entropy(apply)
+def shifted(images, places):
+    """Each image moved by up to one pixel either way; places 0 to 8, of which 4 is where it was."""
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1)))
+    cut = lambda image, at: lax.dynamic_slice(image, (at // 3, at % 3), images.shape[1:])
+    return jax.vmap(cut)(padded, places)
+
+
+def loss_of(apply, share):
+    """``loss(view, images, labels, logits)``: labels, and for a share the logits of a teacher."""
+
+    def loss(view, images, labels, logits):
+        found = apply(view, images)
+        hard = optax.softmax_cross_entropy_with_integer_labels(found, labels)
+        if logits is None:
+            return hard.mean()
+        soft = jc.distillation.soft_targets(found, logits.astype(jnp.float32), TEMPERATURE)
+        return jnp.mean((1 - share) * hard + share * soft)
+
+    return loss
+
+
+def train(loss, params, data, seed, steps, tx, view=lambda params, state: params):
+    """Trains by an optimizer; returns parameters and its state."""
+    images, labels, logits = data
 
     @jax.jit
     def step(params, opt_state, rows, key):
-        images = shifted(key, data[0][rows])
-        at_view = lambda view: loss(view, None, images, data[1][rows])[0]
-        grads = jax.grad(at_view)(c.view(params, opt_state))
+        places = jax.random.randint(key, rows.shape, 0, 9)
+        own = None if logits is None else logits[places, rows]
+        at_view = lambda view: loss(view, shifted(images[rows], places), labels[rows], own)
+        grads = jax.grad(at_view)(view(params, opt_state))
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    per_epoch = len(data[1]) // BATCH
+    per_epoch = len(labels) // BATCH
     now, rng, key = (params, tx.init(params)), np.random.default_rng(seed), jax.random.key(seed)
     for i in track(range(steps), "training", transient=True, disable=not sys.stdout.isatty()):
         if i % per_epoch == 0:
-            order = jnp.asarray(rng.permutation(len(data[1])))
+            order = jnp.asarray(rng.permutation(len(labels)))
         rows = order[i % per_epoch * BATCH :][:BATCH]
         now = step(*now, rows, jax.random.fold_in(key, i))
         if i % 20 == 0:
@@ -94,98 +119,189 @@ def train(apply, params, data, seed, steps, c, price, uses):
     return now
 
 
+def dense(name, epochs, data, folder):
+    """The dense network, trained once."""
+    path, (init, apply) = folder / f"dense-{name}-{epochs}", MODELS[name]
+    if not path.exists():
+        steps = epochs * (len(data[1]) // BATCH)
+        tx = optax.adamw(optax.cosine_decay_schedule(2e-3, steps), weight_decay=1e-2)
+        params = init(jax.random.key(0))
+        jc.save(path, train(loss_of(apply, 0), params, (*data, None), 0, steps, tx)[0])
+    return jc.load(path)
+
+
+def teacher(epochs, data, folder):
+    """Logits of the dense LeNet-5, float16 (9, images, 10), at each shift."""
+    path, name = folder / f"logits-{epochs}.npy", "LeNet-5"
+    if not path.exists():
+        params, apply = dense(name, epochs, data, folder), jax.jit(MODELS[name][1])
+        found = lambda place, x: apply(params, shifted(x, jnp.full(len(x), place)))
+        parts = [data[0][i : i + 500] for i in range(0, len(data[0]), 500)]
+        np.save(path, [np.concatenate([found(p, x) for x in parts]) for p in range(9)])
+    return jnp.asarray(np.load(path), jnp.float16)
+
+
+def smaller(apply, params, images, share):
+    """The parameters without the units of least magnitude; the function fits them as it is."""
+    if share == 1:
+        return params
+    groups = jc.find_groups(apply, params, images[:1])
+    return groups.plan(budget=jc.flops(share)).rewrite().params
+
+
+def optimizers(steps, speed):
+    """Adam for parameters and learned parts: as it is for 45% of the steps, then one cosine."""
+    hold = steps * 45 // 100
+    parts = [optax.constant_schedule(speed), optax.cosine_decay_schedule(speed, steps - hold)]
+    return optax.adam(optax.join_schedules(parts, [hold]))
+
+
 def run(name, method, strength, seed, args, data, folder):
     """Trains, saves, and evaluates the file in a new process: a row of figures."""
-    (init, apply), (training, test) = MODELS[name], data
-    params, start = init(jax.random.key(seed)), time.perf_counter()
+    (_, apply), (training, test) = MODELS[name], data
+    # What is held out comes last, and no network has seen it.
+    training = [x[: len(x) - args.held_out] for x in training]
+    whole = dense(name, args.dense, training, folder)
+    logits = teacher(args.dense, training, folder) if args.teacher else None
+    start = time.process_time()
+    params = smaller(apply, whole, training[0], args.flops)
     uses = jc.uses(apply, params, training[0][:1])
     steps = args.epochs * (len(training[1]) // BATCH)
-    c, price = METHODS[method](strength, args.clusters, steps)
-    params, opt_state = train(apply, params, training, seed, steps, c, price, uses)
+    c, price = METHODS[method](strength, args, steps)
+    tx = optimizers(steps, args.rate)
+    tx = jc.compressed_training(tx, c, uses=uses, penalty=price)
+    loss = loss_of(apply, args.teacher)
+    params, opt_state = train(loss, params, (*training, logits), seed, steps, tx, c.view)
     small = jc.compress(params, c, state=opt_state)
     path = folder / f"{name}-{method}-{strength:g}-{seed}"
     jc.save(path, small, overwrite=True, coding=args.coding)
     told = [sys.executable, "-m", "examples.deep_compression", "--model", name]
     # The test images may be fewer, of a quick run.
     told += ["--evaluate", str(path), "--images", str(len(test[1]))]
+    told += ["--held-out", str(args.held_out)]
     found = json.loads(subprocess.run(told, capture_output=True, text=True, check=True).stdout)
     kept = sum(int(jnp.sum(x != 0)) for x in jax.tree.leaves(jc.materialize(small)))
     files = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    row = asked(name, method, strength, seed, args)
     return {
-        "model": name,
-        "method": method,
-        "strength": strength,
-        "seed": seed,
-        "epochs": args.epochs,
-        "clusters": args.clusters,
-        "error": 100 - 100 * found["accuracy"],
+        **row,
+        **{key: 100 - 100 * value for key, value in found.items()},
         "kept": kept,
         "plain": jc.nbytes(small),
         "bytes": jc.coded_bytes(small, args.coding),
         "folder": files,
-        "ratio": jc.nbytes(params) / jc.coded_bytes(small, args.coding),
-        "seconds": time.perf_counter() - start,
+        "ratio": jc.nbytes(whole) / jc.coded_bytes(small, args.coding),
+        "seconds": time.process_time() - start,
     }
 
 
-def evaluated(name, path, images):
-    """Accuracy of a file, run as it is stored."""
+def asked(name, method, strength, seed, args):
+    """What tells a run from others."""
+    found = {"model": name, "method": method, "strength": strength, "seed": seed}
+    for key in ("epochs", "clusters", "step", "rate", "flops", "teacher", "dense"):
+        found[key] = getattr(args, key)
+    return found
+
+
+def evaluated(name, path, images, held_out):
+    """Accuracy of a file, run as it is stored, on held-out and on test images."""
     small, apply = jc.load(path), MODELS[name][1]
-    pixels, labels = mnist()[1]
-    test = batches(pixels[:images], labels[:images])
-    return jc.evaluate(apply, small, test, {"accuracy": jc.metrics.accuracy()})
+    (seen, labels), test = mnist()
+    parts = {"validation": (seen[-held_out:], labels[-held_out:])}
+    parts["error"] = [x[:images] for x in test]
+    metrics = {"accuracy": jc.metrics.accuracy()}
+    found = {k: jc.evaluate(apply, small, batches(*part), metrics) for k, part in parts.items()}
+    return {key: figures["accuracy"] for key, figures in found.items()}
 
 
 def show(rows):
     """A table of the runs."""
-    columns = ("model", "method", "strength", "seed", "error", "kept", "bytes", "folder", "ratio")
+    columns = ("model", "method", "strength", "seed", "validation", "error", "kept", "bytes")
+    columns += ("folder", "ratio")
     table = Table(*columns, box=box.SIMPLE, title="MNIST, 10000 test images")
     for row in rows:
-        text = {**row, "error": f"{row['error']:.2f}", "ratio": f"{row['ratio']:.1f}"}
+        text = row | {key: f"{row[key]:.2f}" for key in ("validation", "error")}
+        text["ratio"] = f"{row['ratio']:.1f}"
         table.add_row(*(str(text[k]) for k in columns))
     Console(width=120).print(table)
 
 
-def main():
-    """Runs what is wanted and not there yet, and prints a table."""
+def plot(rows, path):
+    """Test error against the ratio, a panel per network."""
+    figure = require("matplotlib.figure", extra="examples").Figure(
+        figsize=(9, 4), layout="constrained"
+    )
+    names = sorted({row["model"] for row in rows})
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for name, panel in zip(names, panels, strict=True):
+        for method, marker in (("deep", "o"), ("rate", "^")):
+            own = [row for row in rows if (row["model"], row["method"]) == (name, method)]
+            points = [[row[key] for row in own] for key in ("ratio", "error")]
+            panel.plot(*points, marker, label=method)
+        panel.set(title=name, xlabel="times smaller", ylabel="test error, %", xscale="log")
+        panel.legend(frameon=False)
+    figure.savefig(path)
+
+
+def parsed():
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--model", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--method", default="deep", choices=list(METHODS))
     about = "of deep: the sparsity; of rate: what a bit costs in nats, at most"
     parser.add_argument("--strengths", type=float, nargs="+", help=about)
     parser.add_argument("--clusters", type=int, default=16)
+    parser.add_argument("--step", type=float, default=0.125, help="of rate: where steps start")
+    parser.add_argument("--rate", type=float, default=2e-3, help="the learning rate")
+    parser.add_argument("--flops", type=float, default=1.0, help="share that removal leaves")
+    parser.add_argument(
+        "--teacher", type=float, default=0.0, help="share of its logits in the loss"
+    )
     parser.add_argument("--coding", default="context", help="as of jaxopt_compress.save")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--dense", type=int, default=6, help="epochs of the dense network")
+    parser.add_argument("--held-out", type=int, default=HELD_OUT)
     parser.add_argument("--quick", action="store_true", help="few images and epochs")
-    parser.add_argument("--folder", type=Path, help="keep the checkpoints here")
+    parser.add_argument("--folder", type=Path, help="keep networks and checkpoints here")
     parser.add_argument("--out", type=Path, help="write results to this JSON, run by run")
     parser.add_argument("--resume", action="store_true", help="skip what --out holds already")
+    parser.add_argument("--plot", type=Path, help="draw all that --out holds")
     parser.add_argument("--json", action="store_true", help="print one JSON line, not a table")
     parser.add_argument("--evaluate", type=Path, help="print the accuracy of this file as JSON")
     parser.add_argument("--images", type=int, default=10000, help="test images of --evaluate")
     args = parser.parse_args()
+    if args.quick:
+        args.model, args.epochs, args.dense, args.held_out = ["LeNet-300-100"], 2, 1, 400
+    return args
+
+
+def main():
+    """Runs what is wanted and not there yet, and prints a table."""
+    args = parsed()
     if args.evaluate:
-        return print(json.dumps(evaluated(args.model[0], args.evaluate, args.images)))
+        found = evaluated(args.model[0], args.evaluate, args.images, args.held_out)
+        return print(json.dumps(found))
     data = [[jnp.asarray(x), jnp.asarray(y, jnp.int32)] for x, y in mnist()]
     if args.quick:
-        args.model, args.epochs = ["LeNet-300-100"], 2
-        data = [[x[:n] for x in part] for part, n in zip(data, (6400, 1000), strict=True)]
+        data = [[x[-n:] for x in part] for part, n in zip(data, (6800, 1000), strict=True)]
     strengths = args.strengths or {"deep": [0.97], "rate": [2e-6]}[args.method]
     rows = []
     if args.resume and args.out and args.out.exists():
         rows = json.loads(args.out.read_text())
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
+        folder.mkdir(exist_ok=True)
         for name, strength, seed in (
             (n, s, r) for n in args.model for s in strengths for r in args.seeds
         ):
-            same = {"model": name, "method": args.method, "strength": strength, "seed": seed}
-            same |= {"epochs": args.epochs, "clusters": args.clusters}
+            same = asked(name, args.method, strength, seed, args)
             if not any(same.items() <= row.items() for row in rows):
                 rows.append(run(name, args.method, strength, seed, args, data, folder))
             if args.out:
                 args.out.write_text(json.dumps(rows, indent=1))
+    if args.plot:
+        plot(rows, args.plot)
     return print(json.dumps(rows)) if args.json else show(rows)
 
 

@@ -44,12 +44,18 @@ BOTH = {
     "w8a8-smooth": lambda: jc.smooth_quant(where=KERNELS),
     "w8a8-gptq": lambda: jc.gptq("int8", where=KERNELS, activations="int8"),
 }
+HELD = {"centroid_dtype": "float16", "iterations": 15}
+# Few codes for vectors of inputs: 2 bits for each entry, and codebooks.
+VECTORS = {
+    "vectors-one": lambda: jc.share(256, "density", vector=4, where=KERNELS, **HELD),
+    "vectors-sums": lambda: jc.share(256, "density", vector=8, codebooks=2, where=KERNELS, **HELD),
+}
 FEW = ("int8", "int4-g64", "int3-g64", "int3-zero-g64", "int2-zero-g64")
 
 
 def variants(asked):
     """Name -> compression, of each format with each method, by prefix of ``format-method``."""
-    found = dict(BOTH)
+    found = BOTH | VECTORS
     for label, (name, given) in FORMATS.items():
         for method, make in METHODS.items():
             if method == "auto_round" and not name.startswith("int"):
@@ -57,7 +63,8 @@ def variants(asked):
             found[f"{label}-{method}"] = lambda make=make, name=name, given=given: make(
                 name, where=KERNELS, **given
             )
-    wanted = {f"{label}-{method}" for label in FEW for method in METHODS} | set(BOTH)
+    wanted = {f"{label}-{method}" for label in FEW for method in METHODS}
+    wanted |= set(BOTH) | set(VECTORS)
     chosen = [n for n in found if (n in wanted if asked is None else _asked(n, asked))]
     return {name: found[name] for name in chosen}
 

@@ -75,7 +75,7 @@ from jaxopt_compress.quantization import (
 from jaxopt_compress.removal import NotRemovable, find_groups, flops, slice_stream
 from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms, rotate, rotate_inputs
 from jaxopt_compress.search import auto, frontier
-from jaxopt_compress.sharing import rate_distortion, share
+from jaxopt_compress.sharing import rate_distortion, share, soft_share
 from jaxopt_compress.sparsity import (
     distributions,
     grow,
@@ -218,6 +218,7 @@ __all__ = [
     "slice_stream",
     "small_states",
     "smooth_quant",
+    "soft_share",
     "soft_threshold",
     "sparse_gpt",
     "state_shardings",

@@ -179,6 +179,8 @@ METHODS = [
     ),
     Method("rate-distortion", lambda where: jc.rate_distortion(where=where)),
     Method("share", shared(clusters=4), has_axes),
+    Method("soft-share", lambda where: jc.soft_share(4, where), has_axes),
+    Method("share-sums", shared(clusters=2, init="density", codebooks=2), has_axes),
     Method("share-channels", shared(clusters=3, init="density", per="channel"), has_axes),
 ]
 CHAINS = [
@@ -230,8 +232,8 @@ SHAPES = {"even": (8, 6), "stack": (3, 8, 4), "ragged": (5, 1), "scalar": (), "e
 KINDS = ("normal", "wide", "subnormal", "huge", "positive", "ties")
 
 
-# Kinds that go through LAPACK or random numbers, and keep no zeros.
-FACTORS = {"low_rank", "low_rank_plus_sparse", "lora", "tensor_train"}
+# Kinds that go through LAPACK or random numbers, or add parts, and keep no zeros.
+FACTORS = {"low_rank", "low_rank_plus_sparse", "lora", "share_sums", "tensor_train"}
 
 
 def values(seed: int, kind: str, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:

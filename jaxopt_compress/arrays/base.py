@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxopt_compress.arrays.fields import Packing, bits_of, is_traced, narrow_spec, pad_spec
+from jaxopt_compress.arrays.fields import (
+    Distances,
+    Packing,
+    bits_of,
+    is_traced,
+    narrow_spec,
+    pad_spec,
+)
 from jaxopt_compress.arrays.layout import Layout
 from jaxopt_compress.arrays.leaf_types import LEAF_TYPES
 from jaxopt_compress.typing import Leaf, PyTree
@@ -149,7 +156,7 @@ class CompressedArray:
         del bits
         return {}
 
-    def packings(self) -> dict[str, Packing]:
+    def packings(self) -> Mapping[str, Packing | Distances]:
         """How fields of words hold codes, for coders that look at one code at a time."""
         return {}
 

@@ -25,6 +25,18 @@ class Packing(NamedTuple):
     columns: int | None = None
 
 
+class Distances(NamedTuple):
+    """How integers say which entries of rows are kept: by what each leaves out before it.
+
+    Attributes:
+        size: Entries in a row.
+        columns: Entries in a row of the dense array, several of which may make a row here.
+    """
+
+    size: int
+    columns: int
+
+
 def bits_of(dtype: Any) -> int:
     """Bits per entry that a dtype really needs."""
     dtype = jnp.dtype(dtype)

@@ -1,6 +1,7 @@
 """Kept values, and bits or distances that say where they go."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +10,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_compress.arrays.base import INSTEAD, CompressedArray, is_compressed
-from jaxopt_compress.arrays.fields import Packing, check_axis, check_length, is_traced, pad_spec
+from jaxopt_compress.arrays.fields import (
+    Distances,
+    Packing,
+    check_axis,
+    check_length,
+    is_traced,
+    pad_spec,
+)
 from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.numerics import sparse
 from jaxopt_compress.numerics.packing import pack_mask, unpack_mask
@@ -122,10 +130,10 @@ class SparseArray(CompressedArray):
         """Values may be codes of a `QuantizedArray`."""
         return {"values": bits}
 
-    def packings(self) -> dict[str, Packing]:
-        """Words of the mask, unless they are distances."""
+    def packings(self) -> Mapping[str, Packing | Distances]:
+        """Words of the mask, or distances."""
         if self.gaps:
-            return {}
+            return {"words": Distances(math.prod(self.core), self.core[-1])}
         if self.pattern is None:
             return {"words": Packing(1, -1, 8, self.core[-1])}
         return {"words": Packing(1, self._axis, 8)}

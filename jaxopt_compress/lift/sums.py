@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
+from jax.typing import DTypeLike
 
 from jaxopt_compress.arrays import SumArray, is_compressed
 from jaxopt_compress.lift.interpreter import Call, leaf_rule, replay_equation
@@ -46,7 +47,7 @@ def _by_parts(call: Call, at: int) -> jax.Array:
     return functools.reduce(jnp.add, [y.astype(wide) for y in results]).astype(narrow)
 
 
-def _summed_in(dtype: Any, eqn: JaxprEqn) -> JaxprEqn:
+def _summed_in(dtype: DTypeLike, eqn: JaxprEqn) -> JaxprEqn:
     """The equation with a result of another dtype, where it can say in which it sums."""
     name = "preferred_element_type"
     if name not in eqn.params or eqn.params[name] == dtype:

@@ -11,6 +11,8 @@ INITS = ("linear", "density", "kmeans++", "random")
 
 # Distances to all centroids that are there at a time.
 _DISTANCES = 2**24
+# Entries whose prefix sums are as exact as float32 counts.
+_SUMMED = 2**12
 
 
 @functools.partial(jax.jit, static_argnames=("clusters", "init", "zero", "iterations"))
@@ -57,9 +59,7 @@ def kmeans(
     books, members, vector = x.shape
     if not members or not books:
         return jnp.zeros((books, clusters, vector), jnp.float32)
-    # A power of two, which rounds nothing: sums of large values would overflow.
-    top = jnp.clip(jnp.max(jnp.abs(x), (1, 2), keepdims=True), 2.0**-125, 2.0**125)
-    top = lax.reduce_precision(top, exponent_bits=8, mantissa_bits=0)
+    top = magnitudes(x)
     x = x * (1 / top)
     weight = weight / jnp.maximum(jnp.max(weight, 1, keepdims=True), 2.0**-125)
     keys = None if key is None else jax.random.split(key, books)
@@ -68,6 +68,19 @@ def kmeans(
     solve = _numbers if vector == 1 else _vectors
     found = solve(x, weight, lax.optimization_barrier(start), zero, iterations)
     return found * top
+
+
+def magnitudes(x: jax.Array) -> jax.Array:
+    """The power of two of each book's largest entry: scales by it round nothing, and squares fit.
+
+    Args:
+        x: ``[books, members, vector]``, with at least one member.
+
+    Returns:
+        ``[books, 1, 1]``.
+    """
+    top = jnp.clip(jnp.max(jnp.abs(x), (1, 2), keepdims=True), 2.0**-125, 2.0**125)
+    return lax.reduce_precision(top, exponent_bits=8, mantissa_bits=0)
 
 
 def nearest(x: jax.Array, centroids: jax.Array, zero: bool = False) -> jax.Array:
@@ -102,9 +115,8 @@ def _numbers(
 ) -> jax.Array:
     c = jnp.sort(start[..., 0], -1)
     x, weight = lax.sort((x[..., 0], weight), num_keys=1)
-    running = lambda y: jnp.pad(jnp.cumsum(y, -1), ((0, 0), (1, 0)))
     # A product is not to be contracted with a sum, which programs would do differently.
-    mass, total = running(weight), running(lax.optimization_barrier(weight * x))
+    mass, total = interval_sums(weight), interval_sums(lax.optimization_barrier(weight * x))
     # The one nearest to 0 becomes 0. Others cannot pass it, so it keeps its place.
     fixed = jnp.argmin(jnp.abs(c), -1, keepdims=True) == jnp.arange(c.shape[-1])
     pinned = (lambda c: jnp.where(fixed, 0.0, c)) if zero else (lambda c: c)
@@ -116,10 +128,9 @@ def _numbers(
 
     def improved(c: jax.Array) -> jax.Array:
         cuts = bounds(c)
-        within = lambda sums: jnp.diff(jnp.take_along_axis(sums, cuts, -1))
-        there = within(mass)
-        means = within(total) / jnp.where(there > 0, there, 1)
-        # Differences of long sums are not exact, and a mean lies between its members.
+        there = mass(cuts)
+        means = total(cuts) / jnp.where(there > 0, there, 1)
+        # Differences of sums are not exact, and a mean lies between its members.
         first = jnp.take_along_axis(x, jnp.minimum(cuts[:, :-1], x.shape[-1] - 1), -1)
         last = jnp.take_along_axis(x, jnp.maximum(cuts[:, 1:] - 1, 0), -1)
         means = jnp.clip(means, first, jnp.maximum(first, last))
@@ -132,6 +143,49 @@ def _numbers(
         c = jnp.take_along_axis(c, jnp.where(places > at, places, jnp.maximum(places - 1, 0)), -1)
         c = jnp.where(places == 0, 0.0, c)
     return c[..., None]
+
+
+def interval_sums(y: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """Sums of consecutive entries, as exact for the last of many millions as for the first.
+
+    Prefix sums start anew in each block of entries, and those of blocks have twice the digits: a
+    float32 that counts up to 2^24 entries does not see the next one.
+
+    Args:
+        y: ``[books, members]``, float32.
+
+    Returns:
+        ``sums(cuts)``, of int32 ``[books, n]``, ascending: the ``[books, n - 1]`` sums between.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> interval_sums(jnp.array([[1.0, 2.0, 4.0]]))(jnp.array([[0, 1, 1, 3]])).tolist()
+        [[1.0, 0.0, 6.0]]
+    """
+    books, members = y.shape
+    padded = jnp.pad(y, ((0, 0), (0, _SUMMED - members % _SUMMED)))
+    blocks = padded.reshape(books, -1, _SUMMED)
+    before = lambda z: jnp.pad(z, ((0, 0), (1, 0)))[:, :-1]
+    within = jnp.pad(jnp.cumsum(blocks, -1), ((0, 0), (0, 0), (1, 0)))[..., :-1]
+    totals = jnp.sum(blocks, -1)
+    high, low = lax.associative_scan(_two_sum, (totals, jnp.zeros_like(totals)), axis=1)
+
+    def sums(cuts: jax.Array) -> jax.Array:
+        part = lambda z, at: jnp.diff(jnp.take_along_axis(z, at, -1))
+        whole = [part(before(z), cuts // _SUMMED) for z in (high, low)]
+        return whole[0] + whole[1] + part(within.reshape(books, -1), cuts)
+
+    return sums
+
+
+def _two_sum(
+    a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """The sum of two numbers, each of a float32 and what it lacks (Knuth)."""
+    total = lax.optimization_barrier(a[0] + b[0])
+    second = total - a[0]
+    lacks = (a[0] - (total - second)) + (b[0] - second)
+    return total, lacks + (a[1] + b[1])
 
 
 def _vectors(
@@ -153,8 +207,12 @@ def _vectors(
 
 def _nearest_vectors(x: jax.Array, c: jax.Array) -> jax.Array:
     """By squared distances, for some members at a time."""
+    # From about their mean: what all have in common would leave no digits for what differs.
+    middle = jnp.sum(c * (1 / len(c)), 0)
+    c = c - middle
     norms = jnp.sum(c * c, -1)
-    codes = lambda v: jnp.argmin(norms - 2 * jnp.matmul(c, v, precision="highest"), -1)
+    closest = lambda v: jnp.argmin(norms - 2 * jnp.matmul(c, v, precision="highest"), -1)
+    codes = lambda v: closest(v - middle)
     size = max(1, _DISTANCES // len(c))
     if len(x) <= size:
         return jax.vmap(codes)(x).astype(jnp.int32)

@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import is_compressed, materialize
-from jaxopt_compress.arrays.base import stored_bytes
 from jaxopt_compress.compression import Compression
 from jaxopt_compress.planning.kept import Kept, tracked
 from jaxopt_compress.planning.tables import Table, as_rich, as_text
 from jaxopt_compress.post_training.fingerprint import fingerprint
-from jaxopt_compress.tree import Part, Where, map_named, named_leaves, select
+from jaxopt_compress.tree import Part, Where, map_named, named_leaves, nbytes, select
 from jaxopt_compress.tree.paths import fit_of, is_float
 
 DENSE = "dense"
@@ -115,6 +114,7 @@ def sensitivities(
     seconds: float = math.inf,
     resume: str | pathlib.Path | None = None,
     progress: bool = False,
+    size: Callable[[Any], int] = nbytes,
 ) -> Sensitivities:
     r"""Estimates what each candidate costs each parameter, and measures the most useful ones.
 
@@ -141,6 +141,8 @@ def sensitivities(
         resume: A file that keeps measurements as they are made; given again with the same
             arguments, they are read from it.
         progress: Whether to show how far it is.
+        size: The bytes of a tree: ``size=jc.coded_bytes`` counts those of coded files, dense and
+            compressed, and the share of a budget is then one of these.
 
     Returns:
         The table, for `allocate`.
@@ -183,7 +185,8 @@ def sensitivities(
         stored = {name: small_row(row, name) for name in candidates}
         stored = {name: small for name, small in stored.items() if small is not None}
         if stored:
-            cells[row] = _estimated({path: leaves[path] for path in paths}, squares, stored)
+            own = {path: leaves[path] for path in paths}
+            cells[row] = _estimated(own, squares, stored, size)
             forms |= {(row, name): stored[name] for name in _frontier(cells[row])[:measured]}
     if not cells:
         raise ValueError(f"no candidate of {sorted(candidates)} takes any of {sorted(leaves)[:8]}")
@@ -199,8 +202,9 @@ def sensitivities(
             found = mean(map_named(lambda p, w, d=dense: d.get(p, w), params)) - base
             kept.put(row, name, found)
         cells[row][name] = cells[row][name]._replace(measured=found)
-    total = sum(stored_bytes(w) for _, w in named_leaves(params) if hasattr(w, "dtype"))
-    rest = total - sum(found[DENSE].bytes for found in cells.values())
+    counted = {path for row in cells for path in rows[row]}
+    held = {p: w for p, w in named_leaves(params) if hasattr(w, "dtype") and p not in counted}
+    rest = size(held)
     return Sensitivities(cells, {row: rows[row] for row in cells}, dict(candidates), base, rest)
 
 
@@ -208,13 +212,14 @@ def _estimated(
     leaves: Mapping[str, Any],
     squares: Mapping[str, jax.Array],
     stored: Mapping[str, Mapping[str, Any]],
+    size: Callable[[Any], int],
 ) -> dict[str, Cell]:
     """The cells of a row."""
-    cells = {DENSE: Cell(sum(map(stored_bytes, leaves.values())), 0.0, 0.0)}
+    cells = {DENSE: Cell(size(dict(leaves)), 0.0, 0.0)}
     for name, small in stored.items():
         moved = {path: materialize(w) - leaves[path] for path, w in small.items()}
         terms = [float(jnp.sum(squares[p] * jnp.square(m))) for p, m in moved.items()]
-        cells[name] = Cell(sum(map(stored_bytes, small.values())), sum(terms) / 2)
+        cells[name] = Cell(size(dict(small)), sum(terms) / 2)
     return cells
 
 

@@ -2,5 +2,6 @@
 
 from jaxopt_compress.sharing.rate_distortion import rate_distortion
 from jaxopt_compress.sharing.share import share
+from jaxopt_compress.sharing.soft_share import soft_share
 
-__all__ = ["rate_distortion", "share"]
+__all__ = ["rate_distortion", "share", "soft_share"]

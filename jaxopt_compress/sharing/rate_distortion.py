@@ -23,7 +23,7 @@ from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.learned import slopes
-from jaxopt_compress.numerics.rates import code_cost, expected_bits
+from jaxopt_compress.numerics.rates import code_costs, expected_bits
 from jaxopt_compress.quantization.quantize import quantize_method
 from jaxopt_compress.quantization.state import OnGrid, QuantizedState, dense
 from jaxopt_compress.quantization.straight_through import fake_quantize
@@ -34,7 +34,7 @@ _REACH = 10.0
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["grid", "start", "cost"], meta_fields=["stack"]
+    jax.tree_util.register_dataclass, data_fields=["grid", "start"], meta_fields=["stack"]
 )
 @dataclasses.dataclass(frozen=True)
 class RateState(OnGrid):
@@ -44,13 +44,11 @@ class RateState(OnGrid):
         grid: The grid; its steps follow from what is learned, by a function that is not the same
             number in every program.
         start: The logarithms at first.
-        cost: Bits of a code that is not 0 beyond those of its size, one for each entry of a stack.
         stack: How many leading axes hold parameters of their own.
     """
 
     grid: QuantizedState
     start: jax.Array
-    cost: jax.Array
     stack: int
     kind = "rate_distortion"
 
@@ -113,14 +111,15 @@ def rate_distortion(
     parameters and steps. With :math:`u = |w| / s`,
 
     .. math::
-        \sum_i \left( \log_2 \tfrac{1 - p}{p} + \tfrac32 \right) (1 - e^{-u_i / 0.7})
-        + 1.2 \log_2 (1 + u_i) + \log_2 \tfrac{1}{1 - p}
+        \sum_i \left( \log_2 \tfrac{1 - p_i}{p_i} + \tfrac32 \right) (1 - e^{-u_i / 0.7})
+        + 1.2 \log_2 (1 + u_i) + \log_2 \tfrac{1}{1 - p_i}
 
-    where :math:`p` is the share of codes that are not 0, counted anew by each update; so zeros
-    become cheaper the more of them there are. ``compressed_training(..., penalty=)`` is what one
-    bit costs in units of the loss: 1e-6 is a good start for a cross-entropy, rising from 0. The
-    logarithms of steps are learned parts. The estimate guides training and is no measure: write the
-    file, by ``jc.save(path, tree, coding="ans")``.
+    where :math:`p_i` follows from the shares of codes that are not 0 in the parameter, and among
+    the other codes of the same input and of the same output; so zeros become cheaper the more of
+    them there are, and whole inputs and outputs become 0. ``compressed_training(..., penalty=)`` is
+    what one bit costs in units of the loss: 1e-6 is a good start for a cross-entropy, rising from
+    0. The logarithms of steps are learned parts. The estimate guides training and is no measure:
+    write the file, by ``jc.save(path, tree, coding="context")``.
 
     Args:
         format: Signed integers, which hold the codes: ``"int8"`` by default.
@@ -146,7 +145,7 @@ def rate_distortion(
         >>> params = {"w": jnp.array([[0.1, -0.2, 0.9, 0.0], [0.0, 0.1, -0.2, 0.24]])}
         >>> state = c.init(params)
         >>> print(c.apply(params, state)["w"][0], c.penalty(params, state).round())
-        [0. 0. 1. 0.] 17.0
+        [0. 0. 1. 0.] 16.0
 
     References:
         Wiedemann et al., 2020, DeepCABAC: A Universal Compression Algorithm for Deep Neural
@@ -165,26 +164,22 @@ def rate_distortion(
         like = jnp.zeros(grid.scale.shape, jnp.float32)
         first = _power_below(parameter, grid) if step is None else like + jnp.float32(step)
         log = jnp.round(jnp.log2(first)) if step is None else like + jnp.float32(math.log2(step))
-        return decided(dataclasses.replace(grid, scale=first), log, log, parameter)
-
-    def decided(grid: QuantizedState, log: Any, start: Any, parameter: Parameter) -> Decision:
-        w, apart = dense(parameter.value), parameter.layout.stack
-        axes = tuple(d for d in range(-w.ndim, 0) if d not in apart)
-        cost = code_cost(jnp.abs(w.astype(jnp.float32)) > 0.5 * grid.scale, axes)
-        return Decision(RateState(grid, start, cost, len(apart)), {"log2_step": log})
+        grid = dataclasses.replace(grid, scale=first)
+        return Decision(RateState(grid, log, len(parameter.layout.stack)), {"log2_step": log})
 
     def update(decision: Decision, count: jax.Array, parameter: Parameter) -> Decision:
-        del count
+        del count, parameter
         state, log = decision.state, decision.learned["log2_step"]
         log = jnp.where(jnp.isnan(log), state.start, log)
         log = jnp.clip(log, state.start - _REACH, state.start + _REACH)
         grid = dataclasses.replace(state.grid, scale=jnp.exp2(log))
-        return decided(grid, log, state.start, parameter)
+        return Decision(dataclasses.replace(state, grid=grid), {"log2_step": log})
 
     def penalty(decision: Decision, parameter: Parameter) -> jax.Array:
         step = jnp.exp2(decision.learned["log2_step"])
         ratio = jnp.abs(dense(parameter.value).astype(jnp.float32)) / step
-        return jnp.sum(expected_bits(ratio, decision.state.cost))
+        cost = code_costs(parameter.matrix(lax.stop_gradient(ratio) > 0.5))
+        return jnp.sum(expected_bits(parameter.matrix(ratio), cost))
 
     def check(parameter: Parameter) -> None:
         value = parameter.value

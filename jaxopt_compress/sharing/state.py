@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.arrays import CodebookArray, MaskedArray, SparseArray, is_compressed
+from jaxopt_compress.arrays import (
+    CodebookArray,
+    MaskedArray,
+    SparseArray,
+    SumArray,
+    is_compressed,
+)
 from jaxopt_compress.arrays.codebook import code_bits, code_dtype, codes_block
 from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.compression import LeafState
@@ -89,14 +95,8 @@ class SharedState(LeafState):
 
     def compress(self, w: Any, learned: Any, path: str) -> Any:
         """Codes and centroids; the codes of a sparse array stay sparse."""
-        if self.active is not None:
-            if is_traced(self.active):
-                raise TypeError(
-                    f"{path!r} is stored in a form that depends on the update that its state is "
-                    "at: compress it outside of jit, vmap and eval_shape"
-                )
-            if not bool(jnp.all(self.active)):
-                return w
+        if not _begun(self.active, path):
+            return w
         sparse = isinstance(w, SparseArray)
         axis, vector = self.books.axis, self.books.vector
         block = None if sparse else codes_block(self.codes.shape[axis], self.clusters)
@@ -107,6 +107,63 @@ class SharedState(LeafState):
             codes = pack(codes, code_bits(self.clusters), axis, block)
         dtype, centroids = np.dtype(w.dtype), self.centroids(learned)
         return CodebookArray(codes, centroids, dtype, self.clusters, axis, vector, block)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["parts", "active"], meta_fields=["moves"]
+)
+@dataclasses.dataclass(frozen=True)
+class SumState(LeafState):
+    """What was decided for a parameter of which each vector has several codes.
+
+    Attributes:
+        parts: A state for each codebook; its centroids are ``learned["centroids0"]`` and so on.
+        active: As in `SharedState`.
+        moves: As in `SharedState`.
+    """
+
+    parts: tuple[SharedState, ...]
+    active: Any
+    moves: bool
+    kind = "share_sums"
+    establishes = frozenset({GRID})
+    keeps = frozenset({RANK})
+
+    @property
+    def replaces(self) -> bool:  # pyright: ignore
+        """As in `SharedState`."""
+        return self.active is None and not self.moves
+
+    def own(self, learned: Any, i: int) -> dict[str, Any]:
+        """What is learned of one codebook."""
+        return {"centroids": learned[f"centroids{i}"]}
+
+    def apply(self, w: Any, learned: Any) -> jax.Array:
+        """The sum of the centroids of each vector; ``w`` itself before sharing begins."""
+        w = dense(w)
+        views = (part.apply(w, self.own(learned, i)) for i, part in enumerate(self.parts))
+        view = SumArray(tuple(views)).materialize()
+        view = _moving(w, view) if self.moves else view
+        return view if self.active is None else jnp.where(self.active, view, w)
+
+    def compress(self, w: Any, learned: Any, path: str) -> Any:
+        """Codes and centroids of each codebook."""
+        if not _begun(self.active, path):
+            return w
+        own = ((part, self.own(learned, i)) for i, part in enumerate(self.parts))
+        return SumArray(tuple(part.compress(w, c, path) for part, c in own))
+
+
+def _begun(active: Any, path: str) -> bool:
+    """Whether sharing has, by a boolean that may be None for always."""
+    if active is None:
+        return True
+    if is_traced(active):
+        raise TypeError(
+            f"{path!r} is stored in a form that depends on the update that its state is at: "
+            "compress it outside of jit, vmap and eval_shape"
+        )
+    return bool(jnp.all(active))
 
 
 @jax.custom_jvp

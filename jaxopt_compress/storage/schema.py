@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxopt_compress.arrays import is_compressed
-from jaxopt_compress.arrays.fields import Packing, bits_of, is_key
+from jaxopt_compress.arrays.fields import Distances, Packing, bits_of, is_key
 from jaxopt_compress.arrays.leaf_types import LEAF_TYPES
 from jaxopt_compress.storage.checksums import Part
 from jaxopt_compress.storage.words import is_native, words_axis, words_shape
@@ -69,7 +69,7 @@ class Entry:
     path: str = ""
     parts: tuple[Part, ...] = ()
     chunks: tuple[Chunk, ...] = ()
-    packing: Packing | None = None
+    packing: Packing | Distances | None = None
 
     @property
     def stored_shape(self) -> tuple[int, ...]:

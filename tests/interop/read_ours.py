@@ -1,6 +1,7 @@
 """Reads files of ours by the libraries they are for; `make interop` installs these and runs it."""
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -9,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from compressed_tensors.compressors.pack_quantized import helpers
-from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import load_file
 
 import jaxopt_compress as jc
@@ -23,6 +22,9 @@ def small(method):
 
 def read_compressed_tensors(folder):
     """Codes and zero points are those that were written, for each width."""
+    from compressed_tensors.compressors.pack_quantized import helpers
+    from compressed_tensors.quantization import QuantizationConfig
+
     for bits in range(2, 9):
         for symmetric in (True, False):
             tree = small(jc.quantize(f"int{bits}", group_size=32, symmetric=symmetric))
@@ -48,6 +50,25 @@ def config_of(path):
     return json.loads((path / "config.json").read_text())["quantization_config"]
 
 
+def read_two_of_four(folder):
+    """By the functions of compressed-tensors up to 0.10, as later ones have no 2:4 form."""
+    from compressed_tensors.compressors.sparse_compressors import sparse_24_bitmask as reference
+    from compressed_tensors.config import SparsityCompressionConfig
+
+    prune = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), "2:4")
+    tree = small(prune)
+    jc.save_safetensors(folder / "sparse", tree)
+    tensors = load_file(folder / "sparse" / "model.safetensors")
+    own = {k: tensors[f"fc.{k}"] for k in ("shape", "compressed", "bitmask")}
+    found = reference.Sparse24BitMaskTensor.from_compressed_data(**own).decompress()
+    np.testing.assert_array_equal(found.numpy(), jc.materialize(tree)["fc"]["weight"])
+    config = config_of(folder / "sparse")["sparsity_config"]
+    SparsityCompressionConfig.load_from_registry(config.pop("format"), **config)
+    written = reference.Sparse24BitMaskTensor.from_dense(found).dict("fc")
+    np.testing.assert_array_equal(written["fc.bitmask"], own["bitmask"])
+    np.testing.assert_array_equal(written["fc.compressed"], own["compressed"])
+
+
 def read_gguf(folder):
     for name in ("int4", "int8"):
         tree = small(jc.quantize(name, group_size=32, scale_dtype="float16"))
@@ -59,9 +80,13 @@ def read_gguf(folder):
 
 def main():
     with tempfile.TemporaryDirectory() as folder:
-        read_gguf(Path(folder))
-        read_compressed_tensors(Path(folder))
-    print("read by gguf and compressed-tensors")
+        # The older package has a place of its own.
+        readers = (
+            (read_two_of_four,) if "--sparse" in sys.argv else (read_gguf, read_compressed_tensors)
+        )
+        for read in readers:
+            read(Path(folder))
+            print(read.__name__, "ok")
 
 
 if __name__ == "__main__":

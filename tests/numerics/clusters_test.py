@@ -91,3 +91,19 @@ def test_vectors_against_scikit_learn():
     found = own(50)
     np.testing.assert_allclose(found[0], model.cluster_centers_, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(nearest(jnp.asarray(x)[None], found)[0], model.labels_)
+
+
+def test_vectors_far_from_zero():
+    """Of a common offset only float32's rounding of the members is left, not their distances."""
+    rng = np.random.default_rng(5)
+    x = (rng.normal(size=(1, 200, 4)) + 4096).astype(np.float32)
+    c = (rng.normal(size=(1, 16, 4)) + 4096).astype(np.float32)
+    want = np.argmin(np.sum((x[0, :, None].astype(float) - c) ** 2, -1), 1)
+    np.testing.assert_array_equal(nearest(jnp.asarray(x), jnp.asarray(c))[0], want)
+
+
+def test_sums_beyond_what_float32_counts():
+    """After 2^25 in units of the last members, those still have their mean."""
+    x = np.r_[np.zeros(8192), np.arange(10, 15)].astype(np.float32)
+    weight = np.r_[np.full(8192, 4096), np.ones(5)].astype(np.float32)
+    np.testing.assert_array_equal(solved(x, weight, 2), [0, 12])

@@ -173,3 +173,34 @@ def test_wrong_calls():
             jc.bytes(share)
     with pytest.raises(TypeError, match=r"jaxopt_compress\.bytes"):
         jc.allocate(random_table(np.random.default_rng(0)), 0.5)
+
+
+@pytest.mark.ci
+def test_codebooks_ranks_and_coded_bytes_are_candidates():
+    """Sizes are those of the files; of thin weights the rank is chosen, of few values the code."""
+    keys = jax.random.split(jax.random.key(7), 4)
+    thin = jax.random.normal(keys[0], (32, 2)) @ jax.random.normal(keys[1], (2, 32)) / 8
+    few = jnp.asarray([-0.3, 0.0, 0.31, 1.0])[jax.random.randint(keys[2], (32, 32), 0, 4)]
+    params = {"thin": thin, "few": few}
+    model = lambda p, x: jnp.tanh(x @ p["thin"]) + x @ p["few"]
+    x = jax.random.normal(keys[3], (128, 32))
+    batches = [(x, model(params, x))]
+    loss = lambda p, x, y: jnp.mean((model(p, x) - y) ** 2)
+    candidates = {
+        "share": jc.share(4, "density", centroid_dtype="float16"),
+        "sums": jc.share(4, "density", vector=2, codebooks=2),
+        "rank": jc.chain(jc.low_rank(rank=2), jc.quantize("int8")),
+        "int8": jc.quantize("int8"),
+    }
+    coded = functools.partial(jc.coded_bytes, coding="ans")
+    uses = jc.uses(loss, params, *batches[0])
+    table = jc.sensitivities(loss, params, candidates, batches, uses=uses, measured=4, size=coded)
+    for row in params:
+        for name in candidates:
+            small = jc.compress({row: params[row]}, candidates[name], layout="in,out")
+            assert table.cells[row][name].bytes == coded(small)
+    wanted = table.cells["thin"]["rank"].bytes + table.cells["few"]["share"].bytes
+    recipe = jc.allocate(table, jc.bytes((table.rest + wanted + 16) / table.dense_bytes))
+    assert recipe.choices == {"thin": "rank", "few": "share"}
+    small = jc.compress(params, recipe, uses=uses)
+    assert coded({k: small[k] for k in recipe.choices}) <= recipe.bytes

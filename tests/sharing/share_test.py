@@ -111,6 +111,19 @@ def test_codes_are_decided_again():
     np.testing.assert_array_equal(slope, jnp.ones((3, 1)))
 
 
+@pytest.mark.parametrize("init", ["linear", "density"])
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_nan_stays_visible_in_its_codebook(bad, init):
+    """Where values are not known before: in programs, and when codes are decided again."""
+    w = normal(7, 4, 2)
+    c = jc.share(2, init, per="channel", every=1)
+    seen = lambda w, state: np.isnan(c.apply({"w": w}, state)["w"]).any(0).tolist()
+    worse = w.at[1, 0].set(bad)
+    assert seen(worse, jax.jit(c.init)({"w": worse})) == [True, False]
+    state = c.update(c.update(c.init({"w": w}), {"w": w}), {"w": worse})
+    assert seen(worse, state) == [True, False]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -118,6 +131,8 @@ def test_codes_are_decided_again():
         (lambda: jc.share(4, "kmeans++"), "init='kmeans\\+\\+' needs key="),
         (lambda: jc.share(4, "lloyd"), "init='lloyd'; there are 'linear'"),
         (lambda: jc.share(4, per="row"), "per='row'; there are"),
+        (lambda: jc.share(4, codebooks=0), "codebooks=0; a vector has 1 to 16 codes"),
+        (lambda: jc.share(4, codebooks=2, zero=True), "zero=True with codebooks=2"),
         (lambda: jc.share(4, vector=3), r"'w' of shape \(8, 6\): .*vector=3 do not divide the 8"),
         (
             lambda: jc.chain(
@@ -131,6 +146,50 @@ def test_codes_are_decided_again():
 def test_refusals(make, message):
     with pytest.raises(ValueError, match=message):
         make().init({"w": normal(6, 8, 6)})
+
+
+@pytest.mark.ci
+def test_sums_of_codebooks():
+    """Each entry of a stack alike, by a product and as stored; better than one codebook alone."""
+    scale = 10.0 ** jnp.arange(3)[:, None, None]
+    w = normal(8, 3, 32, 16) * scale
+    c = jc.share(8, "density", vector=2, codebooks=2, centroid_dtype="float16")
+    small = jc.compress({"w": w}, c)["w"]
+    assert [type(part).__name__ for part in small.parts] == ["CodebookArray"] * 2
+    errors = jnp.linalg.norm(small.materialize() - w, axis=(1, 2)) / jnp.linalg.norm(w, axis=(1, 2))
+    one = jc.compress({"w": w}, jc.share(8, "density", vector=2))["w"].materialize()
+    alone = jnp.linalg.norm(one - w, axis=(1, 2)) / jnp.linalg.norm(w, axis=(1, 2))
+    assert jnp.all(errors < 0.7 * alone), (errors, alone)
+    x = normal(9, 3, 4, 32)
+    lifted = jc.lift(lambda w, x: x @ w, on_fallback="error")(small, x)
+    np.testing.assert_allclose(lifted, x @ small.materialize(), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.ci
+def test_sums_begin_and_are_decided_again():
+    c = jc.share(2, "density", vector=2, codebooks=2, begin=2, every=1)
+    params = {"w": normal(10, 8, 4)}
+    state = c.init(params)
+    np.testing.assert_array_equal(c.apply(params, state)["w"], params["w"])
+    for _ in range(2):
+        state = c.update(state, params)
+    first = c.apply(params, state)["w"]
+    assert len(np.unique(np.asarray(first).reshape(4, 2, 4)[:, 0])) <= 4
+    np.testing.assert_array_equal(jc.compress(params, c, state=state)["w"].materialize(), first)
+    state = c.update(state, {"w": -params["w"]})
+    codes = [part.codes.tolist() for part in state.leaves["w"].parts]
+    want = nearest_sum(-params["w"], [state.learned["w"][f"centroids{i}"] for i in range(2)])
+    assert codes == want
+
+
+def nearest_sum(w, centroids):
+    """Codes of all pairs of inputs, of every sum there is."""
+    pairs = np.asarray(w).reshape(4, 2, 4)
+    a, b = (np.asarray(c).reshape(2, 2) for c in centroids)
+    sums = a[:, None] + b
+    cost = ((pairs[:, None, None] - sums[None, :, :, :, None]) ** 2).sum(3)
+    at = cost.reshape(4, 4, 4).argmin(1)
+    return [(at // 2).tolist(), (at % 2).tolist()]
 
 
 def test_other_names_are_answered():

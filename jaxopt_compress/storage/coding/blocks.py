@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxopt_compress.extras import require
-from jaxopt_compress.storage.coding import contexts, tables
+from jaxopt_compress.storage.coding import contexts, mixing, tables
 from jaxopt_compress.storage.words import from_words, to_words
 
 # Symbols per block: what is decoded at a time.
@@ -225,6 +225,14 @@ def _words(payload: memoryview) -> np.ndarray:
     return np.frombuffer(payload, "<u4").astype(np.uint32)
 
 
+def _mixed(symbols: np.ndarray, bits: int, columns: int) -> bytes | None:
+    return mixing.encode(symbols, bits, min(columns, len(symbols)))
+
+
+def _from_mixed(payload: memoryview, count: int, bits: int, columns: int) -> np.ndarray:
+    return mixing.decode(payload, count, bits, min(columns, count))
+
+
 METHODS = {
     0: Method(_pack, _unpack),
     1: Method(_repeat, _repeated),
@@ -232,6 +240,7 @@ METHODS = {
     3: Method(_huffman, _from_huffman),
     4: Method(_zstd, _from_zstd),
     5: Method(_context, _from_context),
+    6: Method(_mixed, _from_mixed),
 }
 # The methods of which a coding takes the shortest for each block.
 CODINGS: dict[str | None, tuple[int, ...]] = {
@@ -239,7 +248,7 @@ CODINGS: dict[str | None, tuple[int, ...]] = {
     "ans": (0, 1, 2),
     "huffman": (0, 1, 3),
     "zstd": (0, 4),
-    "context": (0, 1, 2, 5),
+    "context": (0, 1, 2, 5, 6),
 }
 
 

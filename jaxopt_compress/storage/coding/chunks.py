@@ -6,12 +6,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.arrays.fields import Packing
+from jaxopt_compress.arrays.fields import Distances, Packing
+from jaxopt_compress.numerics.sparse import gaps_of
 from jaxopt_compress.storage.coding import blocks, integers, planar
 from jaxopt_compress.storage.words import from_words, to_words
 
 # What the first byte of a chunk says.
-_STORED, _CODES, _PACKED, _PLANES, _INTEGERS, _RICE, _POSITIONS, _MASK = range(8)
+_STORED, _CODES, _PACKED, _PLANES, _INTEGERS, _RICE, _POSITIONS, _MASK, _KEPT = range(9)
 
 
 class Form(NamedTuple):
@@ -44,13 +45,14 @@ class Form(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def encode(part: np.ndarray, form: Form, packing: Packing | None, coding: str) -> bytes:
+def encode(part: np.ndarray, form: Form, packing: Packing | Distances | None, coding: str) -> bytes:
     """The chunk of a part.
 
     Args:
         part: The stored array, of the form's shape and dtype.
         form: What it is made of.
-        packing: How its words hold codes, if they do and the form does not say it.
+        packing: How its words hold codes, if they do and the form does not say it; or what its
+            integers leave out.
         coding: One of `blocks.CODINGS`.
 
     Returns:
@@ -62,7 +64,7 @@ def encode(part: np.ndarray, form: Form, packing: Packing | None, coding: str) -
     elif form.dtype.itemsize > 1:
         values = _unsigned(part)
         found += [bytes([_INTEGERS]) + integers.encode(values, coding), *_rice(values, found)]
-    elif packing is not None and planar.fits(form.shape, packing):
+    elif isinstance(packing, Packing) and planar.fits(form.shape, packing):
         found += _packed(part, packing, coding)
     else:
         bits = form.bits or 8
@@ -70,6 +72,8 @@ def encode(part: np.ndarray, form: Form, packing: Packing | None, coding: str) -
         found.append(bytes([_CODES]) + blocks.encode(symbols, bits, coding, form.columns))
         if form.dtype == np.uint8 and form.bits is None:
             found += _rice(part.reshape(-1).astype(np.uint64), found)
+    if isinstance(packing, Distances) and coding == "context":
+        found += _kept(part, packing)
     return min(found, key=len)
 
 
@@ -182,6 +186,31 @@ def _from_mask(raw: memoryview, form: Form) -> tuple[np.ndarray, int]:
     return np.packbits(bits, bitorder="little"), at + used
 
 
+def _kept(part: np.ndarray, how: Distances) -> list[bytes]:
+    """Distances as the mask that they stand for, where rows and columns say what is likely."""
+    at = np.cumsum(part.reshape(-1, part.shape[-1]).astype(np.int64) + 1, -1) - 1
+    mask = np.zeros((len(at), how.size + 1), np.uint8)
+    np.put_along_axis(mask, np.minimum(at, how.size), 1, -1)
+    mask = mask[:, :-1]
+    if not np.array_equal(gaps_of(mask.astype(bool), part.shape[-1]), part.reshape(at.shape)):
+        return []
+    head = bytes([_KEPT]) + blocks.varint(how.size) + blocks.varint(how.columns)
+    return [head + blocks.encode(mask.reshape(-1), 1, "context", how.columns)]
+
+
+def _from_kept(raw: memoryview, form: Form) -> tuple[np.ndarray, int]:
+    size, at = blocks.read_varint(raw, 0)
+    columns, at = blocks.read_varint(raw, at)
+    rows = math.prod(form.shape[:-1])
+    if form.dtype.kind != "u" or not form.shape or not 0 < columns <= size <= 2**40:
+        raise ValueError(f"a mask of rows of {size} in {form.dtype}{form.shape}")
+    bits, used = blocks.decode(raw[at:], rows * size, 1, columns)
+    mask = bits.reshape(rows, size).astype(bool)
+    if (mask.sum(-1) > form.shape[-1]).any():
+        raise ValueError(f"a mask of more than {form.shape[-1]} entries in a row")
+    return gaps_of(mask, form.shape[-1]).astype(form.dtype), at + used
+
+
 def _planes(part: np.ndarray) -> bytes:
     planes = _bytes_of(part).reshape(-1, part.dtype.itemsize).T
     coded = [blocks.encode(np.ascontiguousarray(plane), 8, "zstd") for plane in planes]
@@ -242,4 +271,5 @@ _READERS = {
     _RICE: _from_rice,
     _POSITIONS: _from_positions,
     _MASK: _from_mask,
+    _KEPT: _from_kept,
 }

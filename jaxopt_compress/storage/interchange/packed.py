@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.arrays import InputQuantizedArray
+from jaxopt_compress.storage.interchange import sparse
 from jaxopt_compress.storage.interchange.fields import Linear, leaf_of, unpack_words
 
 # Which of eight neighbouring columns AWQ keeps in which four bits of a word, lowest first.
@@ -32,6 +33,9 @@ def quantization_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
         raise ValueError(
             f"weights quantized by {method!r} cannot be read: known are {', '.join(READERS)}"
         )
+    kind = (found.get("sparsity_config") or {}).get("format", "dense")
+    if kind not in ("dense", sparse.FORMAT):
+        raise ValueError(f"sparse weights as {kind!r} cannot be read: known is {sparse.FORMAT}")
     return dict(found)
 
 
@@ -43,7 +47,8 @@ def fields_of(names: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
         stem, _, last = name.rpartition(".")
         if last not in ending or (last == "weight" and f"{stem}.weight_scale" not in names):
             continue
-        own = [f"{stem}.{other}" for other in others if f"{stem}.{other}" in names]
+        given = others if last != "compressed" else sparse.NAMES[1:]
+        own = [f"{stem}.{other}" for other in given if f"{stem}.{other}" in names]
         found[f"{stem}.weight"] = (name, *own)
     return found
 
@@ -103,6 +108,8 @@ def _awq(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -
 
 
 def _compressed(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -> Any:
+    if "compressed" in tensors:
+        return sparse.leaf_of(tensors)
     scale = tensors["weight_scale"]
     zero = tensors.get("weight_zero_point")
     if "weight_packed" not in tensors:
@@ -174,7 +181,7 @@ READERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Any]] = {
     "gptq": (("qweight",), ("qzeros", "scales", "g_idx"), _gptq),
     "awq": (("qweight",), ("qzeros", "scales"), _awq),
     "compressed-tensors": (
-        ("weight_packed", "weight"),
+        ("weight_packed", "weight", "compressed"),
         ("weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"),
         _compressed,
     ),

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxopt_compress.arrays import InputQuantizedArray, is_compressed
+from jaxopt_compress.arrays import InputQuantizedArray, SparseArray, is_compressed
 from jaxopt_compress.extras import require
+from jaxopt_compress.storage.interchange import sparse
 from jaxopt_compress.storage.interchange.fields import Linear, linear_of, pack_words
 from jaxopt_compress.tree import named_leaves
 
@@ -21,13 +22,14 @@ def save_safetensors(
     Dense arrays are written as they are. A `QuantizedArray`, also one whose activations are rounded
     to int8 at run time, becomes the tensors of the package
     compressed-tensors: 8-bit integers as ``weight``, fewer bits as ``weight_packed``, and
-    ``weight_scale``, ``weight_zero_point``; ``config.json`` says so. `load_safetensors` reads the
-    folder back, bit for bit.
+    ``weight_scale``, ``weight_zero_point``; ``config.json`` says so. A 2:4 `SparseArray` of floats
+    becomes ``sparse-24-bitmask``, which that package reads up to version 0.10. `load_safetensors`
+    reads the folder back, bit for bit.
 
     Args:
         path: A new folder.
-        tree: Dicts of arrays and `QuantizedArray` matrices of integers, whose paths end in
-            ``weight``; paths are joined by dots.
+        tree: Dicts of arrays, and of `QuantizedArray` matrices of integers and 2:4 sparse ones
+            whose paths end in ``weight``; paths are joined by dots.
         layout: How quantized matrices lie: ``"out,in"`` as in PyTorch, or ``"in,out"`` as in Flax;
             these are turned. Dense arrays are never turned.
         overwrite: Whether a file that is there is replaced.
@@ -53,8 +55,19 @@ def save_safetensors(
         raise FileExistsError(f"{root} exists: choose another path, or pass overwrite=True")
     if others := sorted(p.name for p in root.glob("*.safetensors*") if p.name not in _OWN):
         raise FileExistsError(f"{root} holds {others[0]!r} too, which readers would take instead")
+    tensors, config = _written(tree, layout)
+    root.mkdir(parents=True, exist_ok=True)
+    beside = root / "model.safetensors.part"
+    write(tensors, beside, metadata={"format": "pt"})
+    os.replace(beside, file)
+    _write_config(root, config)
+
+
+def _written(tree: Any, layout: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors of a tree, and what ``config.json`` says of them."""
     tensors: dict[str, np.ndarray] = {}
     schemes: dict[str, list[str]] = {}
+    sparse_ones: list[str] = []
     for name, leaf in named_leaves(tree):
         key = name.replace("/", ".")
         if not is_compressed(leaf):
@@ -63,16 +76,22 @@ def save_safetensors(
         stem, _, last = key.rpartition(".")
         if last != "weight":
             raise ValueError(f"{name!r} cannot be written quantized: its path has to end in weight")
-        leaf, inputs = _without_inputs(name, leaf)
-        own = linear_of(name, leaf, layout)
-        new = {f"{stem}.{k}": np.ascontiguousarray(x) for k, x in _tensors(own).items()}
-        _add(tensors, name, new)
-        schemes.setdefault(json.dumps([_scheme(own), inputs]), []).append(stem)
-    root.mkdir(parents=True, exist_ok=True)
-    beside = root / "model.safetensors.part"
-    write(tensors, beside, metadata={"format": "pt"})
-    os.replace(beside, file)
-    _write_config(root, schemes)
+        if isinstance(leaf, SparseArray):
+            own = sparse.tensors_of(name, leaf, layout)
+            sparse_ones.append(stem)
+        else:
+            leaf, inputs = _without_inputs(name, leaf)
+            linear = linear_of(name, leaf, layout)
+            own = _tensors(linear)
+            schemes.setdefault(json.dumps([_scheme(linear), inputs]), []).append(stem)
+        _add(tensors, name, {f"{stem}.{k}": np.ascontiguousarray(x) for k, x in own.items()})
+    if not schemes and not sparse_ones:
+        return tensors, {}
+    config = _config(schemes)
+    if sparse_ones:
+        every = [stem for stems in schemes.values() for stem in stems] + sparse_ones
+        config["quantization_config"]["sparsity_config"] = sparse.config_of(every, sparse_ones)
+    return tensors, config
 
 
 _OWN = ("model.safetensors", "model.safetensors.part")
@@ -84,12 +103,12 @@ def _add(tensors: dict[str, np.ndarray], name: str, new: dict[str, np.ndarray]) 
     tensors |= new
 
 
-def _write_config(root: pathlib.Path, schemes: dict[str, list[str]]) -> None:
-    """Says in ``config.json`` how weights are quantized, and leaves the model's own keys."""
+def _write_config(root: pathlib.Path, own: dict[str, Any]) -> None:
+    """Says in ``config.json`` how weights are stored, and leaves the model's own keys."""
     path = root / "config.json"
     there = json.loads(path.read_text("utf-8")) if path.exists() else {}
     others = {k: v for k, v in there.items() if k not in _QUANTIZATION}
-    config = others | (_config(schemes) if schemes else {})
+    config = others | own
     if config or there:
         beside = root / "config.json.part"
         beside.write_text(json.dumps(config, indent=2), "utf-8")
@@ -167,9 +186,14 @@ def _config(schemes: dict[str, list[str]]) -> dict[str, Any]:
     return {
         "quantization_config": {
             "quant_method": "compressed-tensors",
-            "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+            "format": _format(formats),
             "quantization_status": "compressed",
             "config_groups": groups,
             "ignore": [],
         }
     }
+
+
+def _format(formats: set[str]) -> str:
+    """That of all groups, if they have one."""
+    return "mixed-precision" if len(formats) > 1 else next(iter(formats), "dense")

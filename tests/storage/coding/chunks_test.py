@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from jaxopt_compress.arrays.fields import Packing
+from jaxopt_compress.arrays.fields import Distances, Packing
 from jaxopt_compress.numerics.packing import pack, pack_mask
+from jaxopt_compress.numerics.sparse import gaps_of
 from jaxopt_compress.storage.coding import blocks, chunks
 
 NAMES = [name for name in blocks.CODINGS if name]
@@ -81,3 +82,19 @@ def test_what_is_no_chunk_is_refused(content, dtype):
         assert chunks.decode(content, form).shape == (5, 8)
     except ValueError:
         pass
+
+
+@pytest.mark.parametrize("rows", [(), (3,)])
+def test_distances_as_a_mask(rows):
+    """Rows that keep fewer than the fullest are filled up beyond their end, as they were."""
+    rng = np.random.default_rng(5)
+    mask = rng.random((*rows, 400)) < 0.05 * np.linspace(0.2, 2, 400)
+    gaps = gaps_of(mask, int(mask.sum(-1).max())).astype(np.uint8)
+    form = chunks.Form(gaps.shape, gaps.dtype, None, None, gaps.shape, False)
+    raw = chunks.encode(gaps, form, Distances(400, 20), "context")
+    np.testing.assert_array_equal(chunks.decode(raw, form), gaps)
+    assert raw[0] == 8 or len(raw) <= len(chunks.encode(gaps, form, None, "context"))
+    # A last entry that no mask says stays what it was.
+    other = gaps + np.uint8(100)
+    raw = chunks.encode(other, form, Distances(400, 20), "context")
+    np.testing.assert_array_equal(chunks.decode(raw, form), other)

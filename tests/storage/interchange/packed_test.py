@@ -215,3 +215,52 @@ def test_unknown_methods_and_torn_tensors_are_refused(tmp_path):
     write(tmp_path / "n", tensors, {"quant_method": "gptq", "bits": 4})
     with pytest.raises(ValueError, match=r"'fc/weight' of .*qzeros"):
         jc.load_safetensors(tmp_path / "n")
+
+
+@pytest.mark.parametrize("layout", ["out,in", "in,out"])
+def test_two_of_four(layout, tmp_path):
+    """As the package lays them out: kept floats, bits of the mask lowest first, and the shape."""
+    rng = np.random.default_rng(3)
+    w = rng.standard_normal((OUT, IN)).astype(np.float32)
+    w[0, :4] = 0  # Fewer than two: two are stored all the same.
+    given = jnp.asarray(w if layout == "out,in" else w.T)
+    prune = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), "2:4")
+    tree = {"fc": {"weight": given, "bias": jnp.ones(OUT)}}
+    small = jc.compress(tree, prune, layout=layout)
+    jc.save_safetensors(tmp_path / "m", small, layout)
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    assert set(tensors) == {"fc.bias", "fc.compressed", "fc.bitmask", "fc.shape"}
+    bits = np.unpackbits(tensors["fc.bitmask"], axis=1, bitorder="little").astype(bool)
+    assert (bits.reshape(OUT, -1, 4).sum(-1) == 2).all()
+    want = np.zeros((OUT, IN), np.float32)
+    want[bits] = tensors["fc.compressed"].ravel()
+    turned = want if layout == "out,in" else want.T
+    np.testing.assert_array_equal(turned, small["fc"]["weight"].materialize())
+    config = json.loads((tmp_path / "m" / "config.json").read_text())["quantization_config"]
+    assert config["sparsity_config"]["format"] == "sparse-24-bitmask"
+    leaf = jc.load_safetensors(tmp_path / "m")["fc"]["weight"]
+    assert leaf.pattern == (2, 4) and leaf.nbytes == small["fc"]["weight"].nbytes
+    np.testing.assert_array_equal(leaf.materialize(), want)
+
+
+def test_other_sparse_forms_are_refused(tmp_path):
+    w = jnp.asarray(np.random.default_rng(4).standard_normal((OUT, IN)), jnp.float32)
+    prune = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5))
+    small = jc.compress({"fc": {"weight": w}}, prune, layout="out,in")
+    with pytest.raises(ValueError, match=r"'fc/weight' .* prune with pattern='2:4'"):
+        jc.save_safetensors(tmp_path / "m", small)
+
+
+@pytest.mark.parametrize("name", ["gptq2", "gptq3", "gptq4", "gptq8", "awq4"])
+def test_weights_that_other_packages_packed(name, tmp_path):
+    """Codes as AutoGPTQ and AutoAWQ were given them, and weights up to the rounding of steps."""
+    known = np.load(KNOWN / "packed.npz")
+    own = {k.partition("/")[2]: known[k] for k in known if k.startswith(f"{name}/")}
+    codes, want = own.pop("codes"), own.pop("dequantized")
+    tensors = {f"fc.{k}": np.ascontiguousarray(v) for k, v in own.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = {"quant_method": name[:-1], "bits": int(name[-1]), "group_size": GROUP}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
+    leaf = jc.load_safetensors(tmp_path)["fc"]["weight"]
+    np.testing.assert_array_equal(np.asarray(leaf.unpacked()).astype(int), codes)
+    np.testing.assert_allclose(np.asarray(leaf.materialize(), np.float32), want, rtol=2**-10)
