@@ -69,7 +69,14 @@ from jaxopt_compress.quantization import (
     smooth_quant,
 )
 from jaxopt_compress.removal import NotRemovable, find_groups, flops
-from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms, rotate, rotate_inputs
+from jaxopt_compress.rewriting import (
+    Rewrite,
+    equalize,
+    fold_norms,
+    fold_scales,
+    rotate,
+    rotate_inputs,
+)
 from jaxopt_compress.search import auto, frontier
 from jaxopt_compress.sharing import rate_distortion, share
 from jaxopt_compress.sparsity import (
@@ -160,6 +167,7 @@ __all__ = [
     "find_groups",
     "flops",
     "fold_norms",
+    "fold_scales",
     "frontier",
     "gptq",
     "grow",

@@ -37,6 +37,7 @@ def awq(
     scale_dtype: str | None = None,
     pad: bool = False,
     candidates: int = 20,
+    alpha: float | None = None,
 ) -> Compression:
     r"""Rounds weights to the nearest after scaling them by how large their inputs are.
 
@@ -58,6 +59,8 @@ def awq(
         scale_dtype: As in `quantize`.
         pad: As in `quantize`.
         candidates: How many :math:`\alpha` are tried, evenly spaced.
+        alpha: The only one that is tried, in [0, 1]. Weights that meet the same inputs then have
+            the same scales, which `fold_scales` needs.
 
     Returns:
         A `Compression` that stores a `ScaledArray` of a `QuantizedArray`.
@@ -88,6 +91,9 @@ def awq(
         raise ValueError(f"awq({fmt.name!r}): the scale is the mean magnitude, which none can lead")
     if candidates < 1:
         raise ValueError(f"candidates={candidates}; it is at least 1")
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha={alpha}; it lies between 0 and 1")
+    tried = tuple(i / candidates for i in range(candidates)) if alpha is None else (alpha,)
     weights = quantize_method(fmt, group_size, symmetric, scale_dtype=scale_dtype, pad=pad)
     rule = rule_of(fmt, (None, None), absmax(), symmetric, scale_dtype)
 
@@ -100,7 +106,7 @@ def awq(
         w, stats = dense(parameter.value), parameter.stats
         matrices = matrices_of(tuple(w.shape), parameter.layout, stats)
         given = matrices.moment(stats), along_inputs(stats.mean_magnitude, matrices)
-        scales, squares = _best_scales(state, w, *given, matrices, rule, candidates)
+        scales, squares = _best_scales(state, w, *given, matrices, rule, tried)
         scaled = w.astype(jnp.float32) * scales
         state = weighted(state, scaled, squares, rule)
         stored = state.compress(scaled.astype(w.dtype), None, parameter.path)
@@ -119,7 +125,7 @@ def awq(
     return compression_of(LeafMethod(check, init), where, stack=stack, asked=asked)
 
 
-@functools.partial(jax.jit, static_argnames=("matrices", "rule", "candidates"))
+@functools.partial(jax.jit, static_argnames=("matrices", "rule", "tried"))
 def _best_scales(
     state: QuantizedState,
     w: jax.Array,
@@ -127,7 +133,7 @@ def _best_scales(
     magnitude: jax.Array,
     matrices: Matrices,
     rule: Rule,
-    candidates: int,
+    tried: tuple[float, ...],
 ) -> tuple[jax.Array, jax.Array]:
     """The scales of inputs, and the mean squares of the scaled inputs, of the parameter's shape."""
     w = w.astype(jnp.float32)
@@ -140,7 +146,7 @@ def _best_scales(
         view = measured(state, w * scales, rule).apply(w * scales, None)
         return output_energy(matrices.of(view / scales - w), moment)
 
-    alphas = jnp.arange(candidates, dtype=jnp.float32) / candidates
+    alphas = jnp.asarray(tried, jnp.float32)
     errors = lax.map(error, alphas)
     scales = spread(alphas[jnp.argmin(errors, 0)])
     squares = matrices.per_input(jnp.diagonal(moment, axis1=-2, axis2=-1))

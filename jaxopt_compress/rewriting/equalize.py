@@ -182,7 +182,7 @@ def _factors(groups: list[Group], leaves: list[Any], exact: bool) -> dict[int, j
             log = jnp.round(log) if exact else log
             scale = jnp.ldexp(1.0, log.astype(int)) if exact else jnp.exp2(log)
             for members, s in (((group.writer, *group.biases), 1 / scale), (group.readers, scale)):
-                for leaf, axis, every in members:
+                for leaf, axis, every, _ in members:
                     times = leaves[leaf].shape[axis] // (group.size * every)
                     full = jnp.tile(jnp.repeat(s, every), times)
                     factors[leaf] = factors[leaf] * along(full, axis, leaves[leaf].ndim)
@@ -196,7 +196,7 @@ def _ranges(
     leaves: list[Any], factors: dict[int, jax.Array], member: Member, size: int
 ) -> jax.Array:
     """The largest magnitude in each channel."""
-    leaf, axis, every = member
+    leaf, axis, every, _ = member
     scaled = jnp.abs(leaves[leaf].astype(jnp.float32) * factors[leaf])
     largest = scaled.max([i for i in range(scaled.ndim) if i != axis])
     return largest.reshape(-1, size, every).max((0, 2))
