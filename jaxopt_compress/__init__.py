@@ -76,6 +76,7 @@ from jaxopt_compress.rewriting import (
     fold_scales,
     rotate,
     rotate_inputs,
+    smooth,
 )
 from jaxopt_compress.search import auto, frontier
 from jaxopt_compress.sharing import rate_distortion, share
@@ -217,6 +218,7 @@ __all__ = [
     "shard",
     "share",
     "small_states",
+    "smooth",
     "smooth_quant",
     "soft_threshold",
     "sparse_gpt",

@@ -32,14 +32,35 @@ def _contract_scaled(w: ScaledArray, x: jax.Array, how: Product) -> Any:
 
 @contraction_rule("conv_general_dilated", ScaledArray)
 def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
-    """The dense kernel: factors that differ along a window are none of the activation.
+    """Factors of input channels multiply the activation, those of outputs the result.
 
-    Activations that are rounded have to be scaled before.
+    Factors that differ along a window are none of the activation: the kernel is decoded, unless
+    activations are rounded, which have to be scaled before.
     """
     x, w = values
-    if at != 1 or isinstance(w.array, InputQuantizedArray):
+    if at != 1:
         return NotImplemented
-    return bind_conv(call, x, dense_operand(w, x.dtype), call.out.dtype)
+    spec, groups = call.params["dimension_numbers"], call.params["feature_group_count"]
+    order = (*spec.rhs_spec[:2], *spec.rhs_spec[2:])
+    outputs, inputs, *window = (w.factors.shape[d] for d in order)
+    factors = jnp.transpose(w.factors, order)
+    by_input = outputs in (1, groups) and all(n == 1 for n in window)
+    if by_input:
+        channels = w.shape[spec.rhs_spec[1]]
+        factors = jnp.broadcast_to(factors.reshape(outputs, inputs), (groups, channels))
+        x = _along(x, factors.reshape(-1), spec.lhs_spec[1])
+    elif inputs != 1 or any(n != 1 for n in window) or isinstance(w.array, InputQuantizedArray):
+        if isinstance(w.array, InputQuantizedArray):
+            return NotImplemented
+        return bind_conv(call, x, dense_operand(w, x.dtype), call.out.dtype)
+    inner = [x, call.operands[1].replace(w.array)]
+    [y] = replay_equation(call._replace(operands=inner))
+    return y if by_input else _along(y, factors.reshape(-1), spec.out_spec[1])
+
+
+def _along(x: jax.Array, factors: jax.Array, axis: int) -> jax.Array:
+    shape = [-1 if d == axis else 1 for d in range(x.ndim)]
+    return (x.astype(jnp.float32) * factors.reshape(shape)).astype(x.dtype)
 
 
 @leaf_rule("gather", ScaledArray)

@@ -7,6 +7,7 @@ from jaxopt_compress.rewriting.norms import FoldedNorms, fold_norms
 from jaxopt_compress.rewriting.report import Difference
 from jaxopt_compress.rewriting.rotate import Rotated, rotate
 from jaxopt_compress.rewriting.rotate_inputs import RotatedInputs, rotate_inputs
+from jaxopt_compress.rewriting.smooth import smooth
 
 __all__ = [
     "Difference",
@@ -21,4 +22,5 @@ __all__ = [
     "fold_scales",
     "rotate",
     "rotate_inputs",
+    "smooth",
 ]

@@ -57,7 +57,7 @@ class Equalized(NamedTuple):
                     f"{path!r} of shape {jnp.shape(leaf)} was changed by equalization: say how "
                     "numbers beside it scale, such as power=-1 for gradients"
                 )
-            return _times(leaf, self.factors[path], power)
+            return scaled_by(leaf, self.factors[path], power)
 
         return self._map(change, x)
 
@@ -72,7 +72,7 @@ class Equalized(NamedTuple):
         """
         return self._map(
             lambda path, leaf: (
-                leaf if path not in self.factors else _times(leaf, self.factors[path], -1)
+                leaf if path not in self.factors else scaled_by(leaf, self.factors[path], -1)
             ),
             x,
         )
@@ -159,7 +159,7 @@ def equalize(
     if not groups:
         raise ValueError(f"equalize found no two products to equalize; skipped: {skipped}")
     factors = _factors(groups, leaves, exact)
-    new = [_times(x, factors[i], 1) if i in factors else x for i, x in enumerate(leaves)]
+    new = [scaled_by(x, factors[i], 1) if i in factors else x for i, x in enumerate(leaves)]
     tree = jax.tree.structure(params).unflatten(new)
     return Equalized(tree, params, {names[i]: f for i, f in factors.items()}, skipped)
 
@@ -202,6 +202,7 @@ def _ranges(
     return largest.reshape(-1, size, every).max((0, 2))
 
 
-def _times(x: Any, factor: jax.Array, power: int) -> jax.Array:
+def scaled_by(x: Any, factor: jax.Array, power: int) -> jax.Array:
+    """A parameter times a power of factors, in its own dtype."""
     x = jnp.asarray(x)
     return (x * factor**power).astype(x.dtype)

@@ -11,7 +11,7 @@ from jaxopt_compress.arrays import ScaledArray, is_compressed
 from jaxopt_compress.lift import lift
 from jaxopt_compress.lift.views import NoView, rescaled
 from jaxopt_compress.rewriting.channels import Walk
-from jaxopt_compress.rewriting.members import Group, Member
+from jaxopt_compress.rewriting.members import Group, Member, beside, of_channels
 from jaxopt_compress.rewriting.report import Difference, difference
 from jaxopt_compress.rewriting.staging import stage
 from jaxopt_compress.tree.paths import named_leaves
@@ -204,7 +204,7 @@ def _folded(
         *((m, 1 / f) for m in group.readers if names[m.leaf] not in own),
     ):
         path = names[member.leaf]
-        factors[path] = _beside(by, member, leaves[member.leaf].shape)
+        factors[path] = beside(by, member, leaves[member.leaf].shape)
         try:
             changed[path] = _times(new[path], factors[path])
         except NoView:
@@ -223,23 +223,11 @@ def _per_channel(w: ScaledArray, member: Member, size: int, path: str) -> np.nda
     kept = (*member.stack, member.axis)
     if any(n > 1 for d, n in enumerate(f.shape) if d not in kept):
         raise _Kept(f"the factors of {path!r} differ along other axes than its channels")
-    f = np.broadcast_to(f, [w.shape[d] if d in kept else 1 for d in range(f.ndim)])
-    f = np.transpose(f, (*kept, *(d for d in range(f.ndim) if d not in kept)))
-    f = f.reshape(*(w.shape[d] for d in member.stack), -1, size, member.every)
+    f = of_channels(f, member, size, w.shape)
     one = f[..., :1, :, :1]
     if not np.allclose(f, one, rtol=_ROUNDING, atol=0):
         raise _Kept(f"the factors of {path!r} differ among entries of one channel")
     return one[..., 0, :, 0]
-
-
-def _beside(f: np.ndarray, member: Member, shape: tuple[int, ...]) -> jax.Array:
-    """Factors ``[*stack, size]`` of channels, of the rank of a parameter."""
-    size = f.shape[-1]
-    times = shape[member.axis] // (size * member.every)
-    full = np.tile(np.repeat(f, member.every, -1), times)
-    order = (*member.stack, member.axis)
-    full = full.transpose(np.argsort(order))
-    return jnp.asarray(full.reshape([shape[d] if d in order else 1 for d in range(len(shape))]))
 
 
 def _times(w: Any, factors: jax.Array) -> Any:

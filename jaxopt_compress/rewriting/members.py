@@ -3,6 +3,10 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 ZERO: Any = "zero"
 
 
@@ -84,3 +88,27 @@ def entry(info: Any) -> Any:
             return None
         return Leaf(info.leaf, info.axes[1:], (*info.stack, info.axes[0]))
     return info if info is ZERO or isinstance(info, Derived) else None
+
+
+def of_channels(x: np.ndarray, member: Member, size: int, shape: tuple[int, ...]) -> np.ndarray:
+    """An array beside a parameter as ``[*stack, times, size, every]``.
+
+    Args:
+        x: Of the parameter's rank, of size 1 along all axes that are not the member's.
+        member: The axes.
+        size: The number of channels.
+        shape: The parameter's shape.
+    """
+    kept = (*member.stack, member.axis)
+    x = np.broadcast_to(x, [shape[d] if d in kept else 1 for d in range(x.ndim)])
+    x = np.transpose(x, (*kept, *(d for d in range(x.ndim) if d not in kept)))
+    return x.reshape(*(shape[d] for d in member.stack), -1, size, member.every)
+
+
+def beside(x: np.ndarray, member: Member, shape: tuple[int, ...]) -> jax.Array:
+    """Values ``[*stack, size]`` of channels, of a rank and sizes that broadcast to ``shape``."""
+    times = shape[member.axis] // (x.shape[-1] * member.every)
+    full = np.tile(np.repeat(x, member.every, -1), times)
+    order = (*member.stack, member.axis)
+    full = full.transpose(np.argsort(order))
+    return jnp.asarray(full.reshape([shape[d] if d in order else 1 for d in range(len(shape))]))

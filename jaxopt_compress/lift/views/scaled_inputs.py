@@ -22,7 +22,10 @@ def _transposed(w: ScaledArray, order: Sequence[int]) -> ScaledArray:
 
 @base.cut.register
 def _cut(w: ScaledArray, cuts: Mapping[int, Cut]) -> ScaledArray:
-    factors = base.cut(w.factors, {d: c for d, c in cuts.items() if w.factors.shape[d] > 1})
+    own = {d: c for d, c in cuts.items() if w.factors.shape[d] > 1}
+    if any(w.factors.shape[d] != w.shape[d] for d in own):
+        raise NoView
+    factors = base.cut(w.factors, own)
     return w.replace(array=base.cut(w.array, cuts), factors=factors)
 
 
