@@ -38,8 +38,9 @@ class ScaledArray(CompressedArray):
             ValueError: The factors do not fit it.
         """
         shape, own = tuple(self.array.shape), tuple(self.factors.shape)
-        fits = len(own) == len(shape)
-        if not fits or any(m % max(n, 1) for n, m in zip(own, shape, strict=True)):
+        # Kernels of convolutions may have one factor per group of outputs.
+        parts = lambda n, m: n in (1, m) or (len(shape) > 2 and n > 0 and m % n == 0)
+        if len(own) != len(shape) or not all(map(parts, own, shape)):
             raise ValueError(
                 f"a ScaledArray of an array of shape {shape} has factors of shape {own}: only "
                 "leading axes can be mapped over or scanned (in_axes=0)"

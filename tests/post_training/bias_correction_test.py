@@ -71,7 +71,7 @@ class Stack(nn.Module):
         return nn.scan(nn.remat(Layer), **axes)()(x, None)[0]
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_each_layer_of_a_scanned_stack_has_a_correction_of_its_own():
     """By definition: what each layer's weights take from the means of what they met."""
     x = 1 + jax.random.normal(jax.random.key(0), (64, 4))

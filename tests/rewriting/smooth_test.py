@@ -29,6 +29,7 @@ def test_all_weights_that_read_a_norm_share_the_scales_of_the_formula():
     )
 
 
+@pytest.mark.slow
 def test_layers_of_a_stack_keep_every_bit_and_round_better():
     params = {k: jnp.stack([v, 3 * v]) for k, v in MLP.items()}
     params["scale"] = params["scale"] * jnp.stack([OUT, OUT[::-1]])

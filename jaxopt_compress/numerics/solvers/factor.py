@@ -53,9 +53,9 @@ def upper_factor(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> upper_factor(jnp.array([[4.0, 2.0], [2.0, 4.0]]), 1e-6).round(3)
-        Array([[0.866, 0.5  ],
-               [0.   , 1.   ]], dtype=float32)
+        >>> upper_factor(jnp.array([[4.0, 2.0], [2.0, 4.0]]), 1e-6).round(2)
+        Array([[0.87, 0.5 ],
+               [0.  , 1.  ]], dtype=float32)
 
     References:
         Frantar et al., 2023, GPTQ: Accurate Post-Training Quantization for Generative Pre-trained

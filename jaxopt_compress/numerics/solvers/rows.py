@@ -63,21 +63,22 @@ def settle_rows(
     diagonal = jnp.pad(jnp.diagonal(factor), (0, -k % block), constant_values=1)
     factor = jnp.pad(factor, [(0, -k % block)] * 2) / diagonal
 
-    def settle_step(i, carry, rows, own_rows, corner, scales):
+    def settle_step(i, carry, first, sums, corner, scales):
         wrong, settled, own = carry
         at = i * step
-        due = _rows(rows, at, step) + _dot(_columns(corner, at, step).T, wrong)
+        before = _rows(first, at, step)
+        due = _rows(sums, at, step) + _dot(_columns(corner, at, step).T, wrong)
         mine = jax.tree.map(lambda x: _rows(x, at, step), own)
-        small, first = _columns(_rows(corner, at, step), at, step), _rows(own_rows, at, step)
+        small = _columns(_rows(corner, at, step), at, step)
         if of_step is not None:
-            mine = of_step(due, _rows(scales, at, step), mine)
+            mine = of_step(before + _free(small, due), _rows(scales, at, step), mine)
             own = jax.tree.map(lambda x, new: _with_rows(x, new, at), own, mine)
 
         def settle_row(j, carry):
             apart, made = carry
-            row = due[j] + _dot(small[:, j], apart)
+            row = before[j] + (due[j] + _dot(small[:, j], apart))
             value = settle(row, jax.tree.map(lambda x: x[j], mine))
-            return apart.at[j].set(first[j] - value), made.at[j].set(value)
+            return apart.at[j].set(before[j] - value), made.at[j].set(value)
 
         blank = jnp.zeros_like(due)
         apart, made = lax.fori_loop(0, step, settle_row, (blank, blank))
@@ -87,16 +88,14 @@ def settle_rows(
         wrong, settled, held = carry
         at = b * block
         columns, first = _columns(factor, at, block), _rows(w, at, block)
-        rows = first + _dot_before(columns, wrong, b, block)
+        sums = _dot_before(columns, wrong, b, block)
+        corner, scales = _rows(columns, at, block), _rows(diagonal, at, block)
         own = jax.tree.map(lambda x: _rows(x, at, block), held)
-        scales = _rows(diagonal, at, block)
         if of_block is not None:
-            own = of_block(rows, scales, own)
-        blank = jnp.zeros_like(rows)
-        corner = _rows(columns, at, block)
-        run = functools.partial(
-            settle_step, rows=rows, own_rows=first, corner=corner, scales=scales
-        )
+            own = of_block(first + _free(corner, sums), scales, own)
+        blank = jnp.zeros_like(first)
+        given = {"first": first, "sums": sums, "corner": corner, "scales": scales}
+        run = functools.partial(settle_step, **given)
         apart, made, own = lax.fori_loop(0, block // step, run, (blank, blank, own))
         held = jax.tree.map(lambda x, new: _with_rows(x, new, at), held, own)
         return _with_rows(wrong, apart, at), _with_rows(settled, made, at), held
@@ -104,6 +103,13 @@ def settle_rows(
     blank = jnp.zeros_like(w)
     done = lax.fori_loop(0, w.shape[0] // block, settle_block, (blank, blank, held))
     return done[1][:k], jax.tree.map(lambda x: x[:k], done[2])
+
+
+def _free(corner: jax.Array, sums: jax.Array) -> jax.Array:
+    """The corrections of rows that are all free yet, from the sums over those before them."""
+    return lax.linalg.triangular_solve(
+        corner, sums, left_side=True, transpose_a=True, unit_diagonal=True
+    )
 
 
 def _dot_before(columns: jax.Array, wrong: jax.Array, b: Any, block: int) -> jax.Array:
