@@ -41,17 +41,16 @@ def _conv(call: Call, at: int, values: Sequence[Any]) -> Any:
     if at != 1:
         return NotImplemented
     spec, groups = call.params["dimension_numbers"], call.params["feature_group_count"]
-    order = (*spec.rhs_spec[:2], *spec.rhs_spec[2:])
-    outputs, inputs, *window = (w.factors.shape[d] for d in order)
-    factors = jnp.transpose(w.factors, order)
+    factors = jnp.transpose(w.factors, spec.rhs_spec)
+    outputs, inputs, *window = factors.shape
     by_input = outputs in (1, groups) and all(n == 1 for n in window)
     if by_input:
         channels = w.shape[spec.rhs_spec[1]]
         factors = jnp.broadcast_to(factors.reshape(outputs, inputs), (groups, channels))
         x = _along(x, factors.reshape(-1), spec.lhs_spec[1])
-    elif inputs != 1 or any(n != 1 for n in window) or isinstance(w.array, InputQuantizedArray):
-        if isinstance(w.array, InputQuantizedArray):
-            return NotImplemented
+    elif isinstance(w.array, InputQuantizedArray):
+        return NotImplemented
+    elif inputs != 1 or any(n != 1 for n in window):
         return bind_conv(call, x, dense_operand(w, x.dtype), call.out.dtype)
     inner = [x, call.operands[1].replace(w.array)]
     [y] = replay_equation(call._replace(operands=inner))
@@ -71,7 +70,8 @@ def _gather(call: Call, at: int) -> Any:
     if at != 0 or any(w.factors.shape[d] > 1 for d in looked_up):
         return NotImplemented
     whole = all(given["slice_sizes"][d] == w.shape[d] for d in range(w.ndim) if d not in looked_up)
-    if not whole or given["fill_value"] is not None:
+    parts = any(n not in (1, m) for n, m in zip(w.factors.shape, w.shape, strict=True))
+    if parts or not whole or given["fill_value"] is not None:
         return NotImplemented
     inner = [call.operands[0].replace(w.array), *call.operands[1:]]
     [y] = replay_equation(call._replace(operands=inner))

@@ -49,6 +49,8 @@ def _scaled(w: ScaledArray, factor: Any) -> ScaledArray:
 def _rescaled(w: ScaledArray, factors: jax.Array) -> ScaledArray:
     if any(n > 1 and m == 1 for n, m in zip(factors.shape, w.factors.shape, strict=True)):
         return w.replace(array=base.rescaled(w.array, factors))
+    if any(n > 1 and n != m for n, m in zip(factors.shape, w.factors.shape, strict=True)):
+        raise NoView
     return w.replace(factors=w.factors * factors.astype(jnp.float32))
 
 

@@ -1,6 +1,7 @@
 """Matrices settled row after row, each row's error passed on to the rows behind it."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,8 @@ Held = Any
 Settle = Callable[[jax.Array, Held], jax.Array]
 Choose = Callable[[jax.Array, jax.Array, Held], Held]
 
-# Products of as many lengths are compiled, for the part of the rows that is settled already.
-_PARTS = 16
+# Unrolled parts: between them, products with rows that are not settled yet are left out.
+_PARTS = 4
 
 _dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
@@ -84,25 +85,38 @@ def settle_rows(
         apart, made = lax.fori_loop(0, step, settle_row, (blank, blank))
         return _with_rows(wrong, apart, at), _with_rows(settled, made, at), own
 
-    def settle_block(b, carry):
+    def settle_block(b, carry, first, sums, corner, scales):
         wrong, settled, held = carry
         at = b * block
-        columns, first = _columns(factor, at, block), _rows(w, at, block)
-        sums = _dot_before(columns, wrong, b, block)
-        corner, scales = _rows(columns, at, block), _rows(diagonal, at, block)
+        columns, rows = _columns(corner, at, block), _rows(first, at, block)
+        due = _rows(sums, at, block) + _dot(columns.T, wrong)
+        own_corner, own_scales = _rows(columns, at, block), _rows(scales, at, block)
         own = jax.tree.map(lambda x: _rows(x, at, block), held)
         if of_block is not None:
-            own = of_block(first + _free(corner, sums), scales, own)
-        blank = jnp.zeros_like(first)
-        given = {"first": first, "sums": sums, "corner": corner, "scales": scales}
+            own = of_block(rows + _free(own_corner, due), own_scales, own)
+        blank = jnp.zeros_like(rows)
+        given = {"first": rows, "sums": due, "corner": own_corner, "scales": own_scales}
         run = functools.partial(settle_step, **given)
         apart, made, own = lax.fori_loop(0, block // step, run, (blank, blank, own))
         held = jax.tree.map(lambda x, new: _with_rows(x, new, at), held, own)
         return _with_rows(wrong, apart, at), _with_rows(settled, made, at), held
 
-    blank = jnp.zeros_like(w)
-    done = lax.fori_loop(0, w.shape[0] // block, settle_block, (blank, blank, held))
-    return done[1][:k], jax.tree.map(lambda x: x[:k], done[2])
+    count = w.shape[0] // block
+    parts = min(count, _PARTS)
+    cuts = [count * i // parts * block for i in range(parts + 1)]
+    done: list[Any] = []
+    for low, high in itertools.pairwise(cuts):
+        part = lambda x, low=low, high=high: _rows(x, low, high - low)
+        first, columns = part(w), _columns(factor, low, high - low)
+        blank = sums = jnp.zeros_like(first)
+        for start, found in zip(cuts, done, strict=False):
+            sums = sums + _dot(_rows(columns, start, len(found[0])).T, found[0])
+        given = {"first": first, "sums": sums, "corner": part(columns), "scales": part(diagonal)}
+        run = functools.partial(settle_block, **given)
+        own = jax.tree.map(part, held)
+        done.append(lax.fori_loop(0, (high - low) // block, run, (blank, blank, own)))
+    settled, held = jax.tree.map(lambda *x: jnp.concatenate(x)[:k], *[x[1:] for x in done])
+    return settled, held
 
 
 def _free(corner: jax.Array, sums: jax.Array) -> jax.Array:
@@ -110,15 +124,6 @@ def _free(corner: jax.Array, sums: jax.Array) -> jax.Array:
     return lax.linalg.triangular_solve(
         corner, sums, left_side=True, transpose_a=True, unit_diagonal=True
     )
-
-
-def _dot_before(columns: jax.Array, wrong: jax.Array, b: Any, block: int) -> jax.Array:
-    """``columns^T wrong``, of the rows before block ``b``: the others are 0 yet."""
-    count = columns.shape[0] // block
-    parts = min(count, _PARTS)
-    lengths = [-(-count * i // parts) * block for i in range(parts + 1)]
-    short = [functools.partial(lambda n: _dot(columns[:n].T, wrong[:n]), n) for n in lengths]
-    return lax.switch(-(-b * parts // count), short)
 
 
 def _filled(count: int, x: jax.Array) -> jax.Array:
