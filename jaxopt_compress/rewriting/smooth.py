@@ -62,8 +62,9 @@ def smooth(
         >>> rw = jc.smooth(fn, p, x, stats=jc.calibrate(fn, p, [x]))
         >>> rw.check(fn, x).absolute
         0.0
-        >>> c = jc.quantize("int8", where="w", activations="int8")
-        >>> error = lambda p: float(jnp.abs(jc.lift(fn)(jc.compress(p, c), x) - fn(p, x)).mean())
+        >>> c, uses = jc.quantize("int8", where="w", activations="int8"), jc.uses(fn, p, x)
+        >>> run = lambda p: jc.lift(fn)(jc.compress(p, c, uses=uses), x)
+        >>> error = lambda p: float(jnp.abs(run(p) - fn(p, x)).mean())
         >>> error(rw.params) < 0.5 * error(p)
         True
 

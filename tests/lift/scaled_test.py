@@ -98,6 +98,7 @@ def test_factors_that_fit_nothing_are_refused():
         _ = jc.ScaledArray(inner, jnp.ones((2, 1))).shape
 
 
+@pytest.mark.fast("2")
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_convolutions_scale_the_activation(groups):
     """Factors of input channels, one per group of outputs; nothing is decoded."""
