@@ -1,11 +1,13 @@
 """GPTQ of one matrix beside the loop of the paper, written in torch: time and error.
 
-    python benchmarks/gptq.py [--sizes 2048 4096] [--rounds 3] [--seed 0] [--peer torch] [--json]
+    python benchmarks/gptq.py [--sizes 2048 4096] [--rounds 3] [--threads 1] [--peer torch] [--json]
 
 The peer is the loop of the paper over columns with blocks of 128, on the inverse Hessian's Cholesky
 factor; ``--peer numpy`` runs the same loop without torch. Both round to int4 in groups of 128, by
 the same rule for steps, with the same damping, and see the same second moments. Errors are of the
-products with inputs that nothing was calibrated on. Compilation is measured apart.
+products with inputs that nothing was calibrated on. Compilation is measured apart. Equal codes are
+those that the paper's loop finds in float64, with the same inverse factor and in the same order.
+Pin the process to as many cores as ``--threads``, which torch is told.
 """
 
 import argparse
@@ -17,6 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxopt_compress as jc
+from jaxopt_compress.numerics.formats import format_of
+from jaxopt_compress.numerics.solvers.grids import Grid
+from jaxopt_compress.numerics.solvers.rows import settle_rows
 
 BITS, GROUP, BLOCK, DAMPING = 4, 128, 128, 0.01
 TOP = 2 ** (BITS - 1) - 1
@@ -69,7 +74,7 @@ class Numpy:
         return scipy.linalg.cholesky(inverse)
 
 
-def torch_peer():
+def torch_peer(threads):
     """What `reference` needs, in torch; None with what to install if it is not there."""
     try:
         import torch  # pyright: ignore[reportMissingImports]
@@ -77,7 +82,7 @@ def torch_peer():
         raise SystemExit(
             "--peer torch needs torch: pip install 'jaxopt-compress[peers]', or take --peer numpy"
         ) from None
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
 
     class Torch:
         """The same names as in `Numpy`."""
@@ -99,6 +104,31 @@ def torch_peer():
 def inputs(size, rows, rng, mixing):
     """Correlated inputs with channels of different sizes."""
     return (rng.normal(size=(rows, size)).astype(np.float32) + mixing(rows)).astype(np.float32)
+
+
+def equal_codes(w, h):
+    """The share of equal codes, both given one inverse factor in float64."""
+    k, fmt = len(w), format_of(f"int{BITS}")
+    h = h / np.mean(np.diag(h)) + DAMPING * np.eye(k)
+    upper = np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]
+    inverse = np.linalg.inv(upper)
+    groups = np.abs(w).reshape(k // GROUP, GROUP, -1).max(1) / (TOP + 0.5)
+    step = np.repeat(groups, GROUP, 0).astype(np.float32)
+    grid = Grid(jnp.asarray(step))
+    settle = jax.jit(
+        lambda w, f, g: settle_rows(w, f, g, lambda row, own: own.nearest(row, fmt))[0]
+    )
+    own = settle(jnp.asarray(w), jnp.asarray(upper, jnp.float32), grid)
+    row, codes = w.astype(np.float64), np.zeros(w.shape)
+    for start in range(0, k, BLOCK):
+        stop = min(start + BLOCK, k)
+        errors = np.zeros((stop - start, w.shape[1]))
+        for at in range(start, stop):
+            codes[at] = np.clip(np.round(row[at] / step[at]), -TOP - 1, TOP)
+            errors[at - start] = (row[at] - codes[at] * step[at]) / inverse[at, at]
+            row[at:stop] -= np.outer(inverse[at, at:stop], errors[at - start])
+        row[stop:] -= inverse[start:stop, stop:].T @ errors
+    return float(np.mean(np.asarray(grid.levels(own, fmt)) == codes))
 
 
 def measure(size, rounds, seed, peer):
@@ -139,6 +169,7 @@ def measure(size, rounds, seed, peer):
         "time_ratio": float(np.median([a / b for a, b in pairs])),
         "compile_seconds": first - own,
         "error_ratio": error(small.materialize()) / error(theirs),
+        "equal_codes": equal_codes(w, np.asarray(h, np.float64)),
         "nearest_error_ratio": error(nearest.materialize()) / error(theirs),
     }
 
@@ -149,17 +180,19 @@ def main():
     parser.add_argument("--sizes", type=int, nargs="*", default=[2048, 4096])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peer", choices=["torch", "numpy"], default="torch")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
-    peer = Numpy if args.peer == "numpy" else torch_peer()
+    peer = Numpy if args.peer == "numpy" else torch_peer(args.threads)
     found = [measure(size, args.rounds, args.seed, peer) for size in args.sizes]
     if args.json:
         print(json.dumps({"peer": args.peer, "rows": found}))
         return
     for row in found:
         print(
-            f"{row['size']}: {row['seconds']:.2f} s, peer {row['peer_seconds']:.2f} s, ratio "
+            f"{row['size']}: equal codes {row['equal_codes']:.5f}; "
+            f"{row['seconds']:.2f} s, peer {row['peer_seconds']:.2f} s, ratio "
             f"{row['time_ratio']:.3f}; compile {row['compile_seconds']:.1f} s; held-out error over "
             f"the peer's {row['error_ratio']:.4f}, nearest {row['nearest_error_ratio']:.3f}"
         )

@@ -73,7 +73,15 @@ from jaxopt_compress.quantization import (
     smooth_quant,
 )
 from jaxopt_compress.removal import NotRemovable, find_groups, flops, slice_stream
-from jaxopt_compress.rewriting import Rewrite, equalize, fold_norms, rotate, rotate_inputs
+from jaxopt_compress.rewriting import (
+    Rewrite,
+    equalize,
+    fold_norms,
+    fold_scales,
+    rotate,
+    rotate_inputs,
+    smooth,
+)
 from jaxopt_compress.search import auto, frontier
 from jaxopt_compress.sharing import rate_distortion, share, soft_share
 from jaxopt_compress.sparsity import (
@@ -166,6 +174,7 @@ __all__ = [
     "find_groups",
     "flops",
     "fold_norms",
+    "fold_scales",
     "frontier",
     "gptq",
     "grow",
@@ -217,6 +226,7 @@ __all__ = [
     "share",
     "slice_stream",
     "small_states",
+    "smooth",
     "smooth_quant",
     "soft_share",
     "soft_threshold",

@@ -23,7 +23,8 @@ class ScaledArray(CompressedArray):
     Attributes:
         array: A compressed array.
         factors: Float32, of the rank of the array; of size 1 along its output axes, and along
-            others of size 1 or whole.
+            others of size 1 or whole. For a convolution with groups, one per group along the output
+            axis.
     """
 
     array: Any
@@ -37,8 +38,9 @@ class ScaledArray(CompressedArray):
             ValueError: The factors do not fit it.
         """
         shape, own = tuple(self.array.shape), tuple(self.factors.shape)
-        fits = len(own) == len(shape)
-        if not fits or any(n not in (1, m) for n, m in zip(own, shape, strict=True)):
+        # Kernels of convolutions may have one factor per group of outputs.
+        parts = lambda n, m: n in (1, m) or (len(shape) > 2 and n > 0 and m % n == 0)
+        if len(own) != len(shape) or not all(map(parts, own, shape)):
             raise ValueError(
                 f"a ScaledArray of an array of shape {shape} has factors of shape {own}: only "
                 "leading axes can be mapped over or scanned (in_axes=0)"
@@ -69,7 +71,14 @@ class ScaledArray(CompressedArray):
     def materialize(self) -> jax.Array:
         """The dense array times the factors, rounded once more."""
         dense = self.array.materialize()
-        return seal(dense.astype(jnp.float32) * self.factors, dense.dtype)
+        return seal(dense.astype(jnp.float32) * self.per_entry(), dense.dtype)
+
+    def per_entry(self) -> jax.Array:
+        """The factors in a shape that broadcasts against the array's."""
+        factors = self.factors
+        for axis, (n, m) in enumerate(zip(factors.shape, self.shape, strict=True)):
+            factors = jnp.repeat(factors, m // n, axis) if 1 < n < m else factors
+        return factors
 
     def specs(self, spec: PartitionSpec) -> "ScaledArray":
         """Those of the array; factors are split where they are as long."""

@@ -32,14 +32,34 @@ def _contract_scaled(w: ScaledArray, x: jax.Array, how: Product) -> Value:
 
 @contraction_rule("conv_general_dilated", ScaledArray)
 def _conv(call: Call, at: int, values: Sequence[Value]) -> Value:
-    """The dense kernel: factors that differ along a window are none of the activation.
+    """Factors of input channels multiply the activation, those of outputs the result.
 
-    Activations that are rounded have to be scaled before.
+    Factors that differ along a window are none of the activation: the kernel is decoded, unless
+    activations are rounded, which have to be scaled before.
     """
     x, w = values
-    if at != 1 or isinstance(w.array, InputQuantizedArray):
+    if at != 1:
         return NotImplemented
-    return bind_conv(call, x, dense_operand(w, x.dtype), call.out.dtype)
+    spec, groups = call.params["dimension_numbers"], call.params["feature_group_count"]
+    factors = jnp.transpose(w.factors, spec.rhs_spec)
+    outputs, inputs, *window = factors.shape
+    by_input = outputs in (1, groups) and all(n == 1 for n in window)
+    if by_input:
+        channels = w.shape[spec.rhs_spec[1]]
+        factors = jnp.broadcast_to(factors.reshape(outputs, inputs), (groups, channels))
+        x = _along(x, factors.reshape(-1), spec.lhs_spec[1])
+    elif isinstance(w.array, InputQuantizedArray):
+        return NotImplemented
+    elif inputs != 1 or any(n != 1 for n in window):
+        return bind_conv(call, x, dense_operand(w, x.dtype), call.out.dtype)
+    inner = [x, call.operands[1].replace(w.array)]
+    [y] = replay_equation(call._replace(operands=inner))
+    return y if by_input else _along(y, factors.reshape(-1), spec.out_spec[1])
+
+
+def _along(x: jax.Array, factors: jax.Array, axis: int) -> jax.Array:
+    shape = [-1 if d == axis else 1 for d in range(x.ndim)]
+    return (x.astype(jnp.float32) * factors.reshape(shape)).astype(x.dtype)
 
 
 @leaf_rule("gather", ScaledArray)
@@ -50,7 +70,8 @@ def _gather(call: Call, at: int) -> Value:
     if at != 0 or any(w.factors.shape[d] > 1 for d in looked_up):
         return NotImplemented
     whole = all(given["slice_sizes"][d] == w.shape[d] for d in range(w.ndim) if d not in looked_up)
-    if not whole or given["fill_value"] is not None:
+    parts = any(n not in (1, m) for n, m in zip(w.factors.shape, w.shape, strict=True))
+    if parts or not whole or given["fill_value"] is not None:
         return NotImplemented
     inner = [call.operands[0].replace(w.array), *call.operands[1:]]
     [y] = replay_equation(call._replace(operands=inner))

@@ -1,17 +1,20 @@
 """Biases that make up for what compressed weights do to the means of outputs."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_compress.arrays import is_compressed, materialize
 from jaxopt_compress.compression.matrices import matrices_of
 from jaxopt_compress.lift import Statistics
-from jaxopt_compress.rewriting.channels import Group, Walk
+from jaxopt_compress.rewriting.channels import Walk
+from jaxopt_compress.rewriting.members import Group, beside
 from jaxopt_compress.rewriting.report import check_results
-from jaxopt_compress.rewriting.staging import along, shapes, stage
+from jaxopt_compress.rewriting.staging import shapes, stage
 from jaxopt_compress.tree import Layout
 from jaxopt_compress.tree.paths import named_leaves
 
@@ -71,8 +74,8 @@ def correct_biases(
 
     per channel, so that on the data of the statistics each product has the mean that it had. It
     takes any compression of the weights, and costs nothing when the function runs. Biases are found
-    in the function: what is added to a product's result, one entry per channel. Products in scans
-    are not entered.
+    in the function: what is added to a product's result, one entry per channel. In scans
+    over stacked layers each layer has a correction of its own.
 
     Args:
         fn: Any JAX function.
@@ -106,7 +109,8 @@ def correct_biases(
     """
     names = [path for path, _ in named_leaves(params)]
     structs = jax.tree.leaves(shapes(params))
-    walk = Walk(stage(fn, shapes(params), args, kwargs, forward=True), structs, names)
+    staged = stage(fn, shapes(params), args, kwargs, forward=True)
+    walk = Walk(staged, structs, names, scans=True)
     old, new = dict(named_leaves(params)), dict(named_leaves(small))
     writers = {names[group.writer.leaf]: group for group in walk.groups}
     shifts: dict[str, jax.Array] = {}
@@ -120,9 +124,10 @@ def correct_biases(
         if why is not None or group is None:
             skipped[path] = str(why)
             continue
-        bias = group.biases[0]
-        shift = _shift(old[path], new[path], stats[path][0])
-        shifts[names[bias.leaf]] = along(shift, bias.axis, structs[bias.leaf].ndim)
+        bias, w = group.biases[0], old[path]
+        layers = tuple(w.shape[d] for d in group.writer.stack)
+        shift = _shift(w, new[path], stats[path][0]).reshape(*layers, group.size)
+        shifts[names[bias.leaf]] = beside(np.asarray(shift), bias, structs[bias.leaf].shape)
     if not shifts:
         raise ValueError(f"correct_biases found no bias to correct; skipped: {skipped}")
     rw = CorrectedBiases(small, params, shifts, skipped)
@@ -140,13 +145,15 @@ def _problem(walk: Walk, group: Group, names: list[str], new: dict[str, Any]) ->
             return f"{kind} is used {len(walk.used[i])} times, also at {walk.used[i][1]}"
     if is_compressed(new[path]):
         return f"its bias {path!r} is compressed itself"
-    if bias.every != 1 or new[path].shape[bias.axis] != group.size or new[path].size != group.size:
+    layers = math.prod(new[path].shape[d] for d in bias.stack)
+    whole = new[path].shape[bias.axis] == group.size and new[path].size == layers * group.size
+    if bias.every != 1 or not whole or len(bias.stack) != len(group.writer.stack):
         return f"its bias {path!r} has not one entry per channel"
     return None
 
 
 def _shift(w: Any, approximation: Any, stats: Statistics) -> jax.Array:
-    """``-(approximation - w)^T E[x]``, one number per output channel."""
+    """``-(approximation - w)^T E[x]``, one number per output channel of each layer."""
     contracting = stats.contracting
     output = tuple(d for d in range(-w.ndim, 0) if d not in contracting)
     matrices = matrices_of(tuple(w.shape), Layout(contracting, output), stats)

@@ -1,6 +1,7 @@
 """Quantization with larger weights for the inputs that matter more."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ def awq(
     scale_dtype: str | None = None,
     pad: bool = False,
     candidates: int = 20,
+    alpha: float | None = None,
 ) -> Compression:
     r"""Rounds weights to the nearest after scaling them by how large their inputs are.
 
@@ -46,8 +48,9 @@ def awq(
     with the :math:`\alpha` in [0, 1) that leaves the least error of products
     :math:`\mathrm{tr}(D^T H D)`, for each entry of a stack, and then the range with the least
     squared error, each counted by the mean square of its scaled input. Products multiply the
-    activation by :math:`1 / s`; nothing else of the function changes, so that it may be any one.
-    Convolutions decode the kernel where they use it. The codes are final, as those of `gptq`.
+    activation by :math:`1 / s`; nothing else of the function changes, so that it may be any one;
+    `fold_scales` takes them away. All places of a convolution's window share the scale of their
+    input channel. The codes are final, as those of `gptq`.
 
     Args:
         format: As in `quantize`.
@@ -58,6 +61,8 @@ def awq(
         scale_dtype: As in `quantize`.
         pad: As in `quantize`.
         candidates: How many :math:`\alpha` are tried, evenly spaced.
+        alpha: The only one that is tried, in [0, 1]. Weights that meet the same inputs then have
+            the same scales, which `fold_scales` needs.
 
     Returns:
         A `Compression` that stores a `ScaledArray` of a `QuantizedArray`.
@@ -88,6 +93,9 @@ def awq(
         raise ValueError(f"awq({fmt.name!r}): the scale is the mean magnitude, which none can lead")
     if candidates < 1:
         raise ValueError(f"candidates={candidates}; it is at least 1")
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha={alpha}; it lies between 0 and 1")
+    tried = tuple(i / candidates for i in range(candidates)) if alpha is None else (alpha,)
     weights = quantize_method(fmt, group_size, symmetric, scale_dtype=scale_dtype, pad=pad)
     rule = rule_of(fmt, (None, None), absmax(), symmetric, scale_dtype)
 
@@ -99,12 +107,14 @@ def awq(
         state: QuantizedState = weights.init(parameter).state
         w, stats = dense(parameter.value), parameter.stats
         matrices = matrices_of(tuple(w.shape), parameter.layout, stats)
-        given = matrices.moment(stats), along_inputs(stats.mean_magnitude, matrices)
-        scales, squares = _best_scales(state, w, *given, matrices, rule, candidates)
+        magnitude = along_inputs(stats.mean_magnitude, matrices)
+        magnitude = over_window(magnitude, matrices, stats.window, jnp.mean)
+        given = matrices.moment(stats), magnitude
+        scales, squares = _best_scales(state, w, *given, matrices, rule, tried)
         scaled = w.astype(jnp.float32) * scales
         state = weighted(state, scaled, squares, rule)
         stored = state.compress(scaled.astype(w.dtype), None, parameter.path)
-        factors = as_factors(1 / scales, matrices)
+        factors = as_factors(1 / scales, matrices, stats.window)
         return Decision(SolvedState(ScaledArray(stored, factors), fmt, "awq"))
 
     asked = asked_of_grid(
@@ -119,7 +129,7 @@ def awq(
     return compression_of(LeafMethod(check, init), where, stack=stack, asked=asked)
 
 
-@functools.partial(jax.jit, static_argnames=("matrices", "rule", "candidates"))
+@functools.partial(jax.jit, static_argnames=("matrices", "rule", "tried"))
 def _best_scales(
     state: QuantizedState,
     w: jax.Array,
@@ -127,7 +137,7 @@ def _best_scales(
     magnitude: jax.Array,
     matrices: Matrices,
     rule: Rule,
-    candidates: int,
+    tried: tuple[float, ...],
 ) -> tuple[jax.Array, jax.Array]:
     """The scales of inputs, and the mean squares of the scaled inputs, of the parameter's shape."""
     w = w.astype(jnp.float32)
@@ -140,7 +150,7 @@ def _best_scales(
         view = measured(state, w * scales, rule).apply(w * scales, None)
         return output_energy(matrices.of(view / scales - w), moment)
 
-    alphas = jnp.arange(candidates, dtype=jnp.float32) / candidates
+    alphas = jnp.asarray(tried, jnp.float32)
     errors = lax.map(error, alphas)
     scales = spread(alphas[jnp.argmin(errors, 0)])
     squares = matrices.per_input(jnp.diagonal(moment, axis1=-2, axis2=-1))
@@ -162,10 +172,27 @@ def along_inputs(x: jax.Array, matrices: Matrices) -> jax.Array:
     return jnp.broadcast_to(x, (*lead, x.shape[-1]))
 
 
-def as_factors(spread: jax.Array, matrices: Matrices) -> jax.Array:
-    """Values of inputs without the output axes that they were spread along."""
-    if matrices.groups is not None:
-        return spread
+def over_window(
+    x: jax.Array,
+    matrices: Matrices,
+    window: tuple[int, ...],
+    reduce: Callable[..., jax.Array],
+) -> jax.Array:
+    """Values ``[*lead, k]`` of inputs, the same for all places of a convolution's window."""
+    if not window:
+        return x
+    spread = matrices.per_input(x)
+    same = jnp.broadcast_to(reduce(spread, window, keepdims=True), spread.shape)
+    return matrices.of(same)[..., 0]
+
+
+def as_factors(spread: jax.Array, matrices: Matrices, window: tuple[int, ...] = ()) -> jax.Array:
+    """Values of inputs without the axes that they were spread along; one per group of outputs."""
+    parts = matrices.groups or 1
     for axis in matrices.parameter.layout.output:
+        size = spread.shape[axis]
+        stride = size // parts if matrices.groups else max(size, 1)
+        spread = lax.slice_in_dim(spread, 0, size, max(stride, 1), axis=axis)
+    for axis in window:
         spread = lax.slice_in_dim(spread, 0, min(1, spread.shape[axis]), axis=axis)
     return spread

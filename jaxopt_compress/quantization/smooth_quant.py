@@ -16,7 +16,7 @@ from jaxopt_compress.compression.matrices import matrices_of
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.steps import symmetric_step
 from jaxopt_compress.quantization.activations import Activations, as_activations
-from jaxopt_compress.quantization.awq import along_inputs, as_factors
+from jaxopt_compress.quantization.awq import along_inputs, as_factors, over_window
 from jaxopt_compress.quantization.products import asked_of_grid
 from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method
 from jaxopt_compress.quantization.solved import SolvedState, check_stats
@@ -46,8 +46,9 @@ def smooth_quant(
         s_i = \max |x_i|^\alpha / \max |W_i|^{1 - \alpha}
 
     of which both factors are rounded. The scales stand beside the weight, so that the function may
-    be any one; convolutions have no such form. The codes are final, as those of `gptq`; in training
-    the loss is taken at the dense weight, with activations as they are.
+    be any one; `fold_scales` and `smooth` put them elsewhere. All places of a convolution's window
+    share the scale of their input channel. The codes are final, as those of `gptq`; in training the
+    loss is taken at the dense weight, with activations as they are.
 
     Args:
         format: As in `quantize`.
@@ -100,6 +101,8 @@ def smooth_quant(
         matrices = matrices_of(shape, parameter.layout, parameter.stats)
         reach = along_inputs(parameter.stats.absmax, matrices)
         own = jnp.max(jnp.abs(matrices.of(w.astype(jnp.float32))), -1, initial=0)
+        window = parameter.stats.window
+        reach, own = (over_window(x, matrices, window, jnp.max) for x in (reach, own))
         # Inputs and weights that are 0 have no range to share.
         scales = jnp.where(
             (reach > 0) & (own > 0), _power(reach, alpha) / _power(own, 1 - alpha), 1
@@ -114,7 +117,7 @@ def smooth_quant(
             step = symmetric_step(per_stack(top, shape, matrices.parameter.layout.stack), act.fmt)
         stored = grid.compress(scaled, None, parameter.path)
         met = InputQuantizedArray(stored, step, act.format)
-        leaf = ScaledArray(met, as_factors(1 / spread, matrices))
+        leaf = ScaledArray(met, as_factors(1 / spread, matrices, window))
         return Decision(SolvedState(leaf, fmt, "smooth_quant"))
 
     asked = asked_of_grid(

@@ -1,78 +1,29 @@
 """Channels that products share: written by some weights and biases, read by others."""
 
-import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from jax import numpy as jnp
 from jax.extend import core
 
-from jaxopt_compress.lift._compat import source_line
+from jaxopt_compress.lift._compat import parts, scan_split, source_line
 from jaxopt_compress.rewriting.axes import Product, merged, moved, pooled, product
-from jaxopt_compress.rewriting.staging import Staged, Step
+from jaxopt_compress.rewriting.members import (
+    ZERO,
+    Blocked,
+    Channels,
+    Derived,
+    Group,
+    Leaf,
+    Member,
+    entry,
+)
+from jaxopt_compress.rewriting.staging import CALLED, Staged, Step
 
 _LINEAR = {"neg", "abs"}
 _SUMS = {"add", "add_any", "sub", "max", "min"}
 _SIGNS = {"ge", "gt", "le", "lt", "eq", "ne"}
-
-
-class Leaf(NamedTuple):
-    """A parameter, moved and broadcast: its axis for each axis of the value, or None."""
-
-    leaf: int
-    axes: tuple[int | None, ...]
-
-
-class Derived(NamedTuple):
-    """A value computed from parameters only."""
-
-    leaves: frozenset[int]
-
-
-class Channels(NamedTuple):
-    """A value that is divided by the scales of ``group`` along ``axis``.
-
-    Index ``i`` of the axis belongs to channel ``i // every % size``; ``every`` is 1 but where a
-    reshape merged the axis with others.
-    """
-
-    group: int
-    axis: int
-    every: int = 1
-
-
-class Member(NamedTuple):
-    """An axis of a parameter that belongs to channels, as in `Channels`."""
-
-    leaf: int
-    axis: int
-    every: int = 1
-
-
-_ZERO: Any = "zero"
-
-
-@dataclasses.dataclass
-class Group:
-    """The channels of one product's result, and the parameters that belong to them.
-
-    Attributes:
-        size: The number of channels.
-        writer: The weight of the product.
-        biases: What is added to its result.
-        readers: The weights of the products that contract it.
-        reason: Why it cannot be scaled; None if it can.
-    """
-
-    size: int
-    writer: Member
-    biases: list[Member] = dataclasses.field(default_factory=list)
-    readers: list[Member] = dataclasses.field(default_factory=list)
-    reason: str | None = None
-
-    def block(self, reason: str) -> None:
-        """Keeps the first reason."""
-        self.reason = self.reason or reason
 
 
 class Walk:
@@ -84,33 +35,72 @@ class Walk:
     Attributes:
         groups: All channels found.
         skipped: Weight -> why its output channels have no group at all.
+        met: Weight of a product -> the group that it reads; or why it reads none.
     """
 
-    def __init__(self, staged: Staged, leaves: list[Any], names: list[str]):
+    def __init__(
+        self,
+        staged: Staged,
+        leaves: list[Any],
+        names: list[str],
+        *,
+        scans: bool = False,
+        scales: bool = False,
+    ):
+        """``scans``: enter them. ``scales``: what a parameter multiplies begins channels too."""
         self.names = names
         self.groups: list[Group] = []
         self.skipped: dict[int, str] = {}
+        self.met: dict[int, int | str] = {}
         self.dtypes = [x.dtype for x in leaves]
         self.used: dict[int, list[str]] = {i: [] for i in range(len(leaves))}
-        self.infos: dict[int, Any] = {
-            i: Leaf(i, tuple(range(len(x.shape)))) for i, x in enumerate(leaves)
-        }
-        for step in staged.steps:
-            self._visit(step)
-        for info in map(self._info, staged.outputs):
-            if isinstance(info, Channels):
-                self.groups[info.group].block("its result is a result of the function")
-            self._use([info], "the function's result")
+        self._scans, self._scales = scans, scales
+        env: dict[Any, Any] = {i: Leaf(i, tuple(range(len(x.shape)))) for i, x in enumerate(leaves)}
+        self._run(staged.steps, env)
+        results = [self._info(x, env) for x in staged.outputs]
+        self._block(results, "its result is a result of the function")
+        self._use(results, "the function's result")
         for group in self.groups:
             self._settle(group)
 
-    def _info(self, atom: Any) -> Any:
+    def _run(self, steps: Iterable[Step], env: dict[Any, Any]) -> None:
+        for step in steps:
+            infos = [self._info(x, env) for x in step.inputs]
+            inside = self._inside(step, infos)
+            results = [self._visit(step, infos)] if inside is None else inside
+            env.update(zip(step.outputs, results, strict=False))
+
+    def _info(self, atom: Any, env: dict[Any, Any]) -> Any:
         if isinstance(atom, core.Literal):
-            return _ZERO if np.all(np.asarray(atom.val) == 0) else Derived(frozenset())
-        info = self.infos.get(atom)
+            return ZERO if np.all(np.asarray(atom.val) == 0) else Derived(frozenset())
+        info = env.get(atom)
         # The scales of a blocked group are 1, so its values do not change.
-        blocked = isinstance(info, Channels) and self.groups[info.group].reason
-        return None if blocked else info
+        reason = isinstance(info, Channels) and self.groups[info.group].reason
+        return Blocked(reason) if reason else info
+
+    def _inside(self, step: Step, infos: list[Any]) -> list[Any] | None:
+        """The results of a scan, or of a function that one calls; None for other equations."""
+        name, params = step.eqn.primitive.name, step.eqn.params
+        if not self._scans or (name != "scan" and name not in CALLED):
+            return None
+        known, line = infos, source_line(step.eqn)
+        if name == "scan":
+            consts, carry, scanned = scan_split(params, infos)
+            once = [*consts, *carry]
+            # One value for all iterations, whose channels would need the same scales.
+            self._block(infos, f"a scan reads it at {line}")
+            self._use(once, line)
+            known = [None] * len(once) + [entry(x) for x in scanned]
+        body, _ = parts(params["jaxpr" if name == "scan" else CALLED[name]])
+        env = dict(zip(body.invars, known, strict=True))
+        steps = (Step(eqn, tuple(eqn.invars), tuple(eqn.outvars)) for eqn in body.eqns)
+        self._run(steps, env)
+        results = [self._info(x, env) for x in body.outvars]
+        if name == "scan":
+            self._block(results, f"a scan returns it at {line}")
+            self._use(results, line)
+            return [None] * len(results)
+        return results
 
     def _use(self, infos: list[Any], line: str) -> None:
         for info in infos:
@@ -122,12 +112,11 @@ class Walk:
             if isinstance(info, Channels):
                 self.groups[info.group].block(reason)
 
-    def _visit(self, step: Step) -> None:
-        infos = [self._info(x) for x in step.inputs]
+    def _visit(self, step: Step, infos: list[Any]) -> Any:
+        """What the first result of an equation is."""
         out = self._moved(step, infos)
         if out is not None:
-            self.infos[step.outputs[0]] = out
-            return
+            return out
         line = source_line(step.eqn)
         self._use(infos, line)
         if step.eqn.primitive.name in ("dot_general", "conv_general_dilated"):
@@ -136,15 +125,29 @@ class Walk:
             out = self._elementwise(step, infos)
             if isinstance(out, str):
                 self._block(infos, f"{out} at {line}")
-                out = None
-        elif all(isinstance(x, Leaf | Derived) or x is _ZERO for x in infos):
+                out = Blocked(f"{out} at {line}")
+        elif all(isinstance(x, Leaf | Derived) or x is ZERO for x in infos):
             leaves = {x.leaf for x in infos if isinstance(x, Leaf)}
             out = Derived(
                 frozenset(leaves).union(*(x.leaves for x in infos if isinstance(x, Derived)))
             )
+        else:
+            out = self._scaled(step, infos)
         self._enclosed(step, infos, line)
-        if out is not None:
-            self.infos[step.outputs[0]] = out
+        return out
+
+    def _scaled(self, step: Step, infos: list[Any]) -> Any:
+        """Data times a parameter that varies along one axis; or with channels that are lost."""
+        own = [x for x in infos if isinstance(x, Leaf)]
+        if self._scales and step.eqn.primitive.name == "mul" and len(own) == 1:
+            shape = step.out.shape
+            long = [d for d, k in enumerate(own[0].axes) if k is not None and shape[d] > 1]
+            if len(own[0].axes) == len(shape) and len(long) == 1:
+                axis = own[0].axes[long[0]]
+                writer = Member(own[0].leaf, axis, stack=own[0].stack)  # pyright: ignore
+                self.groups.append(Group(shape[long[0]], writer))
+                return Channels(len(self.groups) - 1, long[0])
+        return next((x for x in infos if isinstance(x, Blocked)), None)
 
     def _moved(self, step: Step, infos: list[Any]) -> Any:
         """The result's info if the equation only moves axes."""
@@ -157,10 +160,10 @@ class Walk:
                 return Channels(info.group, axes.index(info.axis), info.every)
             flat = merged(step, info.axis)
             return flat and Channels(info.group, flat[0], flat[1] * info.every)
-        axes = moved(step) if isinstance(info, Leaf) or info is _ZERO else None
-        if axes is None or info is _ZERO:
-            return None if axes is None else _ZERO
-        return Leaf(info.leaf, tuple(None if i is None else info.axes[i] for i in axes))
+        axes = moved(step) if isinstance(info, Leaf) or info is ZERO else None
+        if axes is None or info is ZERO:
+            return None if axes is None else ZERO
+        return info._replace(axes=tuple(None if i is None else info.axes[i] for i in axes))
 
     def _elementwise(self, step: Step, infos: list[Any]) -> Any:
         """The channels of the result, None if scales do not change it, or what is wrong."""
@@ -171,11 +174,11 @@ class Walk:
             return f"{name} does not keep its axis of channels"
         if name in _LINEAR:
             return first
-        if name == "pad" and infos[1] is _ZERO:
+        if name == "pad" and infos[1] is ZERO:
             if step.eqn.params["padding_config"][first.axis] == (0, 0, 0):
                 return first
             return "pad adds channels"
-        if name == "sign" or (name in _SIGNS and _ZERO in infos):
+        if name == "sign" or (name in _SIGNS and ZERO in infos):
             return None
         if name == "mul" and sum(isinstance(x, Channels) for x in infos) == 1:
             return first
@@ -187,14 +190,16 @@ class Walk:
             rest = infos
         else:
             return f"{name} is not positively homogeneous, or reads more than this result"
-        if len(data) == 1 and all(x is _ZERO or x == first for x in rest):
+        if len(data) == 1 and all(x is ZERO or x == first for x in rest):
             return first
-        other = next(x for x in rest if x != first and x is not _ZERO)
+        other = next(x for x in rest if x != first and x is not ZERO)
         if name in ("add", "sub", "add_any") and len(data) == 1 and isinstance(other, Leaf):
             axis = other.axes[first.axis]
             if axis is None:
                 return f"{self.names[other.leaf]!r} has not one entry per channel and is added"
-            self.groups[first.group].biases.append(Member(other.leaf, axis, first.every))
+            self.groups[first.group].biases.append(
+                Member(other.leaf, axis, first.every, other.stack)
+            )
             return first
         return f"{name} joins it with another value"
 
@@ -213,12 +218,16 @@ class Walk:
             reason = self._read(found, weight, data)
             if reason:
                 self.groups[data.group].block(f"{reason} at {line}")
+            self.met.setdefault(weight.leaf, data.group)
+        else:
+            plain = f"what it meets at {line} is scaled by no parameter, and no product's result"
+            self.met.setdefault(weight.leaf, data.reason if isinstance(data, Blocked) else plain)
         axis = None if found.free is None else weight.axes[found.free]
         if axis is None:
             self.skipped[weight.leaf] = f"it has not one axis of output channels at {line}"
             return None
         size = step.out.shape[found.out]
-        self.groups.append(Group(size, Member(weight.leaf, axis)))
+        self.groups.append(Group(size, Member(weight.leaf, axis, stack=weight.stack)))
         return Channels(len(self.groups) - 1, found.out)
 
     def _read(self, found: Product, weight: Leaf, data: Channels) -> str | None:
@@ -228,7 +237,7 @@ class Walk:
         axis = None if at is None else weight.axes[at]
         if axis is None:
             return f"the product with {self.names[weight.leaf]!r} does not sum over its channels"
-        self.groups[data.group].readers.append(Member(weight.leaf, axis, data.every))
+        self.groups[data.group].readers.append(Member(weight.leaf, axis, data.every, weight.stack))
         return None
 
     def _enclosed(self, step: Step, infos: list[Any], line: str) -> None:

@@ -57,7 +57,7 @@ class Equalized(NamedTuple):
                     f"{path!r} of shape {jnp.shape(leaf)} was changed by equalization: say how "
                     "numbers beside it scale, such as power=-1 for gradients"
                 )
-            return _times(leaf, self.factors[path], power)
+            return scaled_by(leaf, self.factors[path], power)
 
         return change_leaves(self.original, change, x)
 
@@ -72,7 +72,7 @@ class Equalized(NamedTuple):
         """
 
         def change(path: str, leaf: Any) -> Any:
-            return leaf if path not in self.factors else _times(leaf, self.factors[path], -1)
+            return leaf if path not in self.factors else scaled_by(leaf, self.factors[path], -1)
 
         return change_leaves(self.original, change, x)
 
@@ -137,7 +137,7 @@ def equalize(
     if not groups:
         raise ValueError(f"equalize found no two products to equalize; skipped: {skipped}")
     factors = _factors(groups, leaves, exact)
-    new = [_times(x, factors[i], 1) if i in factors else x for i, x in enumerate(leaves)]
+    new = [scaled_by(x, factors[i], 1) if i in factors else x for i, x in enumerate(leaves)]
     tree = jax.tree.structure(params).unflatten(new)
     return Equalized(tree, params, {names[i]: f for i, f in factors.items()}, skipped)
 
@@ -160,7 +160,7 @@ def _factors(groups: list[Group], leaves: list[Any], exact: bool) -> dict[int, j
             log = jnp.round(log) if exact else log
             scale = jnp.ldexp(1.0, log.astype(int)) if exact else jnp.exp2(log)
             for members, s in (((group.writer, *group.biases), 1 / scale), (group.readers, scale)):
-                for leaf, axis, every in members:
+                for leaf, axis, every, _ in members:
                     times = leaves[leaf].shape[axis] // (group.size * every)
                     full = jnp.tile(jnp.repeat(s, every), times)
                     factors[leaf] = factors[leaf] * along(full, axis, leaves[leaf].ndim)
@@ -174,12 +174,13 @@ def _ranges(
     leaves: list[Any], factors: dict[int, jax.Array], member: Member, size: int
 ) -> jax.Array:
     """The largest magnitude in each channel."""
-    leaf, axis, every = member
+    leaf, axis, every, _ = member
     scaled = jnp.abs(leaves[leaf].astype(jnp.float32) * factors[leaf])
     largest = scaled.max([i for i in range(scaled.ndim) if i != axis])
     return largest.reshape(-1, size, every).max((0, 2))
 
 
-def _times(x: Any, factor: jax.Array, power: int) -> jax.Array:
+def scaled_by(x: Any, factor: jax.Array, power: int) -> jax.Array:
+    """A parameter times a power of factors, in its own dtype."""
     x = jnp.asarray(x)
     return (x * factor**power).astype(x.dtype)

@@ -1,5 +1,7 @@
 """Weights whose inputs have factors, in lifted functions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,13 @@ def experts(p, x):
     return jnp.einsum("erk,ekn->ern", x, p)
 
 
+def conv(p, x, groups=1):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, p, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=groups
+    )
+
+
 CASES = {
     "product": (lambda p, x: x @ p, (8, 6), (-2,), ROW),
     "transposed": (lambda p, x: x @ p.T, (6, 8), (-1,), ROW),
@@ -53,14 +62,10 @@ CASES = {
         (-3, -2),
         ROW,
     ),
-    "convolution": (
-        lambda p, x: jax.lax.conv_general_dilated(
-            x, p, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        ),
-        (3, 3, 4, 6),
-        (-2,),
-        normal(2, 5, 5, 4),
-    ),
+    "convolution": (conv, (3, 3, 4, 6), (-2,), normal(2, 5, 5, 4)),
+    "windowed": (conv, (3, 3, 4, 6), (-4, -2), normal(2, 5, 5, 4)),
+    "grouped": (functools.partial(conv, groups=2), (3, 3, 2, 6), (-2,), normal(2, 5, 5, 4)),
+    "depthwise": (functools.partial(conv, groups=4), (3, 3, 1, 8), (-1,), normal(2, 5, 5, 4)),
     "output": (lambda p, x: x @ p, (8, 6), (-1,), ROW),
 }
 
@@ -91,3 +96,22 @@ def test_factors_that_fit_nothing_are_refused():
     inner = jc.compress({"w": jnp.ones((4, 3))}, jc.quantize("int8"), layout="in,out")["w"]
     with pytest.raises(ValueError, match=r"array of shape \(4, 3\) has factors of shape \(2, 1\)"):
         _ = jc.ScaledArray(inner, jnp.ones((2, 1))).shape
+
+
+@pytest.mark.fast("2")
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_convolutions_scale_the_activation(groups):
+    """Factors of input channels, one per group of outputs; nothing is decoded."""
+    w = normal(3, 3, 4 // groups, 8)
+    small = jc.compress({"w": w}, jc.quantize("int8"), layout="in,out")["w"]
+    shape = (1, 1, 4 // groups, groups)
+    factors = jnp.asarray(RNG.uniform(0.5, 2.0, shape), jnp.float32)
+    w, x = jc.ScaledArray(small, factors), normal(2, 5, 5, 4)
+    fn = functools.partial(conv, groups=groups)
+    repeated = np.repeat(np.asarray(factors), 8 // groups, -1)
+    np.testing.assert_allclose(w.materialize(), small.materialize() * repeated, rtol=1e-6)
+    got = jc.lift(fn, on_fallback="error")(w, x)
+    np.testing.assert_allclose(got, fn(w.materialize(), x), atol=2e-5)
+    met = w.replace(array=jc.InputQuantizedArray(small, None, "int8"))
+    rounded = jc.lift(fn, on_fallback="error")(met, x)
+    np.testing.assert_allclose(rounded, got, atol=0.02 * float(jnp.abs(got).max()))

@@ -52,3 +52,45 @@ def test_weights_without_a_bias_are_named():
     assert "one entry per channel" in rw.skipped["w"] and list(rw.shifts) == ["b"]
     with pytest.raises(ValueError, match="no bias to correct"):
         jc.correct_biases(lambda p, x: x @ p["w"], params, small, x, stats=stats)
+
+
+class Layer(nn.Module):
+    """Two dense layers with a residual connection."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        return x + nn.Dense(4)(nn.gelu(nn.Dense(6)(x))), None
+
+
+class Stack(nn.Module):
+    """Layers with parameters of their own, in a scan."""
+
+    @nn.compact
+    def __call__(self, x):
+        axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "length": 3}
+        return nn.scan(nn.remat(Layer), **axes)()(x, None)[0]
+
+
+@pytest.mark.slow
+def test_each_layer_of_a_scanned_stack_has_a_correction_of_its_own():
+    """By definition: what each layer's weights take from the means of what they met."""
+    x = 1 + jax.random.normal(jax.random.key(0), (64, 4))
+    params = Stack().init(jax.random.key(1), x)
+    sizes = jnp.array([1.0, 10.0, 0.1])[:, None, None]
+    name = "ScanCheckpointLayer_0"
+    for dense in params["params"][name].values():
+        dense["kernel"] = dense["kernel"] * sizes
+    fn = Stack().apply
+    c = jc.quantize("int2", where="**/kernel")
+    small = jc.compress(params, c, uses=jc.uses(fn, params, x))
+    stats = jc.calibrate(fn, params, [x])
+    rw = jc.correct_biases(fn, params, small, x, stats=stats)
+    assert not rw.skipped and len(rw.shifts) == 2
+    for dense in ("Dense_0", "Dense_1"):
+        path = f"params/{name}/{dense}"
+        wrong = small["params"][name][dense]["kernel"].materialize()
+        wrong = np.asarray(wrong - params["params"][name][dense]["kernel"])
+        mean = np.asarray(stats[f"{path}/kernel"][0].mean)
+        for layer in range(3):
+            want = -mean[layer] @ wrong[layer]
+            np.testing.assert_allclose(rw.shifts[f"{path}/bias"][layer], want, atol=1e-5)

@@ -491,7 +491,7 @@ from jaxopt_compress.post_training import decided
 
 def dying(place, name, leaf, keep=decided._keep):
     keep(place, name, leaf)
-    if len(list(place.parent.glob("0*"))) == int(sys.argv[2]):
+    if len(list(place.parent.glob("0*"))) == int(sys.argv[3]):
         import os, signal
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -501,23 +501,27 @@ def fn(w, x):
     for each in w:
         x = jnp.tanh(x @ each)
     return x
-act = jc.activations("int4", "calibrated")
+methods = {
+    "quantize": lambda: jc.quantize("int3", activations=jc.activations("int4", "calibrated")),
+    "gptq": lambda: jc.gptq("int3", group_size=4, symmetric=False),
+    "auto_round": lambda: jc.auto_round("int3", steps=20),
+}
 small = jc.compress_in_order(
-    fn, w, jc.quantize("int3", activations=act), [x + 1 for x in w[:2]], resume=sys.argv[1],
-    progress=False,
+    fn, w, methods[sys.argv[1]](), [x + 1 for x in w[:2]], resume=sys.argv[2], progress=False
 )
-jc.save(sys.argv[3], small)
+jc.save(sys.argv[4], small)
 """
 
 
 @pytest.mark.slow
-def test_killed_processes_resume_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize("method", ["quantize", "gptq", "auto_round"])
+def test_killed_processes_resume_to_the_same_bits(method, tmp_path):
     def run(folder, at, out):
-        given = [sys.executable, "-c", KILLED, tmp_path / folder, str(at), tmp_path / out]
+        given = [sys.executable, "-c", KILLED, method, tmp_path / folder, str(at), tmp_path / out]
         return subprocess.run(given, env={**os.environ, "JAX_PLATFORMS": "cpu"}).returncode
 
     assert run("whole", 99, "want") == 0
-    for at in (1, 2, 3):
+    for at in (1, 3):
         assert run("run", at, "got") == -signal.SIGKILL
     assert run("run", 99, "got") == 0
     assert_same_bits(jc.load(tmp_path / "got"), jc.load(tmp_path / "want"))

@@ -189,7 +189,7 @@ def measured_at(
 
 def _way(meeting: Meeting, lead: tuple[int, ...]) -> Way:
     parts = tuple((a.start, a.size or -1, bool(a.names)) for a in meeting.sliced)
-    way = Way(meeting.roles.contracting, lead, parts)
+    way = Way(meeting.roles.contracting, lead, parts, window=meeting.window)
     axes = sorted(meeting.taken)
     places = {_before(meeting, [axis]) for axis, _ in axes}
     if len(places) != 1:

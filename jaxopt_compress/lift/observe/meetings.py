@@ -44,6 +44,7 @@ class Meeting(NamedTuple):
         shape: Its shape.
         op: The primitive.
         roles: What its axes do.
+        window: Its own contracted axes that the window of a convolution spans.
         sliced: What the axes that scans have stripped hold of it.
         taken: ``(axis, index)`` of its own axes of which this is one known entry.
         looked_up: Its own axes of which data choose entries.
@@ -67,6 +68,7 @@ class Meeting(NamedTuple):
     shape: tuple[int, ...]
     op: str
     roles: Roles
+    window: tuple[int, ...]
     sliced: Axes
     taken: tuple[tuple[int, int], ...]
     looked_up: tuple[int, ...]
@@ -85,7 +87,7 @@ class _Operation(NamedTuple):
     """An operation, as its rule sees it; axes are those of the probe ``w``.
 
     ``order`` brings the activation into the form of `Meeting.vectors`; ``outputs`` says which axis
-    of the result an axis of ``w`` becomes.
+    of the result an axis of ``w`` becomes; ``window`` are axes that a window spans.
     """
 
     op: str
@@ -97,6 +99,7 @@ class _Operation(NamedTuple):
     activation: Value
     order: Callable[[], Any] | None
     outputs: dict[int, int]
+    window: tuple[int, ...] = ()
 
 
 def _announce(call: Call, operation: _Operation, result: Any) -> None:
@@ -113,6 +116,7 @@ def _announce(call: Call, operation: _Operation, result: Any) -> None:
             shape=member.shape,
             op=operation.op,
             roles=_roles(operation, member),
+            window=_named(operation.w.axes_of(member), operation.window),
             sliced=w.stripped(member),
             taken=member.taken,
             looked_up=member.looked_up,
@@ -134,12 +138,17 @@ def _roles(operation: _Operation, member: Member) -> Roles:
     taken = (*operation.contracting, *operation.batch, *operation.gathered)
     free = [d for d in range(len(axes)) if d not in taken]
     by_role = (operation.contracting, free, operation.batch, operation.gathered)
-    named = [tuple(sorted({n for d in role for n in axes[d].names})) for role in by_role]
+    named = [_named(axes, role) for role in by_role]
     named[0] = tuple(sorted({*named[0], *member.summed}))
     known = {n for role in named for n in role}
     stack = tuple(d for d in range(-len(member.shape), 0) if d not in known)
     contracting, output, batch, gathered = named
     return Roles(contracting, output, batch, gathered, stack)
+
+
+def _named(axes: Axes, role: Sequence[int]) -> tuple[int, ...]:
+    """The parameter's own axes that axes of an operand hold."""
+    return tuple(sorted({n for d in role for n in axes[d].names}))
 
 
 def _part(operation: _Operation, member: Member, result: jax.Array) -> jax.Array:
@@ -288,7 +297,8 @@ def _conv(call: Call, at: int) -> Value:
         rows = math.prod(n for d, n in enumerate(result.shape) if d != spec.out_spec[1])
         order = lambda: patches_of(call, x, w.shape)
         outputs = {spec.rhs_spec[0]: spec.out_spec[1]}
-        met = _Operation("conv_general_dilated", w, summed, (), (), rows, x, order, outputs)
+        window = tuple(spec.rhs_spec[2:])
+        met = _Operation("conv_general_dilated", w, summed, (), (), rows, x, order, outputs, window)
         _announce(call, met, result)
     return result
 

@@ -19,7 +19,7 @@ Result = Callable[[dict[str, Any], jax.Array], Any]
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["rows", "values", "held_out"],
-    meta_fields=["contracting", "results", "of_gradients"],
+    meta_fields=["contracting", "results", "of_gradients", "window"],
 )
 @dataclasses.dataclass(frozen=True)
 class Statistics:
@@ -37,6 +37,7 @@ class Statistics:
         results: ``(name, result)`` for each measure: what makes its finished value; static.
         held_out: Statistics of the same parameter on other data, or None.
         of_gradients: The names of the measures of gradients, not of activations; static.
+        window: The contracted axes that the window of a convolution spans; static.
     """
 
     rows: Value
@@ -45,6 +46,7 @@ class Statistics:
     results: tuple[tuple[str, Result | None], ...] = ()
     held_out: "Statistics | None" = None
     of_gradients: tuple[str, ...] = ()
+    window: tuple[int, ...] = ()
 
     def has(self, name: str) -> bool:
         """Whether the measure ``name`` was taken."""

@@ -23,6 +23,7 @@ class Way(NamedTuple):
             all of it; not ``whole`` are those made by stacking parameters.
         at: Where `taken` goes among the leading axes.
         taken: ``(index, length)`` of the parameter's axes of which this is one entry.
+        window: The contracted axes that the window of a convolution spans.
     """
 
     contracting: tuple[int, ...]
@@ -30,6 +31,7 @@ class Way(NamedTuple):
     parts: tuple[tuple[int, int, bool], ...] = ()
     at: int = 0
     taken: tuple[tuple[int, int], ...] = ()
+    window: tuple[int, ...] = ()
 
 
 # The kind of what is measured of gradients.
@@ -42,11 +44,13 @@ def by_path(sums: dict[Key, Reducible], measures: Sequence[Measure]) -> dict[str
     names = tuple(m.name for m in measures if m.of_gradient is not None)
     of_gradients = {k.path: _values(v) for k, v in sums.items() if k.kind == GRADIENT}
     named: dict[str, list[Statistics]] = {}
-    for (path, contracting), ways in _ways(sums).items():
+    for (path, contracting, window), ways in _ways(sums).items():
         for value in ways:
             rows = value.sums["counts"]["rows"]
             values = {**_values(value), **of_gradients.get(path, {})}
-            entry = Statistics(rows, values, contracting, results, of_gradients=names)
+            entry = Statistics(
+                rows, values, contracting, results, of_gradients=names, window=window
+            )
             named.setdefault(path, []).append(entry)
     for path, values in of_gradients.items():
         nothing = [Statistics(jnp.zeros((), jnp.int32), values, (), results, of_gradients=names)]
@@ -54,8 +58,8 @@ def by_path(sums: dict[Key, Reducible], measures: Sequence[Measure]) -> dict[str
     return named
 
 
-def _ways(sums: dict[Key, Reducible]) -> dict[tuple[str, tuple[int, ...]], list[Reducible]]:
-    """By path and contracting axes, what was seen; more than one where stacks differ."""
+def _ways(sums: dict[Key, Reducible]) -> dict[tuple[Any, ...], list[Reducible]]:
+    """By path, contracting axes and window, what was seen; more than one where stacks differ."""
     entries: dict[Any, dict[Any, Reducible]] = {}
     for key, value in sums.items():
         if key.kind == GRADIENT:
@@ -63,14 +67,17 @@ def _ways(sums: dict[Key, Reducible]) -> dict[tuple[str, tuple[int, ...]], list[
         way = key.kind
         for d, part in reversed(list(enumerate(way.parts))):
             value = _own_part(value, d, *part)
-        group = (key.path, way.contracting, way.at, tuple(n for _, n in way.taken))
+        group = (key.path, way.contracting, way.window, way.at, tuple(n for _, n in way.taken))
         index = tuple(i for i, _ in way.taken)
         same = entries.setdefault((*group, value.sums["counts"]["rows"].shape), {})
         same[index] = same[index].merge(value) if index in same else value
     found: dict[Any, dict[Any, Reducible]] = {}
-    for (path, contracting, at, sizes, _), by_index in entries.items():
+    for (path, contracting, window, at, sizes, _), by_index in entries.items():
         value = _stacked(by_index, at, sizes)
-        same, shape = found.setdefault((path, contracting), {}), value.sums["counts"]["rows"].shape
+        same, shape = (
+            found.setdefault((path, contracting, window), {}),
+            value.sums["counts"]["rows"].shape,
+        )
         same[shape] = same[shape].merge(value) if shape in same else value
     return {name: list(by_shape.values()) for name, by_shape in found.items()}
 

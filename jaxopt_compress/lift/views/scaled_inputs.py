@@ -23,7 +23,10 @@ def _transposed(w: ScaledArray, order: Sequence[int]) -> ScaledArray:
 
 @base.cut.register
 def _cut(w: ScaledArray, cuts: Mapping[int, Cut]) -> ScaledArray:
-    factors = base.cut(w.factors, {d: c for d, c in cuts.items() if w.factors.shape[d] > 1})
+    own = {d: c for d, c in cuts.items() if w.factors.shape[d] > 1}
+    if any(w.factors.shape[d] != w.shape[d] for d in own):
+        raise NoView
+    factors = base.cut(w.factors, own)
     return w.replace(array=base.cut(w.array, cuts), factors=factors)
 
 
@@ -47,6 +50,8 @@ def _scaled(w: ScaledArray, factor: Value) -> ScaledArray:
 def _rescaled(w: ScaledArray, factors: jax.Array) -> ScaledArray:
     if any(n > 1 and m == 1 for n, m in zip(factors.shape, w.factors.shape, strict=True)):
         return w.replace(array=base.rescaled(w.array, factors))
+    if any(n > 1 and n != m for n, m in zip(factors.shape, w.factors.shape, strict=True)):
+        raise NoView
     return w.replace(factors=w.factors * factors.astype(jnp.float32))
 
 

@@ -1,4 +1,4 @@
-"""The inverse of a second moment, as a triangular factor."""
+"""Triangular factors of second moments."""
 
 import jax
 import jax.numpy as jnp
@@ -31,37 +31,41 @@ def conditioned(moment: jax.Array) -> jax.Array:
     return jnp.where(jnp.eye(h.shape[0], dtype=bool) & ~alive, 1, h)
 
 
-def inverse_factor(moment: jax.Array, damping: float = 0.01) -> jax.Array:
-    r"""The upper triangular factor of the inverse of a damped second moment.
+def upper_factor(
+    moment: jax.Array, damping: float = 0.01, order: jax.Array | None = None
+) -> jax.Array:
+    r"""The upper triangular factor of a damped second moment.
 
-    .. math:: U^T U = (H + \lambda I)^{-1}, \qquad \lambda = \mathrm{damping} \cdot
+    .. math:: V V^T = H + \lambda I, \qquad \lambda = \mathrm{damping} \cdot
         \mathrm{mean}(\mathrm{diag}\, H)
 
-    It comes from the Cholesky factor of :math:`H` in reversed order, without the inverse itself.
-    Where the factorization fails in float32, the damping grows tenfold until it succeeds.
+    Its inverse is the factor of :math:`H^{-1}` that the papers of GPTQ and SparseGPT take, and is
+    not needed. Where the factorization fails in float32, the damping grows tenfold until it
+    succeeds.
 
     Args:
         moment: ``[k, k]``, symmetric and positive semidefinite.
         damping: Above 0.
+        order: ``[k]``: in which order rows and columns are taken; None for their own.
 
     Returns:
-        Float32 ``[k, k]``, finite.
+        Float32 ``[k, k]``, finite, of the moment scaled to a mean diagonal of 1.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> inverse_factor(jnp.array([[4.0, 0.0], [0.0, 4.0]]), 1e-6).round(3)
-        Array([[1., 0.],
-               [0., 1.]], dtype=float32)
+        >>> upper_factor(jnp.array([[4.0, 2.0], [2.0, 4.0]]), 1e-6).round(2)
+        Array([[0.87, 0.5 ],
+               [0.  , 1.  ]], dtype=float32)
 
     References:
         Frantar et al., 2023, GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
         Transformers.
     """
-    lower = damped_cholesky(conditioned(moment)[::-1, ::-1], damping)
-    # Both orders reversed, a lower factor of the reversed moment is an upper one of the moment.
-    upper = lower[::-1, ::-1]
-    eye = jnp.eye(upper.shape[0], dtype=upper.dtype)
-    return lax.linalg.triangular_solve(upper, eye, left_side=True, lower=False)
+    h = conditioned(moment)
+    # A lower factor of the moment in reversed order is an upper one of the moment.
+    back = jnp.arange(h.shape[0])[::-1] if order is None else order[::-1]
+    lower = damped_cholesky(h[back][:, back], damping)
+    return lower[::-1, ::-1]
 
 
 def damped_cholesky(h: jax.Array, damping: float) -> jax.Array:
@@ -78,13 +82,19 @@ def damped_cholesky(h: jax.Array, damping: float) -> jax.Array:
 
     def attempt(state: tuple[jax.Array, jax.Array, jax.Array]):
         damp, _, tries = state
-        return damp * 10, lax.linalg.cholesky(h + damp * eye), tries + 1
+        lower = lax.linalg.cholesky(h + damp * eye, symmetrize_input=False)
+        return damp * 10, lower, tries + 1
 
     def failed(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         _, lower, tries = state
-        return ~jnp.all(jnp.isfinite(lower)) & (tries < _TRIES)
+        return ~_is_whole(lower) & (tries < _TRIES)
 
     # One failure to begin with, so that the factorization is compiled once.
     start = (jnp.asarray(damping, h.dtype), jnp.full_like(h, jnp.nan), jnp.int32(0))
     _, lower, _ = lax.while_loop(failed, attempt, start)
-    return jnp.where(jnp.all(jnp.isfinite(lower)), lower, eye)
+    return jnp.where(_is_whole(lower), lower, eye)
+
+
+def _is_whole(lower: jax.Array) -> jax.Array:
+    """Whether a factorization succeeded: where it fails, its diagonal shows it."""
+    return jnp.all(jnp.isfinite(jnp.diagonal(lower)))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.numerics.formats import Format
-from jaxopt_compress.numerics.solvers.factor import inverse_factor
+from jaxopt_compress.numerics.solvers.factor import upper_factor
 from jaxopt_compress.numerics.solvers.grids import Grid, per_entry
 from jaxopt_compress.numerics.solvers.rows import settle_rows
 
@@ -45,7 +45,7 @@ def gptq(
         if act_order:
             order = jnp.argsort(-jnp.diagonal(moment), stable=True)
         back = jnp.argsort(order)
-        factor = inverse_factor(moment[order][:, order], damping)
+        factor = upper_factor(moment, damping, order)
         held = jax.tree.map(lambda x: x[order], grid)
         settle = lambda row, own: own.nearest(row, fmt)
         values, _ = settle_rows(w[order], factor, held, settle)

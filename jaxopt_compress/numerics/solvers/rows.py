@@ -1,6 +1,7 @@
 """Matrices settled row after row, each row's error passed on to the rows behind it."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,9 @@ from jax import lax
 Held = Any
 Settle = Callable[[jax.Array, Held], jax.Array]
 Choose = Callable[[jax.Array, jax.Array, Held], Held]
+
+# Unrolled parts: between them, products with rows that are not settled yet are left out.
+_PARTS = 4
 
 _dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
@@ -28,17 +32,18 @@ def settle_rows(
 ) -> tuple[jax.Array, Held]:
     r"""Replaces each row by one that ``settle`` allows, and corrects the rows behind it.
 
-    Row :math:`i` becomes :math:`q_i`, and its error moves the later ones,
+    Row :math:`j` becomes :math:`q_j`, what ``settle`` makes of
 
-    .. math:: w_j \leftarrow w_j - \frac{U_{ij}}{U_{ii}} (w_i - q_i), \qquad j > i
+    .. math:: w_j + \frac{1}{V_{jj}} \sum_{i < j} V_{ij} (w_i - q_i)
 
-    which is the best that they can do about it in :math:`\mathrm{tr}(D^T H D)` if they stay free.
+    which is the best that it can do about the errors of the rows before it in
+    :math:`\mathrm{tr}(D^T H D)` if those behind it stay free, with :math:`H = V V^T`.
     Rows are corrected when their block, and in it their step, is due: two products instead of one
     update of all later rows per row.
 
     Args:
         w: Float32 ``[k, n]``.
-        factor: ``[k, k]``, what `inverse_factor` made.
+        factor: ``[k, k]``, what `upper_factor` made.
         held: A pytree of arrays ``[k, ...]`` that belong to rows.
         settle: ``settle(row [n], held row) -> row [n]``.
         of_block: ``of_block(rows, diagonal, held) -> held``: decides for all rows of a block once
@@ -56,49 +61,69 @@ def settle_rows(
     k = w.shape[0]
     block = min(block // step * step, -(-k // step) * step) if block > step else step
     w, held = (jax.tree.map(functools.partial(_filled, -k % block), x) for x in (w, held))
-    factor = jnp.pad(factor, [(0, -k % block)] * 2)
-    # Rows that fill up the last block are kept apart from the others by zeros in the factor.
-    factor = factor + jnp.diag((jnp.arange(w.shape[0]) >= k).astype(factor.dtype))
+    diagonal = jnp.pad(jnp.diagonal(factor), (0, -k % block), constant_values=1)
+    factor = jnp.pad(factor, [(0, -k % block)] * 2) / diagonal
 
-    def settle_step(i, carry, rows, corner):
-        errors, settled, own = carry
+    def settle_step(i, carry, first, sums, corner, scales):
+        wrong, settled, own = carry
         at = i * step
-        due = _rows(rows, at, step) - _dot(_columns(corner, at, step).T, errors)
+        before = _rows(first, at, step)
+        due = _rows(sums, at, step) + _dot(_columns(corner, at, step).T, wrong)
         mine = jax.tree.map(lambda x: _rows(x, at, step), own)
         small = _columns(_rows(corner, at, step), at, step)
         if of_step is not None:
-            mine = of_step(due, jnp.diagonal(small), mine)
+            mine = of_step(before + _free(small, due), _rows(scales, at, step), mine)
             own = jax.tree.map(lambda x, new: _with_rows(x, new, at), own, mine)
 
         def settle_row(j, carry):
-            wrong, made = carry
-            row = due[j] - _dot(small[:, j], wrong)
+            apart, made = carry
+            row = before[j] + (due[j] + _dot(small[:, j], apart))
             value = settle(row, jax.tree.map(lambda x: x[j], mine))
-            return wrong.at[j].set((row - value) / small[j, j]), made.at[j].set(value)
+            return apart.at[j].set(before[j] - value), made.at[j].set(value)
 
         blank = jnp.zeros_like(due)
-        wrong, made = lax.fori_loop(0, step, settle_row, (blank, blank))
-        new = _with_rows(errors, wrong, at), _with_rows(settled, made, at)
-        return (*new, own)
+        apart, made = lax.fori_loop(0, step, settle_row, (blank, blank))
+        return _with_rows(wrong, apart, at), _with_rows(settled, made, at), own
 
-    def settle_block(b, carry):
-        errors, settled, held = carry
+    def settle_block(b, carry, first, sums, corner, scales):
+        wrong, settled, held = carry
         at = b * block
-        columns = _columns(factor, at, block)
-        rows = _rows(w, at, block) - _dot(columns.T, errors)
-        corner = _rows(columns, at, block)
+        columns, rows = _columns(corner, at, block), _rows(first, at, block)
+        due = _rows(sums, at, block) + _dot(columns.T, wrong)
+        own_corner, own_scales = _rows(columns, at, block), _rows(scales, at, block)
         own = jax.tree.map(lambda x: _rows(x, at, block), held)
         if of_block is not None:
-            own = of_block(rows, jnp.diagonal(corner), own)
+            own = of_block(rows + _free(own_corner, due), own_scales, own)
         blank = jnp.zeros_like(rows)
-        run = functools.partial(settle_step, rows=rows, corner=corner)
-        wrong, made, own = lax.fori_loop(0, block // step, run, (blank, blank, own))
+        given = {"first": rows, "sums": due, "corner": own_corner, "scales": own_scales}
+        run = functools.partial(settle_step, **given)
+        apart, made, own = lax.fori_loop(0, block // step, run, (blank, blank, own))
         held = jax.tree.map(lambda x, new: _with_rows(x, new, at), held, own)
-        return _with_rows(errors, wrong, at), _with_rows(settled, made, at), held
+        return _with_rows(wrong, apart, at), _with_rows(settled, made, at), held
 
-    blank = jnp.zeros_like(w)
-    done = lax.fori_loop(0, w.shape[0] // block, settle_block, (blank, blank, held))
-    return done[1][:k], jax.tree.map(lambda x: x[:k], done[2])
+    count = w.shape[0] // block
+    parts = min(count, _PARTS)
+    cuts = [count * i // parts * block for i in range(parts + 1)]
+    done: list[Any] = []
+    for low, high in itertools.pairwise(cuts):
+        part = lambda x, low=low, high=high: _rows(x, low, high - low)
+        first, columns = part(w), _columns(factor, low, high - low)
+        blank = sums = jnp.zeros_like(first)
+        for start, found in zip(cuts, done, strict=False):
+            sums = sums + _dot(_rows(columns, start, len(found[0])).T, found[0])
+        given = {"first": first, "sums": sums, "corner": part(columns), "scales": part(diagonal)}
+        run = functools.partial(settle_block, **given)
+        own = jax.tree.map(part, held)
+        done.append(lax.fori_loop(0, (high - low) // block, run, (blank, blank, own)))
+    settled, held = jax.tree.map(lambda *x: jnp.concatenate(x)[:k], *[x[1:] for x in done])
+    return settled, held
+
+
+def _free(corner: jax.Array, sums: jax.Array) -> jax.Array:
+    """The corrections of rows that are all free yet, from the sums over those before them."""
+    return lax.linalg.triangular_solve(
+        corner, sums, left_side=True, transpose_a=True, unit_diagonal=True
+    )
 
 
 def _filled(count: int, x: jax.Array) -> jax.Array:

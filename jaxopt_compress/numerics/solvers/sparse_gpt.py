@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.numerics.patterns import n_m_mask
-from jaxopt_compress.numerics.solvers.factor import inverse_factor
+from jaxopt_compress.numerics.solvers.factor import upper_factor
 from jaxopt_compress.numerics.solvers.grids import per_entry
 from jaxopt_compress.numerics.solvers.rows import settle_rows
 from jaxopt_compress.numerics.thresholds import largest_mask
@@ -27,7 +27,7 @@ def sparse_gpt(
 ) -> tuple[jax.Array, jax.Array]:
     r"""Sparse matrices with a small error of products, ``tr(D^T H D)``.
 
-    An entry costs :math:`w_{ij}^2 / U_{ii}^2`, with :math:`U` of `inverse_factor`; the cheapest
+    An entry costs :math:`w_{ij}^2 V_{ii}^2`, with :math:`V` of `upper_factor`; the cheapest
     become 0. They are chosen block by block of rows, in each as many as its share; or, for a
     pattern, in each ``m`` consecutive rows of a column.
 
@@ -37,7 +37,7 @@ def sparse_gpt(
         keep: Booleans of the shape of ``w``, false where an entry has to be 0; or None.
         sparsity: The share of zeros.
         pattern: ``(n, m)``: of each ``m`` rows ``n`` entries stay in each column; or None.
-        damping: As in `inverse_factor`.
+        damping: As in `upper_factor`.
         block: Rows among which zeros are chosen together.
 
     Returns:
@@ -52,7 +52,7 @@ def sparse_gpt(
 
     def choose(rows: jax.Array, diagonal: jax.Array, held: tuple[jax.Array, jax.Array]):
         keep, count = held
-        score = jnp.where(keep, jnp.square(rows / diagonal[:, None]), 0)
+        score = jnp.where(keep, jnp.square(rows * diagonal[:, None]), 0)
         if pattern is not None:
             return n_m_mask(score, *pattern, 0) & keep, count
         return largest_mask(score, jnp.sum(count)) & keep, count
@@ -61,7 +61,7 @@ def sparse_gpt(
         return jnp.where(held[0], row, 0)
 
     def one(w: jax.Array, moment: jax.Array, keep: jax.Array):
-        factor, held = inverse_factor(moment, damping), (keep, quota)
+        factor, held = upper_factor(moment, damping), (keep, quota)
         if pattern is None:
             made = settle_rows(w, factor, held, settle, of_block=choose, block=block)
         else:
