@@ -33,6 +33,7 @@ CLASSES, PART = 1000, 20
 STATIC = jc.activations("int8", "calibrated")
 WEIGHTS_ONLY = {
     "int8": jc.quantize("int8", where=WEIGHTS),
+    "int8, asymmetric": jc.quantize("int8", where=WEIGHTS, symmetric=False),
     "int8, one scale per weight": jc.quantize("int8", where=WEIGHTS, per="tensor"),
     "int4": jc.quantize("int4", where=WEIGHTS),
     "int4, squared error": jc.quantize("int4", where=WEIGHTS, bounds=jc.bounds.mse()),
@@ -44,13 +45,23 @@ BOTH = {
 }
 TIMED = ("int8", "int4", *BOTH)
 CHANGES = ("bfloat16", "noise as large as int8's", "pictures with noise")
-VARIANTS = (*CHANGES, "int8, norms not folded", *WEIGHTS_ONLY, "int4, biases corrected", *BOTH)
+CORRECTED = ", biases corrected"
+VARIANTS = (
+    *CHANGES,
+    "int8, norms not folded",
+    *WEIGHTS_ONLY,
+    f"int8{CORRECTED}",
+    f"int4{CORRECTED}",
+    *BOTH,
+)
 
 
-def crops(size=224, step=40):
-    """Crops of both photographs, bytes (n, size, size, 3)."""
+def crops(size=224, rows=4, columns=10):
+    """Crops of both photographs, bytes (2 * rows * columns, size, size, 3)."""
     photos = load_sample_images().images
-    corners = [(i, j) for i in range(0, 203, step) for j in range(0, 416, step)]
+    height, width, _ = photos[0].shape
+    tops, lefts = np.linspace(0, height - size, rows), np.linspace(0, width - size, columns)
+    corners = [(int(i), int(j)) for i in tops for j in lefts]
     return np.stack([p[i : i + size, j : j + size] for p in photos for i, j in corners])
 
 
@@ -141,8 +152,8 @@ class Variants:
         if name == "int8, norms not folded":
             uses = jc.uses(apply, self.params, self.seen[0])
             return apply, jc.compress(self.params, WEIGHTS_ONLY["int8"], uses=uses), same
-        if name == "int4, biases corrected":
-            small = self.small(WEIGHTS_ONLY["int4"])
+        if name.endswith(CORRECTED):
+            small = self.small(WEIGHTS_ONLY[name.removesuffix(CORRECTED)])
             rw = jc.correct_biases(self.fn, new, small, self.seen[0], stats=self.stats)
             return rw.function(self.fn), rw.params, same
         return self.fn, self.small((WEIGHTS_ONLY | BOTH)[name]), same
