@@ -31,8 +31,18 @@ from jaxopt_compress.tree import map_named, named_leaves
 # Logits beyond these are those of the linear layer.
 CLASSES, PART = 1000, 20
 STATIC = jc.activations("int8", "calibrated")
+
+
+def _on_grid(x, axes, fmt, symmetric, view):
+    high = jnp.max(jnp.abs(x), axes, keepdims=True) * (fmt.grid.high + 0.5) / fmt.grid.high
+    return -high, high
+
+
+# By default the largest magnitude lies half a step above the top code; here it is the top code.
+ON_GRID = jc.bounds.Bounds(_on_grid, clips=False)
 WEIGHTS_ONLY = {
     "int8": jc.quantize("int8", where=WEIGHTS),
+    "int8, largest on the grid": jc.quantize("int8", where=WEIGHTS, bounds=ON_GRID),
     "int8, asymmetric": jc.quantize("int8", where=WEIGHTS, symmetric=False),
     "int8, one scale per weight": jc.quantize("int8", where=WEIGHTS, per="tensor"),
     "int4": jc.quantize("int4", where=WEIGHTS),

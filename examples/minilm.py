@@ -12,6 +12,7 @@ several runs fill it:
 
 import argparse
 import functools
+import itertools
 import time
 from typing import Any, NamedTuple
 
@@ -54,8 +55,6 @@ FORMATS = {
     "w4a8-g64": {"format": "int4", "group_size": 64, "activations": "int8"},
     "w4a8": {"format": "int4", "activations": "int8"},
 }
-# What the methods are for.
-ONLY = {"smooth_quant": ("w8a8",), "auto_round": ("int", "w")}
 
 
 class Model(NamedTuple):
@@ -86,14 +85,17 @@ def calibration(tokenize, count):
     return [(np.concatenate(batches[i][0]),) for i in sorted(chosen)]
 
 
-def cells(formats, methods):
-    """Pairs of a format and a method that go together."""
-    return [
-        (f, m)
-        for f in formats
-        for m in methods
-        if m not in ONLY or any(f.startswith(start) for start in ONLY[m])
-    ]
+def fits(format, method):
+    """Whether a method takes a format."""
+    given = FORMATS[format]
+    both = "activations" in given
+    refused = {
+        "smooth_quant": not both,
+        "awq": both,
+        "hqq": format == "mxfp4",
+        "auto_round": not given["format"].startswith("int"),
+    }
+    return not refused.get(method, False)
 
 
 def main(argv=None):
@@ -131,7 +133,9 @@ def main(argv=None):
         return row | {"bytes": jc.nbytes(small), "seconds": seconds}
 
     say("float32", results.row("float32", lambda: score(params)))
-    for format, method in cells(args.formats, args.methods):
+    for format, method in itertools.product(args.formats, args.methods):
+        if not fits(format, method):
+            continue
         name = f"{format}, {method}"
         say(name, results.row(name, lambda f=format, m=method: measure(f, m)))
     table(results.rows)

@@ -31,10 +31,10 @@ FORMATS = {
     "w4a8": "int4",
 }
 IN_ORDER = "-in-order"
-METHODS = ("nearest", "squares", "hqq", "awq", "auto_round", "gptq", "smooth_quant", "corrected")
 WITHOUT_DATA = ("nearest", "squares", "hqq")
+WITH_DATA = ("awq", "auto_round", "gptq", "corrected", "smooth_quant")
+METHODS = (*WITHOUT_DATA, *WITH_DATA, *(name + IN_ORDER for name in WITH_DATA))
 MEASURES = (jc.measures.moments(), jc.measures.means(), jc.measures.ranges())
-METHODS += tuple(f"{name}{IN_ORDER}" for name in ("gptq", "auto_round", "corrected"))
 
 
 def method(name, format, group, rank=32):
@@ -52,14 +52,19 @@ def method(name, format, group, rank=32):
 
 
 def rotated(fn, params, ids, way):
-    """All that kernels read, rotated at run time; or the residual stream, in the weights."""
-    where = KERNELS
+    """All that kernels read, rotated at run time; or the residual stream, in the weights.
+
+    Returns:
+        The function, its parameters, and what makes them parameters of ``fn`` again.
+    """
+    where, back = KERNELS, jc.materialize
     if way == "stream":
         stream = jc.rotate(fn, params, ids)
         fn, params = stream.function(fn), stream.params
         where = ["**/down/kernel", "**/output/kernel"]
+        back = lambda small: stream.undo(jc.materialize(small))
     inputs = jc.rotate_inputs(fn, params, ids, where=where)
-    return inputs.function(fn), inputs.params
+    return inputs.function(fn), inputs.params, lambda small: back(inputs.undo(small))
 
 
 def texts(tokenize, categories, tokens):
@@ -96,11 +101,11 @@ def main(argv=None):
     test = texts(tokenize, ["fiction"], args.tokens)
     seen = [(i,) for i, _ in texts(tokenize, CALIBRATED, args.calibrate // len(CALIBRATED))]
     score = lambda fn, p: jc.evaluate(fn, p, test, ["perplexity"])["perplexity"]
-    float32 = {"perplexity": score(smollm2.apply, params), "bytes": jc.nbytes(params)}
-    say("float32", results.row("float32", lambda: float32), results.rows)
-    fn = smollm2.apply
+    whole = lambda p=params: {"perplexity": score(smollm2.apply, p), "bytes": jc.nbytes(p)}
+    say("float32", results.row("float32", whole), results.rows)
+    fn, original = smollm2.apply, jc.materialize
     if args.rotate:
-        fn, params = rotated(fn, params, *seen[0], args.rotate)
+        fn, params, original = rotated(fn, params, *seen[0], args.rotate)
     uses = jc.uses(fn, params, *seen[0])
 
     @functools.cache
@@ -120,9 +125,9 @@ def main(argv=None):
             small = jc.compress(params, c, uses=uses, stats=known)
         jax.block_until_ready(jax.tree.leaves(small))
         seconds = time.perf_counter() - start
-        # Weights alone say the same when they are dense, in less time.
-        own = small if "a8" in format else jc.materialize(small)
-        return {"perplexity": score(fn, own), "bytes": jc.nbytes(small), "seconds": seconds}
+        # Weights alone say the same when they are dense, and one program serves them all.
+        own = (fn, small) if "a8" in format else (smollm2.apply, original(small))
+        return {"perplexity": score(*own), "bytes": jc.nbytes(small), "seconds": seconds}
 
     for format in args.formats:
         for name in args.methods:
