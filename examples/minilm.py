@@ -6,11 +6,12 @@ correlation of cosine similarities with those that people gave to the 1379 pairs
 .8203 for float32. A format is a column of the table, a method a row, and a file of results lets
 several runs fill it:
 
-    python -m examples.minilm --formats int8 int4-g64 --methods nearest gptq
-    python -m examples.minilm --results minilm.json     # all cells, in half an hour
+    python -m examples.minilm --cells "int4-g64, *" "*, hqq" --results minilm.json
+    python -m examples.minilm --results minilm.json     # all the others
 """
 
 import argparse
+import fnmatch
 import functools
 import itertools
 import time
@@ -98,14 +99,22 @@ def fits(format, method):
     return not refused.get(method, False)
 
 
+def cells(globs):
+    """Name -> format and method, of those that go together, in the order of the globs."""
+    every = {f"{f}, {m}": (f, m) for f, m in itertools.product(FORMATS, METHODS) if fits(f, m)}
+    return {name: every[name] for glob in globs for name in fnmatch.filter(every, glob)}
+
+
 def main(argv=None):
     """Measures the cells that are asked for, and prints all that the results hold."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--formats", nargs="*", default=list(FORMATS), choices=list(FORMATS))
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--cells", nargs="*", default=["*"], help="globs of 'FORMAT, METHOD'")
     parser.add_argument("--batches", type=int, default=16, help="of 128 sentences, to calibrate")
     parser.add_argument("--results", metavar="FILE", help="JSON of cells that runs before measured")
     args = parser.parse_args(argv)
+    chosen = cells(args.cells)
+    if not chosen:
+        parser.error(f"no cell of {args.cells}; there are {', '.join(cells(['*']))}")
 
     results = Results(args.results, {"batches": args.batches})
     folder = fetch("minilm")
@@ -133,11 +142,8 @@ def main(argv=None):
         return row | {"bytes": jc.nbytes(small), "seconds": seconds}
 
     say("float32", results.row("float32", lambda: score(params)))
-    for format, method in itertools.product(args.formats, args.methods):
-        if not fits(format, method):
-            continue
-        name = f"{format}, {method}"
-        say(name, results.row(name, lambda f=format, m=method: measure(f, m)))
+    for name, cell in chosen.items():
+        say(name, results.row(name, lambda cell=cell: measure(*cell)))
     table(results.rows)
     return results.rows
 
