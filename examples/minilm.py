@@ -15,6 +15,7 @@ import fnmatch
 import functools
 import itertools
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +38,7 @@ METHODS = {
     "rotated nearest": jc.quantize,
     "rotated gptq": jc.gptq,
 }
+WITHOUT_DATA = ("nearest", "squares", "hqq", "rotated nearest")
 _zero = {"symmetric": False}
 # What methods are given; "w4a8" rounds weights to 4 bits and activations to 8.
 FORMATS = {
@@ -59,18 +61,18 @@ FORMATS = {
 
 
 class Model(NamedTuple):
-    """A function with what methods need to know of its parameters."""
+    """Parameters with what methods need to know of them; statistics are measured when asked for."""
 
     params: Any
     uses: Any
-    stats: Any
-    original: Any
+    stats: Callable[[], Any]
+    original: Callable[[Any], Any]
 
 
 def observed(fn, params, seen, original=lambda params: params):
     """``params`` with uses and statistics; ``original`` makes them those of the plain function."""
-    uses = jc.uses(fn, params, *seen[0])
-    return Model(params, uses, jc.calibrate(fn, params, seen, where=KERNELS), original)
+    stats = functools.cache(lambda: jc.calibrate(fn, params, seen, where=KERNELS))
+    return Model(params, jc.uses(fn, params, *seen[0]), stats, original)
 
 
 def rotated(params, seen):
@@ -133,7 +135,8 @@ def main(argv=None):
         given = {"where": KERNELS} | FORMATS[format]
         start = time.perf_counter()
         c = METHODS[method](given.pop("format"), **given)
-        small = jc.compress(model.params, c, uses=model.uses, stats=model.stats)
+        stats = None if method in WITHOUT_DATA else model.stats()
+        small = jc.compress(model.params, c, uses=model.uses, stats=stats)
         jax.block_until_ready(jax.tree.leaves(small))
         seconds = time.perf_counter() - start
         # Dense weights are the same numbers, and one program serves them all.
