@@ -7,7 +7,7 @@ compressed layers before each one produce. A file of results lets several runs f
 takes from one minute to half an hour on a CPU, by the number of tokens.
 
     python -m examples.smollm2 --formats int3 int3-zero --methods nearest gptq --tokens 2048
-    python -m examples.smollm2 --formats int3 --methods gptq --rotate inputs --results out.json
+    python -m examples.smollm2 --methods gptq-in-order --rotate inputs --results out.json
 """
 
 import argparse
@@ -25,11 +25,7 @@ from examples.results import Results
 KERNELS = "**/kernel"
 CALIBRATED = ("lore", "government", "romance", "hobbies")
 LENGTH = 256
-FORMATS = {
-    **{f"{name}{zero}": name for name in ("int4", "int3", "int2") for zero in ("", "-zero")},
-    "w8a8": "int8",
-    "w4a8": "int4",
-}
+FORMATS = [f"int{bits}{zero}" for bits in (8, 4, 3, 2) for zero in ("", "-zero")]
 IN_ORDER = "-in-order"
 WITHOUT_DATA = ("nearest", "squares", "hqq")
 WITH_DATA = ("awq", "auto_round", "gptq", "corrected", "smooth_quant")
@@ -37,14 +33,15 @@ METHODS = (*WITHOUT_DATA, *WITH_DATA, *(name + IN_ORDER for name in WITH_DATA))
 MEASURES = (jc.measures.moments(), jc.measures.means(), jc.measures.ranges())
 
 
-def method(name, format, group, rank=32):
-    """The compression that a method's and a format's name say."""
-    given = {"group_size": group, "symmetric": not format.endswith("-zero"), "where": KERNELS}
-    if "a8" in format:
-        given |= {"group_size": None, "activations": "int8"}
-    name, bits = name.removesuffix(IN_ORDER), FORMATS[format]
+def method(name, format, args):
+    """The compression that a method's and a format's name say; ``-zero`` is a zero point."""
+    bits, zero, _ = format.partition("-zero")
+    given = {"group_size": args.group or None, "symmetric": not zero, "where": KERNELS}
+    if args.activations:
+        given["activations"] = args.activations
+    name = name.removesuffix(IN_ORDER)
     if name == "corrected":
-        return jc.low_rank_correction(jc.gptq(bits, **given), rank, whiten=True)
+        return jc.low_rank_correction(jc.gptq(bits, **given), args.rank, whiten=True)
     if name in ("nearest", "squares"):
         bounds = jc.bounds.mse() if name == "squares" else None
         return jc.quantize(bits, bounds=bounds, **given)
@@ -82,7 +79,8 @@ def arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--formats", nargs="*", default=["int3", "int2-zero"], choices=FORMATS)
     parser.add_argument("--methods", nargs="*", default=["nearest", "gptq"], choices=METHODS)
-    parser.add_argument("--group", type=int, default=64, help="the size of groups")
+    parser.add_argument("--group", type=int, default=64, help="their size; 0: none")
+    parser.add_argument("--activations", help="round activations too, such as int8")
     parser.add_argument("--rank", type=int, default=32, help="of corrections")
     parser.add_argument("--rotate", choices=["stream", "inputs"], help="rotate before")
     parser.add_argument("--tokens", type=int, default=2048, help="to measure")
@@ -114,7 +112,7 @@ def main(argv=None):
 
     def measure(format, name):
         start = time.perf_counter()
-        c = method(name, format, args.group, args.rank)
+        c = method(name, format, args)
         if name.endswith(IN_ORDER):
             resume = args.resume and f"{args.resume}/{format}-{name}"
             small = jc.compress_in_order(
@@ -126,7 +124,7 @@ def main(argv=None):
         jax.block_until_ready(jax.tree.leaves(small))
         seconds = time.perf_counter() - start
         # Weights alone say the same when they are dense, and one program serves them all.
-        own = (fn, small) if "a8" in format else (smollm2.apply, original(small))
+        own = (fn, small) if args.activations else (smollm2.apply, original(small))
         return {"perplexity": score(*own), "bytes": jc.nbytes(small), "seconds": seconds}
 
     for format in args.formats:
@@ -138,8 +136,9 @@ def main(argv=None):
 
 
 def row_name(args, format, name):
-    """What a row is called; nearest levels need no tokens."""
-    words = [f"{format} g{args.group}" if "a8" not in format else format, name]
+    """What a row is called; some methods need no tokens."""
+    words = [f"{format} g{args.group}" if args.group else format, name]
+    words += [f"activations {args.activations}"] if args.activations else []
     words += [f"rank {args.rank}"] if name.startswith("corrected") else []
     words += [f"{args.rotate} rotated"] if args.rotate else []
     words += [] if name in WITHOUT_DATA else [f"{args.calibrate} tokens"]
