@@ -38,7 +38,8 @@ def _on_grid(x, axes, fmt, symmetric, view):
     return -high, high
 
 
-# By default the largest magnitude lies half a step above the top code; here it is the top code.
+# By default the largest magnitude is 127.5 steps: positive it becomes 127, negative mostly -128, and
+# so it moves down in nearly all channels. Here it is 127 steps, and stays.
 ON_GRID = jc.bounds.Bounds(_on_grid, clips=False)
 WEIGHTS_ONLY = {
     "int8": jc.quantize("int8", where=WEIGHTS),
