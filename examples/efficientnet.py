@@ -38,8 +38,8 @@ def _on_grid(x, axes, fmt, symmetric, view):
     return -high, high
 
 
-# By default the largest magnitude is 127.5 steps: positive it becomes 127, negative mostly -128, and
-# so it moves down in nearly all channels. Here it is 127 steps, and stays.
+# By default the largest magnitude is 127.5 steps: it becomes 127 or, negative, mostly -128, and so
+# moves down in nearly all channels. Here it is 127 steps, and stays.
 ON_GRID = jc.bounds.Bounds(_on_grid, clips=False)
 WEIGHTS_ONLY = {
     "int8": jc.quantize("int8", where=WEIGHTS),
