@@ -3,15 +3,20 @@
 all-MiniLM-L6-v2 turns sentences into vectors. Its 36 kernels are rounded to few bits, some methods
 with sentences from the training part of the STS Benchmark as calibration data. Printed is the rank
 correlation of cosine similarities with those that people gave to the 1379 pairs of the test part:
-.8203 for float32.
+.8203 for float32. A format is a column of the table, a method a row, and a file of results lets
+several runs fill it:
 
-    python -m examples.minilm                              # what runs in minutes
-    python -m examples.minilm --variants int3-g64 --json   # one row of the table
+    python -m examples.minilm --cells "int4-g64, *" "*, hqq" --results minilm.json
+    python -m examples.minilm --results minilm.json     # all the others
 """
 
 import argparse
-import json
+import fnmatch
+import functools
+import itertools
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,58 +24,65 @@ import numpy as np
 import jaxopt_compress as jc
 from examples.fetching import fetch
 from examples.models import minilm
+from examples.results import Results, show
 
 KERNELS = "**/kernel"
 METHODS = {
     "nearest": jc.quantize,
-    "squares": lambda *args, **given: jc.quantize(*args, bounds=jc.bounds.mse(), **given),
+    "squares": functools.partial(jc.quantize, bounds=jc.bounds.mse()),
     "hqq": jc.hqq,
     "awq": jc.awq,
+    "smooth_quant": jc.smooth_quant,
     "auto_round": jc.auto_round,
     "gptq": jc.gptq,
+    "rotated nearest": jc.quantize,
+    "rotated gptq": jc.gptq,
+    "share": functools.partial(jc.share, centroid_dtype="float16", iterations=15),
 }
+WITHOUT_DATA = ("nearest", "squares", "hqq", "rotated nearest")
+_zero = {"symmetric": False}
+# What methods are given; "w4a8" rounds weights to 4 bits and activations to 8.
 FORMATS = {
-    f"{name}{'' if symmetric else '-zero'}{'' if size is None else f'-g{size}'}": (
-        name,
-        {"group_size": size, "symmetric": symmetric},
-    )
-    for name in ("int8", "int4", "int3", "int2")
-    for size in (64, 128, None)
-    for symmetric in (True, False)
-} | {name: (name, {}) for name in ("nf4", "mxfp4")}
-# Weights and activations.
-BOTH = {
-    "w8a8-nearest": lambda: jc.quantize("int8", where=KERNELS, activations="int8"),
-    "w8a8-smooth": lambda: jc.smooth_quant(where=KERNELS),
-    "w8a8-gptq": lambda: jc.gptq("int8", where=KERNELS, activations="int8"),
+    "int8": {"format": "int8"},
+    **{f"int4{n}": {"format": "int4", "group_size": g} for n, g in (("-g64", 64), ("-g128", 128))},
+    "int4": {"format": "int4"},
+    **{
+        f"{bits}-zero-g{size}": {"format": bits, "group_size": size, **_zero}
+        for bits in ("int3", "int2")
+        for size in (64, 128)
+    },
+    "int3": {"format": "int3"},
+    "int2-zero": {"format": "int2", **_zero},
+    "nf4-g64": {"format": "nf4", "group_size": 64},
+    "mxfp4": {"format": "mxfp4"},
+    "w8a8": {"format": "int8", "activations": "int8"},
+    "w4a8-g64": {"format": "int4", "group_size": 64, "activations": "int8"},
+    "w4a8": {"format": "int4", "activations": "int8"},
+    # 2 bits for each entry in the place of a format: codebooks of vectors, and sums of two.
+    "vectors-one": {"format": 256, "init": "density", "vector": 4},
+    "vectors-sums": {"format": 256, "init": "density", "vector": 8, "codebooks": 2},
 }
-HELD = {"centroid_dtype": "float16", "iterations": 15}
-# Few codes for vectors of inputs: 2 bits for each entry, and codebooks.
-VECTORS = {
-    "vectors-one": lambda: jc.share(256, "density", vector=4, where=KERNELS, **HELD),
-    "vectors-sums": lambda: jc.share(256, "density", vector=8, codebooks=2, where=KERNELS, **HELD),
-}
-FEW = ("int8", "int4-g64", "int3-g64", "int3-zero-g64", "int2-zero-g64")
 
 
-def variants(asked):
-    """Name -> compression, of each format with each method, by prefix of ``format-method``."""
-    found = BOTH | VECTORS
-    for label, (name, given) in FORMATS.items():
-        for method, make in METHODS.items():
-            if method == "auto_round" and not name.startswith("int"):
-                continue
-            found[f"{label}-{method}"] = lambda make=make, name=name, given=given: make(
-                name, where=KERNELS, **given
-            )
-    wanted = {f"{label}-{method}" for label in FEW for method in METHODS}
-    wanted |= set(BOTH) | set(VECTORS)
-    chosen = [n for n in found if (n in wanted if asked is None else _asked(n, asked))]
-    return {name: found[name] for name in chosen}
+class Model(NamedTuple):
+    """Parameters with what methods need to know of them; statistics are measured when asked for."""
+
+    params: Any
+    uses: Any
+    stats: Callable[[], Any]
+    original: Callable[[Any], Any]
 
 
-def _asked(name, asked):
-    return any(name == each or name.startswith(f"{each}-") for each in asked)
+def observed(fn, params, seen, original=lambda params: params):
+    """``params`` with uses and statistics; ``original`` makes them those of the plain function."""
+    stats = functools.cache(lambda: jc.calibrate(fn, params, seen, where=KERNELS))
+    return Model(params, jc.uses(fn, params, *seen[0]), stats, original)
+
+
+def rotated(params, seen):
+    """The kernels, rotated along what they sum over."""
+    rw = jc.rotate_inputs(minilm.apply, params, *seen[0], where=KERNELS)
+    return observed(rw.function(minilm.apply), rw.params, seen, rw.undo)
 
 
 def calibration(tokenize, count):
@@ -80,43 +92,86 @@ def calibration(tokenize, count):
     return [(np.concatenate(batches[i][0]),) for i in sorted(chosen)]
 
 
-def main():
-    """Prints a line per variant, or all of them as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--variants", nargs="*", help="such as int3-g64 or int3-g64-gptq")
-    parser.add_argument("--batches", type=int, default=16, help="of 128 sentences, to calibrate")
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
-    args = parser.parse_args()
-    chosen = variants(args.variants)
-    if not chosen:
-        parser.error(f"no variant of {args.variants}; formats are {', '.join(FORMATS)}")
+def fits(format, method):
+    """Whether a method takes a format."""
+    given = FORMATS[format]
+    if "vector" in given or method == "share":
+        return "vector" in given and method == "share"
+    both = "activations" in given
+    refused = {
+        "smooth_quant": not both,
+        "awq": both,
+        "hqq": format == "mxfp4",
+        "auto_round": not given["format"].startswith("int"),
+    }
+    return not refused.get(method, False)
 
+
+def cells(globs):
+    """Name -> format and method, of those that go together, in the order of the globs."""
+    every = {f"{f}, {m}": (f, m) for f, m in itertools.product(FORMATS, METHODS) if fits(f, m)}
+    return {name: every[name] for glob in globs for name in fnmatch.filter(every, glob)}
+
+
+def main(argv=None):
+    """Measures the cells that are asked for, and prints all that the results hold."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cells", nargs="*", default=["*"], help="globs of 'FORMAT, METHOD'")
+    parser.add_argument("--batches", type=int, default=16, help="of 128 sentences, to calibrate")
+    parser.add_argument("--results", metavar="FILE", help="JSON of cells that runs before measured")
+    args = parser.parse_args(argv)
+    chosen = cells(args.cells)
+    if not chosen:
+        parser.error(f"no cell of {args.cells}; there are {', '.join(cells(['*']))}")
+
+    results = Results(args.results, {"batches": args.batches})
     folder = fetch("minilm")
     tokenize, params = minilm.tokenizer(folder), minilm.load(folder)
     seen = calibration(tokenize, args.batches)
-    uses = jc.uses(minilm.apply, params, *seen[0])
-    stats = jc.calibrate(minilm.apply, params, seen, where=KERNELS)
     test = minilm.pairs(tokenize)
-    score = lambda p: jc.evaluate(minilm.similarity, p, test, ["spearman"])["spearman"]
-    found = {"float32": {"spearman": score(params), "bytes": jc.nbytes(params), "seconds": 0.0}}
-    _say("float32", found["float32"], args.json)
-    for name, make in chosen.items():
+    plain = functools.cache(lambda: observed(minilm.apply, params, seen))
+    turned = functools.cache(lambda: rotated(params, seen))
+
+    def score(given):
+        found = jc.evaluate(minilm.similarity, given, test, ["spearman"])["spearman"]
+        return {"spearman": found, "bytes": jc.nbytes(given)}
+
+    def measure(format, method):
+        model = turned() if method.startswith("rotated") else plain()
+        given = {"where": KERNELS} | FORMATS[format]
         start = time.perf_counter()
-        small = jc.compress(params, make(), uses=uses, stats=stats)
+        c = METHODS[method](given.pop("format"), **given)
+        stats = None if method in WITHOUT_DATA else model.stats()
+        small = jc.compress(model.params, c, uses=model.uses, stats=stats)
         jax.block_until_ready(jax.tree.leaves(small))
         seconds = time.perf_counter() - start
         # Dense weights are the same numbers, and one program serves them all.
-        run = small if name in BOTH else jc.materialize(small)
-        found[name] = {"spearman": score(run), "bytes": jc.nbytes(small), "seconds": seconds}
-        _say(name, found[name], args.json)
-    if args.json:
-        print(json.dumps(found))
+        run = model.original(small)
+        row = score(run if "activations" in given else jc.materialize(run))
+        return row | {"bytes": jc.nbytes(small), "seconds": seconds}
+
+    say("float32", results.row("float32", lambda: score(params)))
+    for name, cell in chosen.items():
+        say(name, results.row(name, lambda cell=cell: measure(*cell)))
+    table(results.rows)
+    return results.rows
 
 
-def _say(name, row, quiet):
-    if not quiet:
-        text = f"{name:24} {row['spearman']:.4f}  {row['bytes']:>11,} bytes"
-        print(f"{text}  {row['seconds']:5.1f} s", flush=True)
+def table(rows):
+    """Prints a line per method and a column per format."""
+    formats = [f for f in FORMATS if any(name.startswith(f"{f}, ") for name in rows)]
+    cell = lambda f, m: rows.get(f"{f}, {m}")
+    lines = {
+        m: ["" if cell(f, m) is None else f"{cell(f, m)['spearman']:.4f}" for f in formats]
+        for m in METHODS
+        if any(cell(f, m) for f in formats)
+    }
+    show(f"float32: {rows['float32']['spearman']:.4f}", formats, lines)
+
+
+def say(name, row):
+    """Prints what one cell holds."""
+    print(f"{name:28} {row['spearman']:.4f}  {row['bytes']:>11,} bytes", flush=True)
 
 
 if __name__ == "__main__":

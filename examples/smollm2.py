@@ -1,49 +1,67 @@
 """Compresses a language model without training: all layers at once, or one behind the other.
 
-SmolLM2-135M's 210 kernels are rounded to 3 or 2 bits in groups of 64. Calibrated is on some
-categories of the Brown corpus, and measured the perplexity of the next tokens in its fiction. GPTQ
-decides on statistics of the float model, or, in order, on those that the compressed layers before
-each one produce. Runs take from minutes to an hour on a CPU, by the number of tokens.
+SmolLM2-135M's 210 kernels are rounded, to 3 or 2 bits in groups of 64 for the most. Calibrated is
+on some categories of the Brown corpus, and measured the perplexity of the next tokens in its
+fiction. Methods with data decide on statistics of the float model, or, in order, on those that the
+compressed layers before each one produce. A file of results lets several runs fill one table; a row
+takes from one minute to half an hour on a CPU, by the number of tokens.
 
-    python -m examples.smollm2 --formats int3 --tokens 2048 --calibrate 4096
+    python -m examples.smollm2 --formats int3 int3-zero --methods nearest gptq --tokens 2048
+    python -m examples.smollm2 --methods gptq-in-order --rotate inputs --results out.json
 """
 
 import argparse
-import json
+import functools
 import math
 import time
 
 import jax
-import numpy as np
 
 import jaxopt_compress as jc
 from examples.fetching import fetch
 from examples.models import smollm2
+from examples.results import Results
 
 KERNELS = "**/kernel"
 CALIBRATED = ("lore", "government", "romance", "hobbies")
 LENGTH = 256
-METHODS = ("nearest", "squares", "gptq", "gptq-in-order")
+FORMATS = [f"int{bits}{zero}" for bits in (8, 4, 3, 2) for zero in ("", "-zero")]
+IN_ORDER = "-in-order"
+WITHOUT_DATA = ("nearest", "squares", "hqq")
+WITH_DATA = ("awq", "auto_round", "gptq", "corrected", "smooth_quant")
+METHODS = (*WITHOUT_DATA, *WITH_DATA, *(name + IN_ORDER for name in WITH_DATA))
+MEASURES = (jc.measures.moments(), jc.measures.means(), jc.measures.ranges())
 
 
-def method(name, bits, symmetric, activations=None):
-    """The compression that a method's name says."""
-    given = {"group_size": 64, "symmetric": symmetric, "where": KERNELS, "activations": activations}
-    if name.startswith("gptq"):
-        return jc.gptq(bits, **given)
-    bounds = jc.bounds.mse() if name == "squares" else None
-    return jc.quantize(bits, bounds=bounds, **given)
+def method(name, format, args):
+    """The compression that a method's and a format's name say; ``-zero`` is a zero point."""
+    bits, zero, _ = format.partition("-zero")
+    given = {"group_size": args.group or None, "symmetric": not zero, "where": KERNELS}
+    if args.activations:
+        given["activations"] = args.activations
+    name = name.removesuffix(IN_ORDER)
+    if name == "corrected":
+        return jc.low_rank_correction(jc.gptq(bits, **given), args.rank, whiten=True)
+    if name in ("nearest", "squares"):
+        bounds = jc.bounds.mse() if name == "squares" else None
+        return jc.quantize(bits, bounds=bounds, **given)
+    return getattr(jc, name)(bits, **given)
 
 
 def rotated(fn, params, ids, way):
-    """All that kernels read, rotated at run time; or the residual stream, in the weights."""
-    where = KERNELS
+    """All that kernels read, rotated at run time; or the residual stream, in the weights.
+
+    Returns:
+        The function, its parameters, and what makes them parameters of ``fn`` again.
+    """
+    where, back = KERNELS, jc.materialize
     if way == "stream":
         stream = jc.rotate(fn, params, ids)
         fn, params = stream.function(fn), stream.params
         where = ["**/down/kernel", "**/output/kernel"]
+        back = lambda small: stream.undo(jc.materialize(small))
     inputs = jc.rotate_inputs(fn, params, ids, where=where)
-    return inputs.function(fn), inputs.params
+    return inputs.function(fn), inputs.params, lambda small: back(inputs.undo(small))
 
 
 def texts(tokenize, categories, tokens):
@@ -56,71 +74,85 @@ def texts(tokenize, categories, tokens):
     ]
 
 
-def main():
-    """Prints the perplexity of each variant, and which part of the loss of rounding it undoes."""
+def arguments(argv):
+    """What the command was given."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--formats", nargs="*", default=["int3", "int2"])
-    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
-    parser.add_argument("--asymmetric", action="store_true", help="grids with a zero point")
+    parser.add_argument("--formats", nargs="*", default=["int3", "int2-zero"], choices=FORMATS)
+    parser.add_argument("--methods", nargs="*", default=["nearest", "gptq"], choices=METHODS)
+    parser.add_argument("--group", type=int, default=64, help="their size; 0: none")
     parser.add_argument("--activations", help="round activations too, such as int8")
+    parser.add_argument("--rank", type=int, default=32, help="of corrections")
     parser.add_argument("--rotate", choices=["stream", "inputs"], help="rotate before")
-    parser.add_argument("--tokens", type=int, default=8192, help="to measure")
-    parser.add_argument("--calibrate", type=int, default=16384, help="tokens to calibrate on")
+    parser.add_argument("--tokens", type=int, default=2048, help="to measure")
+    parser.add_argument("--calibrate", type=int, default=4096, help="tokens to calibrate on")
     parser.add_argument("--resume", help="a folder for what compress_in_order decided")
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
-    args = parser.parse_args()
+    parser.add_argument("--results", metavar="FILE", help="JSON of rows that runs before measured")
+    return parser.parse_args(argv)
 
+
+def main(argv=None):
+    """Prints the perplexity of each variant, and which part of the loss of rounding it undoes."""
+    args = arguments(argv)
+    results = Results(args.results, {"tokens": args.tokens})
     folder = fetch("smollm2")
     params, tokenize = smollm2.load(folder), smollm2.tokenizer(folder)
     test = texts(tokenize, ["fiction"], args.tokens)
-    share = args.calibrate // len(CALIBRATED)
-    seen = [(ids,) for ids, _ in texts(tokenize, CALIBRATED, share)]
-    apply = smollm2.apply
+    seen = [(i,) for i, _ in texts(tokenize, CALIBRATED, args.calibrate // len(CALIBRATED))]
+    score = lambda fn, p: jc.evaluate(fn, p, test, ["perplexity"])["perplexity"]
+    whole = lambda p=params: {"perplexity": score(smollm2.apply, p), "bytes": jc.nbytes(p)}
+    say("float32", results.row("float32", whole), results.rows)
+    fn, original = smollm2.apply, jc.materialize
     if args.rotate:
-        apply, params = rotated(apply, params, *seen[0], args.rotate)
-    uses, stats = jc.uses(apply, params, *seen[0]), None
-    if any(name.startswith("gptq") for name in args.methods):
-        stats = jc.calibrate(apply, params, seen, where=KERNELS)
-    score = lambda p: jc.evaluate(apply, p, test, ["perplexity"])["perplexity"]
-    found = {"float32": {"perplexity": score(params), "seconds": 0.0, "undone": None}}
-    _say("float32", found["float32"], args.json)
-    for bits in args.formats:
-        for name in args.methods:
-            c, start = (
-                method(name, bits, not args.asymmetric, args.activations),
-                time.perf_counter(),
+        fn, params, original = rotated(fn, params, *seen[0], args.rotate)
+    uses = jc.uses(fn, params, *seen[0])
+
+    @functools.cache
+    def stats():
+        return jc.calibrate(fn, params, seen, where=KERNELS, measures=MEASURES)
+
+    def measure(format, name):
+        start = time.perf_counter()
+        c = method(name, format, args)
+        if name.endswith(IN_ORDER):
+            resume = args.resume and f"{args.resume}/{format}-{name}"
+            small = jc.compress_in_order(
+                fn, params, c, seen, uses=uses, resume=resume, progress=False
             )
-            if name == "gptq-in-order":
-                resume = args.resume and f"{args.resume}/{bits}"
-                small = jc.compress_in_order(
-                    apply, params, c, seen, uses=uses, resume=resume, progress=False
-                )
-            else:
-                small = jc.compress(params, c, uses=uses, stats=stats)
-            jax.block_until_ready(jax.tree.leaves(small))
-            seconds = time.perf_counter() - start
-            # Weights alone say the same when they are dense, in less time.
-            own = small if args.activations else jc.materialize(small)
-            row = {"perplexity": score(own), "seconds": seconds}
-            row["undone"] = _undone(found, f"{bits}-nearest", row["perplexity"])
-            found[f"{bits}-{name}"] = row
-            _say(f"{bits}-{name}", row, args.json)
-    if args.json:
-        print(json.dumps(found))
+        else:
+            known = None if name in WITHOUT_DATA else stats()
+            small = jc.compress(params, c, uses=uses, stats=known)
+        jax.block_until_ready(jax.tree.leaves(small))
+        seconds = time.perf_counter() - start
+        # Weights alone say the same when they are dense, and one program serves them all.
+        own = (fn, small) if args.activations else (smollm2.apply, original(small))
+        return {"perplexity": score(*own), "bytes": jc.nbytes(small), "seconds": seconds}
+
+    for format in args.formats:
+        for name in args.methods:
+            label = row_name(args, format, name)
+            row = results.row(label, lambda f=format, n=name: measure(f, n))
+            say(label, row, results.rows)
+    return results.rows
 
 
-def _undone(found, nearest, perplexity):
-    """Which part of the loss of log-perplexity by rounding to the nearest a method undoes."""
-    if nearest not in found:
-        return None
-    best, worst = (math.log(found[n]["perplexity"]) for n in ("float32", nearest))
-    return float(np.divide(worst - math.log(perplexity), worst - best))
+def row_name(args, format, name):
+    """What a row is called; some methods need no tokens."""
+    words = [f"{format} g{args.group}" if args.group else format, name]
+    words += [f"activations {args.activations}"] if args.activations else []
+    words += [f"rank {args.rank}"] if name.startswith("corrected") else []
+    words += [f"{args.rotate} rotated"] if args.rotate else []
+    words += [] if name in WITHOUT_DATA else [f"{args.calibrate} tokens"]
+    return ", ".join(words)
 
 
-def _say(name, row, quiet):
-    if not quiet:
-        undone = "" if row["undone"] is None else f"  {row['undone']:6.1%} undone"
-        print(f"{name:22} {row['perplexity']:10.2f}  {row['seconds']:6.0f} s{undone}", flush=True)
+def say(name, row, rows):
+    """Prints a row: with the part of the loss in log-perplexity by rounding that it undoes."""
+    worst = rows.get(f"{name.split(',')[0].replace('-zero', '')}, nearest")
+    text = f"{name:48} {row['perplexity']:10.2f}  {row['bytes']:>11,} bytes"
+    if worst and worst is not row:
+        best, worst, own = (math.log(r["perplexity"]) for r in (rows["float32"], worst, row))
+        text += f"  {(worst - own) / (worst - best):6.1%} undone"
+    print(text, flush=True)
 
 
 if __name__ == "__main__":
