@@ -38,7 +38,7 @@ def reference(w, h, xp, group):
         stop = min(start + BLOCK, k)
         block, errors = xp.copy(w[start:stop]), xp.copy(w[start:stop])
         diagonal = factor.diagonal()[start:stop, None]
-        zero = None if group else lowest(block / diagonal)
+        zero = [] if group else lowest(block / diagonal)
         for i in range(stop - start):
             at = start + i
             if group and i % group == 0:

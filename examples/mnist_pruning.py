@@ -68,7 +68,7 @@ FROM_DENSE = ("gradual", "global", "polynomial")
 PENALTIES = {"l0": 0.1, "variational": 1.0}  # over the number of images, as in the papers
 FIGURES = ("accuracy", "precision_macro", "recall_macro", "f1_macro")
 SETTINGS = ("epochs", "pretrain", "distil", "penalty", "images")
-EVERY = 50
+EVERY, GATES_RATE = 50, 3e-2
 
 
 class Run(NamedTuple):
@@ -167,9 +167,10 @@ def trained(run, method, sparsity, seeds):
         return None, dense, dense
     price = s["penalty"] * PENALTIES.get(base, 0.0)
     begin = dense if base in FROM_DENSE or (c is not None and base == "dense") else fresh
-    given = apply, begin, run.data[0], seeds, steps, advance, c, uses
     teaching = 0.0 if base == "dense" and c is None else s["distil"]
-    return c, *train(*given, penalty=price, teacher=dense, teaching=teaching)
+    rate = GATES_RATE if base == "l0" else None  # Gates have further to go than weights.
+    options = {"penalty": price, "teacher": dense, "teaching": teaching, "gates_rate": rate}
+    return c, *train(apply, begin, run.data[0], seeds, steps, advance, c, uses, **options)
 
 
 def figures(run, method, sparsity, seeds):
@@ -214,7 +215,7 @@ def show(rows):
         table.add_row(
             first["model"],
             first["method"] + (", distilled" if first["distil"] else ""),
-            f"{first['pretrain']}+{first['epochs']}",
+            f"{first['pretrain']}+{first['epochs']}" if first["pretrain"] else str(first["epochs"]),
             f"{first['sparsity']:.0%}" if first["sparsity"] else "",
             f"{100 * mean('zeros'):.2f}",
             f"{100 - 100 * mean('accuracy'):.2f}",

@@ -13,7 +13,7 @@ from jax import lax
 import jaxopt_compress as jc
 from examples.models.lenet import DROPPED, WEIGHTS
 
-BATCH, ROUNDS, RATE, GATES_RATE, TEMPERATURE = 128, 5, 3e-3, 3e-2, 2.0
+BATCH, ROUNDS, RATE, TEMPERATURE = 128, 5, 3e-3, 2.0
 
 
 def shifted(key, images):
@@ -66,19 +66,20 @@ def train(
     penalty=0.0,
     teacher=None,
     teaching=0.0,
+    gates_rate=None,
 ):
     """Trains all members from ``params``; returns parameters and the optimizer's states.
 
-    `state` is that of the compression, where masks are there already; ``advance`` is told of steps.
+    `state` is that of the compression, where masks are there already; ``advance`` is told of steps;
+    ``gates_rate`` is the learning rate of learned parts, where it is not that of parameters.
     """
     cosine = optax.cosine_decay_schedule
     tx, view = optax.adam(cosine(RATE, steps)), lambda params, opt_state: params
     if c is not None:
         # The price of an entry grows, or all would go before any has learned.
         rising = optax.linear_schedule(0.0, penalty / len(data[1]), steps // 2) if penalty else 0.0
-        # Gates have further to go than weights in as many steps.
-        gates = optax.adam(cosine(GATES_RATE, steps))
-        tx, view = jc.compressed_training(tx, c, gates, uses=uses, penalty=rising), c.view
+        learned = optax.adam(cosine(gates_rate, steps)) if gates_rate else None
+        tx, view = jc.compressed_training(tx, c, learned, uses=uses, penalty=rising), c.view
     many = jax.vmap if len(seeds) > 1 else alone
     own_step = make_step(apply, tx, view, teaching)
     step = jax.jit(many(own_step, in_axes=(0, None, 0, None, 0, 0)), donate_argnums=0)
