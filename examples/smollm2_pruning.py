@@ -29,12 +29,21 @@ from examples.smollm2 import CALIBRATED, KERNELS, texts
 from jaxopt_compress.evaluation.timing import interleave
 
 METHODS = ("magnitude", "wanda", "sparse_gpt", "magnitude+admm", "wanda+admm", "sparse_gpt+admm")
+INT4 = ("sparse_gpt+gptq", "sparse_gpt+rounded")  # int4 in groups of 64 behind the zeros
 UNITS = ("**/attention/**", "**/mlp/**")
 
 
 def method(name, pattern):
     """The compression that a method's name says, to one half of the entries."""
     base, _, after = name.partition("+")
+    if name in INT4:
+        solve, int4 = (
+            jc.sparse_gpt(0.5, pattern, where=KERNELS),
+            {"group_size": 64, "where": KERNELS},
+        )
+        if after == "gptq":
+            return jc.chain(solve, jc.gptq("int4", **int4))
+        return jc.chain(solve, jc.quantize("int4", bounds=jc.bounds.mse(), **int4))
     if base == "sparse_gpt":
         return jc.sparse_gpt(0.5, pattern, where=KERNELS, rounds=20 if after else 0)
     score, half = getattr(jc.scores, base)(), jc.schedules.constant(0.5)
@@ -87,7 +96,7 @@ def main():
     """Prints the figures of each variant as it is there."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--patterns", nargs="*", default=["50%", "2:4"])
-    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
+    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS + INT4)
     parser.add_argument("--remove", type=float, nargs="*", default=[], help="shares of operations")
     parser.add_argument("--tokens", type=int, default=2048, help="to measure")
     parser.add_argument("--calibrate", type=int, default=8192, help="tokens to calibrate on")

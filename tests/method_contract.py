@@ -57,10 +57,10 @@ def pruned_at(threshold: float) -> Callable[[Where], jc.Compression]:
     return lambda where: jc.prune(jc.scores.magnitude(), where=where, threshold=threshold)
 
 
-def grown(rule: Any) -> Callable[[Where], jc.Compression]:
+def grown(rule: Any, pattern: str | None = None) -> Callable[[Where], jc.Compression]:
     """A builder of `jaxopt_compress.prune` with masks that are exchanged at every update."""
     schedule = jc.schedules.constant(0.5, every=1)
-    return lambda where: jc.prune(jc.scores.magnitude(), schedule, where=where, grow=rule)
+    return lambda where: jc.prune(jc.scores.magnitude(), schedule, pattern, where, grow=rule)
 
 
 def shared(**kwargs: Any) -> Callable[[Where], jc.Compression]:
@@ -164,6 +164,8 @@ METHODS = [
     Method("threshold", pruned_at(0.5), has_axes),
     Method("rigl", grown(jc.grow.by_gradient(0.5)), has_axes),
     Method("set", grown(jc.grow.random(jax.random.key(0), 0.5)), has_axes),
+    Method("2:4t", prune(0.5, "2:4t"), is_matrix),
+    Method("2:4-rigl", grown(jc.grow.by_gradient(0.5), "2:4"), is_matrix),
     Method("snfs", grown(jc.grow.by_momentum(0.5)), has_axes),
     Method("soft-threshold", soft, has_axes),
     Method(

@@ -78,10 +78,10 @@ def prune(
             ``"n:m"``, such as ``"2:4"``: of each ``m`` consecutive entries along the contracted
             axis the ``n`` with the highest scores stay (of a last, shorter group as many, if it has
             them), from the first step on at which the schedule asks for any sparsity, and the
-            schedule has to end at ``1 - n / m``. ``"block:16x16"``: blocks of so many contracted
-            by so many output entries. ``"channels"``: outputs. ``"inputs"``: entries of the last
-            contracted axis. The score of the last three is the mean over their entries, and
-            sparsity counts them, not entries.
+            schedule has to end at ``1 - n / m``. ``"2:4t"``: transposable, the same along the
+            outputs too. ``"block:16x16"``: blocks of so many contracted by so many output entries.
+            ``"channels"``: outputs. ``"inputs"``: entries of the last contracted axis. The score
+            of the last three is the mean over their entries, and sparsity counts them, not entries.
         where: Which parameters; by default the floating ones of rank 2 and more, and where uses are
             given only those with a use.
         threshold: In the place of a schedule: entries with at least this score stay. A number, or a
@@ -185,13 +185,18 @@ def _check_together(
     if scope is not None:
         _one_of("scope", scope, SCOPES)
     if pattern.n_m is not None:
-        asked = {"scope": scope, "distribution": distribution, "grow": grow, "threshold": threshold}
+        asked = {"scope": scope, "distribution": distribution, "threshold": threshold}
         for name, value in asked.items():
             if value is not None:
                 raise ValueError(
                     f"{name}= with an n:m pattern, which says how many entries of each group stay: "
                     "leave one of them out"
                 )
+        if pattern.transposable and grow is not None:
+            raise ValueError(
+                "grow= with a transposable pattern, whose blocks have no entry to exchange: take "
+                "pattern='{}:{}'".format(*pattern.sizes)
+            )
     elif scope == "output" and pattern.kind != "entries":
         raise ValueError(
             f"scope='output' with pattern={pattern.kind!r}: an output is no part of one output; "
@@ -234,6 +239,14 @@ def _check(rules: Rules, parameters: Parameters) -> None:
 def _check_one(rules: Rules, parameter: Parameter) -> None:
     layout, kind = parameter.layout, rules.pattern.kind
     check_prunable(parameter)
+    if rules.pattern.transposable and layout.group_axis is not None:
+        length, m = parameter.value.shape[layout.group_axis], rules.pattern.sizes[1]
+        if length % m and len(layout.contracting) > 1:
+            raise ValueError(
+                f"pattern={_named(rules.pattern)!r} does not divide axis {layout.group_axis} of "
+                f"{parameter.describe()}, and the axes before it are summed over too: take "
+                f"{_named(rules.pattern)[:-1]!r}"
+            )
     if layout.group_axis is None:
         if kind in ("n:m", "inputs", "block"):
             raise ValueError(
@@ -249,4 +262,4 @@ def _check_one(rules: Rules, parameter: Parameter) -> None:
 
 def _named(pattern: Pattern) -> str:
     between = {"n:m": "{}:{}", "block": "block:{}x{}"}.get(pattern.kind, pattern.kind)
-    return between.format(*pattern.sizes)
+    return between.format(*pattern.sizes) + "t" * pattern.transposable

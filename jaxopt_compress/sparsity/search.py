@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.compression import Parameter
 from jaxopt_compress.numerics.keep_count import keep_count
-from jaxopt_compress.numerics.patterns import n_m_mask
+from jaxopt_compress.numerics.patterns import n_m_exchange, n_m_mask, transposable_mask
 from jaxopt_compress.numerics.ranking import among, nonnegative
 from jaxopt_compress.numerics.thresholds import largest_masks
 from jaxopt_compress.sparsity.grow import Grow
@@ -43,7 +43,9 @@ def renewed(
         grown: Whether there are masks, of which growth exchanges entries.
     """
     if rules.pattern.n_m is not None:
-        return {k: _in_groups(rules, s, parameters[k], shares[k]) for k, s in states.items()}
+        growing = grown and rules.grow is not None
+        due = count if growing else None
+        return {k: _in_groups(rules, s, parameters[k], shares[k], due) for k, s in states.items()}
     units = {k: units_of(p, rules.pattern, rules.scope, rules.stack) for k, p in parameters.items()}
     if rules.threshold is not None:
         masks = {k: _over(rules, p, states[k].kept, units[k], count) for k, p in parameters.items()}
@@ -104,13 +106,26 @@ def _with_masks(
     return new
 
 
-def _in_groups(rules: Rules, state: PrunedState, parameter: Parameter, share: Any) -> PrunedState:
-    """An n:m mask, once any sparsity is asked for."""
+def _in_groups(
+    rules: Rules, state: PrunedState, parameter: Parameter, share: Any, count: Any
+) -> PrunedState:
+    """An n:m mask, once any sparsity is asked for; with a step, one that exchanges entries."""
     assert state.pattern is not None and state.axis is not None
     same = Units(lambda x: x, lambda mask: mask, 0)
     scores = _ranked(rules, parameter, state.kept, same)
-    mask = n_m_mask(scores, *state.pattern, state.axis) | (share <= 0)
-    return dataclasses.replace(state, mask=_within(mask, parameter))
+    if count is not None and rules.grow is not None:
+        by_growth = rules._replace(score=rules.grow.score)
+        growth = _ranked(by_growth, parameter, state.growing, same)
+        wanted = jnp.floor(rules.grow.fraction(count) * state.pattern[0] + 0.5).astype(jnp.int32)
+        allowed = jnp.array(True) if parameter.keep is None else parameter.keep
+        along = state.axis + scores.ndim
+        mask = n_m_exchange(scores, growth, state.mask, allowed, wanted, *state.pattern, along)
+    elif rules.pattern.transposable:
+        blocks = transposable_mask(parameter.matrix(scores), *state.pattern)
+        mask = parameter.from_matrix(blocks)
+    else:
+        mask = n_m_mask(scores, *state.pattern, state.axis)
+    return dataclasses.replace(state, mask=_within(mask | (share <= 0), parameter))
 
 
 def _within(mask: jax.Array, parameter: Parameter) -> jax.Array:

@@ -20,10 +20,12 @@ class Pattern(NamedTuple):
     Attributes:
         kind: ``"entries"``, ``"n:m"``, ``"block"``, ``"channels"`` or ``"inputs"``.
         sizes: ``(n, m)``, or the lengths of a block along the contracted and the output axes.
+        transposable: Whether n:m holds along the output axes too.
     """
 
     kind: str = "entries"
     sizes: tuple[int, int] = (1, 1)
+    transposable: bool = False
 
     @property
     def n_m(self) -> tuple[int, int] | None:
@@ -41,17 +43,17 @@ def read_pattern(pattern: str | None) -> Pattern:
         return Pattern()
     if pattern in ("channels", "inputs"):
         return Pattern(pattern)
-    if match := re.fullmatch(r"(\d+):(\d+)", pattern):
+    if match := re.fullmatch(r"(\d+):(\d+)(t?)", pattern):
         sizes = int(match[1]), int(match[2])
         if 0 < sizes[0] < sizes[1]:
-            return Pattern("n:m", sizes)
+            return Pattern("n:m", sizes, bool(match[3]))
     if match := re.fullmatch(r"block:(\d+)x(\d+)", pattern):
         sizes = int(match[1]), int(match[2])
         if min(sizes) > 0:
             return Pattern("block", sizes)
     raise ValueError(
         f"pattern={pattern!r}; it is 'unstructured', 'n:m' with 0 < n < m, such as '2:4', "
-        "'block:16x16', 'channels' or 'inputs'"
+        "'2:4t', 'block:16x16', 'channels' or 'inputs'"
     )
 
 

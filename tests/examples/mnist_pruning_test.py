@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from examples import mnist_pruning
+from examples import mnist_pruning, mnist_training
 from examples.models.common import dense
 from examples.models.training import scaled
 
@@ -33,9 +33,9 @@ def results(monkeypatch, tmp_path):
     images = rng.integers(0, 256, (2, 64, 28, 28), np.uint8)
     labels = rng.integers(0, 10, (2, 64), np.uint8)
     monkeypatch.setattr(mnist_pruning, "MODELS", {"LeNet-300-100": (init, apply)})
-    monkeypatch.setattr(mnist_pruning, "BATCH", 16)
+    monkeypatch.setattr(mnist_training, "BATCH", 16)
     monkeypatch.setattr(mnist_pruning, "EVERY", 2)
-    monkeypatch.setattr(mnist_pruning, "ROUNDS", 2)
+    monkeypatch.setattr(mnist_training, "ROUNDS", 2)
     monkeypatch.setattr(mnist_pruning, "mnist", lambda: list(zip(images, labels, strict=True)))
 
     def run(*arguments):
@@ -43,7 +43,7 @@ def results(monkeypatch, tmp_path):
         command = ["mnist_pruning", "--out", str(out), "--resume", "--json", *arguments]
         monkeypatch.setattr(sys, "argv", command)
         mnist_pruning.main()
-        return json.loads(out.read_text())["rows"]
+        return json.loads(out.read_text())
 
     return run
 

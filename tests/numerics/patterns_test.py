@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxopt_compress.numerics.patterns import n_m_mask
+from jaxopt_compress.numerics.patterns import n_m_exchange, n_m_mask, transposable_mask
 from tests.numerics.thresholds_test import DTYPES, LAWS, oracle, random_scores, widened
 
 
@@ -56,3 +58,62 @@ def test_float64():
 def test_errors_name_the_value(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def transposable_masks():
+    """All 90 masks of four by four with two entries in each row and each column."""
+    rows = [np.isin(range(4), pair) for pair in itertools.combinations(range(4), 2)]
+    found = map(np.stack, itertools.product(rows, repeat=4))
+    return np.stack([mask for mask in found if (mask.sum(0) == 2).all()])
+
+
+@pytest.mark.ci
+def test_transposable_masks_hold_both_ways_and_are_near_the_best_sum():
+    every = transposable_masks()
+    assert len(every) == 90
+    x = np.abs(np.random.default_rng(0).standard_normal((3, 40, 24))).astype(np.float32)
+    mask = np.asarray(transposable_mask(jnp.asarray(x), 2, 4))
+    blocks = lambda a: a.reshape(3, 10, 4, 6, 4).swapaxes(2, 3)
+    assert blocks(mask).sum(-1).max() == 2 and blocks(mask).sum(-2).max() == 2
+    best = np.einsum("sabij,kij->sabk", blocks(x), every).max(-1)
+    own = blocks(np.where(mask, x, 0)).sum((-1, -2))
+    # Half is proven for each block; on the whole little is lost.
+    assert (own >= best / 2).all() and own.sum() > 0.96 * best.sum()
+    # What is left of a row meets full columns only in few blocks.
+    assert blocks(mask).sum((-1, -2)).mean() > 7.5
+
+
+@pytest.mark.ci
+def test_transposable_masks_of_ragged_lengths():
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((6, 7)), jnp.float32)
+    mask = np.asarray(transposable_mask(x, 2, 4))
+    assert mask.shape == x.shape
+    assert mask[4:, 4:].all(1).sum() <= 2 and mask[:4, 4:].sum(1).max() <= 2
+    for d, length in ((0, 6), (1, 7)):
+        starts = range(0, length, 4)
+        assert max(mask.take(range(i, min(i + 4, length)), d).sum(d).max() for i in starts) == 2
+    # The greatest of all is always there.
+    assert mask.ravel()[np.abs(x).argmax()]
+
+
+@pytest.mark.ci
+def test_exchanged_groups_keep_their_counts():
+    rng = np.random.default_rng(2)
+    x, growth = (rng.standard_normal((5, 10)).astype(np.float32) for _ in range(2))
+    old = np.asarray(n_m_mask(jnp.asarray(x), 2, 4, 1))
+    args = (jnp.asarray(x * old), jnp.asarray(growth), jnp.asarray(old), jnp.array(True))
+    new = np.asarray(n_m_exchange(*args, jnp.int32(1), 2, 4, 1))
+    for row, i in itertools.product(range(5), (0, 4)):
+        group = slice(i, i + 4)
+        kept, score = old[row, group], np.abs(x[row, group])
+        weakest = np.where(kept, score, np.inf).argmin()
+        grown = np.where(kept, -1, np.abs(growth[row, group])).argmax()
+        expected = kept.copy()
+        expected[[weakest, grown]] = False, True
+        np.testing.assert_array_equal(new[row, group], expected)
+    # The ragged last group has nothing to exchange; with 0 nothing changes at all.
+    np.testing.assert_array_equal(new[:, 8:], old[:, 8:])
+    np.testing.assert_array_equal(n_m_exchange(*args, jnp.int32(0), 2, 4, 1), old)
+    # Where all was kept, the pattern comes first.
+    everything = (jnp.asarray(x), args[1], jnp.ones_like(args[2]), args[3])
+    np.testing.assert_array_equal(n_m_exchange(*everything, jnp.int32(1), 2, 4, 1), old)

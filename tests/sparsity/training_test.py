@@ -349,3 +349,26 @@ def test_members_of_an_ensemble_train_as_alone():
         jax.tree.map(np.testing.assert_array_equal, masks(got), masks(want))
         small = jc.compress(got[0], c, state=got[1])
         jax.tree.map(np.testing.assert_array_equal, jc.materialize(small), c.view(*got))
+
+
+@pytest.mark.ci
+def test_growth_within_groups_of_a_pattern():
+    """Each group gives its weakest entry for the pruned one with the largest gradient."""
+    w = jnp.array([4.0, 3.0, 0.5, 0.6, 9.0, 8.0, 0.7, 0.1])[:, None]
+    grads = {"w": jnp.array([0.0, 0.0, 1.0, 2.0, 0.0, 0.0, 0.0, 5.0])[:, None]}
+    c = jc.prune(
+        jc.scores.magnitude(),
+        jc.schedules.constant(0.5, every=2),
+        "2:4",
+        grow=jc.grow.by_gradient(0.5),
+    )
+    state = jax.jit(c.init)({"w": w})
+    update = jax.jit(lambda state: c.update(state, {"w": w}, grads=grads))
+    first = update(state)
+    # Only every second step is due.
+    np.testing.assert_array_equal(first.leaves["w"].mask[:, 0], [1, 1, 0, 0, 1, 1, 0, 0])
+    second = update(first)
+    np.testing.assert_array_equal(second.leaves["w"].mask[:, 0], [1, 0, 0, 1, 1, 0, 0, 1])
+    small = jc.compress({"w": w}, c, state=second)["w"]
+    assert small.pattern == (2, 4)
+    np.testing.assert_array_equal(small.materialize(), c.apply({"w": w}, second)["w"])

@@ -22,6 +22,14 @@ def prune(schedule=HALF, **kwargs):
     return jc.prune(jc.scores.magnitude(), schedule, **kwargs)
 
 
+def convolved():
+    """The uses of a kernel (3, 3, 6, 8)."""
+    dims = ("NHWC", "HWIO", "NHWC")
+    conv = lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=dims)
+    kernel = {"w": jnp.ones((3, 3, 6, 8))}
+    return jc.uses(lambda p, x: conv(x, p["w"]), kernel, jnp.ones((1, 4, 4, 6)))
+
+
 def masks(c, params):
     return {k: np.asarray(leaf.mask) for k, leaf in jax.jit(c.init)(params).leaves.items()}
 
@@ -189,6 +197,16 @@ def test_erk_over_a_gradual_schedule():
             ValueError,
             "distribution= with scope='global'",
         ),
+        (
+            lambda: prune(pattern="2:4t", grow=jc.grow.by_gradient(0.3)),
+            ValueError,
+            "grow= with a transposable.*pattern='2:4'",
+        ),
+        (
+            lambda: prune(pattern="2:4t").init({"w": jnp.ones((3, 3, 6, 8))}, uses=convolved()),
+            ValueError,
+            "pattern='2:4t' does not divide axis -2 of .*take '2:4'",
+        ),
         (lambda: prune(grow=0.3), TypeError, r"grow=0.3; jaxopt_compress.grow.by_gradient\(0.3\)"),
         (lambda: prune(backward="ste"), ValueError, "backward='ste'; there are 'masked'"),
         (lambda: prune(pruned="zero", backward="straight_through"), ValueError, "so they stay"),
@@ -202,3 +220,17 @@ def test_erk_over_a_gradual_schedule():
 def test_errors_say_what_works(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.ci
+def test_transposable_patterns_hold_for_the_transpose():
+    w = jnp.asarray(normal(0, 2, 12, 8))
+    c = jc.prune(jc.scores.magnitude(), pattern="2:4t", stack=1)
+    for turned in (False, True):
+        layout = "out,in" if turned else "in,out"
+        small = jc.compress({"w": w.mT if turned else w}, c, layout=layout)["w"]
+        kept = np.asarray(small.materialize() != 0).reshape(
+            2, *((2, 4, 3, 4) if turned else (3, 4, 2, 4))
+        )
+        assert kept.sum(2).max() == 2 and kept.sum(4).max() == 2
+        assert small.pattern == (2, 4) and kept.mean() > 0.45
