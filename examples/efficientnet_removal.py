@@ -17,6 +17,7 @@ References:
 
 import argparse
 import functools
+import itertools
 import json
 import warnings
 
@@ -66,9 +67,7 @@ def taylor(groups, fn, params, probe, parts):
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     changed = lambda p: p.grad * p.dense()
-    found = [
-        groups.scores(changed, "sum", grads=slope(params, *part), uses=uses) for part in parts
-    ]
+    found = [groups.scores(changed, "sum", grads=slope(params, *part), uses=uses) for part in parts]
     return {name: np.mean([np.square(one[name]) for one in found], 0) for name in groups}
 
 
@@ -106,11 +105,21 @@ def distilled(teacher, fn, params, parts, epochs, rate=3e-4):
     return params
 
 
+def variants(fn, params, plan, seen, training, epochs):
+    """Yields what was done after removal, and the smaller parameters."""
+    rewrite = plan.rewrite()
+    yield "", rewrite.params
+    mended = plan.rewrite(with_means(fn, params, plan, seen)).params
+    yield ", means in biases", mended
+    small, teacher = rewrite.function(fn), functools.partial(fn, params)
+    yield ", distilled", distilled(teacher, small, mended, training, epochs)
+
+
 def run(shares=(0.9, 0.8), fitted=3000, tested=1000, calibrate=500, epochs=2, rounds=5, say=print):
     """Variant -> its figures."""
     whole = load(fetch("efficientnet_lite0"))
-    training, test = fashion_mnist()
-    training, test = batches(*training, fitted), batches(*test, tested)
+    (images, labels), (others, wanted) = fashion_mnist()
+    training, test = batches(images, labels, fitted), batches(others, wanted, tested)
     images = training[0][0]
     fold = jc.fold_norms(features, whole, images[:2])
     fn, params = fold.function(features), fold.params
@@ -127,23 +136,16 @@ def run(shares=(0.9, 0.8), fitted=3000, tested=1000, calibrate=500, epochs=2, ro
     for share in shares:
         for by, own in scores.items():
             plan = groups.plan(budget=jc.flops(share), scores=own)
-            rewrite = plan.rewrite()
-            small = rewrite.function(fn)
-            made = {"": lambda r=rewrite: r.params}
-            if by == "Taylor":
-                mended = lambda p=plan: p.rewrite(with_means(fn, params, p, seen)).params
-                made[", means in biases"] = mended
-                teacher = functools.partial(fn, params)
-                made[", distilled"] = lambda f=small, m=mended: distilled(
-                    teacher, f, m(), training, epochs
-                )
-            for after, make in made.items():
-                name, new = f"{share:.0%}, {by}{after}", make()
+            small = plan.rewrite().function(fn)
+            made = variants(fn, params, plan, seen, training, epochs)
+            for after, new in itertools.islice(made, None if by == "Taylor" else 1):
+                name = f"{share:.0%}, {by}{after}"
                 accuracy, _ = probed(small, new, training, test)
                 left = plan.flops[1] / plan.flops[0]
                 rows[name] = {"accuracy": accuracy, "flops": left, "bytes": jc.nbytes(new)}
                 say(name, rows[name])
-            timed[f"{share:.0%}, {by}"] = functools.partial(jax.jit(small), rewrite.params, images)
+            runs = functools.partial(jax.jit(small), plan.rewrite().params, images)
+            timed[f"{share:.0%}, {by}"] = runs
     times = interleave(timed, rounds)
     for name in timed:
         pairs = zip(times["whole"].cpu, times[name].cpu, strict=True)
@@ -161,9 +163,10 @@ def main():
     parser.add_argument("--json", action="store_true", help="print one JSON line, not a table")
     args = parser.parse_args()
     say = (lambda *_: None) if args.json else _say
-    few = {"fitted": 200, "tested": 100, "calibrate": 100, "epochs": 1, "rounds": 2}
-    given = few | {"shares": [0.8]} if args.quick else {"shares": args.shares, "epochs": args.epochs}
-    rows = run(**given, say=say)
+    if args.quick:
+        rows = run([0.8], fitted=200, tested=100, calibrate=100, epochs=1, rounds=2, say=say)
+    else:
+        rows = run(args.shares, epochs=args.epochs, say=say)
     if args.json:
         print(json.dumps(rows))
 

@@ -16,6 +16,7 @@ both are timed with their norms folded, too.
 import argparse
 import functools
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,14 +67,14 @@ def figures(fn, params, averages, test):
     return {"accuracy": 100 * accuracy, "bytes": jc.nbytes(params)}
 
 
-def folded(fn, params, averages, images):
+def folded(variant, images):
     """The variant without its batch norms, which are folded into convolutions."""
+    fn, params, averages = variant
     run = lambda state, images: fn(state["params"], state["averages"], images)
     fold = jc.fold_norms(run, {"params": params, "averages": averages}, images)
-    g = fold.function(run)
-    return lambda params, averages, images: g(params | averages, images), {
-        "params": fold.params["params"]
-    }, {"averages": fold.params["averages"]}
+    g, new = fold.function(run), fold.params
+    own = lambda params, averages, images: g({"params": params, "averages": averages}, images)
+    return own, new["params"], new["averages"]
 
 
 def throughput(variants, images, rounds):
@@ -106,7 +107,7 @@ def run(data, share=0.5, epochs=(3, 2), rounds=15, round_to=1, model="resnet"):
     start, own = rewrite.params, small[1]
     small_on = train(rewrite.function(objective), start, images, labels, epochs[1], own)
 
-    variants = {
+    variants: dict[str, Any] = {
         "whole": (logits, params, averages),
         "whole, trained on": (logits, *whole_on),
         "smaller": (small_logits, *small),
@@ -115,7 +116,7 @@ def run(data, share=0.5, epochs=(3, 2), rounds=15, round_to=1, model="resnet"):
     timed = ["whole, trained on", "smaller, trained on"]
     if averages is not None:
         for name in list(timed):
-            variants[f"{name}, folded"] = folded(*variants[name], batch[0][:2])
+            variants[f"{name}, folded"] = folded(variants[name], batch[0][:2])
         timed += [f"{name}, folded" for name in timed]
     rows = {name: figures(*variant, test) for name, variant in variants.items()}
     timed = {name: variants[name] for name in timed}
@@ -142,7 +143,7 @@ def show(rows):
 
 def main():
     """Trains, removes, trains on and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--model", default="resnet", choices=list(MODELS))
     parser.add_argument("--share", type=float, default=0.5, help="of operations that are left")
     parser.add_argument("--epochs", type=int, nargs=2, default=[3, 2], help="before, after")

@@ -20,7 +20,9 @@ def block_group(found: Analysis, params: Any, frame: Frame, total: int) -> Group
     A block is one if, with its parameters 0, its sum hands on what it gets, and products are saved.
     """
     whole = {
-        path for path, x in named_leaves(params) if is_float(x) and len(x.shape) and 0 not in x.shape
+        path
+        for path, x in named_leaves(params)
+        if is_float(x) and len(x.shape) and 0 not in x.shape
     }
     free = {path for path in whole if not chosen(frame.protect, path)}
     ends = [not chosen(frame.follow, name) for name in found.outputs]

@@ -1,7 +1,7 @@
 """One group of units."""
 
 import dataclasses
-import os.path
+import itertools
 
 from jaxopt_compress.removal.units import Member
 
@@ -60,10 +60,10 @@ def _span(paths: tuple[str, ...]) -> str:
     tops = {path.split("/")[0]: [] for path in paths}
     for path in paths:
         tops[path.split("/")[0]].append(path)
-    names = [
-        "/".join([*os.path.commonprefix([p.split("/")[:-1] for p in own]), "**"])
-        if len(own) > 1
-        else own[0]
-        for own in tops.values()
-    ]
-    return f"{', '.join(names)} ({len(paths)} parameters)"
+    return f"{', '.join(map(_common, tops.values()))} ({len(paths)} parameters)"
+
+
+def _common(paths: list[str]) -> str:
+    levels = zip(*(path.split("/")[:-1] for path in paths), strict=False)
+    same = [level[0] for level in itertools.takewhile(lambda names: len({*names}) == 1, levels)]
+    return paths[0] if len(paths) == 1 else "/".join([*same, "**"])

@@ -20,8 +20,8 @@ from jaxopt_compress.removal.plan import Plan, gone_from_kept
 from jaxopt_compress.removal.scored import ScoredGroups
 from jaxopt_compress.removal.units import Units, find_units
 from jaxopt_compress.rewriting.coupling.analysis import Analysis, Frame, emptied, seeds_of
-from jaxopt_compress.rewriting.coupling.background import inexact_reductions
 from jaxopt_compress.rewriting.coupling.coupling import NotRemovable
+from jaxopt_compress.rewriting.coupling.exactness import inexact_reductions
 from jaxopt_compress.rewriting.coupling.replay import Gone, Kept
 from jaxopt_compress.rewriting.coupling.skips import kept_without, numbers
 from jaxopt_compress.tree import named_leaves
@@ -147,7 +147,9 @@ class Groups(ScoredGroups):
         if kept is not None:
             shapes = {p: tuple(map(len, axes)) for p, axes in self._analysis.params.items()}
             gone = gone_from_kept(kept, shapes)
-            plan = self._plan({}, seeds_of(self._analysis, gone), emptied(gone), allow_inexact, skip)
+            plan = self._plan(
+                {}, seeds_of(self._analysis, gone), emptied(gone), allow_inexact, skip
+            )
             more = [p for p in plan.gone if p not in gone or not _same(plan.gone[p], gone[p])]
             if more:
                 raise ValueError(

@@ -52,7 +52,9 @@ def losses_of_blocks(
 
     @jax.jit
     def of_block(params: Any, args: tuple[Any, ...], stays: jax.Array) -> Any:
-        masked = lambda path, x: x * stays[paths.index(path)].astype(x.dtype) if path in paths else x
+        masked = lambda path, x: (
+            x * stays[paths.index(path)].astype(x.dtype) if path in paths else x
+        )
         return loss(map_named(masked, params), *args)
 
     stays = [[float(path not in own) for path in paths] for own in blocks]

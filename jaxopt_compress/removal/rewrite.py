@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.analysis import (
     Analysis,
     Frame,
@@ -16,8 +17,8 @@ from jaxopt_compress.rewriting.coupling.analysis import (
     seeds_of,
     type_of,
 )
-from jaxopt_compress.rewriting.coupling.background import fills_of, operands_of
 from jaxopt_compress.rewriting.coupling.coupling import NotRemovable
+from jaxopt_compress.rewriting.coupling.exactness import fills_of, operands_of
 from jaxopt_compress.rewriting.coupling.graph import Axes
 from jaxopt_compress.rewriting.coupling.lanes import Lanes
 from jaxopt_compress.rewriting.coupling.replay import Gone, Kept, cut, run
@@ -196,8 +197,16 @@ class Removed(NamedTuple):
         if flags is None:
             return x
         _check_shape(path, x, _left(flags))
-        at = np.ix_(*(np.flatnonzero(~f) for f in flags))
-        return jnp.zeros(whole.shape, jnp.asarray(x).dtype).at[at].set(x)
+        x = jnp.asarray(x)
+        if 0 in x.shape:
+            return jnp.zeros(whole.shape, x.dtype)
+        for k, own in enumerate(flags):
+            if own.any():
+                # Past the end, where there is nothing but zeros.
+                at = (slice(None),) * k + (np.where(own, len(own), np.cumsum(~own) - 1),)
+                named = {"out_sharding": _compat.explicit_sharding(x)}
+                x = x.at[at].get(mode="fill", fill_value=0, **named)
+        return x
 
 
 def _left(flags: Gone) -> tuple[int, ...]:

@@ -115,5 +115,7 @@ def block_scores(
         "l2": lambda x: np.sqrt(np.square(x).sum()), "sum": np.sum, "mean": np.mean,
         "max": lambda x: x.max(initial=0),
     }  # fmt: skip
-    flat = lambda paths: [np.asarray(scores[p], np.float64).reshape(-1) for p in paths if p in scores]
+    flat = lambda paths: [
+        np.asarray(scores[p], np.float64).reshape(-1) for p in paths if p in scores
+    ]
     return np.array([by[reduce](np.concatenate(flat(paths) or [np.zeros(1)])) for paths in blocks])

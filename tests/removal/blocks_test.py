@@ -60,7 +60,9 @@ def test_masked_equals_removed_with_channels_of_others(groups, units):
     law.check(net, PARAMS, (X,), plan)
     rewrite = plan.rewrite()
     assert jax.tree.map(jnp.shape, rewrite.params["layers"][units[0]])["in"][0] == 0
-    products = [str(e.primitive) for e in _all(jax.make_jaxpr(rewrite.function(net))(rewrite.params, X))]
+    products = [
+        str(e.primitive) for e in _all(jax.make_jaxpr(rewrite.function(net))(rewrite.params, X))
+    ]
     assert products.count("dot_general") == 3 + 2 * (2 - len(units))
     again = groups.plan(kept=json.loads(json.dumps(plan.kept)))
     assert again.kept == plan.kept and again.flops == plan.flops
@@ -74,7 +76,10 @@ def _all(jaxpr):
 
 
 def test_operations_scores_and_losses(groups):
-    assert groups.plan({"blocks": [0]}).flops == (2 * 4 * (15 + 60 + 60 + 20), 2 * 4 * (15 + 60 + 20))
+    assert groups.plan({"blocks": [0]}).flops == (
+        2 * 4 * (15 + 60 + 60 + 20),
+        2 * 4 * (15 + 60 + 20),
+    )
     entries = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in PARAMS["layers"]]
     wanted = [np.sqrt(np.square(e).sum()) for e in entries]
     np.testing.assert_allclose(groups.scores()["blocks"], wanted, rtol=1e-6)

@@ -1,6 +1,5 @@
 """Functions on a mesh: shards, what devices tell each other, and axes that types name."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,11 +18,13 @@ PARAMS = law.values({"b": jnp.ones(8), "v": jnp.ones((8, 2)), "w": jnp.ones((3, 
 
 
 def mesh(kind=AxisType.Auto):
-    return jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2, devices=jax.devices()[:4])
+    return jax.make_mesh(
+        (2, 2), ("data", "model"), axis_types=(kind,) * 2, devices=jax.devices()[:4]
+    )
 
 
-def sharded(fn, *specs, out=P("data", None)):
-    return jax.shard_map(fn, mesh=mesh(), in_specs=specs, out_specs=out)
+def sharded(fn, *specs, out=None):
+    return jax.shard_map(fn, mesh=mesh(), in_specs=specs, out_specs=out or P("data", None))
 
 
 def by_rows(p, x):
@@ -97,7 +98,5 @@ def test_axes_that_types_name():
         plan = groups.plan({"w:1": [1, 6]})
         rewrite = plan.rewrite()
         got = jax.jit(rewrite.function(fn))(rewrite.params, x)
-        assert got.sharding.spec == fn(params, x).sharding.spec
+        assert jax.typeof(got) == jax.typeof(fn(params, x))
         law.close(got, fn(rewrite.undo(rewrite.params), x), 1e-5)
-
-

@@ -71,9 +71,7 @@ def type_of(x: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruc
     """The type of an array or tracer, of its own or of another shape."""
     own = jnp.shape(x) if shape is None else shape
     weak = bool(getattr(x, "weak_type", False))
-    return jax.ShapeDtypeStruct(
-        own, x.dtype, weak_type=weak, sharding=_compat.explicit_sharding(x)
-    )
+    return jax.ShapeDtypeStruct(own, x.dtype, weak_type=weak, sharding=_compat.explicit_sharding(x))
 
 
 def analyze(

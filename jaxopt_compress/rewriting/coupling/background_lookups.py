@@ -45,12 +45,16 @@ def _scatter(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
 @rule("stack", "unstack", "tile")
 def _copies(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     """Copies beside each other, or taken apart again."""
-    k, own = node.params.get("axis"), [b.axes for b in ins]
+    own = [b.axes for b in ins]
     if node.name == "tile":
         return [Background(own[0], constant(ins[0]))]
+    k = node.params["axis"]
     if node.name == "unstack":
         return [Background((*own[0][:k], *own[0][k + 1 :]), constant(ins[0]))] * len(node.outs)
-    at = [same(vs) if walk.shrinks(a) else None for vs, a in zip(zip(*own, strict=True), node.ins[0], strict=True)]
+    at = [
+        same(vs) if walk.shrinks(a) else None
+        for vs, a in zip(zip(*own, strict=True), node.ins[0], strict=True)
+    ]
     return [Background((*at[:k], None, *at[k:]), same(list(map(constant, ins))))]
 
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import numpy as np
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxopt_compress.lift import _compat

@@ -120,14 +120,16 @@ def _alike(v: Any, w: Any) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype
 
 
-
-
 def filled(body: Body, kept: Kept, fills: Fills) -> dict[Body, Skipped]:
     """What makes the whole function skip indices: where a maximum chooses, theirs are -inf."""
     found: dict[Body, Skipped] = {}
 
     def visit(body: Body) -> bool:
-        made = {v: axes for node in body.nodes for v, axes in zip(node.eqn.outvars, node.outs, strict=True)}
+        made = {
+            v: axes
+            for node in body.nodes
+            for v, axes in zip(node.eqn.outvars, node.outs, strict=True)
+        }
         made.update(zip(body.jaxpr.invars, body.ins, strict=True))
         own = fills.get(body, {})
         fill = {v: [(k, ~kept.alive(made[v][k])) for k in sorted(own[v])] for v in own}
