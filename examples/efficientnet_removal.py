@@ -17,7 +17,6 @@ References:
 
 import argparse
 import functools
-import itertools
 import json
 import warnings
 
@@ -42,9 +41,8 @@ def features(params, images):
     return apply(params | {"head": {"kernel": jnp.eye(width), "bias": jnp.zeros(width)}}, images)
 
 
-def probed(fn, params, training, test):
-    """Accuracy in percent of a linear layer that is fitted to features."""
-    run = jax.jit(fn)
+def probed(run, params, training, test):
+    """Accuracy in percent of a linear layer that is fitted to features, and the layer."""
 
     def seen(parts):
         x = np.concatenate([run(params, images) for images, _ in parts])
@@ -87,8 +85,7 @@ def with_means(fn, params, plan, parts):
 def distilled(teacher, fn, params, parts, epochs, rate=3e-4):
     """The smaller parameters after training on the features of the whole ones."""
     tx = optax.adam(optax.cosine_decay_schedule(rate, epochs * len(parts)))
-    run = jax.jit(teacher)
-    wanted = [run(images) for images, _ in parts]
+    wanted = [teacher(images) for images, _ in parts]
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, images, wanted):
@@ -105,17 +102,7 @@ def distilled(teacher, fn, params, parts, epochs, rate=3e-4):
     return params
 
 
-def variants(fn, params, plan, seen, training, epochs):
-    """Yields what was done after removal, and the smaller parameters."""
-    rewrite = plan.rewrite()
-    yield "", rewrite.params
-    mended = plan.rewrite(with_means(fn, params, plan, seen)).params
-    yield ", means in biases", mended
-    small, teacher = rewrite.function(fn), functools.partial(fn, params)
-    yield ", distilled", distilled(teacher, small, mended, training, epochs)
-
-
-def run(shares=(0.9, 0.8), fitted=3000, tested=1000, calibrate=500, epochs=2, rounds=5, say=print):
+def run(shares=(0.9, 0.8), fitted=3000, tested=1000, calibrate=500, epochs=1, rounds=5, say=print):
     """Variant -> its figures."""
     whole = load(fetch("efficientnet_lite0"))
     (images, labels), (others, wanted) = fashion_mnist()
@@ -123,34 +110,37 @@ def run(shares=(0.9, 0.8), fitted=3000, tested=1000, calibrate=500, epochs=2, ro
     images = training[0][0]
     fold = jc.fold_norms(features, whole, images[:2])
     fn, params = fold.function(features), fold.params
-    seen = training[: calibrate // 100]
+    seen, teacher = training[: calibrate // 100], jax.jit(fn)
     groups = jc.find_groups(fn, params, images, protect=HEAD)
-    accuracy, probe = probed(fn, params, training, test)
-    rows = {"whole": {"accuracy": accuracy, "flops": 1.0, "bytes": jc.nbytes(params)}}
-    say("whole", rows["whole"])
-    timed = {"whole": functools.partial(jax.jit(fn), params, images)}
-    scores = {
-        "smallest weights": groups.scores(),
-        "Taylor": taylor(groups, fn, params, probe, seen),
-    }
-    for share in shares:
-        for by, own in scores.items():
-            plan = groups.plan(budget=jc.flops(share), scores=own)
-            small = plan.rewrite().function(fn)
-            made = variants(fn, params, plan, seen, training, epochs)
-            for after, new in itertools.islice(made, None if by == "Taylor" else 1):
-                name = f"{share:.0%}, {by}{after}"
-                accuracy, _ = probed(small, new, training, test)
-                left = plan.flops[1] / plan.flops[0]
-                rows[name] = {"accuracy": accuracy, "flops": left, "bytes": jc.nbytes(new)}
-                say(name, rows[name])
-            runs = functools.partial(jax.jit(small), plan.rewrite().params, images)
-            timed[f"{share:.0%}, {by}"] = runs
-    times = interleave(timed, rounds)
-    for name in timed:
-        pairs = zip(times["whole"].cpu, times[name].cpu, strict=True)
-        rows[name]["speed"] = float(np.median([a / b for a, b in pairs]))
+    rows, timed = {}, {}
+
+    def measured(name, run, params, flops):
+        accuracy, probe = probed(run, params, training, test)
+        rows[name] = {"accuracy": accuracy, "flops": flops, "bytes": jc.nbytes(params)}
+        timed[name] = functools.partial(run, params, images)
         say(name, rows[name])
+        return probe
+
+    probe = measured("whole", teacher, params, 1.0)
+    smallest, by_slope = groups.scores(), taylor(groups, fn, params, probe, seen)
+    ready = []
+    for share in shares:
+        for by, scores in (("smallest weights", smallest), ("Taylor", by_slope)):
+            plan = groups.plan(budget=jc.flops(share), scores=scores)
+            rewrite, left = plan.rewrite(), plan.flops[1] / plan.flops[0]
+            small = jax.jit(rewrite.function(fn))
+            measured(f"{share:.0%}, {by}", small, rewrite.params, left)
+        mended = plan.rewrite(with_means(fn, params, plan, seen)).params
+        measured(f"{share:.0%}, Taylor, means in biases", small, mended, left)
+        ready.append((share, small, mended, left))
+    for share, small, mended, left in ready:
+        new = distilled(functools.partial(teacher, params), small, mended, training, epochs)
+        measured(f"{share:.0%}, Taylor, distilled", small, new, left)
+    times = interleave(timed, rounds)
+    for name, row in rows.items():
+        pairs = zip(times["whole"].cpu, times[name].cpu, strict=True)
+        row["speed"] = float(np.median([a / b for a, b in pairs]))
+        say(name, row)
     return rows
 
 
@@ -158,7 +148,7 @@ def main():
     """Prints the figures of each variant as it is there."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.9, 0.8], help="that are left")
-    parser.add_argument("--epochs", type=int, default=2, help="of distillation")
+    parser.add_argument("--epochs", type=int, default=1, help="of distillation")
     parser.add_argument("--quick", action="store_true", help="of few images, and one share")
     parser.add_argument("--json", action="store_true", help="print one JSON line, not a table")
     args = parser.parse_args()

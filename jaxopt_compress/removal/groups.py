@@ -116,7 +116,7 @@ class Groups(ScoredGroups):
         costs least per operation that it saves: its share of the score that is left of its group,
         times the number of products that get smaller. Units cost more as their group gets smaller,
         so no group is emptied for the sake of others, and scales of scores do not matter. Layers
-        of scans go by number only.
+        of scans, and blocks, go by number only.
 
         Args:
             units: Group -> the numbers of the units that go.
@@ -220,10 +220,10 @@ class Groups(ScoredGroups):
         for name, axes in {**found.params, **found.inputs}.items():
             if 0 in kept.shape(axes) and all(map(len, axes)):
                 raise NotRemovable(f"nothing would be left of {name!r}")
-        if emptied := self._emptied(kept):
+        if empty := self._emptied(kept):
             raise NotRemovable(
-                f"{len(emptied)} axes inside of the function would be empty, such as one of length "
-                f"{len(emptied[0])}: its indices are a part of those that go"
+                f"{len(empty)} axes inside of the function would be empty, such as one of length "
+                f"{len(empty[0])}: its indices are a part of those that go"
             )
         inexact = self._inexact(kept, whole, skip)
         if inexact and not allow_inexact:

@@ -47,7 +47,13 @@ def _copies(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     """Copies beside each other, or taken apart again."""
     own = [b.axes for b in ins]
     if node.name == "tile":
-        return [Background(own[0], constant(ins[0]))]
+        # Of copies that go, entries are not masked.
+        all_stay = lambda k, n: (
+            walk.kept.size(node.outs[0][k]) == n * walk.kept.size(node.ins[0][k])
+        )
+        reps, whole = enumerate(node.params["reps"]), constant(ins[0])
+        axes = tuple(own[0][k] if all_stay(k, n) else whole for k, n in reps)
+        return [Background(axes, whole)]
     k = node.params["axis"]
     if node.name == "unstack":
         return [Background((*own[0][:k], *own[0][k + 1 :]), constant(ins[0]))] * len(node.outs)

@@ -77,17 +77,15 @@ def _unstack(graph: Graph, node: Node) -> list[Axes]:
 
 @couples("tile")
 def _tile(graph: Graph, node: Node) -> list[Axes]:
-    again = lambda a, n: graph.axis(n) if len(a) == 1 < n else np.concatenate([a] * n)
+    """Indices become pairs: of a copy, and of an index of it."""
     pairs = zip(node.ins[0], node.params["reps"], strict=True)
-    return [tuple(a if n == 1 else again(a, n) for a, n in pairs)]
+    return [tuple(a if n == 1 else graph.join((graph.axis(n), a)) for a, n in pairs)]
 
 
 @replays("tile")
 def _tile_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
-    """Single indices are repeated as often as copies are left; of others, all copies are."""
-    pairs = zip(node.ins[0], node.outs[0], node.params["reps"], strict=True)
-    reps = tuple(kept.size(out) if len(a) == 1 else n for a, out, n in pairs)
-    return bind_with(node, values, reps=reps)
+    pairs = zip(node.ins[0], node.outs[0], strict=True)
+    return bind_with(node, values, reps=tuple(kept.size(b) // kept.size(a) for a, b in pairs))
 
 
 def taken(kept: Any, before: Axis, positions: np.ndarray) -> np.ndarray:
