@@ -20,7 +20,7 @@ Gone = tuple[np.ndarray, ...]  # per axis of a value, booleans, true where an in
 
 
 class Skipped(NamedTuple):
-    """What the evaluation of one body leaves out.
+    """What the evaluation of one body leaves out, or fills.
 
     Attributes:
         known: The values that are one constant, which are not computed.
@@ -131,7 +131,7 @@ def run(body: Body, kept: Kept, args: Sequence[Any]) -> list[Any]:
     def read(v: Any, axes: Axes) -> Any:
         if isinstance(v, core.Literal):
             return v.val
-        if v in skipped.known or v not in env:
+        if v in skipped.known or (skipped is not _WHOLE and v not in env):
             # What is not there is an operand of a call that does not read it.
             known = skipped.known.get(v, 0)
             return jnp.full(kept.shape(axes), known, _compat.type_of(v).dtype)
