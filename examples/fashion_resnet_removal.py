@@ -10,6 +10,7 @@ both are timed with their norms folded, too.
 
     python -m examples.fashion_resnet_removal --round-to 16  # some minutes on two cores
     python -m examples.fashion_resnet_removal --model vit
+    python -m examples.fashion_resnet_removal --speed 1 8 16 # processor time beside the whole one
     python -m examples.fashion_resnet_removal --quick        # a minute, to see it run
 """
 
@@ -118,7 +119,7 @@ def run(data, share=0.5, epochs=(3, 2), rounds=15, round_to=1, model="resnet"):
         for name in list(timed):
             variants[f"{name}, folded"] = folded(variants[name], batch[0][:2])
         timed += [f"{name}, folded" for name in timed]
-    rows = {name: figures(*variant, test) for name, variant in variants.items()}
+    rows = {name: figures(*own, test=test) for name, own in variants.items()}
     timed = {name: variants[name] for name in timed}
     speeds = throughput(timed, jnp.asarray(images[:256]), rounds)
     for name, row in rows.items():
@@ -126,6 +127,26 @@ def run(data, share=0.5, epochs=(3, 2), rounds=15, round_to=1, model="resnet"):
         row["flops"] = plan.flops[name.startswith("smaller")] // len(batch[0])
         row["images_per_second"] = speeds.get(name)
     return groups, plan, rows
+
+
+def speeds(multiples, share, rounds):
+    """Prints how fast the untrained ResNet gets if multiples of channels are kept."""
+    params, averages = begin_resnet(jax.random.key(0))
+    images = jax.random.randint(jax.random.key(1), (256, 28, 28), 0, 256).astype(jnp.uint8)
+    batch = images[:128], jnp.zeros(128, jnp.int32)
+    groups = jc.find_groups(objective, params, averages, *batch, follow=("in/0/**", "out/1/**"))
+    variants = {"whole": (logits, params, averages)}
+    for n in multiples:
+        rewrite = groups.plan(budget=jc.flops(share), round_to=n).rewrite()
+        small = rewrite.params, rewrite.argument(0, averages)
+        variants[f"round_to={n}"] = (rewrite.function(logits), *small)
+    variants |= {f"{name}, folded": folded(v, images[:2]) for name, v in variants.items()}
+    runs = {k: functools.partial(jax.jit(fn), *own, images) for k, (fn, *own) in variants.items()}
+    times = interleave(runs, rounds)
+    for name, samples in times.items():
+        pairs = zip(times["whole"].cpu, samples.cpu, strict=True)
+        ratio = median([whole / own for whole, own in pairs])
+        print(f"{name:24} {1e3 * median(samples.cpu).median:6.1f} ms  {ratio}", flush=True)
 
 
 def show(rows):
@@ -151,7 +172,10 @@ def main():
     parser.add_argument("--rounds", type=int, default=15, help="of timing")
     parser.add_argument("--quick", action="store_true", help="one epoch each, of few images")
     parser.add_argument("--json", action="store_true", help="print one JSON line, not a table")
+    parser.add_argument("--speed", type=int, nargs="+", help="multiples to time, untrained")
     args = parser.parse_args()
+    if args.speed:
+        return speeds(args.speed, args.share, args.rounds)
     data = fashion_mnist()
     if args.quick:
         args.epochs = [1, 1]
