@@ -69,6 +69,13 @@ def explicit_mesh(x: Value) -> bool:
     return any(entry is not None for entry in jax.typeof(x).sharding.spec)
 
 
+def explicit_sharding(x: Any) -> Any:
+    """The sharding that the type of an array, tracer or type names; None without one."""
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return x.sharding
+    return jax.typeof(x).sharding if isinstance(x, jax.Array) and explicit_mesh(x) else None
+
+
 def call_origin(jaxpr: core.Jaxpr) -> core.DebugInfo | None:
     """The origin to name for calls made from parts of ``jaxpr``.
 

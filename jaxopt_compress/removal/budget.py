@@ -23,10 +23,13 @@ class Work(NamedTuple):
 def work_of(body: Body, kept: Kept, times: int = 1) -> list[Work]:
     """The products and convolutions of a function with the indices that are left, in order."""
     found = []
+    skipped = kept.skips.get(body)
     for node in body.nodes:
+        own = 0 if skipped is not None and node in skipped.dead else times
         if node.name in PRODUCTS and not node.whole:
-            found.append(Work(times, 2 * multiplications(kept, node)))
-        inner = times * kept.size(node.notes["lead"]) if node.name == "scan" else times
+            found.append(Work(own, 2 * multiplications(kept, node) if own else 0))
+        inner = own * kept.size(node.notes["lead"]) if node.name == "scan" else own
+        inner *= node.notes.get("devices", 1)
         for called in node.bodies:
             found += work_of(called, kept, inner)
     return found

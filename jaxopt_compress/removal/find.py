@@ -24,7 +24,8 @@ def find_groups(
     operations and products tie them; a reshape makes pairs of them. Indices that are tied are
     removed together: they are one unit. So fused projections, gates, skip connections, groups of
     heads and scanned layers need no code of their own. A unit of a scanned stack goes from every
-    layer; whole layers are units too.
+    layer; whole layers are units too. So are residual blocks that are written out, ``f`` of sums
+    ``x + f(x)``, in the group ``blocks``.
 
     Indices of inputs and outputs stay, and so do those that meet an operation without a rule.
 

@@ -1,10 +1,11 @@
 """Groups of units that can be removed from a function's parameters."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxopt_compress.removal.blocks import block_group
 from jaxopt_compress.removal.budget import (
     Offer,
     afford,
@@ -17,14 +18,11 @@ from jaxopt_compress.removal.group import Group
 from jaxopt_compress.removal.plan import Plan, gone_from_kept
 from jaxopt_compress.removal.scored import ScoredGroups
 from jaxopt_compress.removal.units import Units, find_units
-from jaxopt_compress.rewriting.coupling.analysis import (
-    Analysis,
-    Frame,
-    seeds_of,
-)
-from jaxopt_compress.rewriting.coupling.background import inexact_reductions
+from jaxopt_compress.rewriting.coupling.analysis import Analysis, Frame, emptied, seeds_of
 from jaxopt_compress.rewriting.coupling.coupling import NotRemovable
+from jaxopt_compress.rewriting.coupling.exactness import inexact_reductions
 from jaxopt_compress.rewriting.coupling.replay import Gone, Kept
+from jaxopt_compress.rewriting.coupling.skips import kept_without, numbers
 from jaxopt_compress.tree import named_leaves
 from jaxopt_compress.tree.budgets import Flops
 from jaxopt_compress.tree.paths import is_float
@@ -45,6 +43,9 @@ class Groups(ScoredGroups):
         leads = [node.notes["lead"] for node in analysis.body.walk() if node.name == "scan"]
         self._steps = {x for axis in leads for x in analysis.coupling.component[axis].tolist()}
         self._groups = {units.name: self._group(units) for units in find_units(analysis)}
+        blocks = block_group(analysis, params, frame, self._total)
+        if blocks is not None:
+            self._groups[blocks.name] = blocks
 
     def __getitem__(self, name: str) -> Group:
         return self._groups[name]
@@ -84,6 +85,12 @@ class Groups(ScoredGroups):
             for group in self.values()
             if any((m.path, m.axis) == (path, axis) for m in group.members)
         ]
+        found += [
+            f"it goes as a whole with unit {i} of {group.name!r}"
+            for group in self.values()
+            for i, whole in enumerate(group.paths)
+            if path in whole
+        ]
         coupling = self._analysis.coupling
         own = coupling.component[axes[axis]]
         stay = own[coupling.kept[own]]
@@ -101,6 +108,7 @@ class Groups(ScoredGroups):
         scores: Mapping[str, np.ndarray] | None = None,
         round_to: int = 1,
         allow_inexact: bool = False,
+        skip: bool = False,
     ) -> Plan:
         """Chooses units to remove: by number, for a budget, or as an earlier plan did.
 
@@ -108,7 +116,7 @@ class Groups(ScoredGroups):
         costs least per operation that it saves: its share of the score that is left of its group,
         times the number of products that get smaller. Units cost more as their group gets smaller,
         so no group is emptied for the sake of others, and scales of scores do not matter. Layers
-        of scans go by number only.
+        of scans, and blocks, go by number only.
 
         Args:
             units: Group -> the numbers of the units that go.
@@ -121,6 +129,9 @@ class Groups(ScoredGroups):
                 units chosen by number have to fit.
             allow_inexact: Whether to remove units also where the removed function then differs from
                 the masked one. A budget takes them too then.
+            skip: Whether units that a softmax, a maximum or `lax.top_k` chooses from are skipped,
+                as experts are: the smaller function is then the masked one in which what is
+                chosen from is -inf at removed units.
 
         Returns:
             The plan.
@@ -136,7 +147,9 @@ class Groups(ScoredGroups):
         if kept is not None:
             shapes = {p: tuple(map(len, axes)) for p, axes in self._analysis.params.items()}
             gone = gone_from_kept(kept, shapes)
-            plan = self._plan({}, self._kept(seeds_of(self._analysis, gone)), allow_inexact)
+            plan = self._plan(
+                {}, seeds_of(self._analysis, gone), emptied(gone), allow_inexact, skip
+            )
             more = [p for p in plan.gone if p not in gone or not _same(plan.gone[p], gone[p])]
             if more:
                 raise ValueError(
@@ -144,22 +157,26 @@ class Groups(ScoredGroups):
                 )
             return plan
         if budget is not None:
-            units = self._affordable(budget, scores, round_to, allow_inexact)
+            units = self._affordable(budget, scores, round_to, allow_inexact, skip)
         checked = {name: self._checked(name, own, round_to) for name, own in (units or {}).items()}
-        return self._plan(checked, self._kept(self._seeds(checked)), allow_inexact)
+        pairs = [(self[name].paths, i) for name, own in checked.items() for i in own]
+        whole = {path for paths, i in pairs if paths for path in paths[i]}
+        return self._plan(checked, self._seeds(checked), whole, allow_inexact, skip)
 
-    def _kept(self, seeds: Iterable[int]) -> Kept:
-        coupling = self._analysis.coupling
-        return Kept(coupling, coupling.close(seeds))
+    def _kept(self, seeds: Iterable[int], whole: Collection[str] = ()) -> Kept:
+        return kept_without(self._analysis, seeds, whole)
 
     def _seeds(self, units: Mapping[str, Sequence[int]]) -> set[int]:
         return {x for name, own in units.items() for i in own for x in self[name].seeds[i]}
 
-    def _inexact(self, kept: Kept) -> tuple[str, ...]:
+    def _inexact(
+        self, kept: Kept, whole: Collection[str] = (), skip: bool = False
+    ) -> tuple[str, ...]:
         body = self._analysis.body
         masked = [is_float(x) for _, x in named_leaves(self.params)]
         rest = len(body.ins) - len(masked)
-        return tuple(inexact_reductions(body, kept, masked + [False] * rest))
+        own = numbers(self._analysis, whole)
+        return tuple(inexact_reductions(body, kept, masked + [False] * rest, own, skip))
 
     def _group(self, units: Units) -> Group:
         kept = self._kept(units.seeds[0])
@@ -167,7 +184,9 @@ class Groups(ScoredGroups):
         saved = sum(w.times * w.flops - less.times * less.flops for w, less in pairs)
         products = sum(w.times for w, less in pairs if less.flops < w.flops)
         layers = self._steps.issuperset(units.seeds[0])
-        return Group(*units, self._inexact(kept), saved, products, layers)
+        inexact = self._inexact(kept)
+        skippable = bool(inexact) and not self._inexact(kept, skip=True)
+        return Group(*units, inexact, saved, products, layers, skippable=skippable)
 
     def _multiple(self, name: str, round_to: int) -> int:
         return unit_multiple(round_to, (m.indices.shape[1] for m in self[name].members))
@@ -179,7 +198,7 @@ class Groups(ScoredGroups):
         n, own = len(self[name]), sorted({int(i) for i in units})
         if own and not 0 <= own[0] <= own[-1] < n:
             raise ValueError(f"{name!r} has units 0 to {n - 1}, and not {own[0]} to {own[-1]}")
-        if len(own) == n:
+        if len(own) == n and not self[name].paths:
             raise NotRemovable(f"all {n} units of {name!r} would go; at least one has to stay")
         multiple = self._multiple(name, round_to)
         if own and (n - len(own)) % multiple:
@@ -189,32 +208,43 @@ class Groups(ScoredGroups):
             )
         return tuple(own)
 
-    def _plan(self, units: dict[str, tuple[int, ...]], kept: Kept, allow_inexact: bool) -> Plan:
-        found = self._analysis
+    def _plan(
+        self,
+        units: dict[str, tuple[int, ...]],
+        seeds: set[int],
+        whole: set[str],
+        allow_inexact: bool,
+        skip: bool,
+    ) -> Plan:
+        found, kept = self._analysis, self._kept(seeds, whole)
         for name, axes in {**found.params, **found.inputs}.items():
             if 0 in kept.shape(axes) and all(map(len, axes)):
                 raise NotRemovable(f"nothing would be left of {name!r}")
-        if emptied := self._emptied(kept):
+        if empty := self._emptied(kept):
             raise NotRemovable(
-                f"{len(emptied)} axes inside of the function would be empty, such as one of length "
-                f"{len(emptied[0])}: its indices are a part of those that go"
+                f"{len(empty)} axes inside of the function would be empty, such as one of length "
+                f"{len(empty[0])}: its indices are a part of those that go"
             )
-        inexact = self._inexact(kept)
+        inexact = self._inexact(kept, whole, skip)
         if inexact and not allow_inexact:
+            skips = "" if skip or self._inexact(kept, whole, True) else "skip=True skips them; "
             raise NotRemovable(
                 f"the function without these units differs from the masked one: "
-                f"{'; '.join(inexact[:4])}; allow_inexact=True removes them nevertheless"
+                f"{'; '.join(inexact[:4])}; {skips}allow_inexact=True removes them nevertheless"
             )
         flags = lambda named: {n: kept.gone(a) for n, a in named.items() if kept.shrinks(a)}
         counts = self._total, total_flops(work_of(found.body, kept))
         gone, inputs = flags(found.params), flags(found.inputs)
-        return Plan(self.fn, self.params, units, gone, inputs, self.frame, inexact, counts)
+        for path in whole:
+            # One form for all, whatever else goes.
+            gone[path] = tuple(np.full(len(a), k == 0) for k, a in enumerate(found.params[path]))
+        return Plan(self.fn, self.params, units, gone, inputs, self.frame, inexact, counts, skip)
 
     def _emptied(self, kept: Kept) -> list[np.ndarray]:
         return [a for a in self._axes if len(a) and not kept.size(a)]
 
     def _affordable(
-        self, budget: Flops, scores: Any, round_to: int, allow_inexact: bool
+        self, budget: Flops, scores: Any, round_to: int, allow_inexact: bool, skip: bool
     ) -> dict[str, list[int]]:
         """The units that go for a budget."""
         if not isinstance(budget, Flops):
@@ -231,7 +261,7 @@ class Groups(ScoredGroups):
             if name in scores
             and not group.layers
             and group.flops > 0
-            and (allow_inexact or not group.inexact)
+            and (allow_inexact or not group.inexact or (skip and group.skippable))
         }
         for name, offer in offers.items():
             if offer.scores.shape != (len(self[name]),) or not (offer.scores >= 0).all():

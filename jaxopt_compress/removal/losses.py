@@ -1,6 +1,6 @@
 """The loss without each unit."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,9 +21,7 @@ def losses(
     at_once: int,
 ) -> dict[str, np.ndarray]:
     """Group -> the loss with each of its units masked, ``at_once`` of them mapped at a time."""
-    whole = jax.eval_shape(loss, params, *args)
-    if getattr(whole, "shape", None) != ():
-        raise ValueError(f"loss has to return one number, and returns {whole}")
+    _check_loss(loss, params, args)
 
     @jax.jit
     def of_group(params: Any, args: tuple[Any, ...], at: dict[tuple[str, int], jax.Array]) -> Any:
@@ -43,3 +41,27 @@ def losses(
         at = {(m.path, m.axis): jnp.asarray(m.indices, jnp.int32) for m in own}
         found[name] = np.asarray(of_group(params, args, at))
     return found
+
+
+def losses_of_blocks(
+    loss: Callable[..., Any], params: Any, args: tuple[Any, ...], blocks: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """The loss with the parameters of each block 0, one block after the other."""
+    _check_loss(loss, params, args)
+    paths = sorted({path for own in blocks for path in own})
+
+    @jax.jit
+    def of_block(params: Any, args: tuple[Any, ...], stays: jax.Array) -> Any:
+        masked = lambda path, x: (
+            x * stays[paths.index(path)].astype(x.dtype) if path in paths else x
+        )
+        return loss(map_named(masked, params), *args)
+
+    stays = [[float(path not in own) for path in paths] for own in blocks]
+    return np.array([of_block(params, args, jnp.array(row)) for row in stays])
+
+
+def _check_loss(loss: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> None:
+    whole = jax.eval_shape(loss, params, *args)
+    if getattr(whole, "shape", None) != ():
+        raise ValueError(f"loss has to return one number, and returns {whole}")

@@ -32,6 +32,7 @@ class Plan:
         frame: What the groups were found with.
         inexact: For which operations the masked function differs from the removed one.
         flops: The floating-point operations of products and convolutions before and after.
+        skip: Whether units are skipped where a maximum chooses.
     """
 
     fn: Callable[..., Any]
@@ -42,6 +43,7 @@ class Plan:
     frame: Frame
     inexact: tuple[str, ...]
     flops: tuple[int, int]
+    skip: bool = False
 
     def __repr__(self) -> str:
         before, after = self.flops
@@ -66,7 +68,15 @@ class Plan:
         It trains, chains and is stored as any other: its views are `MaskedArray` inside of chains,
         and its stored form is `SparseArray`. It chooses the floating parameters that shrink, of any
         rank.
+
+        Raises:
+            ValueError: Units are skipped, which masks do not do.
         """
+        if self.skip:
+            raise ValueError(
+                "masks do not skip units: a softmax sees zeros in their place. Train the smaller "
+                "parameters of rewrite(), or plan without skip=True"
+            )
         floating = {path for path, x in named_leaves(self.params) if is_float(x)}
         return masks({path: flags for path, flags in self.gone.items() if path in floating})
 
@@ -78,7 +88,7 @@ class Plan:
                 ``compression`` left; by default those that groups were found on.
 
         Returns:
-            A `Rewrite`; its reference is the masked function.
+            A `Rewrite`; its reference is the masked function, which skips units if the plan does.
 
         Raises:
             ValueError: Groups were found on types, and there are no parameters; or a parameter has
@@ -89,7 +99,7 @@ class Plan:
         if any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):
             raise ValueError("groups were found on types alone: pass the parameters to rewrite()")
         shapes = jax.tree.map(type_of, self.params)
-        empty = Removed(None, shapes, self.gone, self.inputs, self.frame)
+        empty = Removed(None, shapes, self.gone, self.inputs, self.frame, self.skip)
         return empty._replace(params=empty.tree(params))
 
     def check(

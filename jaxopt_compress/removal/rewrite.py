@@ -7,19 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.analysis import (
     Analysis,
     Frame,
     analyze,
+    emptied,
     named_inputs,
     seeds_of,
     type_of,
 )
-from jaxopt_compress.rewriting.coupling.background import operands_of
 from jaxopt_compress.rewriting.coupling.coupling import NotRemovable
+from jaxopt_compress.rewriting.coupling.exactness import fills_of, operands_of
 from jaxopt_compress.rewriting.coupling.graph import Axes
 from jaxopt_compress.rewriting.coupling.lanes import Lanes
 from jaxopt_compress.rewriting.coupling.replay import Gone, Kept, cut, run
+from jaxopt_compress.rewriting.coupling.skips import filled, kept_without, numbers
 from jaxopt_compress.rewriting.report import Difference, difference
 from jaxopt_compress.tree import map_named, named_leaves
 from jaxopt_compress.tree.paths import is_float
@@ -34,6 +37,7 @@ class Removed(NamedTuple):
         gone: Path -> per axis, booleans, true where an index went; of parameters that shrank.
         inputs: Name -> likewise, of inputs that are passed without the removed indices.
         frame: What the groups were found with.
+        skip: Whether the reference skips units where a maximum chooses.
     """
 
     params: Any
@@ -41,6 +45,7 @@ class Removed(NamedTuple):
     gone: dict[str, Gone]
     inputs: dict[str, Gone]
     frame: Frame
+    skip: bool = False
 
     def function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """``g`` with ``g(rewrite.params, *args)`` equal to ``fn`` of the masked parameters.
@@ -57,10 +62,13 @@ class Removed(NamedTuple):
         def removed(params: Any, *args: Any, **kwargs: Any) -> Any:
             leaves = self._leaves(params)
             found, kept = self._analyze(fn, leaves, args, kwargs)
+            whole = emptied(self.gone)
             for (path, axes), leaf in zip(found.params.items(), leaves, strict=True):
-                _check_left(path, leaf, axes, kept, "the parameters of this rewrite")
+                left = _left(self.gone[path]) if path in whole else kept.shape(axes)
+                _check_left(path, leaf, axes, left, "the parameters of this rewrite")
             for (name, axes), value in zip(found.inputs.items(), found.values, strict=True):
-                _check_left(name, value, axes, kept, "what argument() of this rewrite returns")
+                left = kept.shape(axes)
+                _check_left(name, value, axes, left, "what argument() of this rewrite returns")
             results = run(found.body, kept, [*leaves, *found.values])
             return found.out_tree.unflatten(results)
 
@@ -123,15 +131,30 @@ class Removed(NamedTuple):
         got = run(
             found.body, kept, list(map(kept.cut, [*jax.tree.leaves(masked), *found.values], axes))
         )
-        reference = jax.tree.leaves(fn(masked, *args, **kwargs))
+        if self.skip:
+            reference = self._skipping(found, kept, [*jax.tree.leaves(masked), *found.values])
+        else:
+            reference = jax.tree.leaves(fn(masked, *args, **kwargs))
         return difference(got, list(map(kept.cut, reference, found.outputs.values())), tolerance)
+
+    def _skipping(self, found: Analysis, kept: Kept, values: list[Any]) -> list[Any]:
+        """The masked function with -inf at removed units where a maximum chooses."""
+        whole = Kept(found.coupling, np.zeros(found.coupling.count, bool))
+        given = numbers(found, emptied(self.gone))
+        fills = fills_of(found.body, kept, self._masked(found), given)
+        whole.skips = filled(found.body, kept, fills)
+        return run(found.body, whole, values)
+
+    def _masked(self, found: Analysis) -> list[bool]:
+        own = [is_float(t) for t in jax.tree.leaves(self.shapes)]
+        return own + [False] * (len(found.body.ins) - len(own))
 
     def _analyze(
         self, fn: Callable[..., Any], leaves: list[Any], args: tuple, kwargs: dict[str, Any]
     ) -> tuple[Analysis, Kept]:
         """The equations of a call, and what is left of them."""
         shapes = {name: jnp.shape(x) for name, x in named_inputs(args, kwargs).items()}
-        whole = {
+        sizes = {
             name: _whole(shapes[name], flags)
             for name, flags in self.inputs.items()
             if name in shapes and len(shapes[name]) == len(flags)
@@ -140,9 +163,10 @@ class Removed(NamedTuple):
             type_of(x, t.shape) for x, t in zip(leaves, jax.tree.leaves(self.shapes), strict=True)
         ]
         params = jax.tree.structure(self.shapes).unflatten(own)
-        found = analyze(fn, params, args, kwargs, self.frame, whole)
-        kept = Kept(found.coupling, found.coupling.close(seeds_of(found, self.gone)))
-        for path, axes in found.params.items():
+        found = analyze(fn, params, args, kwargs, self.frame, sizes)
+        whole = emptied(self.gone)
+        kept = kept_without(found, seeds_of(found, self.gone), whole)
+        for path, axes in ((p, a) for p, a in found.params.items() if p not in whole):
             wanted = self.gone.get(path, tuple(np.zeros(len(a), bool) for a in axes))
             for k, (own, flags) in enumerate(zip(kept.gone(axes), wanted, strict=True)):
                 more = np.flatnonzero(own & ~flags)
@@ -151,9 +175,8 @@ class Removed(NamedTuple):
                         f"this function couples the removed indices with {more[:8].tolist()} of "
                         f"axis {k} of {path!r}, which are to stay: find groups on this function"
                     )
-        masked = [is_float(t) for t in jax.tree.leaves(self.shapes)]
-        masked += [False] * (len(found.body.ins) - len(masked))
-        kept.lanes = Lanes(kept, operands_of(found.body, kept, masked))
+        own = operands_of(found.body, kept, self._masked(found), numbers(found, whole))
+        kept.lanes = Lanes(kept, own)
         return found, kept
 
     def _leaves(self, params: Any) -> list[Any]:
@@ -173,9 +196,22 @@ class Removed(NamedTuple):
         flags = self.gone.get(path)
         if flags is None:
             return x
-        _check_shape(path, x, tuple(int((~f).sum()) for f in flags))
-        at = np.ix_(*(np.flatnonzero(~f) for f in flags))
-        return jnp.zeros(whole.shape, jnp.asarray(x).dtype).at[at].set(x)
+        _check_shape(path, x, _left(flags))
+        x = jnp.asarray(x)
+        if 0 in x.shape:
+            return jnp.zeros(whole.shape, x.dtype)
+        for k, own in enumerate(flags):
+            if own.any():
+                # Past the end, where there is nothing but zeros.
+                at = (slice(None),) * k + (np.where(own, len(own), np.cumsum(~own) - 1),)
+                named = {"out_sharding": _compat.explicit_sharding(x)}
+                x = x.at[at].get(mode="fill", fill_value=0, **named)
+        return x
+
+
+def _left(flags: Gone) -> tuple[int, ...]:
+    """The shape that is left of a parameter."""
+    return tuple(int((~f).sum()) for f in flags)
 
 
 def _whole(shape: tuple[int, ...], flags: Gone) -> tuple[int, ...]:
@@ -184,11 +220,11 @@ def _whole(shape: tuple[int, ...], flags: Gone) -> tuple[int, ...]:
     return tuple(len(f) if n == left(f) else n for n, f in zip(shape, flags, strict=True))
 
 
-def _check_left(name: str, x: Any, axes: Axes, kept: Kept, what: str) -> None:
+def _check_left(name: str, x: Any, axes: Axes, left: tuple[int, ...], what: str) -> None:
     """Refuses a parameter or an input that has not the shape that is left of it."""
-    if jnp.shape(x) != kept.shape(axes):
+    if jnp.shape(x) != left:
         raise ValueError(
-            f"{name!r} has shape {jnp.shape(x)}, and {kept.shape(axes)} are left of "
+            f"{name!r} has shape {jnp.shape(x)}, and {left} are left of "
             f"{tuple(map(len, axes))}: pass {what}"
         )
 

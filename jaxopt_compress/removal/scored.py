@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from jaxopt_compress.removal.group import Group
-from jaxopt_compress.removal.losses import losses
-from jaxopt_compress.removal.scoring import Reduce, entry_scores, unit_scores
+from jaxopt_compress.removal.losses import losses, losses_of_blocks
+from jaxopt_compress.removal.scoring import Reduce, block_scores, entry_scores, unit_scores
 from jaxopt_compress.sparsity.score import Score
 from jaxopt_compress.sparsity.scores import magnitude
 from jaxopt_compress.tree import Where, named_leaves, select
@@ -64,15 +64,20 @@ class ScoredGroups(Mapping[str, Group]):
             raise ValueError(f"reduce={reduce!r}; it is 'l2', 'sum', 'mean' or 'max'")
         params = self.params if params is None else params
         touched = {m.path for group in self.values() for m in group.members}
+        touched |= {path for group in self.values() for own in group.paths for path in own}
         if where is not None:
             touched &= set(select(params, where, "where"))
         paths = frozenset(p for p, x in named_leaves(params) if p in touched and is_float(x))
         slopes = {} if grads is None else dict(named_leaves(grads))
         scored = entry_scores(score or magnitude(), params, paths, slopes, uses, stats)
         count = {n: g.members for n, g in self.items() if any(m.path in scored for m in g.members)}
-        if self and not count:
+        found = {name: unit_scores(scored, members, reduce) for name, members in count.items()}
+        for name, group in self.items():
+            if any(path in scored for own in group.paths for path in own):
+                found[name] = block_scores(scored, group.paths, reduce)
+        if self and not found:
             raise ValueError(f"where={where!r} leaves no parameter of any group; see table()")
-        return {name: unit_scores(scored, members, reduce) for name, members in count.items()}
+        return found
 
     def losses(
         self,
@@ -116,4 +121,7 @@ class ScoredGroups(Mapping[str, Group]):
         if missing := [name for name in wanted if name not in self]:
             raise ValueError(f"there is no group {missing[0]!r}; there are {', '.join(self)}")
         params = self.params if params is None else params
-        return losses(loss, params, args, {n: self[n].members for n in wanted}, at_once)
+        members = {n: self[n].members for n in wanted if not self[n].paths}
+        found = losses(loss, params, args, members, at_once)
+        blocks = [n for n in wanted if self[n].paths]
+        return found | {n: losses_of_blocks(loss, params, args, self[n].paths) for n in blocks}

@@ -105,3 +105,17 @@ def _sums(entries: Any, axes: list[tuple[int, np.ndarray]]) -> np.ndarray:
             ]
             total += (-1) ** (size + 1) * table[tuple(at)].reshape(len(total), -1).sum(1)
     return total
+
+
+def block_scores(
+    scores: Mapping[str, Any], blocks: Sequence[Sequence[str]], reduce: Reduce
+) -> np.ndarray:
+    """One score per block, over all entries of its parameters."""
+    by = {
+        "l2": lambda x: np.sqrt(np.square(x).sum()), "sum": np.sum, "mean": np.mean,
+        "max": lambda x: x.max(initial=0),
+    }  # fmt: skip
+    flat = lambda paths: [
+        np.asarray(scores[p], np.float64).reshape(-1) for p in paths if p in scores
+    ]
+    return np.array([by[reduce](np.concatenate(flat(paths) or [np.zeros(1)])) for paths in blocks])

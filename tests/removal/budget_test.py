@@ -202,7 +202,7 @@ def test_a_transformer_is_analyzed_in_seconds(scan):
     start = time.process_time()
     groups = jc.find_groups(model.apply, params, tokens)
     assert time.process_time() - start < 10
-    assert len(groups) == (6 if scan else 1 + 4 * 12)
+    assert len(groups) == (6 if scan else 1 + 4 * 12 + 1)
     rng = np.random.default_rng(0)
     scores = {name: rng.uniform(0.5, 1, len(group)) for name, group in groups.items()}
     plan = groups.plan(budget=jc.flops(0.5), round_to=128, scores=scores)

@@ -218,7 +218,7 @@ def vision(layout):
 
 
 IMAGE = (2, 8, 8, 3)
-VISION = {"patch:1": 10, "out:0": 3, "out:0.2": 4, "up:1": 14}
+VISION = {"patch:1": 10, "out:0": 3, "out:0.2": 4, "up:1": 14, "blocks": 2}
 ATTENTION = "Block_0/MultiHeadDotProductAttention_0"
 MODELS = {
     "mlp": (lambda: linen(MLP(), (4, 8)), {"Dense_0/kernel:1": 16, "Dense_2/kernel:1": 12}),
@@ -234,6 +234,7 @@ MODELS = {
             "Residual_1/Conv_0/kernel:3": 12,
             "Residual_1/Conv_1/kernel:3": 12,
             "Residual_2/Conv_1/kernel:3": 12,
+            "blocks": 2,
         },
     ),
     "unet": (
@@ -259,6 +260,7 @@ MODELS = {
             f"{ATTENTION}/query/kernel:2": 4,
             f"{ATTENTION}/value/kernel:2": 4,
             "Block_0/Dense_1/kernel:1": 24,
+            "blocks": 2,
         },
     ),
     "scanned_transformer": (
@@ -281,6 +283,7 @@ MODELS = {
             "Dense_2/kernel:1": 4,
             "Dense_2/kernel:1.2": 8,
             "Dense_6/kernel:0": 20,
+            "blocks": 2,
         },
     ),
     "recurrent": (
@@ -289,7 +292,13 @@ MODELS = {
     ),
     "nnx_attention": (
         nnx_attention,
-        {"i/kernel:1": 16, "a/query/kernel:1": 4, "a/query/kernel:2": 4, "a/value/kernel:2": 4},
+        {
+            "i/kernel:1": 16,
+            "a/query/kernel:1": 4,
+            "a/query/kernel:2": 4,
+            "a/value/kernel:2": 4,
+            "blocks": 1,
+        },
     ),
     "equinox_transformer": (
         equinox_transformer,
@@ -300,6 +309,7 @@ MODELS = {
             "a/value_proj/weight:0": 4,
             "m/layers/0/weight:0": 24,
             "m/layers/1/weight:0": 24,
+            "blocks": 2,
         },
     ),
     **{f"vision_{k}": (functools.partial(vision, k), VISION) for k in ("khd", "hkd", "hdk")},

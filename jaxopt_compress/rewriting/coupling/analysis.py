@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.coupling import Coupling
 from jaxopt_compress.rewriting.coupling.equations import Body, build
 from jaxopt_compress.rewriting.coupling.graph import Axes, Graph
@@ -69,7 +70,8 @@ def named_inputs(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
 def type_of(x: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
     """The type of an array or tracer, of its own or of another shape."""
     own = jnp.shape(x) if shape is None else shape
-    return jax.ShapeDtypeStruct(own, x.dtype, weak_type=bool(getattr(x, "weak_type", False)))
+    weak = bool(getattr(x, "weak_type", False))
+    return jax.ShapeDtypeStruct(own, x.dtype, weak_type=weak, sharding=_compat.explicit_sharding(x))
 
 
 def analyze(
@@ -146,12 +148,18 @@ def first_uses(analysis: Analysis) -> list[str]:
     return [*found, *(path for path in analysis.params if path not in found)]
 
 
+def emptied(gone: Mapping[str, Sequence[np.ndarray]]) -> set[str]:
+    """The parameters that go as a whole: of which no index of the first axis stays."""
+    return {path for path, flags in gone.items() if len(flags) and len(flags[0]) and all(flags[0])}
+
+
 def seeds_of(analysis: Analysis, gone: Mapping[str, Sequence[np.ndarray]]) -> set[int]:
-    """The components of indices of parameters."""
-    component = analysis.coupling.component
+    """The components of indices of parameters, but of those that go as a whole."""
+    component, whole = analysis.coupling.component, emptied(gone)
     return {
         x
         for path, flags in gone.items()
+        if path not in whole
         for axis, own in zip(analysis.params[path], flags, strict=True)
         for x in component[axis[own]].tolist()
     }

@@ -12,14 +12,14 @@ adds (`lanes`).
 Numbers whose value is not known are taken for finite, and denominators for different from 0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.extend import core
 
 from jaxopt_compress.rewriting.coupling import constants
-from jaxopt_compress.rewriting.coupling.constants import LANE, Carried, apply, is_zero
+from jaxopt_compress.rewriting.coupling.constants import LANE, Carried, apply
 from jaxopt_compress.rewriting.coupling.elementwise import ELEMENTWISE
 from jaxopt_compress.rewriting.coupling.equations import Body, Node
 from jaxopt_compress.rewriting.coupling.graph import Axes
@@ -38,6 +38,9 @@ class Background(NamedTuple):
     everywhere: Any = None
 
 
+Fills = dict[Body, dict[Any, set[int]]]
+
+
 class Walk(NamedTuple):
     """What rules for backgrounds share: which indices are left, and what was found inexact."""
 
@@ -45,10 +48,24 @@ class Walk(NamedTuple):
     inexact: list[str]
     every: bool = False  # whether operations that meet whole values only are followed too
     seen: dict[Node, list[Background]] | None = None  # operands' backgrounds; None without lanes
+    values: dict[Body, dict[Any, Background]] | None = None  # those of all values, if asked for
+    fills: Fills | None = None  # which values are -inf where indices go; None if none may be
+    body: Body | None = None  # the one that is walked
 
     def shrinks(self, *axes: Any) -> bool:
         """Whether one of some axes loses an index."""
         return self.kept.shrinks(axes)
+
+    def chosen(self, node: Node, b: Background, k: int) -> Any:
+        """The constant among which a maximum chooses: -inf where what is chosen from is filled."""
+        value = b.axes[k]
+        if value is not None and value is not LANE and bool(value == -np.inf):
+            return value
+        v = node.eqn.invars[0]
+        if self.fills is None or self.body is None or isinstance(v, core.Literal):
+            return value
+        self.fills.setdefault(self.body, {}).setdefault(v, set()).add(k)
+        return MINUS_INFINITY
 
     def reduced(self, node: Node, exact: bool, what: str) -> None:
         """Notes a reduction over removed indices."""
@@ -61,7 +78,7 @@ Rule = Callable[[Walk, Node, list[Background]], list[Background]]
 RULES: dict[str, Rule] = {}
 # These are followed even where nothing is removed: they make the constants that others meet.
 _UNIFORM = frozenset({"broadcast_in_dim", "convert_element_type", "copy", "neg"})
-ZERO, NAN = np.float32(0), np.float32(np.nan)
+ZERO, NAN, MINUS_INFINITY = np.float32(0), np.float32(np.nan), np.float32(-np.inf)
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -90,35 +107,6 @@ def constant(b: Background) -> Any:
     return None if isinstance(b.everywhere, Carried) else b.everywhere
 
 
-def inexact_reductions(body: Body, kept: Kept, masked: Sequence[bool]) -> list[str]:
-    """The operations for which masking differs from removing, as errors name them.
-
-    Args:
-        body: A function.
-        kept: Which indices are left.
-        masked: For each argument, whether it is 0 where indices are removed.
-    """
-    return list(dict.fromkeys(_walked(body, kept, masked).inexact))
-
-
-def operands_of(body: Body, kept: Kept, masked: Sequence[bool]) -> dict[Node, list[Background]]:
-    """What is known of the operands of each equation that may have lanes, as above."""
-    return _walked(body, kept, masked).seen or {}
-
-
-def _walked(body: Body, kept: Kept, masked: Sequence[bool]) -> Walk:
-    start = [
-        Background((ZERO if m else None,) * len(a)) for a, m in zip(body.ins, masked, strict=True)
-    ]
-    walk = Walk(kept, [], seen={})
-    backgrounds(body, walk, start)
-    if walk.inexact:
-        # Who removes entries of a softmax nevertheless wants no share of theirs in its sum.
-        walk = Walk(kept, [])
-        backgrounds(body, walk, start)
-    return walk
-
-
 def without_lanes(b: Background) -> Background:
     """Where lanes end: at operations that do not hand them on."""
     return b._replace(axes=tuple(None if v is LANE else v for v in b.axes))
@@ -126,9 +114,10 @@ def without_lanes(b: Background) -> Background:
 
 def backgrounds(body: Body, walk: Walk, ins: Sequence[Background]) -> list[Background]:
     """The backgrounds of a function's results."""
-    jaxpr = body.jaxpr
+    jaxpr, walk = body.jaxpr, walk._replace(body=body)
+    filled = (walk.fills or {}).get(body, {})
     env = dict(zip(jaxpr.constvars, map(_of_array, body.constants), strict=True))
-    env.update(zip(jaxpr.invars, ins, strict=True))
+    env.update((v, _filled(b, filled.get(v))) for v, b in zip(jaxpr.invars, ins, strict=True))
 
     def read(v: Any) -> Background:
         return _of_array(v.val) if isinstance(v, core.Literal) else env[v]
@@ -144,8 +133,18 @@ def backgrounds(body: Body, walk: Walk, ins: Sequence[Background]) -> list[Backg
                 results = list(map(without_lanes, results))
         else:
             results = list(map(unknown, node.outs))
-        env.update(zip(node.eqn.outvars, results, strict=True))
+        pairs = zip(node.eqn.outvars, results, strict=True)
+        env.update((v, _filled(b, filled.get(v))) for v, b in pairs)
+    if walk.values is not None:
+        walk.values[body] = env
     return [read(v) for v in jaxpr.outvars]
+
+
+def _filled(b: Background, axes: Collection[int] | None) -> Background:
+    """With -inf where indices of some axes are removed."""
+    if not axes:
+        return b
+    return Background(tuple(MINUS_INFINITY if k in axes else v for k, v in enumerate(b.axes)))
 
 
 def _of_array(x: Any) -> Background:
@@ -249,18 +248,6 @@ def _sort(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     return [one] if len(ins) == 1 else list(map(unknown, node.outs))
 
 
-@rule("gather")
-def _gather(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
-    del walk
-    own = {id(a): v for a, v in zip(node.ins[0], ins[0].axes, strict=True)}
-    out = [own.get(id(a)) for a in node.outs[0]]
-    if "positions" in node.notes:
-        numbers = node.params["dimension_numbers"]
-        (to,) = [o for o in range(len(out)) if o not in numbers.offset_dims]
-        out[to] = ins[0].axes[numbers.start_index_map[0]]
-    return [Background(tuple(out))]
-
-
 def _joint(walk: Walk, parts: list[tuple[Axes, Background]]) -> Background:
     """The background of entries of which each comes from one of some values."""
     ranks = range(len(parts[0][0]))
@@ -272,21 +259,6 @@ def _joint(walk: Walk, parts: list[tuple[Axes, Background]]) -> Background:
 def _joined(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     parts = list(zip(node.ins, ins, strict=True))
     return [_joint(walk, parts if node.name == "concatenate" else parts[:2])]
-
-
-@rule("scatter", "scatter-add", "scatter_add", "scatter_mul", "scatter_min", "scatter_max")
-def _scatter(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
-    (operand, indices, updates), numbers = node.ins, node.params["dimension_numbers"]
-    if walk.shrinks(*indices):
-        walk.reduced(node, False, "writes entries whose indices go")
-    gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
-    window = [i for i in range(len(operand)) if i not in gone]
-    out: list[Any] = [None] * len(operand)
-    for o, i in zip(numbers.update_window_dims, window, strict=True):
-        if len(updates[o]) == len(operand[i]):
-            value = same([ins[0].axes[i], ins[2].axes[o]])
-            out[i] = value if node.name == "scatter" or is_zero(value) else None
-    return [Background(tuple(out))]
 
 
 @rule("pad")

@@ -28,6 +28,8 @@ def _reduce(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     reduced, neutral = node.params["axes"], _NEUTRAL[node.name]
     for i in reduced:
         value = ins[0].axes[i]
+        if node.name == "reduce_max" and walk.shrinks(node.ins[0][i]):
+            value = walk.chosen(node, ins[0], i)
         if node.name == "reduce_sum" and value is LANE and _alone(walk, node, i):
             continue
         if walk.shrinks(node.ins[0][i]) and (value is None or value != neutral):

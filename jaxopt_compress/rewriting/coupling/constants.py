@@ -119,6 +119,8 @@ def _known(name: str, params: dict[str, Any], values: list[Any]) -> Any:
 def _partly_known(name: str, values: list[Any]) -> Any:
     """Products with 0, 0 over what is not known, and NaN, which all arithmetic keeps."""
     zero = list(map(is_zero, values))
+    if name in ("add", "sub") and is_infinite(values[0]) and np.isinf(values[0]):
+        return values[0]  # since the other is finite
     if name in _ARITHMETIC and any(map(is_infinite, values)):
         return np.nan
     if name in ("mul", "and"):

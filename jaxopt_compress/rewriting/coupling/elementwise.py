@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.equations import Node, couples, opaque, replays
 from jaxopt_compress.rewriting.coupling.graph import Axes, Graph
 
@@ -29,6 +31,8 @@ CUMULATIVE = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
 
 @couples(*ELEMENTWISE)
 def _elementwise(graph: Graph, node: Node) -> list[Axes] | None:
+    if node.name == "eq":
+        graph.compare(*node.ins)
     shape = node.out_shape()
     full = [axes for axes in node.ins if axes]
     if any(len(axes) != len(shape) for axes in full):
@@ -53,7 +57,9 @@ def _barrier(graph: Graph, node: Node) -> list[Axes]:
 
 @couples("iota")
 def _iota(graph: Graph, node: Node) -> list[Axes]:
-    return [graph.axes(node.out_shape())]
+    axes = graph.axes(node.out_shape())
+    graph.counts(axes[node.params["dimension"]])
+    return [axes]
 
 
 @replays("iota")
@@ -62,7 +68,8 @@ def _iota_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
     del values
     p, axes = node.params, node.outs[0]
     numbers = np.flatnonzero(kept.alive(axes[p["dimension"]])).astype(p["dtype"])
-    return [lax.broadcast_in_dim(numbers, kept.shape(axes), (p["dimension"],))]
+    named = {"out_sharding": p.get("sharding")}
+    return [lax.broadcast_in_dim(numbers, kept.shape(axes), (p["dimension"],), **named)]
 
 
 @couples(*REDUCTIONS)
@@ -99,9 +106,19 @@ def _sort(graph: Graph, node: Node) -> list[Axes]:
 def _top_k(graph: Graph, node: Node) -> list[Axes] | None:
     axes = node.ins[0]
     at = node.params.get("axis", len(axes) - 1) % len(axes)
-    last = graph.axis(node.out_shape()[at])
-    graph.protect((axes[at], last), f"{node.where()} orders it")
-    return [(*axes[:at], last, *axes[at + 1 :])] * 2
+    best, numbers = (graph.axis(node.out_shape()[at]) for _ in range(2))
+    graph.protect((best, numbers), f"{node.where()} orders it")
+    graph.chooses(numbers, axes[at])
+    node.notes["axis"] = at
+    return [(*axes[:at], last, *axes[at + 1 :]) for last in (best, numbers)]
+
+
+@replays("top_k")
+def _top_k_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
+    """Indices keep their numbers."""
+    found, at = _compat.bind(node.eqn, values)
+    numbers = np.flatnonzero(kept.alive(node.ins[0][node.notes["axis"]]))
+    return [found, jnp.asarray(numbers, at.dtype)[at]]
 
 
 # Random numbers are drawn for all indices, so that those that are left get the same ones.

@@ -35,6 +35,8 @@ class Graph:
         self._splits: dict[tuple[bytes, tuple[int, ...]], tuple[Axis, ...]] = {}
         self._joins: dict[tuple[bytes, ...], Axis] = {}
         self._tied: set[tuple[int, int]] = set()
+        self._choices: dict[int, tuple[Axis, Axis]] = {}
+        self._counts: dict[int, Axis] = {}
 
     def axis(self, length: int) -> Axis:
         """A new axis."""
@@ -54,6 +56,23 @@ class Graph:
             raise ValueError(f"axes of lengths {len(a)} and {len(b)} have no indices in common")
         self._tied.add((id(a), id(b)))
         self.ties.append((a, b))  # which also keeps the two alive, and their ids their own
+
+    def chooses(self, axis: Axis, source: Axis) -> None:
+        """A value with this very axis holds numbers of indices of a source."""
+        self._choices[id(axis)] = (axis, source)
+
+    def counts(self, axis: Axis) -> None:
+        """A value with this very axis holds the numbers of its indices."""
+        self._counts[id(axis)] = axis
+
+    def compare(self, a: Axes, b: Axes) -> None:
+        """Numbers of chosen indices are compared with all numbers, as in a one-hot encoding."""
+        for left, right in ((a, b), (b, a)):
+            sources = [self._choices[id(x)][1] for x in left if id(x) in self._choices]
+            for source in sources:
+                for x in right:
+                    if id(x) in self._counts and len(x) == len(source):
+                        self.tie(source, x)
 
     def tie_all(self, a: Axes, b: Axes) -> None:
         """Ties the axes of two values of one shape."""

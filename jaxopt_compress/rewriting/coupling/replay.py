@@ -1,9 +1,10 @@
 """Running a function without some indices of its values."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -18,11 +19,33 @@ from jaxopt_compress.rewriting.coupling.shapes import take
 Gone = tuple[np.ndarray, ...]  # per axis of a value, booleans, true where an index is removed
 
 
+class Skipped(NamedTuple):
+    """What the evaluation of one body leaves out, or fills.
+
+    Attributes:
+        known: The values that are one constant, which are not computed.
+        dead: The equations that nothing reads.
+        forward: The sums with zeros, and the number of the operand that they are equal to.
+        changed: The calls of functions of which something is left out, or filled.
+        fill: The values that are -inf at some indices: their axes, and flags of these indices.
+    """
+
+    known: dict[Any, Any]
+    dead: set[Node]
+    forward: dict[Node, int]
+    changed: set[Node]
+    fill: dict[Any, list[tuple[int, np.ndarray]]]
+
+
+_WHOLE = Skipped({}, set(), {}, set(), {})
+
+
 class Kept:
     """Which indices are left; the axes that it is asked for are those of a graph's bodies.
 
     Attributes:
         lanes: What sums over removed indices have to add; nothing, unless it is set.
+        skips: What is left out of bodies; nothing, unless it is set.
     """
 
     def __init__(self, coupling: Coupling, gone: np.ndarray):
@@ -31,6 +54,7 @@ class Kept:
         self._sizes: dict[int, int] = {}
         self._touched: dict[Node, bool] = {}
         self.lanes = Lanes(self, {})
+        self.skips: dict[Body, Skipped] = {}
 
     def alive(self, axis: Axis) -> np.ndarray:
         """Flags of the indices that are left."""
@@ -97,13 +121,32 @@ def run(body: Body, kept: Kept, args: Sequence[Any]) -> list[Any]:
     jaxpr = body.jaxpr
     constants = map(kept.cut_constant, body.constants, body.constant_axes)
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
-    env.update(zip(jaxpr.invars, args, strict=True))
+    skipped = kept.skips.get(body, _WHOLE)
+    filled = lambda vs, xs: {
+        v: _filled(x, skipped.fill.get(v, ())) for v, x in zip(vs, xs, strict=True)
+    }
+    env.update(filled(jaxpr.invars, args))
     kept.lanes.enter(body, env)
-    read = lambda v: v.val if isinstance(v, core.Literal) else env[v]
+
+    def read(v: Any, axes: Axes) -> Any:
+        if isinstance(v, core.Literal):
+            return v.val
+        if v in skipped.known or (skipped is not _WHOLE and v not in env):
+            # What is not there is an operand of a call that does not read it.
+            known = skipped.known.get(v, 0)
+            return jnp.full(kept.shape(axes), known, _compat.type_of(v).dtype)
+        return env[v]
+
     for node in body.nodes:
-        values = [read(v) for v in node.eqn.invars]
+        if node in skipped.dead:
+            continue
+        if node in skipped.forward:
+            i = skipped.forward[node]
+            env[node.eqn.outvars[0]] = read(node.eqn.invars[i], node.ins[i])
+            continue
+        values = [read(v, axes) for v, axes in zip(node.eqn.invars, node.ins, strict=True)]
         with _compat.equation_scope(node.eqn):
-            if not kept.touches(node):
+            if node not in skipped.changed and not kept.touches(node):
                 results = _compat.bind(node.eqn, values)
             elif node.whole:
                 results = map(kept.cut, _compat.bind(node.eqn, values), node.outs)
@@ -113,8 +156,15 @@ def run(body: Body, kept: Kept, args: Sequence[Any]) -> list[Any]:
                 results = _compat.bind(node.eqn, values)
             if node.name == "reduce_sum":
                 results = [kept.lanes.summed(body, node, *results)]
-        env.update(zip(node.eqn.outvars, results, strict=True))
-    return [read(v) for v in jaxpr.outvars]
+        env.update(filled(node.eqn.outvars, results))
+    return [read(v, axes) for v, axes in zip(jaxpr.outvars, body.outs, strict=True)]
+
+
+def _filled(x: Any, fills: Sequence[tuple[int, np.ndarray]]) -> Any:
+    for k, flags in fills:
+        shape = [-1 if i == k else 1 for i in range(jnp.ndim(x))]
+        x = jnp.where(flags.reshape(shape), jnp.asarray(-jnp.inf, x.dtype), x)
+    return x
 
 
 def run_without(jaxpr: Any, gone: Sequence[Gone], args: Sequence[Any]) -> tuple[list, list[Gone]]:

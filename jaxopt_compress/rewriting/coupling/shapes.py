@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from jax import lax
 
+from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.equations import Node, couples, replays
 from jaxopt_compress.rewriting.coupling.graph import Axes, Axis, Graph
+from jaxopt_compress.rewriting.coupling.products import bind_with
 
 
 @couples("broadcast_in_dim")
@@ -23,7 +25,8 @@ def _broadcast(graph: Graph, node: Node) -> list[Axes]:
 @replays("broadcast_in_dim")
 def _broadcast_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
     dims = node.params["broadcast_dimensions"]
-    return [lax.broadcast_in_dim(values[0], kept.shape(node.outs[0]), dims)]
+    named = {"out_sharding": node.params.get("sharding")}
+    return [lax.broadcast_in_dim(values[0], kept.shape(node.outs[0]), dims, **named)]
 
 
 @couples("transpose")
@@ -55,6 +58,36 @@ def _concatenate(graph: Graph, node: Node) -> list[Axes]:
     return [(*first[:k], joined, *first[k + 1 :])]
 
 
+@couples("stack")
+def _stack(graph: Graph, node: Node) -> list[Axes]:
+    k, first = node.params["axis"], node.ins[0]
+    for axes in node.ins[1:]:
+        graph.tie_all(first, axes)
+    new = graph.axis(len(node.ins))
+    graph.protect((new,), f"{node.where()} makes it of whole values")
+    return [(*first[:k], new, *first[k:])]
+
+
+@couples("unstack")
+def _unstack(graph: Graph, node: Node) -> list[Axes]:
+    k, axes = node.params["axis"], node.ins[0]
+    graph.protect(axes[k : k + 1], f"{node.where()} takes it apart")
+    return [(*axes[:k], *axes[k + 1 :])] * len(node.eqn.outvars)
+
+
+@couples("tile")
+def _tile(graph: Graph, node: Node) -> list[Axes]:
+    """Indices become pairs: of a copy, and of an index of it."""
+    pairs = zip(node.ins[0], node.params["reps"], strict=True)
+    return [tuple(a if n == 1 else graph.join((graph.axis(n), a)) for a, n in pairs)]
+
+
+@replays("tile")
+def _tile_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
+    pairs = zip(node.ins[0], node.outs[0], strict=True)
+    return bind_with(node, values, reps=tuple(kept.size(b) // kept.size(a) for a, b in pairs))
+
+
 def taken(kept: Any, before: Axis, positions: np.ndarray) -> np.ndarray:
     """Where entries at some positions are, after others along the axis were removed."""
     alive = kept.alive(before)
@@ -81,6 +114,10 @@ def take(x: Any, positions: np.ndarray, axis: int) -> Any:
     n = len(positions)
     if n == x.shape[axis] and np.array_equal(positions, np.arange(n)):
         return x
+    sharding = _compat.explicit_sharding(x)
+    if sharding is not None:
+        at = (slice(None),) * axis + (positions,)
+        return x.at[at].get(mode="clip", out_sharding=sharding)
     steps = np.unique(np.diff(positions))
     if n and len(steps) <= 1 and (steps > 0).all():
         step = int(steps[0]) if len(steps) else 1
@@ -163,7 +200,8 @@ def _reshape(graph: Graph, node: Node) -> list[Axes] | None:
 
 @replays("reshape")
 def _reshape_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
-    return [lax.reshape(values[0], kept.shape(node.outs[0]))]
+    named = {"out_sharding": node.params.get("sharding")}
+    return [lax.reshape(values[0], kept.shape(node.outs[0]), **named)]
 
 
 def _segments(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list, list]]:
