@@ -66,7 +66,7 @@ def apply(params, images, drop=lambda x: x):
             x, params[name]["kernel"], (1, 1), "SAME", dimension_numbers=dims
         )
         x = halved(jax.nn.relu(x + params[name]["bias"]))
-    x = jax.nn.relu(dense(params["dense"], drop(x.reshape(len(x), -1))))
+    x = jax.nn.relu(dense(params["dense"], drop(x.reshape(x.shape[0], -1))))
     return dense(params["head"], drop(x))
 
 
@@ -126,7 +126,7 @@ def load(args):
 
 def main(argv=None):
     """Trains, compresses in several ways, and compares."""
-    parser = flow.arguments(__doc__, epochs=8, tune=4)
+    parser = flow.arguments(__doc__, epochs=6, tune=2)
     parser.add_argument("--cifar10", type=Path, help="the folder of its binary version")
     parser.add_argument("--quick", action="store_true", help="few images")
     args = parser.parse_args(argv)
