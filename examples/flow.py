@@ -111,7 +111,7 @@ def deployed(folder: Path, task: Task, trees: Mapping[str, Any]) -> dict[str, di
     """Exports the function with each tree, for processes that have jax and numpy alone.
 
     Returns:
-        Name -> ``deployed``, the first metric of such a process's answers, and ``artifact_bytes``.
+        Name -> ``deployed``, the first metric of such a process's answers, and ``artifact_kB``.
     """
     columns = [np.concatenate(x) for x in zip(*map(inputs_of, task.test), strict=True)]
     any_number = jax.export.symbolic_args_specs(tuple(columns), "n, ...")
@@ -125,7 +125,7 @@ def deployed(folder: Path, task: Task, trees: Mapping[str, Any]) -> dict[str, di
         parts = zip(np.split(answers, ends), task.test, strict=True)
         batches = [(y, *batch[1:]) for y, batch in parts]
         figures = jc.evaluate(lambda params, y: y, {}, batches, task.metrics[:1])
-        found[name] = {"deployed": next(iter(figures.values())), "artifact_bytes": size_of(path)}
+        found[name] = {"deployed": next(iter(figures.values())), "artifact_kB": size_of(path) / 1e3}
     return found
 
 
@@ -217,4 +217,6 @@ def finish(
 def table(rows: Mapping[str, Mapping[str, Any]]) -> Comparison:
     """Without what is of no interest here."""
     hidden = {"resident_bytes", "agreement", "difference", "flops", "layers"}
-    return Comparison({v: {k: x for k, x in row.items() if k not in hidden} for v, row in rows.items()})
+    return Comparison(
+        {v: {k: x for k, x in row.items() if k not in hidden} for v, row in rows.items()}
+    )

@@ -71,14 +71,14 @@ def cross_entropy(apply, params, inputs, labels):
 def images():
     training, test = ((x, y.astype(np.int32)) for x, y in fashion_mnist())
     loss = functools.partial(cross_entropy, lenet.apply_300_100)
-    return Task(lenet.init_300_100, loss, functools.partial(rows, 128), training, test, 1e-3)
+    return Task(lenet.init_300_100, loss, functools.partial(rows, 64), training, test, 1e-3)
 
 
 def ratings():
     columns = lambda r: (r[:, 0].astype(np.int32), r[:, 1].astype(np.int32), np.float32(r[:, 2]))
     seen, held_out = map(columns, movielens.split(ml100k()[0]))
     loss = lambda p, users, films, y: jnp.mean(jnp.square(movielens.apply(p, users, films) - y))
-    return Task(movielens.init, loss, functools.partial(rows, 1024), seen, held_out, 3e-3)
+    return Task(movielens.init, loss, functools.partial(rows, 512), seen, held_out, 3e-3)
 
 
 def init_characters(key, classes=96, width=24, hidden=256):
@@ -108,7 +108,7 @@ def characters():
     windows = held_out[np.arange(0, len(held_out) - BEFORE, 100)[:, None] + _AT]
 
     def draw(key, text):
-        at = jax.random.randint(key, (256, 1), 0, len(text) - BEFORE) + _AT
+        at = jax.random.randint(key, (128, 1), 0, len(text) - BEFORE) + _AT
         return text[at[:, :-1]], text[at[:, -1]]
 
     loss = functools.partial(cross_entropy, next_character)
@@ -190,7 +190,7 @@ def main(argv=None):
     """Trains all of it, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--json", action="store_true", help="print one JSON line, not a table")
     args = parser.parse_args(argv)
     found = {name: measured(TASKS[name](), args.steps) for name in args.tasks}

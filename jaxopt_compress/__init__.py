@@ -45,7 +45,15 @@ from jaxopt_compress.parallel import (
     state_shardings,
     top_k,
 )
-from jaxopt_compress.planning import allocate, bytes, plan, read_recipe, report, sensitivities
+from jaxopt_compress.planning import (
+    allocate,
+    bytes,
+    plan,
+    read_recipe,
+    report,
+    sensitivities,
+    traffic,
+)
 from jaxopt_compress.post_training import compress_in_order, correct_biases
 from jaxopt_compress.precision import (
     dynamic_loss_scale,
@@ -215,6 +223,7 @@ __all__ = [
     "state_shardings",
     "stochastic_rounding",
     "top_k",
+    "traffic",
     "tucker",
     "uses",
     "variational_dropout",

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxopt_compress.arrays import is_compressed, materialize
 from jaxopt_compress.arrays.base import stored_bytes
 from jaxopt_compress.compression import Compression
+from jaxopt_compress.planning.costs import Running, running
 from jaxopt_compress.planning.kept import Kept, tracked
 from jaxopt_compress.planning.tables import Table, as_rich, as_text
 from jaxopt_compress.post_training.fingerprint import fingerprint
@@ -29,11 +30,13 @@ class Cell(NamedTuple):
         bytes: What the row takes when it is stored so.
         estimate: The increase of the loss, by the squared gradient of each entry.
         measured: The increase of the loss on held-out batches; None if it was not measured.
+        running: What a call costs in the products of the row; None if uses were not given.
     """
 
     bytes: int
     estimate: float
     measured: float | None = None
+    running: Running | None = None
 
 
 class Sensitivities(NamedTuple):
@@ -45,6 +48,7 @@ class Sensitivities(NamedTuple):
         candidates: Name -> compression.
         loss: The loss on held-out batches before compression.
         rest: Bytes of all parameters that are in no row.
+        rest_running: What a call costs in their products; None if uses were not given.
     """
 
     cells: dict[str, dict[str, Cell]]
@@ -52,6 +56,7 @@ class Sensitivities(NamedTuple):
     candidates: dict[str, Compression]
     loss: float
     rest: int
+    rest_running: Running | None = None
 
     @property
     def dense_bytes(self) -> int:
@@ -183,7 +188,7 @@ def sensitivities(
         stored = {name: small_row(row, name) for name in candidates}
         stored = {name: small for name, small in stored.items() if small is not None}
         if stored:
-            cells[row] = _estimated({path: leaves[path] for path in paths}, squares, stored)
+            cells[row] = _estimated({path: leaves[path] for path in paths}, squares, stored, uses)
             forms |= {(row, name): stored[name] for name in _frontier(cells[row])[:measured]}
     if not cells:
         raise ValueError(f"no candidate of {sorted(candidates)} takes any of {sorted(leaves)[:8]}")
@@ -201,20 +206,27 @@ def sensitivities(
         cells[row][name] = cells[row][name]._replace(measured=found)
     total = sum(stored_bytes(w) for _, w in named_leaves(params) if hasattr(w, "dtype"))
     rest = total - sum(found[DENSE].bytes for found in cells.values())
-    return Sensitivities(cells, {row: rows[row] for row in cells}, dict(candidates), base, rest)
+    rows = {row: rows[row] for row in cells}
+    others = {p: w for p, w in named_leaves(params) if p not in itertools.chain(*rows.values())}
+    others = {p: w for p, w in others.items() if hasattr(w, "dtype")}
+    after = None if uses is None else running(uses, others)
+    return Sensitivities(cells, rows, dict(candidates), base, rest, after)
 
 
 def _estimated(
     leaves: Mapping[str, Any],
     squares: Mapping[str, jax.Array],
     stored: Mapping[str, Mapping[str, Any]],
+    uses: Any,
 ) -> dict[str, Cell]:
     """The cells of a row."""
-    cells = {DENSE: Cell(sum(map(stored_bytes, leaves.values())), 0.0, 0.0)}
+    after = lambda tree: None if uses is None else running(uses, tree)
+    cells = {DENSE: Cell(sum(map(stored_bytes, leaves.values())), 0.0, 0.0, after(leaves))}
     for name, small in stored.items():
         moved = {path: materialize(w) - leaves[path] for path, w in small.items()}
         terms = [float(jnp.sum(squares[p] * jnp.square(m))) for p, m in moved.items()]
-        cells[name] = Cell(sum(map(stored_bytes, small.values())), sum(terms) / 2)
+        size = sum(map(stored_bytes, small.values()))
+        cells[name] = Cell(size, sum(terms) / 2, None, after(small))
     return cells
 
 
