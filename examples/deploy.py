@@ -47,23 +47,24 @@ options = onnxruntime.SessionOptions()
 # Float32 activations; by default this runtime rounds them to int8 where weights have few bits.
 options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
 session = onnxruntime.InferenceSession(model, options)
-fn = lambda x: session.run(None, {"input_0": x})[0]
+fn = lambda *xs: session.run(None, {f"input_{i}": x for i, x in enumerate(xs)})[0]
 """,
 }
 END = """
-images = np.load(folder + "/images.npy")
-parts = [fn(images[i : i + 1000]) for i in range(0, len(images), 1000)]
-np.save(folder + "/logits.npy", np.concatenate(parts))
+inputs = list(np.load(folder + "/inputs.npz").values())
+parts = [fn(*(x[i : i + 1000] for x in inputs)) for i in range(0, len(inputs[0]), 1000)]
+np.save(folder + "/outputs.npy", np.concatenate(parts))
 """
 
 
-def elsewhere(kind, model, folder):
-    """Logits of all images, computed by a fresh process outside of the project."""
+def elsewhere(kind, model, folder, *inputs):
+    """Outputs for all rows of the inputs, computed by a fresh process outside of the project."""
+    np.savez(folder / "inputs.npz", *inputs)
     script = BEGIN + RUNNERS[kind] + END
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = [sys.executable, "-c", script, str(model), str(folder)]
     subprocess.run(command, check=True, cwd=folder, env=environment)
-    return np.load(folder / "logits.npy")
+    return np.load(folder / "outputs.npy")
 
 
 def size_of(path):
@@ -75,7 +76,6 @@ def size_of(path):
 def deployed(params, test, folder):
     """One row of figures for each format and kind."""
     images, labels = test
-    np.save(folder / "images.npy", images)
     shape = jax.export.symbolic_shape("batch, 28, 28")
     rows, any_batch = [], jax.ShapeDtypeStruct(shape, jnp.uint8)
     uses = jc.uses(lenet.apply_5, params, images[:1])
@@ -92,7 +92,7 @@ def deployed(params, test, folder):
             model = folder / (f"{name}" if kind == "artifact" else f"{name}.onnx")
             write = jc.export if kind == "artifact" else jc.export_onnx
             write(model, lenet.apply_5, small, any_batch)
-            logits = elsewhere(kind, model, folder)
+            logits = elsewhere(kind, model, folder, images)
             row = {"weights": name, "kind": kind, "bytes": size_of(model)}
             row["accuracy"] = 100 * float(np.mean(logits.argmax(-1) == labels))
             row["here"] = 100 * float(np.mean(want.argmax(-1) == labels))

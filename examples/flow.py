@@ -6,16 +6,20 @@ variants, ``{name: steps -> compression}``; a new method is one more line there.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 import jaxopt_compress as jc
+from examples.deploy import elsewhere, size_of
 from jaxopt_compress.evaluation.compare import Comparison
 from jaxopt_compress.extras import require
 
@@ -55,6 +59,11 @@ def sparse(share: float, steps: int, where: Any, **given: Any) -> jc.Compression
     return jc.prune(jc.scores.magnitude(), schedule, where=where, **given)
 
 
+def inputs_of(batch: Any) -> tuple[Any, ...]:
+    """What the function takes besides parameters."""
+    return batch[0] if isinstance(batch[0], tuple) else (batch[0],)
+
+
 def variants_of(task: Task, made: Variants) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
     """Each variant trained on, and float32 trained on as long, which is fair to compare with.
 
@@ -62,8 +71,7 @@ def variants_of(task: Task, made: Variants) -> tuple[dict[str, Any], dict[str, d
         Name -> tree, and name -> ``untrained``, the first metric straight after compression, and
         ``seconds``, the time that training took.
     """
-    inputs = task.test[0][0]
-    uses = jc.uses(task.fn, task.params, *(inputs if isinstance(inputs, tuple) else (inputs,)))
+    uses = jc.uses(task.fn, task.params, *inputs_of(task.test[0]))
     notes: dict[str, dict[str, float]] = {"float32, on": {}}
     # All of them before any training, so that what cannot work says so at once.
     for name, make in made.items():
@@ -80,11 +88,16 @@ def variants_of(task: Task, made: Variants) -> tuple[dict[str, Any], dict[str, d
 
 
 def store(folder: Path, trees: Mapping[str, Any]) -> dict[str, Path]:
-    """Writes a checkpoint of each tree: what a server loads. Artifacts of programs belong here."""
-    paths = {name: folder / name.replace(" ", "_").replace("%", "") for name in trees}
+    """Writes a checkpoint of each tree, which this package loads."""
+    paths = paths_of(folder, trees)
     for name, path in paths.items():
         jc.save(path, trees[name], overwrite=True)
     return paths
+
+
+def paths_of(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Name -> a path in a folder."""
+    return {name: folder / name.replace(" ", "_").replace("%", "") for name in names}
 
 
 def reopened(module: str, checkpoint: Path, *arguments: str) -> dict[str, float]:
@@ -92,6 +105,28 @@ def reopened(module: str, checkpoint: Path, *arguments: str) -> dict[str, float]
     command = [sys.executable, "-m", module, "--checkpoint", str(checkpoint), "--json", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def deployed(folder: Path, task: Task, trees: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Exports the function with each tree, for processes that have jax and numpy alone.
+
+    Returns:
+        Name -> ``deployed``, the first metric of such a process's answers, and ``artifact_kB``.
+    """
+    columns = [np.concatenate(x) for x in zip(*map(inputs_of, task.test), strict=True)]
+    any_number = jax.export.symbolic_args_specs(tuple(columns), "n, ...")
+    ends = np.cumsum([len(inputs_of(batch)[0]) for batch in task.test])[:-1]
+    found = {}
+    for name, path in paths_of(folder, trees).items():
+        shutil.rmtree(path, ignore_errors=True)
+        jc.export(path, task.fn, trees[name], *any_number)
+        with tempfile.TemporaryDirectory() as place:
+            answers = elsewhere("artifact", path.absolute(), Path(place), *columns)
+        parts = zip(np.split(answers, ends), task.test, strict=True)
+        batches = [(y, *batch[1:]) for y, batch in parts]
+        figures = jc.evaluate(lambda params, y: y, {}, batches, task.metrics[:1])
+        found[name] = {"deployed": next(iter(figures.values())), "artifact_kB": size_of(path) / 1e3}
+    return found
 
 
 def plot(rows: Mapping[str, Mapping[str, Any]], metric: str, path: Path, title: str) -> None:
@@ -122,8 +157,10 @@ def arguments(doc: str, epochs: int, tune: int) -> argparse.ArgumentParser:
     parser.add_argument("--variants", nargs="*", help="only these, by name")
     parser.add_argument("--store", type=Path, help="write a checkpoint of each here, and reopen it")
     parser.add_argument("--checkpoint", type=Path, help="measure this one, and do nothing else")
+    parser.add_argument("--artifacts", type=Path, help="export each to here, and run it elsewhere")
     parser.add_argument("--rounds", type=int, default=5, help="of timing; 0 for none")
     parser.add_argument("--plot", type=Path, help="write quality against bytes to this PNG")
+    parser.add_argument("--html", type=Path, help="write a report to this page")
     parser.add_argument("--json", action="store_true", help="print one JSON line, not a table")
     return parser
 
@@ -149,17 +186,25 @@ def finish(
         same: Further flags for the fresh process.
 
     Returns:
-        Name -> figures of `jaxopt_compress.compare`, with those of `variants_of`, and
-        ``reopened``, the first metric of the checkpoint in a fresh process.
+        Name -> figures of `jaxopt_compress.compare`, with those of `variants_of` and `deployed`,
+        and ``reopened``, the first metric of the checkpoint in a fresh process.
     """
     trees, notes = variants_of(task, made)
-    rows = jc.compare(task.fn, trees, task.test, task.metrics, rounds=args.rounds)
+    seen = map(inputs_of, task.test[:1])
+    stats = jc.calibrate(task.fn, task.params, seen) if args.html else None
+    rows = jc.compare(task.fn, trees, task.test, task.metrics, rounds=args.rounds, stats=stats)
     metric = next(iter(next(iter(rows.values()))))
+    if args.html:
+        reports = {name: jc.report(task.params, trees[name], histograms=40) for name in made}
+        rows.html(args.html, title=title, reports=reports)
     for name, row in rows.items():
         row |= task.more(trees[name]) | notes.get(name, {})
     if args.store:
         for name, path in store(args.store, trees).items():
             rows[name]["reopened"] = reopened(module, path, *same)[metric]
+    if args.artifacts:
+        for name, found in deployed(args.artifacts, task, trees).items():
+            rows[name] |= found
     if args.plot:
         plot(rows, metric, args.plot, title)
     if args.json:
@@ -170,7 +215,8 @@ def finish(
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> Comparison:
-    """Without what is of no interest here; figures that a variant lacks are left empty."""
-    hidden = {"resident_bytes", "agreement", "difference", "flops"}
-    names = [k for k in dict.fromkeys(k for row in rows.values() for k in row) if k not in hidden]
-    return Comparison({v: {k: row.get(k) for k in names} for v, row in rows.items()})
+    """Without what is of no interest here."""
+    hidden = {"resident_bytes", "agreement", "difference", "flops", "layers"}
+    return Comparison(
+        {v: {k: x for k, x in row.items() if k not in hidden} for v, row in rows.items()}
+    )

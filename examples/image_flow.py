@@ -5,8 +5,8 @@ Fashion-MNIST; or on CIFAR-10 in the "binary version" for C programs, whose fold
 variant is trained on through its own view, by labels and by the logits of the float32 network;
 float32 trains on for as long.
 
-    python -m examples.image_flow --store out              # full: tens of minutes on two cores
-    python -m examples.image_flow --store out --quick      # 6400 images, some minutes
+    python -m examples.image_flow --store out                    # 6400 images, some minutes
+    python -m examples.image_flow --store out --images 60000     # all of them: an hour
     python -m examples.image_flow --cifar10 cifar-10-batches-bin
 """
 
@@ -66,7 +66,7 @@ def apply(params, images, drop=lambda x: x):
             x, params[name]["kernel"], (1, 1), "SAME", dimension_numbers=dims
         )
         x = halved(jax.nn.relu(x + params[name]["bias"]))
-    x = jax.nn.relu(dense(params["dense"], drop(x.reshape(len(x), -1))))
+    x = jax.nn.relu(dense(params["dense"], drop(x.reshape(x.shape[0], -1))))
     return dense(params["head"], drop(x))
 
 
@@ -120,15 +120,15 @@ def load(args):
     """Images, bytes (n, size, size, channels), and labels: to train with, and to test with."""
     data = cifar10(args.cifar10) if args.cifar10 else fashion_mnist()
     data = [(x if x.ndim == 4 else x[..., None], y) for x, y in data]
-    sizes = (6400, 1000) if args.quick else (None, None)
-    return [(x[:n], y[:n]) for (x, y), n in zip(data, sizes, strict=True)]
+    (images, labels), test = data
+    return (images[: args.images], labels[: args.images]), test
 
 
 def main(argv=None):
     """Trains, compresses in several ways, and compares."""
-    parser = flow.arguments(__doc__, epochs=8, tune=4)
+    parser = flow.arguments(__doc__, epochs=4, tune=2)
     parser.add_argument("--cifar10", type=Path, help="the folder of its binary version")
-    parser.add_argument("--quick", action="store_true", help="few images")
+    parser.add_argument("--images", type=int, default=6400, help="to train with")
     args = parser.parse_args(argv)
     (images, labels), held_out = load(args)
     test, metrics = batches(*held_out), ["accuracy", "f1_macro"]
@@ -159,7 +159,6 @@ def main(argv=None):
     made = flow.chosen(parser, variants(), args.variants)
     title = f"{'CIFAR-10' if args.cifar10 else 'Fashion-MNIST'}, {len(held_out[1])} test images"
     same = [*(["--cifar10", str(args.cifar10)] if args.cifar10 else [])]
-    same += ["--quick"] if args.quick else []
     return flow.finish("examples.image_flow", title, task, made, args, *same)
 
 

@@ -69,7 +69,7 @@ def gru(params, ids, drop=lambda x: x):
         return h, h
 
     inside = ids > 0
-    h = jnp.zeros((len(ids), WIDTH))
+    h = jnp.zeros((ids.shape[0], WIDTH))
     _, states = lax.scan(step, h, (given.swapaxes(0, 1), inside.T))
     # The mean of all states: far easier to learn than the last one.
     return dense(params["head"], drop(mean_inside(states.swapaxes(0, 1), inside)))
@@ -171,7 +171,7 @@ def variants():
 
 def main(argv=None):
     """Trains, compresses in several ways, and compares."""
-    parser = flow.arguments(__doc__, epochs=8, tune=4)
+    parser = flow.arguments(__doc__, epochs=6, tune=2)
     parser.add_argument("--model", default="gru", choices=list(MODELS))
     args = parser.parse_args(argv)
     init, fn = MODELS[args.model]

@@ -49,7 +49,15 @@ from jaxopt_compress.parallel import (
     state_shardings,
     top_k,
 )
-from jaxopt_compress.planning import allocate, bytes, plan, read_recipe, report, sensitivities
+from jaxopt_compress.planning import (
+    allocate,
+    bytes,
+    plan,
+    read_recipe,
+    report,
+    sensitivities,
+    traffic,
+)
 from jaxopt_compress.post_training import compress_in_order, correct_biases
 from jaxopt_compress.precision import (
     dynamic_loss_scale,
@@ -235,6 +243,7 @@ __all__ = [
     "stochastic_rounding",
     "tensor_train",
     "top_k",
+    "traffic",
     "tucker",
     "uses",
     "variational_dropout",

@@ -1,6 +1,7 @@
 """Recipes, reports, and which method for which parameter under a budget."""
 
 from jaxopt_compress.planning.allocate import Allocation, allocate, bytes
+from jaxopt_compress.planning.budgets import Traffic, traffic
 from jaxopt_compress.planning.chips import Chip
 from jaxopt_compress.planning.plan import Plan, plan
 from jaxopt_compress.planning.recipe import Rule, assign, read_recipe, read_rules
@@ -14,6 +15,7 @@ __all__ = [
     "Report",
     "Rule",
     "Sensitivities",
+    "Traffic",
     "allocate",
     "assign",
     "bytes",
@@ -23,4 +25,5 @@ __all__ = [
     "read_rules",
     "report",
     "sensitivities",
+    "traffic",
 ]

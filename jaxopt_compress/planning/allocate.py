@@ -1,12 +1,15 @@
 """The candidate for each parameter that keeps a budget at the least increase of the loss."""
 
 import glob
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxopt_compress.compression import Compression
 from jaxopt_compress.extras import require
+from jaxopt_compress.planning.budgets import Budget, Flops, Traffic
+from jaxopt_compress.planning.costs import Running
 from jaxopt_compress.planning.sensitivities import DENSE, Sensitivities
 from jaxopt_compress.tree.budgets import Bytes, bytes
 
@@ -27,7 +30,7 @@ class Allocation(dict[Any, Compression]):
         self.choices, self.bytes, self.increase = choices, bytes, increase
 
 
-def allocate(table: Sensitivities, budget: Bytes) -> Allocation:
+def allocate(table: Sensitivities, budget: Budget | Sequence[Budget]) -> Allocation:
     r"""Chooses a candidate for each row, such that all of them fit a budget.
 
     .. math:: \min_x \sum_{r,c} x_{rc} \Delta_{rc} \quad \text{with} \quad
@@ -37,13 +40,18 @@ def allocate(table: Sensitivities, budget: Bytes) -> Allocation:
 
     Args:
         table: What `sensitivities` returned.
-        budget: `jaxopt_compress.bytes` of a share.
+        budget: One, or several that all hold: `jaxopt_compress.bytes` of a share of what is stored;
+            `jaxopt_compress.flops` of a share of the operations of products with parameters, those
+            of low-rank candidates by their factors, and without indices that are masked throughout,
+            as those that a plan of `find_groups` masks; `jaxopt_compress.traffic` of what a call
+            reads.
 
     Returns:
         A recipe for all rows that are not left dense, with its `choices`, `bytes` and `increase`.
 
     Raises:
-        ValueError: Nothing fits the budget; says what the smallest choice takes.
+        ValueError: Nothing fits the budget; says what the smallest choice takes. Or the table was
+            made without ``uses=``, which operations and what is read need.
         TypeError: ``budget`` is something else.
 
     Example:
@@ -58,20 +66,15 @@ def allocate(table: Sensitivities, budget: Bytes) -> Allocation:
         >>> allocate(table, jc.bytes(0.7)).choices
         {'a': 'int8', 'b': 'dense'}
     """
-    if not isinstance(budget, Bytes):
+    budgets = [budget] if isinstance(budget, Budget) else budget
+    if not isinstance(budgets, Sequence) or not all(isinstance(b, Budget) for b in budgets):
         raise TypeError(f"budget={budget!r}; jaxopt_compress.bytes(0.25) is one")
     optimize = require("scipy.optimize", extra="plan")
     pairs = table.choices()
     sizes = np.array([table.cells[row][name].bytes for row, name in pairs], float)
     costs = np.array([table.increase(row, name) for row, name in pairs])
     member = np.array([[row == own for own, _ in pairs] for row in table.cells], float)
-    limit = budget.share * table.dense_bytes - table.rest
-    if table.least_bytes - table.rest > limit:
-        share = table.least_bytes / table.dense_bytes
-        raise ValueError(
-            f"no choice fits {budget.share:.3g} of the bytes: the smallest candidates take "
-            f"{share:.3g} with what is in no row; add smaller candidates, or raise the budget"
-        )
+    limits = [_limited(table, pairs, each) for each in budgets]
     # Costs of one size keep the solver's tolerances meaningful; bytes break ties.
     scale = max(costs.max(), np.finfo(float).tiny)
     objective = costs / scale + 1e-9 * sizes / sizes.max()
@@ -81,14 +84,60 @@ def allocate(table: Sensitivities, budget: Bytes) -> Allocation:
         bounds=optimize.Bounds(0, 1),
         constraints=[
             optimize.LinearConstraint(member, 1, 1),
-            optimize.LinearConstraint(sizes[None], ub=limit),
+            *(optimize.LinearConstraint(amounts[None], ub=limit) for amounts, limit in limits),
         ],
         options={"mip_rel_gap": 0.0},
     )
     if solved.x is None:
-        raise ValueError(f"the solver found no choice: {solved.message}")
+        raise ValueError(f"no choice fits all of {budgets}, each of which fits alone")
     taken = [i for i, x in enumerate(solved.x) if x > 0.5]
     return choose(table, {pairs[i][0]: pairs[i][1] for i in taken})
+
+
+def _limited(
+    table: Sensitivities, pairs: Sequence[tuple[str, str]], budget: Budget
+) -> tuple[np.ndarray, float]:
+    """What each pair takes of a budget, and how much all rows may take of it.
+
+    Raises:
+        ValueError: The table does not say, or nothing fits.
+    """
+    what, key = _COUNTED[type(budget)]
+
+    def amount(own: int, running: Running | None) -> float:
+        found = own if key is None else getattr(running, key, None)
+        if found is None:
+            raise ValueError(
+                f"budget={budget}: the table does not say {what}; it takes sensitivities(..., "
+                "uses=) of a function without loops of unknown length"
+            )
+        return float(found)
+
+    of_cell = lambda cell: amount(cell.bytes, cell.running)
+    rest = amount(table.rest, table.rest_running)
+    amounts = np.array([of_cell(table.cells[row][name]) for row, name in pairs])
+    dense = rest + sum(of_cell(cells[DENSE]) for cells in table.cells.values())
+    least = rest + sum(
+        min(x for x, (own, _) in zip(amounts, pairs, strict=True) if own == row)
+        for row in table.cells
+    )
+    most = budget.most if isinstance(budget, Traffic) else None
+    limit = (budget.share or 1.0) * dense if most is None else most
+    if least > limit:
+        raise ValueError(
+            f"no choice fits {limit / dense:.3g} of {what}: the smallest candidates take "
+            f"{least / dense:.3g} with what is in no row; add smaller candidates, or raise the "
+            "budget"
+        )
+    return amounts, limit - rest
+
+
+# What a budget is of, and the name of its figure in `Running`; None for stored bytes.
+_COUNTED: dict[type, tuple[str, str | None]] = {
+    Bytes: ("the bytes", None),
+    Flops: ("the operations", "flops"),
+    Traffic: ("the bytes that a call reads", "moved"),
+}
 
 
 def choose(table: Sensitivities, choices: dict[str, str]) -> Allocation:

@@ -1,8 +1,8 @@
 """What running a function with its parameters costs: operations, bytes, energy."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,40 @@ def read_bytes(uses: Sequence[Use] | None, stored: int | None) -> int | None:
     """
     only_looked_up = bool(uses) and all(use.op == "gather" for use in uses or ())
     return 0 if only_looked_up else stored
+
+
+class Running(NamedTuple):
+    """What a call costs in the products of some parameters.
+
+    Attributes:
+        flops: Floating operations, without indices of which every entry is masked, which removal
+            takes out of the program; None where the length of a loop is unknown.
+        moved: Bytes that it has to read at least.
+    """
+
+    flops: int | None
+    moved: int | None
+
+
+def running(uses: Mapping[str, Sequence[Use]], leaves: Mapping[str, Any]) -> Running:
+    """What the products of leaves cost, ``{path: leaf}``."""
+    counts = [product_flops(uses.get(path, ()), w) for path, w in leaves.items()]
+    shares = [_removed_share(w) for w in leaves.values()]
+    moved = [read_bytes(uses.get(path), stored_bytes(w)) or 0 for path, w in leaves.items()]
+    if None in counts:
+        return Running(None, sum(moved))
+    return Running(
+        round(sum((n or 0) * share for n, share in zip(counts, shares, strict=True))), sum(moved)
+    )
+
+
+def _removed_share(leaf: Any) -> float:
+    """The share of a parameter without the indices of which every entry is masked."""
+    kept = leaf.kept() if is_compressed(leaf) else None
+    if kept is None:
+        return 1.0
+    across = [tuple(d for d in range(kept.ndim) if d != axis) for axis in range(kept.ndim)]
+    return math.prod(float(jnp.any(kept, axes).mean()) for axes in across)
 
 
 def moved_bytes(uses: dict[str, list[Use]], params: Any, *others: Any) -> int:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.arrays import is_compressed, materialize
 from jaxopt_compress.compression import Compression
+from jaxopt_compress.planning.costs import Running, running
 from jaxopt_compress.planning.kept import Kept, tracked
 from jaxopt_compress.planning.tables import Table, as_rich, as_text
 from jaxopt_compress.post_training.fingerprint import fingerprint
@@ -28,11 +29,13 @@ class Cell(NamedTuple):
         bytes: What the row takes when it is stored so.
         estimate: The increase of the loss, by the squared gradient of each entry.
         measured: The increase of the loss on held-out batches; None if it was not measured.
+        running: What a call costs in the products of the row; None if uses were not given.
     """
 
     bytes: int
     estimate: float
     measured: float | None = None
+    running: Running | None = None
 
 
 class Sensitivities(NamedTuple):
@@ -44,6 +47,7 @@ class Sensitivities(NamedTuple):
         candidates: Name -> compression.
         loss: The loss on held-out batches before compression.
         rest: Bytes of all parameters that are in no row.
+        rest_running: What a call costs in their products; None if uses were not given.
     """
 
     cells: dict[str, dict[str, Cell]]
@@ -51,6 +55,7 @@ class Sensitivities(NamedTuple):
     candidates: dict[str, Compression]
     loss: float
     rest: int
+    rest_running: Running | None = None
 
     @property
     def dense_bytes(self) -> int:
@@ -186,7 +191,7 @@ def sensitivities(
         stored = {name: small for name, small in stored.items() if small is not None}
         if stored:
             own = {path: leaves[path] for path in paths}
-            cells[row] = _estimated(own, squares, stored, size)
+            cells[row] = _estimated(own, squares, stored, size, uses)
             forms |= {(row, name): stored[name] for name in _frontier(cells[row])[:measured]}
     if not cells:
         raise ValueError(f"no candidate of {sorted(candidates)} takes any of {sorted(leaves)[:8]}")
@@ -204,8 +209,9 @@ def sensitivities(
         cells[row][name] = cells[row][name]._replace(measured=found)
     counted = {path for row in cells for path in rows[row]}
     held = {p: w for p, w in named_leaves(params) if hasattr(w, "dtype") and p not in counted}
-    rest = size(held)
-    return Sensitivities(cells, {row: rows[row] for row in cells}, dict(candidates), base, rest)
+    after = None if uses is None else running(uses, held)
+    chosen = {row: rows[row] for row in cells}
+    return Sensitivities(cells, chosen, dict(candidates), base, size(held), after)
 
 
 def _estimated(
@@ -213,13 +219,15 @@ def _estimated(
     squares: Mapping[str, jax.Array],
     stored: Mapping[str, Mapping[str, Any]],
     size: Callable[[Any], int],
+    uses: Any,
 ) -> dict[str, Cell]:
     """The cells of a row."""
-    cells = {DENSE: Cell(size(dict(leaves)), 0.0, 0.0)}
+    after = lambda tree: None if uses is None else running(uses, tree)
+    cells = {DENSE: Cell(size(dict(leaves)), 0.0, 0.0, after(leaves))}
     for name, small in stored.items():
         moved = {path: materialize(w) - leaves[path] for path, w in small.items()}
         terms = [float(jnp.sum(squares[p] * jnp.square(m))) for p, m in moved.items()]
-        cells[name] = Cell(size(dict(small)), sum(terms) / 2)
+        cells[name] = Cell(size(dict(small)), sum(terms) / 2, None, after(small))
     return cells
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxopt_compress as jc
+from jaxopt_compress.planning.costs import Running
 from jaxopt_compress.planning.sensitivities import Cell, Sensitivities
 
 FORMATS = {name: jc.quantize(name) for name in ("int2", "int4", "int8")}
@@ -47,12 +48,14 @@ def count():
 def random_table(rng, rows=4, names=("a", "b", "c")):
     cells = {}
     for i in range(rows):
-        own = {"dense": Cell(1000, 0.0, 0.0)}
+        own = {"dense": Cell(1000, 0.0, 0.0, Running(500, 1000))}
         for name in names:
-            own[name] = Cell(int(rng.integers(50, 900)), 0.0, float(rng.exponential()))
+            size, flops, moved = (int(n) for n in rng.integers(50, (900, 500, 900)))
+            own[name] = Cell(size, 0.0, float(rng.exponential()), Running(flops, moved))
         cells[f"r{i}"] = own
     candidates = dict.fromkeys(names, jc.quantize("int8"))
-    return Sensitivities(cells, {row: [row] for row in cells}, candidates, 1.0, rest=100)
+    rows = {row: [row] for row in cells}
+    return Sensitivities(cells, rows, candidates, 1.0, 100, Running(200, 50))
 
 
 def test_a_candidate_that_diverges_is_never_chosen():
@@ -61,6 +64,76 @@ def test_a_candidate_that_diverges_is_never_chosen():
         table.cells["r0"]["a"] = Cell(1, 0.5, bad)
         assert jc.allocate(table, jc.bytes(0.9)).choices["r0"] != "a"
         assert table.least_bytes > 4 * 50
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_budgets_of_several_kinds_all_hold(seed):
+    """Each alone, and all of them, against every choice there is."""
+    table = random_table(np.random.default_rng(seed))
+    chip = "tpu v5e"  # 819 bytes in a nanosecond.
+    budgets = {
+        "flops": (jc.flops(0.6), lambda cells: 200 + sum(c.running.flops for c in cells) <= 1320),
+        "share": (jc.traffic(0.5), lambda cells: sum(c.running.moved for c in cells) <= 1975),
+        "chip": (
+            jc.traffic(microseconds=0.002, chip=chip),
+            lambda cells: 50 + sum(c.running.moved for c in cells) <= 1638,
+        ),
+        "bytes": (jc.bytes(0.6), lambda cells: 100 + sum(c.bytes for c in cells) <= 2460),
+    }
+    every = [
+        [table.cells[row][name] for row, name in zip(table.cells, names, strict=True)]
+        for names in itertools.product(*table.cells.values())
+    ]
+    for asked in (*([name] for name in budgets), list(budgets)):
+        fits = [cells for cells in every if all(budgets[name][1](cells) for name in asked)]
+        given = [budgets[name][0] for name in asked]
+        if not fits:
+            with pytest.raises(ValueError, match="no choice fits"):
+                jc.allocate(table, given)
+            continue
+        found = jc.allocate(table, given[0] if len(given) == 1 else given)
+        best = min(sum(c.measured for c in cells) for cells in fits)
+        assert found.increase == pytest.approx(best)
+        assert [table.cells[row][name] for row, name in found.choices.items()] in fits
+
+
+@pytest.mark.ci
+def test_operations_and_traffic_of_factors_and_of_removed_units():
+    """An MLP of 32 to 64 to 16, a table and 4 rows of data: counts by hand."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "table": jax.random.normal(keys[0], (50, 32)),
+        "up": jax.random.normal(keys[1], (32, 64)),
+        "down": jax.random.normal(keys[2], (64, 16)),
+    }
+    ids = jnp.arange(4)
+    model = lambda p, ids: jax.nn.relu(p["table"][ids] @ p["up"]) @ p["down"]
+    loss = lambda p, ids: jnp.mean(jnp.square(model(p, ids) - 1))
+    groups = jc.find_groups(model, params, ids)
+    (hidden,) = (name for name in groups if len(groups[name]) == 64)
+    plan = groups.plan({hidden: range(48)})
+    candidates = {
+        "rank 4": jc.low_rank(rank=4, where=["up", "down"]),
+        "quarter": plan.compression,
+        "int8": jc.quantize("int8"),
+    }
+    uses = jc.uses(model, params, ids)
+    find = functools.partial(jc.sensitivities, loss, params, candidates, [(ids,)], measured=0)
+    table = find(uses=uses, groups=[["up", "down"]])
+    cells = table.cells["down + up"]
+    assert cells["dense"].running == (2 * 4 * 64 * (32 + 16), 4 * 64 * (32 + 16))
+    assert cells["rank 4"].running.flops == 2 * 4 * 4 * (32 + 64 + 64 + 16)
+    assert cells["rank 4"].running.moved == 4 * 4 * (32 + 64 + 64 + 16)
+    assert (cells["dense"].running.flops, cells["quarter"].running.flops) == plan.flops
+    # What is only looked up is not read, and multiplies nothing.
+    assert table.cells["table"]["int8"].running == (0, 0)
+    recipe = jc.allocate(table, jc.flops(0.3))
+    assert recipe.choices["down + up"] in ("rank 4", "quarter")
+    assert jc.allocate(table, jc.traffic(0.26)).choices["down + up"] != "dense"
+    with pytest.raises(ValueError, match=r"does not say the operations; it takes .* uses="):
+        jc.allocate(find(), jc.flops(0.3))
+    with pytest.raises(ValueError, match=r"no choice fits 0\.01 of the bytes that a call reads"):
+        jc.allocate(table, jc.traffic(0.01))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -171,8 +244,16 @@ def test_wrong_calls():
     for share in (0, 1.5, True):
         with pytest.raises(ValueError, match="share that is left"):
             jc.bytes(share)
-    with pytest.raises(TypeError, match=r"jaxopt_compress\.bytes"):
-        jc.allocate(random_table(np.random.default_rng(0)), 0.5)
+        with pytest.raises(ValueError, match="it is a share"):
+            jc.traffic(share)
+    for given in ({}, {"chip": "h100"}, {"share": 0.5, "microseconds": 3}):
+        with pytest.raises(ValueError, match=r"a share, or microseconds= with chip="):
+            jc.traffic(**given)
+    with pytest.raises(ValueError, match="above 0"):
+        jc.traffic(microseconds=-1.0, chip="h100")
+    for budget in (0.5, [0.5]):
+        with pytest.raises(TypeError, match=r"jaxopt_compress\.bytes"):
+            jc.allocate(random_table(np.random.default_rng(0)), budget)
 
 
 @pytest.mark.ci

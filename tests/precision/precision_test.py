@@ -214,6 +214,22 @@ def test_loss_scale_grows_shrinks_and_leaves_out_steps():
         jc.loss_scale(plain.init(params))
 
 
+def test_an_optimizer_inside_stochastic_rounding_computes_in_float32():
+    """Its state and updates are those for float32 parameters and gradients of the same values."""
+    params, grads = ({"w": jnp.linspace(a, 1, 64).astype(jnp.bfloat16)} for a in (0.5, -1))
+    adam = optax.adamw(1e-2)
+    tx = jc.stochastic_rounding(adam)
+    wide = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+    want, plain = adam.update(wide(grads), adam.init(wide(params)), wide(params))
+    updates, state = tx.update(grads, tx.init(params), params)
+    for got, each in zip(jax.tree.leaves(state.inner), jax.tree.leaves(plain), strict=True):
+        assert got.dtype == each.dtype
+        np.testing.assert_array_equal(got, each)
+    # Rounded up or down: within a step of bfloat16 below 2.
+    np.testing.assert_allclose(updates["w"], want["w"], atol=2.0**-7)
+    assert optax.apply_updates(params, updates)["w"].dtype == jnp.bfloat16
+
+
 def test_stochastic_rounding_moves_bfloat16_parameters_as_float32_ones():
     """500 steps of a hundredth of a level; rounded to the nearest, none of them would be one."""
     params = jnp.full((2000,), 1.0, jnp.bfloat16)
