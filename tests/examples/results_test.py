@@ -6,6 +6,9 @@ import pytest
 from examples import efficientnet, minilm
 from examples.results import Results
 
+# Importing the examples takes longer than the tests.
+pytestmark = pytest.mark.ci
+
 
 def test_rows_are_measured_once(tmp_path):
     path = str(tmp_path / "rows.json")
