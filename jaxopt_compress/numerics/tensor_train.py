@@ -19,7 +19,7 @@ def digits_of(size: int, count: int) -> tuple[int, ...]:
 
     Example:
         >>> digits_of(384, 3), digits_of(30522, 3), digits_of(7, 2)
-        ((8, 6, 8), (32, 31, 31), (4, 2))
+        ((8, 6, 8), (34, 29, 31), (7, 1))
     """
     if count == 1 or size < 2:
         return (size, *(1,) * (count - 1))
