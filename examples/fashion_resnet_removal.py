@@ -134,19 +134,32 @@ def speeds(multiples, share, rounds):
     params, averages = begin_resnet(jax.random.key(0))
     images = jax.random.randint(jax.random.key(1), (256, 28, 28), 0, 256).astype(jnp.uint8)
     batch = images[:128], jnp.zeros(128, jnp.int32)
-    groups = jc.find_groups(objective, params, averages, *batch, follow=("in/0/**", "out/1/**"))
-    variants = {"whole": (logits, params, averages)}
+    follow = ("in/0/**", "out/1/**")
+    groups = jc.find_groups(objective, params, averages, *batch, follow=follow)
+    variants: dict[str, Any] = {"whole": (logits, params, averages)}
     for n in multiples:
         rewrite = groups.plan(budget=jc.flops(share), round_to=n).rewrite()
         small = rewrite.params, rewrite.argument(0, averages)
         variants[f"round_to={n}"] = (rewrite.function(logits), *small)
+    # The last block goes first, and channels then.
+    cut = groups.plan({"blocks": [len(groups["blocks"]) - 1]})
+    whole, shorter = cut.flops[0], cut.rewrite()
+    fn, own = shorter.function(objective), shorter.argument(0, averages)
+    left = jc.find_groups(fn, shorter.params, own, *batch, follow=follow)
+    plan = left.plan(budget=jc.flops(share * whole / cut.flops[1]), round_to=max(multiples))
+    rewrite, small = plan.rewrite(), shorter.function(logits)
+    variants[f"a block and round_to={max(multiples)}, {plan.flops[1] / whole:.0%}"] = (
+        rewrite.function(small),
+        rewrite.params,
+        rewrite.argument(0, own),
+    )
     variants |= {f"{name}, folded": folded(v, images[:2]) for name, v in variants.items()}
     runs = {k: functools.partial(jax.jit(fn), *own, images) for k, (fn, *own) in variants.items()}
     times = interleave(runs, rounds)
     for name, samples in times.items():
         pairs = zip(times["whole"].cpu, samples.cpu, strict=True)
         ratio = median([whole / own for whole, own in pairs])
-        print(f"{name:24} {1e3 * median(samples.cpu).median:6.1f} ms  {ratio}", flush=True)
+        print(f"{name:40} {1e3 * median(samples.cpu).median:6.1f} ms  {ratio}", flush=True)
 
 
 def show(rows):
