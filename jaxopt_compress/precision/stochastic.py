@@ -54,7 +54,6 @@ def stochastic_rounding(
     References:
         Zamirai et al., 2020, Revisiting BFloat16 Training.
     """
-
     own = optax.with_extra_args_support(optax.identity() if inner is None else inner)
     widened = (lambda tree: tree) if inner is None else _in_float32
 
