@@ -120,8 +120,8 @@ def load(args):
     """Images, bytes (n, size, size, channels), and labels: to train with, and to test with."""
     data = cifar10(args.cifar10) if args.cifar10 else fashion_mnist()
     data = [(x if x.ndim == 4 else x[..., None], y) for x, y in data]
-    (images, labels), test = data
-    return (images[: args.images], labels[: args.images]), test
+    sizes = args.images, args.test_images
+    return [(x[:n], y[:n]) for (x, y), n in zip(data, sizes, strict=True)]
 
 
 def main(argv=None):
@@ -129,6 +129,7 @@ def main(argv=None):
     parser = flow.arguments(__doc__, epochs=4, tune=2)
     parser.add_argument("--cifar10", type=Path, help="the folder of its binary version")
     parser.add_argument("--images", type=int, default=6400, help="to train with")
+    parser.add_argument("--test-images", type=int, default=10000, help="to measure")
     args = parser.parse_args(argv)
     (images, labels), held_out = load(args)
     test, metrics = batches(*held_out), ["accuracy", "f1_macro"]
@@ -158,7 +159,8 @@ def main(argv=None):
     task = flow.Task(apply, params, test, metrics, tune, args.tune * (len(labels) // BATCH))
     made = flow.chosen(parser, variants(), args.variants)
     title = f"{'CIFAR-10' if args.cifar10 else 'Fashion-MNIST'}, {len(held_out[1])} test images"
-    same = [*(["--cifar10", str(args.cifar10)] if args.cifar10 else [])]
+    same = ["--test-images", str(args.test_images)]
+    same += [*(["--cifar10", str(args.cifar10)] if args.cifar10 else [])]
     return flow.finish("examples.image_flow", title, task, made, args, *same)
 
 

@@ -88,8 +88,11 @@ def check_corruptions(corruptions: Corruptions | None, key: jax.Array | None) ->
     """The corruptions, or none.
 
     Raises:
-        ValueError: There are some, and no random key.
+        ValueError: There are some, and no random key; or a name has a slash.
     """
+    for name in corruptions or {}:
+        if "/" in name:
+            raise ValueError(f"the corruption {name!r}: a slash stands before names of figures")
     if corruptions and key is None:
         raise ValueError("corruptions= needs a random key=, such as jax.random.key(0)")
     return corruptions or {}

@@ -110,6 +110,7 @@ def lines(rows: Sequence[Mapping[str, Any]], x: str, y: str, colour: str) -> Any
 
 def histograms(rows: Sequence[Mapping[str, Any]]) -> Any:
     """Small charts of weights before and after; rows have leaf, tree, weight and entries."""
+    first = list(dict.fromkeys(row["leaf"] for row in rows))[:_MOST]
     encoding = {
         "x": _field("weight", "quantitative"),
         "y": {**_field("entries", "quantitative"), "axis": {"tickCount": 3}},
@@ -117,7 +118,7 @@ def histograms(rows: Sequence[Mapping[str, Any]]) -> Any:
     }
     mark = {"type": "line", "interpolate": "step", "strokeWidth": 1.5}
     return {
-        "data": {"values": [dict(row) for row in rows]},
+        "data": {"values": [dict(row) for row in rows if row["leaf"] in first]},
         "facet": {**_field("leaf", "nominal"), "sort": None},
         "columns": 2,
         "spec": {"mark": mark, "width": 200, "height": 90, "encoding": encoding},

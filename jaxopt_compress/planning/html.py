@@ -145,7 +145,12 @@ def _histogram(leaf: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     width = (found["high"] - found["low"]) / len(found["before"])
     return [
-        {"leaf": leaf["path"], "tree": tree, "weight": found["low"] + i * width, "entries": n}
+        {
+            "leaf": leaf["path"],
+            "tree": tree,
+            "weight": found["low"] + (i + 0.5) * width,
+            "entries": n,
+        }
         for tree in ("before", "after")
         for i, n in enumerate(found[tree])
     ]

@@ -7,7 +7,7 @@ import pytest
 import scipy.ndimage
 
 import jaxopt_compress as jc
-from jaxopt_compress.evaluation.corruptions import versions
+from jaxopt_compress.evaluation.corruptions import check_corruptions, versions
 
 KEY = jax.random.key(0)
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 12, 10, 2)).astype(np.uint8)
@@ -69,3 +69,8 @@ def test_what_cannot_be_corrupted_is_refused():
             make()
     with pytest.raises(ValueError, match="blur along axes"):
         corrupt(jc.corruptions.blur(1.0), jnp.ones((3, 4)))
+
+
+def test_a_slash_in_the_name_of_a_corruption_is_refused():
+    with pytest.raises(ValueError, match="a slash stands before names of figures"):
+        check_corruptions({"noise/0.1": jc.corruptions.noise(0.1)}, jax.random.key(0))
