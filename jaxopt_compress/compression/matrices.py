@@ -66,11 +66,17 @@ def matrices_of(shape: tuple[int, ...], layout: Layout, stats: Statistics | None
     if stats is None or not lead:
         return Matrices(Parameter("", value, layout), None)
     contracting = stats.contracting
-    stack = tuple(d - ndim for d in range(len(lead)))
-    apart = lead == shape[: len(lead)] and not set(stack) & set(contracting)
-    stack = stack if apart else ()
+    # Which axes are apart: as measured, as the layout says, or the first ones.
+    fits = lambda axes: (
+        bool(axes)
+        and min(axes) >= -ndim
+        and tuple(shape[d] for d in axes) == lead
+        and not set(axes) & set(contracting)
+    )
+    first = tuple(d - ndim for d in range(len(lead)))
+    stack = next(filter(fits, (stats.stack, tuple(sorted(layout.stack)), first)), ())
     output = tuple(d for d in range(-ndim, 0) if d not in (*stack, *contracting))
-    groups = None if apart else lead[0]
+    groups = None if stack else lead[0]
     columns = math.prod(shape[d] for d in output)
     if groups is not None and (len(lead) > 1 or columns % groups):
         raise ValueError(

@@ -225,7 +225,9 @@ def _estimated(
     after = lambda tree: None if uses is None else running(uses, tree)
     cells = {DENSE: Cell(size(dict(leaves)), 0.0, 0.0, after(leaves))}
     for name, small in stored.items():
-        moved = {path: materialize(w) - leaves[path] for path, w in small.items()}
+        # In float32, or squares of small weights in float16 would be 0.
+        wide = lambda w: materialize(w).astype(jnp.promote_types(w.dtype, jnp.float32))
+        moved = {path: wide(w) - wide(leaves[path]) for path, w in small.items()}
         terms = [float(jnp.sum(squares[p] * jnp.square(m))) for p, m in moved.items()]
         cells[name] = Cell(size(dict(small)), sum(terms) / 2, None, after(small))
     return cells

@@ -67,11 +67,11 @@ class Decided:
         self._count += 1
         name = {"path": path, "index": list(index)}
         leaf = None if place is None else _read(place, name)
+        # Entries may turn out to need a decision together: a run that goes on needs theirs too.
+        seen = stats() if leaf is None or index else []
+        if index:
+            self._stats[path][index] = jax.device_get(seen)
         if leaf is None:
-            seen = stats()
-            if index:
-                # On the host, for entries that turn out to need a decision together.
-                self._stats[path][index] = jax.device_get(seen)
             leaf = decide(seen)
             if place is not None:
                 _keep(place, name, leaf)

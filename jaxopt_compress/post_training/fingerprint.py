@@ -1,5 +1,6 @@
 """A hash of everything that a run depends on: values, functions and what they close over."""
 
+import functools
 import hashlib
 import re
 import types
@@ -44,7 +45,9 @@ def _add(digest: Any, x: Any, seen: dict[int, Any]) -> None:
         if id(x) in seen:
             return  # Functions may close over themselves.
         seen[id(x)] = x  # Kept, so that no other object gets its identity.
-    for child in _children(x):
+    children = _children(x)
+    say(len(children))  # Where it ends: [[1], 2] is not [[1, 2]].
+    for child in children:
         _add(digest, child, seen)
 
 
@@ -63,9 +66,15 @@ def _children(x: Any) -> list[Any]:
         return sorted(map(repr, x))
     if isinstance(x, type):
         return [x.__module__, x.__qualname__]
+    if isinstance(x, functools.partial):
+        return [x.func, x.args, x.keywords]
+    if isinstance(x, types.MethodType):
+        return [x.__func__, x.__self__]
     if callable(x) and hasattr(x, "__wrapped__"):
         return [x.__wrapped__]
-    return [vars(x)] if hasattr(x, "__dict__") else []
+    slots = [n for kind in type(x).__mro__ for n in getattr(kind, "__slots__", ())]
+    held = [(n, getattr(x, n)) for n in slots if hasattr(x, n) and n != "__weakref__"]
+    return [held, vars(x)] if hasattr(x, "__dict__") else [held]
 
 
 def _is_filled(cell: Any) -> bool:

@@ -98,7 +98,8 @@ def compress_in_order(
     expected = abstract_statistics(fn, dense, own[0], measures)
     chosen = _chosen(compression, leaves, found, expected)
     closed, operands = _staged(fn, params, chosen, [*own, *more])
-    told = None if resume is None else fingerprint(recipe, str(closed), leaves, own, more, found)
+    depends = recipe, str(closed), leaves, own, more, found, measures
+    told = None if resume is None else fingerprint(*depends)
     decided = Decided(resume, told, chosen, progress)
 
     def compressed(path: str, w: Any, stats: list[Statistics]) -> Any:

@@ -12,6 +12,7 @@ from jaxopt_compress.compression import (
     Compression,
     Decision,
     LeafMethod,
+    NeedsStats,
     Parameter,
     compression_of,
 )
@@ -102,6 +103,12 @@ def awq(
     def check(parameter: Parameter) -> None:
         weights.check(parameter)
         check_stats("awq", parameter, "moments", "means")
+        if "mean_magnitude" not in parameter.stats.values["means"]:
+            raise NeedsStats(
+                f"awq needs the mean magnitudes of what meets {parameter.describe()}, a factor of "
+                "another parameter: they do not follow from statistics of the whole; use "
+                "jaxopt_compress.gptq for factors"
+            )
 
     def init(parameter: Parameter) -> Decision:
         state: QuantizedState = weights.init(parameter).state

@@ -175,8 +175,8 @@ class Removed(NamedTuple):
                         f"this function couples the removed indices with {more[:8].tolist()} of "
                         f"axis {k} of {path!r}, which are to stay: find groups on this function"
                     )
-        own = operands_of(found.body, kept, self._masked(found), numbers(found, whole))
-        kept.lanes = Lanes(kept, own)
+        given = self._masked(found), numbers(found, whole), self.skip
+        kept.lanes = Lanes(kept, operands_of(found.body, kept, *given))
         return found, kept
 
     def _leaves(self, params: Any) -> list[Any]:

@@ -67,6 +67,7 @@ def test_runs_and_goes_on(results, method):
         assert 0 <= row["f1_macro"] <= 1
 
 
+@pytest.mark.slow
 def test_learned_sparsity_runs(results):
     """Too short to prune: every entry is there, and training has moved gates and noise."""
     for method in ("l0", "variational"):

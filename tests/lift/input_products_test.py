@@ -157,6 +157,7 @@ def test_models(name):
         assert np.linalg.norm(a - c) <= 0.1 * size
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_training(symmetric):
     """Trains through integer products, stores what was trained, and runs it."""
@@ -275,6 +276,7 @@ def test_convolutions_of_more_codes_than_int32_sums(groups, window):
     np.testing.assert_allclose(got, np.broadcast_to(want, (2, 1, 1, groups)), rtol=1e-6)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("layout", [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")])
 def test_few_channels_of_a_convolution_are_those_of_many(layout):
     """Kernels with few channels are widened for CPUs, which changes no bit."""

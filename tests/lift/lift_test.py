@@ -167,6 +167,7 @@ def test_checkpoint_policies_survive(policy):
         assert products(jc.lift(fn_, "error"), SMALL) == products(fn_, PARAMS)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "compression",
     [

@@ -34,6 +34,7 @@ CASES = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", CASES)
 def test_solves_run_on_stored_weights_with_derivatives(name):
     """Forward, reverse and forward mode, and mapped over right-hand sides."""

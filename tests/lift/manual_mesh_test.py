@@ -45,6 +45,7 @@ OTHERS = ("uint4 with zero points", "nf4", "int3", "pruned")
 KINDS = [pytest.param(name, marks=pytest.mark.slow if name in OTHERS else []) for name in FORMS]
 
 
+@pytest.mark.ci
 @pytest.mark.fast(
     "int8-columns",
     "int4 in groups-rows",
@@ -69,6 +70,7 @@ def test_products_of_parts(name, spec):
     np.testing.assert_allclose(got, want, rtol=0, atol=rounded * scale)
 
 
+@pytest.mark.ci
 @pytest.mark.fast("tpu-nf4-columns", "tpu-int3-rows", "cuda-nf4-rows", "cuda-int3-columns")
 @pytest.mark.parametrize("spec", [COLUMNS, ROWS], ids=["columns", "rows"])
 @pytest.mark.parametrize("name", ["nf4", "int3"])
@@ -84,6 +86,7 @@ def test_kernels_take_parts(platform, name, spec):
     assert lowered_for(platform, fn, *types).count(KERNEL_CALLS[platform]) == 1
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("spec", [COLUMNS, ROWS], ids=["columns", "rows"])
 @pytest.mark.parametrize("c", [jc.quantize("int8"), jc.quantize("int4", 32)], ids=["int8", "int4"])
 def test_gradients_of_parts(c, spec):

@@ -136,6 +136,7 @@ def test_errors_name_path_shape_and_what_works(call, error, message):
         call()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("stack", [(), (5,)])
 def test_contracted_axes_may_lie_between_others(stack):
     """``[heads, d, head_dim]``: one rank for all heads, as of the matrix with ``d`` in front."""

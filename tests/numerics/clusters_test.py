@@ -36,6 +36,7 @@ def solved(x, weight, clusters, **how):
     return np.asarray(found)[0, :, 0]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("init", "factor"), [("linear", 1.3), ("density", 2), ("kmeans++", 2), ("random", 3)]
 )

@@ -64,6 +64,7 @@ def patterns(draw):
     return entries(rng, shape, draw(st.sampled_from(DTYPES))), mask, n, m, at - 3
 
 
+@pytest.mark.ci
 @settings(max_examples=8, deadline=None)
 @given(patterns())
 def test_n_of_m(case):

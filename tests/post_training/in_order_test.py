@@ -1,5 +1,6 @@
 """Layer after layer: statistics behind compressed layers, resuming, and what is refused."""
 
+import functools
 import gc
 import os
 import signal
@@ -338,11 +339,31 @@ def test_recipes_are_told_apart_by_all_their_arguments():
         closed(2),
         jc.prune(jc.scores.magnitude(), constant),
         jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.4)),
+        jc.gptq("int4"),
+        jc.gptq("int4", damping=1.0),
+        jc.gptq("int4", act_order=False),
+        jc.auto_round("int4", steps=5),
+        jc.auto_round("int4", steps=500),
+        functools.partial(closed, 1),
+        functools.partial(closed, 2),
+        [[1], 2],
+        [[1, 2]],
     ]
     marks = [fingerprint(r) for r in recipes]
     assert len(set(marks)) == len(recipes)
     again = [closed(1), jc.low_rank(energy=0.5), jc.quantize("int4", bounds=jc.bounds.mse())]
     assert [fingerprint(r) for r in again] == [marks[11], marks[5], marks[1]]
+
+
+def test_entries_that_do_not_fit_together_are_decided_again_from_a_folder(tmp_path):
+    """Layers of ranks 2, 5 and 9 have no common stack; the decision about all needs statistics."""
+    thin = [normal(i, 16, r) @ normal(9 + i, r, 16) for i, r in enumerate((2, 5, 9))]
+    params = {"w": jnp.stack(thin)}
+    fn = lambda p, x: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["w"])[0]
+    c, batches = jc.low_rank(energy=0.9, whiten=True), [normal(5, 64, 16)]
+    run = lambda: jc.compress_in_order(fn, params, c, batches, resume=tmp_path, progress=False)
+    first, again = run(), run()
+    jax.tree.map(np.testing.assert_array_equal, jc.materialize(first), jc.materialize(again))
 
 
 def test_numbers_in_batches_are_those_of_each_batch():

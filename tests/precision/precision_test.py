@@ -74,6 +74,7 @@ def test_training_with_states_of_8_bits_is_training(name):
     assert jc.nbytes(small) < 0.30 * jc.nbytes(large)
 
 
+@pytest.mark.ci
 def test_states_of_4_bits_train_too():
     whole, large = trained(optax.adam(3e-3))
     loss, small = trained(jc.small_states(optax.adam(3e-3), "float4_e2m1fn"))
@@ -96,6 +97,7 @@ def test_averages_keep_their_expected_value():
     assert abs(mean - (1 - 0.999**1000)) < 0.02
 
 
+@pytest.mark.ci
 def test_second_moments_are_never_rounded_to_zero_and_no_sign_is_lost():
     """In one block entries from 1e-12 to 1; a parameter that is called v keeps its signs."""
     tx = jc.small_states(optax.scale_by_adam(), min_size=1)

@@ -111,6 +111,7 @@ def test_stored_form_is_the_view(name, which):
     assert_near(name, variant, w, view, state)
 
 
+@pytest.mark.slow
 @each_pair
 def test_extreme_values(name, which):
     """From subnormals to the largest floats: the same law, and neither NaN nor infinity."""

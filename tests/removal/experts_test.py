@@ -65,6 +65,23 @@ def test_removed_equals_skipped(router):
     jax.grad(law.loss(rewrite.function(fn)))(rewrite.params, X)
 
 
+def test_channels_of_a_layer_norm_go_together_with_experts():
+    """Means over the stream count its removed channels, also where experts are skipped."""
+
+    def normed(h):
+        h = h - h.mean(-1, keepdims=True)
+        return h * lax.rsqrt((h * h).mean(-1, keepdims=True) + 1e-6)
+
+    def fn(p, x):
+        return routed(soft)(p, normed(x @ p["e"]) * p["s"])
+
+    shapes = {"e": (4, 8), "g": (8, 5), "w": (5, 8, 3), "v": (5, 3, 4), "s": (8,)}
+    params = law.values({name: jnp.ones(shape) for name, shape in shapes.items()})
+    plan = jc.find_groups(fn, params, X).plan({"w:0": [1], "e:1": [0, 3]}, skip=True)
+    # Sums of some ten float32 numbers.
+    assert not plan.inexact and plan.check(params, X).relative < 2e-6
+
+
 def test_too_few_are_left():
     groups = jc.find_groups(routed(best_two), PARAMS, X)
     with pytest.raises(jc.NotRemovable, match="takes 2 entries, and fewer are left"):

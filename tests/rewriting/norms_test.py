@@ -63,6 +63,7 @@ def test_transformations_of_the_rewritten_function(net):
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5 * float(abs(wanted).max()))
 
 
+@pytest.mark.ci
 def test_undo_gives_the_parameters_back(net):
     params, _, rw = net
     jax.tree.map(
@@ -180,6 +181,7 @@ def test_casts_and_moves_are_followed(four, fn, tolerance):
     rw.check(fn, x, tolerance=tolerance)
 
 
+@pytest.mark.ci
 def test_a_norm_after_a_vmapped_module():
     eqx = pytest.importorskip("equinox")
     conv = eqx.nn.Conv2d(3, 4, 3, key=jax.random.key(0))

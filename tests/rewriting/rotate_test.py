@@ -64,6 +64,7 @@ def scanned():
     return Scanned().apply, jax.tree.map(draw, shapes)
 
 
+@pytest.mark.ci
 def test_streams_of_a_scanned_linen_model(scanned):
     fn, params = scanned
     rw = jc.rotate(fn, params, IDS)

@@ -65,6 +65,7 @@ def test_any_function(options):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.ci
 def test_embeddings_read_the_rows_they_need():
     """No array as large as the table is made, of its values."""
     table = normal(0, 512, 32)

@@ -17,6 +17,7 @@ def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
+@pytest.mark.ci
 def test_the_penalty_is_its_formula_for_each_entry_of_a_stack():
     """Spelled out entry by entry, with rows and columns of zeros."""
     w = normal(0, 2, 6, 4) * jnp.array([1.0, 0.3])[:, None, None]

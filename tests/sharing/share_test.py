@@ -111,6 +111,7 @@ def test_codes_are_decided_again():
     np.testing.assert_array_equal(slope, jnp.ones((3, 1)))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("init", ["linear", "density"])
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_nan_stays_visible_in_its_codebook(bad, init):
@@ -197,6 +198,7 @@ def test_other_names_are_answered():
         jc.share(n_clusters=4)  # pyright: ignore
 
 
+@pytest.mark.ci
 def test_experts_that_met_nothing_keep_their_values():
     """Errors of all their entries count alike: no codebook is left without weights."""
     rng = np.random.default_rng(0)

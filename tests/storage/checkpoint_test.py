@@ -205,6 +205,7 @@ def test_like_must_fit(like, message, tmp_path):
         jc.load(tmp_path / "ckpt", like=like)
 
 
+@pytest.mark.ci
 @pytest.mark.fast("AxisType.Auto-spec0-shape0", "AxisType.Explicit-spec2-shape2")
 @pytest.mark.parametrize(
     ("axis_type", "spec", "shape"),
@@ -278,6 +279,7 @@ def test_random_keys_come_back_by_a_template(tmp_path):
         jc.load(tmp_path / "ckpt", like=other)
 
 
+@pytest.mark.ci
 @pytest.mark.fast("w8a8", "sparse")
 @pytest.mark.parametrize(
     "compression",

@@ -22,6 +22,7 @@ METHODS = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", METHODS)
 def test_states_and_trees_return(name):
     jc.register_flax_serialization()

@@ -52,6 +52,7 @@ def assert_same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["prune int8", "low rank"])
 def test_restored_state_continues_bit_for_bit(name, tmp_path):
     c = METHODS[name]
@@ -118,6 +119,7 @@ def assert_small_collectives(hlo, limit=16):
             assert np.prod([int(d) for d in dims.split(",") if d], initial=1) <= limit, shapes
 
 
+@pytest.mark.ci
 def test_pmap():
     c = METHODS["2:4 int8"]
     tx, step = make(c)
@@ -151,6 +153,7 @@ def test_gradients_in_another_dtype(dtype, name):
         assert shapes(c.view(moved, new)) == shapes(params)
 
 
+@pytest.mark.ci
 def test_nnx_optimizer():
     c = jc.chain(
         jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), pattern="2:4"),

@@ -192,10 +192,22 @@ def _way(meeting: Meeting, lead: tuple[int, ...]) -> Way:
     way = Way(meeting.roles.contracting, lead, parts, window=meeting.window)
     axes = sorted(meeting.taken)
     places = {_before(meeting, [axis]) for axis, _ in axes}
-    if len(places) != 1:
-        return way  # None is taken; or others lie between them, and all entries count as one.
-    taken = tuple((index, meeting.shape[axis]) for axis, index in axes)
-    return way._replace(at=places.pop(), taken=taken)
+    if len(places) == 1:
+        taken = tuple((index, meeting.shape[axis]) for axis, index in axes)
+        way = way._replace(at=places.pop(), taken=taken)
+    # Otherwise none is taken; or others lie between them, and all entries count as one.
+    return way._replace(stack=_stack(meeting, [axis for axis, _ in axes if way.taken]))
+
+
+def _stack(meeting: Meeting, taken: Sequence[int]) -> tuple[int, ...]:
+    """The parameter's axes that the leading ones of what is measured are; () if unknown."""
+    cut = [a.names for a in meeting.sliced if a.names]
+    if any(len(names) > 1 for names in cut) or (taken and meeting.looked_up):
+        return ()
+    own = [*(names[0] for names in cut), *meeting.shared]
+    chosen = sorted([*taken, *meeting.looked_up])
+    at = _before(meeting, chosen) if chosen else 0
+    return (*own[:at], *chosen, *own[at:])
 
 
 def _before(meeting: Meeting, axes: Sequence[int]) -> int:

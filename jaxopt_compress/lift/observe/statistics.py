@@ -19,7 +19,7 @@ Result = Callable[[dict[str, Any], jax.Array], Any]
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["rows", "values", "held_out"],
-    meta_fields=["contracting", "results", "of_gradients", "window"],
+    meta_fields=["contracting", "results", "of_gradients", "window", "stack"],
 )
 @dataclasses.dataclass(frozen=True)
 class Statistics:
@@ -38,6 +38,8 @@ class Statistics:
         held_out: Statistics of the same parameter on other data, or None.
         of_gradients: The names of the measures of gradients, not of activations; static.
         window: The contracted axes that the window of a convolution spans; static.
+        stack: The parameter's axes that the leading ones of `rows` are, negative and sorted; () if
+            they are none of its own, such as the groups of a convolution; static.
     """
 
     rows: Value
@@ -47,6 +49,7 @@ class Statistics:
     held_out: "Statistics | None" = None
     of_gradients: tuple[str, ...] = ()
     window: tuple[int, ...] = ()
+    stack: tuple[int, ...] = ()
 
     def has(self, name: str) -> bool:
         """Whether the measure ``name`` was taken."""
@@ -89,7 +92,9 @@ class Statistics:
         if inputs is None:
             kept = {k: v for k, v in self.values.items() if k not in self.of_gradients}
             names = tuple(pair for pair in self.results if pair[0] in kept)
-            return Statistics(self.rows, kept, contracting, names, held)
+            new = Statistics(self.rows, kept, contracting, names, held)
+            same = contracting == self.contracting
+            return dataclasses.replace(new, window=self.window, stack=self.stack) if same else new
         product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
         a = inputs.astype(jnp.float32)
         values: dict[str, dict[str, Any]] = {}
@@ -113,7 +118,7 @@ class Statistics:
         found = self.value("means")
         if "mean_magnitude" not in found:
             raise ValueError(
-                "mean magnitudes of a factor's inputs cannot be computed from the other statistics"
+                "mean magnitudes of a factor's inputs do not follow from those of the whole"
             )
         return found["mean_magnitude"]
 

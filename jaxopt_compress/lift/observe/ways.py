@@ -24,6 +24,7 @@ class Way(NamedTuple):
         at: Where `taken` goes among the leading axes.
         taken: ``(index, length)`` of the parameter's axes of which this is one entry.
         window: The contracted axes that the window of a convolution spans.
+        stack: The parameter's axes that the leading ones are, in their order; () if unknown.
     """
 
     contracting: tuple[int, ...]
@@ -32,6 +33,7 @@ class Way(NamedTuple):
     at: int = 0
     taken: tuple[tuple[int, int], ...] = ()
     window: tuple[int, ...] = ()
+    stack: tuple[int, ...] = ()
 
 
 # The kind of what is measured of gradients.
@@ -44,12 +46,18 @@ def by_path(sums: dict[Key, Reducible], measures: Sequence[Measure]) -> dict[str
     names = tuple(m.name for m in measures if m.of_gradient is not None)
     of_gradients = {k.path: _values(v) for k, v in sums.items() if k.kind == GRADIENT}
     named: dict[str, list[Statistics]] = {}
-    for (path, contracting, window), ways in _ways(sums).items():
+    for (path, contracting, window, stack), ways in _ways(sums).items():
         for value in ways:
-            rows = value.sums["counts"]["rows"]
+            value, own = _sorted(value, stack)
             values = {**_values(value), **of_gradients.get(path, {})}
             entry = Statistics(
-                rows, values, contracting, results, of_gradients=names, window=window
+                value.sums["counts"]["rows"],
+                values,
+                contracting,
+                results,
+                of_gradients=names,
+                window=window,
+                stack=own,
             )
             named.setdefault(path, []).append(entry)
     for path, values in of_gradients.items():
@@ -58,8 +66,18 @@ def by_path(sums: dict[Key, Reducible], measures: Sequence[Measure]) -> dict[str
     return named
 
 
+def _sorted(value: Reducible, stack: tuple[int, ...]) -> tuple[Reducible, tuple[int, ...]]:
+    """Leading axes in the order of the parameter's own, and which these are."""
+    count = value.sums["counts"]["rows"].ndim
+    if len(stack) != count:
+        return value, ()  # Such as the groups of a convolution, which are no axis of the kernel.
+    order = sorted(range(count), key=lambda i: stack[i])
+    turn = lambda x: jnp.transpose(x, (*order, *range(count, x.ndim)))
+    return jax.tree.map(turn, value), tuple(sorted(stack))
+
+
 def _ways(sums: dict[Key, Reducible]) -> dict[tuple[Any, ...], list[Reducible]]:
-    """By path, contracting axes and window, what was seen; more than one where stacks differ."""
+    """By path, contracted axes, window and stack, what was seen; several where sizes differ."""
     entries: dict[Any, dict[Any, Reducible]] = {}
     for key, value in sums.items():
         if key.kind == GRADIENT:
@@ -67,17 +85,15 @@ def _ways(sums: dict[Key, Reducible]) -> dict[tuple[Any, ...], list[Reducible]]:
         way = key.kind
         for d, part in reversed(list(enumerate(way.parts))):
             value = _own_part(value, d, *part)
-        group = (key.path, way.contracting, way.window, way.at, tuple(n for _, n in way.taken))
+        kind = (key.path, way.contracting, way.window, way.stack)
+        group = (kind, way.at, tuple(n for _, n in way.taken))
         index = tuple(i for i, _ in way.taken)
         same = entries.setdefault((*group, value.sums["counts"]["rows"].shape), {})
         same[index] = same[index].merge(value) if index in same else value
     found: dict[Any, dict[Any, Reducible]] = {}
-    for (path, contracting, window, at, sizes, _), by_index in entries.items():
+    for (kind, at, sizes, _), by_index in entries.items():
         value = _stacked(by_index, at, sizes)
-        same, shape = (
-            found.setdefault((path, contracting, window), {}),
-            value.sums["counts"]["rows"].shape,
-        )
+        same, shape = found.setdefault(kind, {}), value.sums["counts"]["rows"].shape
         same[shape] = same[shape].merge(value) if shape in same else value
     return {name: list(by_shape.values()) for name, by_shape in found.items()}
 

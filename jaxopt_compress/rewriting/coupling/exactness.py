@@ -39,10 +39,14 @@ def fills_of(body: Body, kept: Kept, masked: Sequence[bool], emptied: Collection
 
 
 def operands_of(
-    body: Body, kept: Kept, masked: Sequence[bool], emptied: Collection[int] = ()
+    body: Body,
+    kept: Kept,
+    masked: Sequence[bool],
+    emptied: Collection[int] = (),
+    skip: bool = False,
 ) -> dict[Node, list[Background]]:
     """What is known of the operands of each equation that may have lanes, as above."""
-    return _walked(body, kept, masked, emptied).seen or {}
+    return _walked(body, kept, masked, emptied, skip).seen or {}
 
 
 def _walked(
