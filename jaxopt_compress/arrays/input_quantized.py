@@ -97,8 +97,8 @@ class InputQuantizedArray(CompressedArray):
 
     def describe(self) -> str:
         """The weight, and the format of the activations."""
-        scale = "" if self.scale is None else " calibrated"
-        offset = "" if self.offset is None else " with offset"
+        scale = "" if self.scale is None else " with fixed scale"
+        offset = "" if self.offset is None else " and offset"
         return f"{describe(self.weight)} x {self.format}{scale}{offset}"
 
     def materialize(self) -> jax.Array:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from jaxopt_compress.compression import (
     NeedsValues,
     Parameter,
     compression_of,
+    each,
     spelled,
 )
 from jaxopt_compress.compression.keywords import answers
@@ -79,20 +80,13 @@ class _Asked(NamedTuple):
 
         Raises:
             TypeError: The parameter is compressed already.
-            ValueError: It is no matrix, or has other sizes than the digits.
+            ValueError: It has other sizes than the digits.
         """
-        value, stack = parameter.value, parameter.layout.stack
+        value = parameter.value
         if is_compressed(value) and not isinstance(value, MaskedArray):
             raise TypeError(
                 f"{parameter.describe()} is a {type(value).__name__} and cannot be factorized; "
                 "materialize it first"
-            )
-        ndim = len(value.shape)
-        leads = sorted(stack) == list(range(-ndim, len(stack) - ndim))
-        if ndim - len(stack) != 2 or not leads or not all(value.shape):
-            raise ValueError(
-                f"{parameter.describe()} is no matrix, or stack of some: behind its stack axes "
-                f"{stack}, which have to lead, there have to be two more; exclude it"
             )
         sizes = value.shape[-2:]
         if self.shape is None:
@@ -156,6 +150,32 @@ class _Asked(NamedTuple):
         return Decision(state, learned)
 
 
+def _check_matrices(parameters: Mapping[str, Parameter]) -> None:
+    """Refuses all at once that are no matrices."""
+    problems = [f"{p.describe()} {why}" for p in parameters.values() if (why := _problem(p))]
+    if problems:
+        raise ValueError(
+            f"{'; '.join(problems)}: trains need one input and one output axis, behind the axes of "
+            "a stack; choose others by where="
+        )
+
+
+def _problem(parameter: Parameter) -> str | None:
+    """Why a parameter is no matrix, nor a stack of some; None if it is one."""
+    stack, ndim = parameter.layout.stack, len(parameter.value.shape)
+    if not all(parameter.value.shape):
+        return "is empty"
+    if sorted(stack) != list(range(-ndim, len(stack) - ndim)):
+        return f"has stack axes {stack} behind others"
+    if ndim - len(stack) == 2:
+        return None
+    layout = parameter.layout
+    for name, axes in (("output", layout.output), ("input", layout.contracting)):
+        if len(axes) > 1:
+            return f"has {len(axes)} {name} axes {axes}"
+    return f"has {ndim - len(stack)} axes"
+
+
 @answers(ELSEWHERE)
 def tensor_train(
     rank: int | None = None,
@@ -179,7 +199,8 @@ def tensor_train(
     Args:
         rank: The largest rank between cores. Or
         error: the largest error of each parameter, relative to its norm; ranks are then chosen in
-            ``init``, which cannot run under jit. Or
+            ``init``, which cannot run under jit. As with `low_rank`, cores may then be larger than
+            the parameter; `compress` warns of it. Or
         where: Which parameters: matrices, and stacks of some.
         ratio: how many times smaller than a parameter its cores are at least.
         shape: The digits of rows and of columns, such as ``((32, 31, 31), (8, 6, 8))``. Their
@@ -289,4 +310,10 @@ def _made(name: str, asked: _Asked, where: Where, stack: int) -> Compression:
         if min(map(min, shape)) < 1:
             raise ValueError(f"shape={shape}; digits are at least 1")
     text = spelled(name, **given, where=where, shape=shape, cores=cores, stack=stack or None)
-    return compression_of(LeafMethod(asked.check, asked.init), where, stack=stack, asked=text)
+    method = each(LeafMethod(asked.check, asked.init))
+
+    def check(parameters: Mapping[str, Parameter]) -> None:
+        _check_matrices(parameters)
+        method.check(parameters)
+
+    return compression_of(method._replace(check=check), where, stack=stack, asked=text)

@@ -80,7 +80,10 @@ def percentile(percent: float) -> Bounds:
     return Bounds(measure)
 
 
-def mse(candidates: int = 80, least: float = 0.2) -> Bounds:
+_CANDIDATES, _LEAST = 80, 0.2
+
+
+def mse(candidates: int = _CANDIDATES, least: float = _LEAST) -> Bounds:
     """The part of the whole range that leaves the smallest squared error.
 
     Args:
@@ -96,7 +99,7 @@ def mse(candidates: int = 80, least: float = 0.2) -> Bounds:
 
 
 def least_squares(
-    candidates: int, least: float, weights: jax.Array | None = None
+    candidates: int = _CANDIDATES, least: float = _LEAST, weights: jax.Array | None = None
 ) -> Callable[[jax.Array, tuple[int, ...], Format, bool, Callable[..., Any]], Range]:
     """The ``measure`` of `mse`, each squared error counted by a weight of its entry.
 

@@ -35,7 +35,12 @@ class CorrectedBiases(NamedTuple):
     skipped: dict[str, str]
 
     def function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """``fn`` itself: it takes the new parameters, lifted, as it took the old."""
+        """``fn`` itself: it takes the new parameters, lifted, as it took the old.
+
+        Nothing is checked, since nothing in the function changes: only values of parameters did.
+        For any other function than the one that was read the new values may be wrong; `check`
+        compares results.
+        """
         return fn
 
     def tree(self, x: Any) -> Any:
@@ -74,7 +79,7 @@ def correct_biases(
 
     per channel, so that on the data of the statistics each product has the mean that it had. It
     takes any compression of the weights, and costs nothing when the function runs. Biases are found
-    in the function: what is added to a product's result, one entry per channel. In scans
+    in the function: what is added to a product's result itself, one entry per channel. In scans
     over stacked layers each layer has a correction of its own.
 
     Args:
@@ -124,7 +129,7 @@ def correct_biases(
         if why is not None or group is None:
             skipped[path] = str(why)
             continue
-        bias, w = group.biases[0], old[path]
+        bias, w = group.direct[0], old[path]
         layers = tuple(w.shape[d] for d in group.writer.stack)
         shift = _shift(w, new[path], stats[path][0]).reshape(*layers, group.size)
         shifts[names[bias.leaf]] = beside(np.asarray(shift), bias, structs[bias.leaf].shape)
@@ -138,7 +143,12 @@ def _problem(walk: Walk, group: Group, names: list[str], new: dict[str, Any]) ->
     """Why no bias can be corrected; None if one can."""
     if not group.biases:
         return "nothing is added to its result, one entry per channel"
-    bias = group.biases[0]
+    if not group.direct:
+        path = names[group.biases[0].leaf]
+        return (
+            f"{path!r} is not added to its result itself: it is subtracted, or added to a function"
+        )
+    bias = group.direct[0]
     path = names[bias.leaf]
     for i, kind in ((group.writer.leaf, "it"), (bias.leaf, f"its bias {path!r}")):
         if len(walk.used[i]) > 1:

@@ -151,12 +151,8 @@ def weighted(state: QuantizedState, w: jax.Array, weights: jax.Array, rule: Rule
         rule: How steps follow from the range; its bounds are not used.
     """
     fine, _, _ = grouped(weights.astype(jnp.float32), state.reduce, state.cuts)
-    bounds = Bounds(least_squares(_CANDIDATES, _LEAST, fine))
+    bounds = Bounds(least_squares(weights=fine))
     return measured(state, w, rule._replace(bounds=bounds))
-
-
-# As bounds.mse().
-_CANDIDATES, _LEAST = 80, 0.2
 
 
 def check_stats(kind: str, parameter: Parameter, *measures: str) -> None:

@@ -18,6 +18,7 @@ def block_group(found: Analysis, params: Any, frame: Frame, total: int) -> Group
     """The residual blocks of a function that are written out; None if there are none.
 
     A block is one if, with its parameters 0, its sum hands on what it gets, and products are saved.
+    Scalars of it, such as a gate, stay and are no longer read.
     """
     whole = {
         path

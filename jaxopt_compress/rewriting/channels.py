@@ -155,11 +155,13 @@ class Walk:
             return None
         info = infos[0]
         if isinstance(info, Channels):
-            axes = moved(step) or pooled(step)
+            same = moved(step)
+            axes = same or pooled(step)
             if axes is not None and info.axis in axes:
-                return Channels(info.group, axes.index(info.axis), info.every)
+                plain = info.plain and same is not None
+                return info._replace(axis=axes.index(info.axis), plain=plain)
             flat = merged(step, info.axis)
-            return flat and Channels(info.group, flat[0], flat[1] * info.every)
+            return flat and info._replace(axis=flat[0], every=flat[1] * info.every)
         axes = moved(step) if isinstance(info, Leaf) or info is ZERO else None
         if axes is None or info is ZERO:
             return None if axes is None else ZERO
@@ -168,6 +170,9 @@ class Walk:
     def _elementwise(self, step: Step, infos: list[Any]) -> Any:
         """The channels of the result, None if scales do not change it, or what is wrong."""
         name = step.eqn.primitive.name
+        plain = all(x.plain for x in infos if isinstance(x, Channels))
+        # All results but sums with biases are other values than the product's.
+        infos = [x._replace(plain=False) if isinstance(x, Channels) else x for x in infos]
         data = {x for x in infos if isinstance(x, Channels)}
         first = next(x for x in infos if isinstance(x, Channels))
         if moved(step) is not None or pooled(step) is not None:
@@ -197,10 +202,13 @@ class Walk:
             axis = other.axes[first.axis]
             if axis is None:
                 return f"{self.names[other.leaf]!r} has not one entry per channel and is added"
-            self.groups[first.group].biases.append(
-                Member(other.leaf, axis, first.every, other.stack)
-            )
-            return first
+            group = self.groups[first.group]
+            bias = Member(other.leaf, axis, first.every, other.stack)
+            group.biases.append(bias)
+            if not plain or name == "sub":
+                return first
+            group.direct.append(bias)
+            return first._replace(plain=True)
         return f"{name} joins it with another value"
 
     def _multiply(self, step: Step, infos: list[Any], line: str) -> Any:
@@ -224,8 +232,9 @@ class Walk:
             self.met.setdefault(weight.leaf, data.reason if isinstance(data, Blocked) else plain)
         axis = None if found.free is None else weight.axes[found.free]
         if axis is None:
-            self.skipped[weight.leaf] = f"it has not one axis of output channels at {line}"
-            return None
+            why = f"has not one axis of output channels at {line}"
+            self.skipped[weight.leaf] = f"it {why}"
+            return Blocked(f"{self.names[weight.leaf]!r}, which makes its input, {why}")
         size = step.out.shape[found.out]
         self.groups.append(Group(size, Member(weight.leaf, axis, stack=weight.stack)))
         return Channels(len(self.groups) - 1, found.out)

@@ -31,12 +31,14 @@ class Channels(NamedTuple):
     """A value that is divided by the scales of ``group`` along ``axis``.
 
     Index ``i`` of the axis belongs to channel ``i // every % size``; ``every`` is 1 but where a
-    reshape merged the axis with others.
+    reshape merged the axis with others. ``plain`` says that the value is the product's result, plus
+    biases.
     """
 
     group: int
     axis: int
     every: int = 1
+    plain: bool = True
 
 
 class Blocked(NamedTuple):
@@ -65,7 +67,8 @@ class Group:
     Attributes:
         size: The number of channels.
         writer: The weight of the product; or a parameter that multiplies the channels.
-        biases: What is added to its result.
+        biases: What is scaled along with its result, by whichever operation it joins.
+        direct: The biases that are added to the result itself.
         readers: The weights of the products that contract it.
         reason: Why it cannot be scaled; None if it can.
     """
@@ -73,6 +76,7 @@ class Group:
     size: int
     writer: Member
     biases: list[Member] = dataclasses.field(default_factory=list)
+    direct: list[Member] = dataclasses.field(default_factory=list)
     readers: list[Member] = dataclasses.field(default_factory=list)
     reason: str | None = None
 

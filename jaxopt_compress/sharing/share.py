@@ -29,7 +29,7 @@ _ELSEWHERE = {
 @answers(_ELSEWHERE)
 def share(
     clusters: int = 16,
-    init: str = "linear",
+    init: str | None = None,
     group_size: int | None = None,
     vector: int = 1,
     where: Where = None,
@@ -61,8 +61,8 @@ def share(
 
     Args:
         clusters: Values per codebook, 2 to 65536. Codes take ``ceil(log2(clusters))`` bits.
-        init: Where k-means begins: ``"linear"``, between the extremes; ``"density"``, at quantiles;
-            ``"kmeans++"``; or ``"random"``. For vectors not the first.
+        init: Where k-means begins: ``"linear"``, between the extremes, the default for numbers;
+            ``"density"``, at quantiles, the default for vectors; ``"kmeans++"``; or ``"random"``.
         group_size: Consecutive entries along the last contracted axis that share a codebook, among
             all other entries; must divide the axis. By default all.
         vector: Consecutive entries along that axis that have one code together (product
@@ -104,6 +104,8 @@ def share(
         Compression. Egiazarian et al., 2024, Extreme Compression of Large Language Models via
         Additive Quantization.
     """
+    if init is None:
+        init = "linear" if vector == 1 else "density"
     options = Options(
         clusters,
         init,

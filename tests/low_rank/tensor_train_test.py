@@ -132,10 +132,18 @@ def test_digits():
             (8, 4),
             r"shape=.* has 6 rows, and 'w' of shape \(8, 4\) has 8: digits .* such as \(4, 2\)",
         ),
-        (lambda: jc.tensor_train(rank=1), (2, 3, 3, 4), "is no matrix, or stack of some"),
+        (lambda: jc.tensor_train(rank=1), (2, 3, 3, 4), "trains need one input and one"),
         (lambda: jc.tensor_train(ratio=1e3), (8, 8), r"ratio=1000.0 leaves 0 entries for 'w'"),
     ],
 )
 def test_refusals(call, shape, message):
     with pytest.raises(ValueError, match=message):
         call().init({"w": jnp.ones(shape)})
+
+
+def test_all_that_are_no_matrices_are_named():
+    fn = lambda p, x: jnp.einsum("bi,iho->bho", x, p["q"]) + jnp.einsum("bi,iho->bho", x, p["v"])
+    params = {"q": jnp.ones((4, 2, 3)), "v": jnp.ones((4, 2, 3))}
+    each = r"of shape \(4, 2, 3\) has 2 output axes \(-2, -1\)"
+    with pytest.raises(ValueError, match=f"'q' {each}; 'v' {each}: trains need one input and one"):
+        jc.kronecker(ratio=2.0).init(params, uses=jc.uses(fn, params, jnp.ones((1, 4))))

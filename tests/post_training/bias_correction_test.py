@@ -94,3 +94,74 @@ def test_each_layer_of_a_scanned_stack_has_a_correction_of_its_own():
         for layer in range(3):
             want = -mean[layer] @ wrong[layer]
             np.testing.assert_allclose(rw.shifts[f"{path}/bias"][layer], want, atol=1e-5)
+
+
+INDIRECT = {
+    "subtracted": lambda p, x: x @ p["w"] - p["b"],
+    "negated": lambda p, x: p["b"] - x @ p["w"],
+    "rectified": lambda p, x: jax.nn.relu(x @ p["w"]) + p["b"],
+    "scaled": lambda p, x: 0.1 * (x @ p["w"]) + p["b"],
+    "divided": lambda p, x: x @ p["w"] / 8 + p["b"],
+    "pooled": lambda p, x: (x @ p["w"]).reshape(-1, 2, 4).sum(1) + p["b"],
+    "doubled": lambda p, x: (lambda y: y + y)(x @ p["w"]) + p["b"],
+    "negated twice": lambda p, x: (p["c"] - x @ p["w"]) + p["b"],
+    "normalized": lambda p, x: (x @ p["w"] - p["b"]) * p["c"],
+}
+
+
+def measured(fn, *stack):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    params = {"w": draw(*stack, 4, 4), "b": draw(*stack, 4), "c": draw(*stack, 4)}
+    x = 1 + draw(64, 4)
+    small = jc.compress(params, jc.quantize("int2", where="w"), uses=jc.uses(fn, params, x))
+    return params, small, x, jc.calibrate(fn, params, [x])
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("name", INDIRECT)
+def test_only_what_is_added_to_the_product_itself_is_corrected(name, scan):
+    one = INDIRECT[name]
+    fn = (lambda p, x: jax.lax.map(lambda own: one(own, x), p)) if scan else one
+    params, small, x, stats = measured(fn, *([2] if scan else []))
+    with pytest.raises(ValueError, match=r"'w': .*is not added to its result itself"):
+        jc.correct_biases(fn, params, small, x, stats=stats)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda p, x: x @ p["w"] + p["b"],
+        lambda p, x: p["b"] + (x @ p["w"])[:, None, :].reshape(-1, 4),
+        lambda p, x: (x @ p["w"] + p["c"]) + p["b"],
+    ],
+)
+def test_means_of_sums_are_kept(fn):
+    params, small, x, stats = measured(fn)
+    rw = jc.correct_biases(fn, params, small, x, stats=stats)
+    error = lambda p: np.abs((fn(jc.materialize(p), x) - fn(params, x)).mean(0)).max()
+    assert error(small) > 0.1 and error(rw.params) < 1e-5
+
+
+class Normalized(nn.Module):
+    """A convolution whose result a batch norm shifts and scales by what it has seen."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (3, 3), padding="VALID", use_bias=False)(x)
+        x = nn.BatchNorm(use_running_average=True)(x)
+        return nn.Dense(3)(nn.relu(x).mean((1, 2)))
+
+
+@pytest.mark.ci
+def test_statistics_of_batch_norms_are_no_biases():
+    x = jax.random.uniform(jax.random.key(0), (32, 5, 5, 2))
+    fn = Normalized().apply
+    params = Normalized().init(jax.random.key(1), x)
+    c = jc.quantize("int2", where="**/kernel")
+    small = jc.compress(params, c, uses=jc.uses(fn, params, x))
+    rw = jc.correct_biases(fn, params, small, x, stats=jc.calibrate(fn, params, [x]))
+    assert list(rw.shifts) == ["params/Dense_0/bias"]
+    assert "'batch_stats/BatchNorm_0/mean' is not" in rw.skipped["params/Conv_0/kernel"]

@@ -270,7 +270,7 @@ def test_files_hold_offsets(tmp_path):
     jc.save(tmp_path / "c", small)
     assert_same_bits(jc.load(tmp_path / "c"), small)
     row = jc.report(params, small)["leaves"][0]
-    assert row["method"] == "int4 x uint4 calibrated with offset"
+    assert row["method"] == "int4 x uint4 with fixed scale and offset"
 
 
 @pytest.mark.parametrize(

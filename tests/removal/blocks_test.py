@@ -162,3 +162,24 @@ def test_averages_of_a_block_follow():
     assert [len(paths) for paths in groups["blocks"].paths] == [2, 2]
     plan = groups.plan({"blocks": [0]})
     assert plan.check(params, averages, X).relative < 1e-5
+
+
+def test_a_scalar_gate_stays_and_is_not_read():
+    """``x + a f(x)``, with a gate that is not 0."""
+    gated = lambda p, x: (x + p["a"] * layer(p["f"], x)) @ p["head"]
+    rng = np.random.default_rng(2)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    f = {"in": draw(3, 6), "b": draw(6), "out": draw(6, 3)}
+    params = {"a": jnp.float32(0.5), "f": f, "head": draw(3, 2)}
+    groups = jc.find_groups(gated, params, X)
+    assert groups["blocks"].paths == (("f/b", "f/in", "f/out"),)
+    plan = groups.plan({"blocks": [0]})
+    law.check(gated, params, (X,), plan)
+    rewrite = plan.rewrite()
+    assert rewrite.params["a"] == 0.5
+    np.testing.assert_allclose(rewrite.function(gated)(rewrite.params, X), X @ params["head"])
+
+
+def test_a_scalar_that_is_added_is_no_gate():
+    added = lambda p, x: x + (jnp.tanh(x @ p["w"]) + p["a"])
+    assert "blocks" not in jc.find_groups(added, {"a": jnp.float32(1), "w": jnp.ones((3, 3))}, X)

@@ -55,3 +55,12 @@ def test_what_keeps_its_range_says_why():
         jc.smooth(fn, params, X, stats={}, alpha=2)
     rw = jc.smooth(mlp, MLP, X, stats=jc.calibrate(mlp, MLP, [X], where=["up", "down"]))
     assert "no statistics of what meets 'gate'" in rw.skipped["up"]
+
+
+def test_a_rectified_product_of_two_output_axes_is_named():
+    fn = lambda p, x: jnp.einsum(
+        "bhk,hko->bo", jax.nn.relu(jnp.einsum("bd,dhk->bhk", x, p["a"])), p["b"]
+    )
+    params = {"a": normal(0, D, 2, 4), "b": normal(1, 2, 4, 3)}
+    with pytest.raises(ValueError, match=r"'b': .*'a', which makes .* not one axis of output"):
+        jc.smooth(fn, params, X, stats=jc.calibrate(fn, params, [X]))

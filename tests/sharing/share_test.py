@@ -223,3 +223,13 @@ def test_groups_of_a_convolution_have_statistics_of_their_own():
     uses, stats = jc.uses(model, {"w": w}, x), jc.calibrate(model, {"w": w}, [x])
     small = jc.compress({"w": w}, jc.share(8), uses=uses, stats=stats)["w"]
     assert jnp.linalg.norm(small.materialize() - w) < 0.4 * jnp.linalg.norm(w)
+
+
+@pytest.mark.ci
+def test_most_of_the_codebook_of_vectors_is_used():
+    """Centroids between the extremes lie along the diagonal, near which few vectors are."""
+    w = {"w": normal(7, 128, 16)}
+    codes = lambda **given: jc.compress(w, jc.share(32, vector=4, **given))["w"]
+    used = len(np.unique(np.asarray(codes().unpacked())))
+    assert used > 24
+    np.testing.assert_array_equal(codes().materialize(), codes(init="density").materialize())

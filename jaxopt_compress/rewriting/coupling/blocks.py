@@ -32,6 +32,8 @@ class Step(NamedTuple):
 def residual_blocks(found: Analysis, free: Collection[str], ends: Sequence[bool]) -> list[set[str]]:
     """The parameters of each ``f`` of a sum ``x + f(x)``, in the order of the sums.
 
+    Scalars, such as a gate of ``x + a f(x)``, have no entries that could go: they are left out.
+
     Args:
         found: A staged function.
         free: The parameters that may go; a block with another one is none.
@@ -48,7 +50,8 @@ def residual_blocks(found: Analysis, free: Collection[str], ends: Sequence[bool]
     above = _above(steps, {v for pair in streams.values() for terms in pair for v in terms})
     # The parameters that a value is on every path of.
     own: dict[int, set[str]] = defaultdict(set)
-    for path, v in zip(found.params, numbers, strict=False):
+    inputs = zip(found.params, numbers, found.body.ins, strict=False)
+    for path, v in ((path, v) for path, v, axes in inputs if axes):
         while (v := after.get(v, _END)) != _END:
             own[v].add(path)
     blocks: list[set[str]] = []
