@@ -99,11 +99,12 @@ def _gather(call: Call, at: int, values: Sequence[Any]) -> Any:
         digits.append(row % n)
         row = row // n
     digits = [row, *digits[::-1]]
-    y = jnp.ones((*indices.shape[:-1], 1, 1), call.out.dtype)
+    wide = promoted(call.out.dtype, jnp.float32)
+    y = jnp.ones((*indices.shape[:-1], 1, 1), wide)
     for k, core in enumerate(w.cores):
         r, n, m, s = train.ranks[k], train.rows[k], train.columns[k], train.ranks[k + 1]
         # Slices [r, m, s] of a core, for each digit.
-        table = dense_operand(core, call.out.dtype).reshape(r, n, m * s)
+        table = dense_operand(core, wide).reshape(r, n, m * s)
         found = jnp.moveaxis(jnp.take(table, digits[k], axis=1), 0, lead)
         y = jnp.einsum("...br,...rc->...bc", y, found, precision=lax.Precision.HIGHEST)
         y = y.reshape(*y.shape[:lead], -1, s)

@@ -309,7 +309,8 @@ def _made(name: str, asked: _Asked, where: Where, stack: int) -> Compression:
             )
         if min(map(min, shape)) < 1:
             raise ValueError(f"shape={shape}; digits are at least 1")
-    text = spelled(name, **given, where=where, shape=shape, cores=cores, stack=stack or None)
+    given |= {"shape": shape} | ({"cores": cores} if name == "tensor_train" else {})
+    text = spelled(name, **given, where=where, stack=stack or None)
     method = each(LeafMethod(asked.check, asked.init))
 
     def check(parameters: Mapping[str, Parameter]) -> None:

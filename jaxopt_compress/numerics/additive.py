@@ -91,7 +91,11 @@ def nearest_sums(x: jax.Array, weight: jax.Array, centroids: jax.Array) -> jax.A
         int32 ``[books, codebooks, members]``.
     """
     size = max(1, _DISTANCES // (_BEAM * centroids.shape[2]))
-    scale = 1 / magnitudes(x) if x.size else jnp.ones((len(x), 1, 1))
+    scale = jnp.ones((len(x), 1, 1))
+    if x.size:
+        # Of both, or squares of the centroids of a book of zeros are infinite.
+        every = centroids.reshape(len(x), -1, x.shape[-1])
+        scale = 1 / jnp.maximum(magnitudes(x), magnitudes(every))
     x, centroids = x * scale, centroids * scale[..., None]
 
     def book(x: jax.Array, weight: jax.Array, c: jax.Array) -> jax.Array:

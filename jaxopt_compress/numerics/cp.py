@@ -52,8 +52,10 @@ def cp3(
         """The least squares solution for one factor, the other two given."""
         gram = _sum("pr,pt->rt", p, p) * _sum("qr,qt->rt", q, q)
         ridge = _RIDGE * jnp.trace(gram) / rank + jnp.finfo(jnp.float32).tiny
-        right = _sum(how, x, p, q)
-        return jax.scipy.linalg.solve(gram + ridge * jnp.eye(rank), right.T, assume_a="pos").T
+        # By eigenvalues: above the true rank the matrix is singular up to rounding.
+        size, basis = jnp.linalg.eigh(gram)
+        right = _sum("kr,rt->kt", _sum(how, x, p, q), basis)
+        return _sum("kt,rt->kr", right / (jnp.maximum(size, 0) + ridge), basis)
 
     def step(found: tuple, _: None) -> tuple[tuple, None]:
         a, c, b = found

@@ -27,14 +27,14 @@ class Mixture(NamedTuple):
 
 def spread(low: jax.Array, high: jax.Array, components: int, share: float) -> Mixture:
     """Components evenly from ``low`` to ``high``, each ``[...]``, beside one at 0 of a share."""
-    along = jnp.linspace(0.0, 1.0, components - 1)
+    along = jnp.linspace(0.0, 1.0, components - 1, dtype=low.dtype)
     # No difference, which may overflow.
     means = low[..., None] * (1 - along) + high[..., None] * along
     means = jnp.concatenate([jnp.zeros_like(means[..., :1]), means], -1)
     width = jnp.maximum(0.5 * high - 0.5 * low, 1e-6)[..., None] / (2 * max(components - 2, 1))
     scales = jnp.broadcast_to(jnp.log(width), means.shape)
     rest = math.log((1 - share) / (components - 1))
-    logits = jnp.full(means.shape, rest).at[..., 0].set(math.log(share))
+    logits = jnp.full(means.shape, rest, low.dtype).at[..., 0].set(math.log(share))
     return Mixture(means, scales, logits)
 
 

@@ -23,6 +23,9 @@ def digits_of(size: int, count: int) -> tuple[int, ...]:
     """
     if count == 1 or size < 2:
         return (size, *(1,) * (count - 1))
+    if count > 5:  # All combinations would be too many.
+        first = math.ceil(size ** (count // 2 / count))
+        return digits_of(first, count // 2) + digits_of(-(-size // first), count - count // 2)
     mean = size ** (1 / count)
     near = range(max(1, math.ceil(mean / 2)), math.floor(2 * mean) + 1)
     best, least = (size, *(1,) * (count - 1)), float(size)

@@ -67,7 +67,8 @@ def allocate(table: Sensitivities, budget: Budget | Sequence[Budget]) -> Allocat
         {'a': 'int8', 'b': 'dense'}
     """
     budgets = [budget] if isinstance(budget, Budget) else budget
-    if not isinstance(budgets, Sequence) or not all(isinstance(b, Budget) for b in budgets):
+    every = isinstance(budgets, Sequence) and all(isinstance(b, Budget) for b in budgets)
+    if not every or not budgets:
         raise TypeError(f"budget={budget!r}; jaxopt_compress.bytes(0.25) is one")
     optimize = require("scipy.optimize", extra="plan")
     pairs = table.choices()
@@ -84,12 +85,18 @@ def allocate(table: Sensitivities, budget: Budget | Sequence[Budget]) -> Allocat
         bounds=optimize.Bounds(0, 1),
         constraints=[
             optimize.LinearConstraint(member, 1, 1),
-            *(optimize.LinearConstraint(amounts[None], ub=limit) for amounts, limit in limits),
+            # As shares of what is allowed: the solver refuses numbers from 1e15 on.
+            *(
+                optimize.LinearConstraint(x[None] / max(most, 1), ub=most / max(most, 1))
+                for x, most in limits
+            ),
         ],
         options={"mip_rel_gap": 0.0},
     )
     if solved.x is None:
-        raise ValueError(f"no choice fits all of {budgets}, each of which fits alone")
+        raise ValueError(
+            f"no choice fits all of {budgets}, each of which fits alone ({solved.message})"
+        )
     taken = [i for i, x in enumerate(solved.x) if x > 0.5]
     return choose(table, {pairs[i][0]: pairs[i][1] for i in taken})
 

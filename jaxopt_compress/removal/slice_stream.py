@@ -187,6 +187,7 @@ def _bases(
 
     Raises:
         NeedsStats: Nothing is known of a stream.
+        ValueError: Second moments are not finite.
     """
     totals: dict[int, jax.Array] = {}
     for path, axes in found.axes.items():
@@ -195,6 +196,11 @@ def _bases(
                 if own.contracting != (axis - leaves[path].ndim,) or not own.has("moments"):
                     continue
                 moment = own.second_moment.astype(jnp.float32)
+                if not bool(jnp.isfinite(moment).all()):
+                    raise ValueError(
+                        f"the second moments of what meets {path!r} are not finite: no directions "
+                        "can be ordered by them; calibrate on batches without NaN"
+                    )
                 if path in found.scales:
                     # Before the norm's scale, which is folded into the reader.
                     scale = leaves[found.scales[path][1]].astype(jnp.float32)

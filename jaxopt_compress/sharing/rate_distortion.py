@@ -155,8 +155,8 @@ def rate_distortion(
     fmt = format_of(format)
     if not isinstance(fmt.grid, Integers) or not fmt.grid.signed or fmt.grid.high < 1:
         raise ValueError(f"rate_distortion needs signed integers, not {fmt.name!r}")
-    if step is not None and not 0 < step < math.inf:
-        raise ValueError(f"step={step}; a step is above 0, and finite")
+    if step is not None and not 2.0**-126 <= step <= 2.0**126:
+        raise ValueError(f"step={step}; a step lies between 2^-126 and 2^126")
     base = quantize_method(fmt, per=per)
 
     def init(parameter: Parameter) -> Decision:

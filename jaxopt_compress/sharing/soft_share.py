@@ -129,8 +129,12 @@ def soft_share(
 
     def decided(learned: dict[str, Any], books: Books, parameter: Parameter) -> Decision:
         w = dense(parameter.value).astype(jnp.float32)
-        codes = books.codes(most_likely(books.members(w)[..., 0], Mixture(**learned)), w.shape)
-        codes = as_codes(codes, clusters)
+        x = books.members(w)[..., 0]
+        # NaN stays visible, as in `share`: the mean of the last component, of the whole book.
+        bad = jnp.any(~jnp.isfinite(x), -1, keepdims=True)
+        learned = learned | {"means": jnp.where(bad, jnp.nan, learned["means"])}
+        codes = jnp.where(bad, clusters - 1, most_likely(x, Mixture(**learned)))
+        codes = as_codes(books.codes(codes, w.shape), clusters)
         shared = SharedState(codes, None, books, clusters, True, False, centroid_dtype)
         return Decision(SoftState(shared), learned)
 

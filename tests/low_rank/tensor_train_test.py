@@ -147,3 +147,20 @@ def test_all_that_are_no_matrices_are_named():
     each = r"of shape \(4, 2, 3\) has 2 output axes \(-2, -1\)"
     with pytest.raises(ValueError, match=f"'q' {each}; 'v' {each}: trains need one input and one"):
         jc.kronecker(ratio=2.0).init(params, uses=jc.uses(fn, params, jnp.ones((1, 4))))
+
+
+def test_many_digits_are_found_without_trying_all():
+    for size, count in ((65536, 16), (30522, 7)):
+        digits = digits_of(size, count)
+        assert len(digits) == count and size <= math.prod(digits) < 2 * size
+
+
+def test_lookups_in_bfloat16_are_rounded_once():
+    w = jnp.asarray(RNG.standard_normal((60, 32)), jnp.bfloat16)
+    small = jc.compress({"w": w}, jc.tensor_train(rank=8), layout="in,out")
+    ids = jnp.arange(60)
+    got = jc.lift(lambda p, i: p["w"][i])(small, ids).astype(jnp.float32)
+    want = small["w"].materialize().astype(jnp.float32)
+    # Sums in another order may round to the other neighbour.
+    np.testing.assert_allclose(got, want, rtol=2**-7, atol=2**-16)
+    assert (got != want).mean() < 0.01

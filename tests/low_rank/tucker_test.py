@@ -145,3 +145,12 @@ def test_input_channels_on_either_side_are_asked_for():
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("shape, true, asked", [((9, 4, 6), 1, 4), ((4, 12, 10), 2, 8)])
+def test_more_products_than_a_kernel_has_are_no_nan(shape, true, asked):
+    parts = [RNG.standard_normal((n, true)) for n in shape]
+    w = np.einsum("sr,ir,or->sio", *parts)
+    a, c, b = cp3(jnp.asarray(w, jnp.float32), asked, 30)
+    found = np.einsum("ir,sr,ro->sio", a, c, b)
+    assert np.linalg.norm(found - w) < 1e-2 * np.linalg.norm(w)

@@ -52,3 +52,10 @@ def test_it_is_never_worse_than_residuals():
         part = own[0][nearest(rest, own)[0]]
         rest, total = rest - part, total + part
     assert error(c[0, 0][codes[0, 0]] + c[0, 1][codes[0, 1]]) <= error(total) * (1 + 1e-5)
+
+
+def test_zeros_find_the_smallest_sum():
+    """Magnitudes of centroids count too, or all distances from zeros are infinite."""
+    c = jnp.array([[[[3.0, 3.0], [0.01, 0.0]], [[5.0, 5.0], [-0.01, 0.0]]]])
+    x = jnp.zeros((1, 3, 2))
+    assert nearest_sums(x, jnp.ones_like(x), c)[0].tolist() == [[1, 1, 1], [1, 1, 1]]

@@ -11,7 +11,7 @@ import pytest
 
 import jaxopt_compress as jc
 from jaxopt_compress.planning.costs import Running
-from jaxopt_compress.planning.sensitivities import Cell, Sensitivities
+from jaxopt_compress.planning.sensitivities import DENSE, Cell, Sensitivities
 
 FORMATS = {name: jc.quantize(name) for name in ("int2", "int4", "int8")}
 
@@ -232,6 +232,19 @@ def test_measurements_are_kept_and_read_again(tmp_path):
     with (tmp_path / "kept").open("a") as file:
         file.write('{"key": "torn')
     assert run().cells == first.cells
+
+
+def test_operations_of_large_models_stay_within_what_the_solver_takes():
+    running = lambda flops: Running(flops, 1.0)
+    cells = {
+        row: {DENSE: Cell(8, 0.0, 0.0, running(1e16)), "s": Cell(4, 0.0, cost, running(0.3e16))}
+        for row, cost in (("a", 0.1), ("b", 0.7))
+    }
+    rows, candidates = {"a": ["a"], "b": ["b"]}, {"s": jc.quantize("int8")}
+    table = Sensitivities(cells, rows, candidates, 1.0, 0, running(0.0))
+    assert jc.allocate(table, jc.flops(0.7)).choices == {"a": "s", "b": DENSE}
+    with pytest.raises(TypeError, match=r"jaxopt_compress\.bytes"):
+        jc.allocate(table, [])
 
 
 def test_wrong_calls():

@@ -64,3 +64,11 @@ def test_refusals():
         jc.soft_share(1)
     with pytest.raises(TypeError, match=r"write compressed_training\(penalty=\)"):
         jc.soft_share(tau=0.005)  # pyright: ignore
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_nan_stays_visible(value):
+    c = jc.soft_share(4, zeros=0.5)
+    params = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3)}
+    state = c.update(c.init(params), {"w": params["w"].at[0, 0].set(value)})
+    assert bool(jnp.isnan(c.apply(params, state)["w"][0, 0]))

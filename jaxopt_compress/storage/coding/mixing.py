@@ -71,11 +71,17 @@ def decode(payload: memoryview, count: int, bits: int, columns: int) -> np.ndarr
 
     def tell(_: Any, chance: float) -> int:
         chance_of[0] = chance
-        return int(coder.decode(family, chance_of)[0])
+        try:
+            return int(coder.decode(family, chance_of)[0])
+        except AssertionError as error:
+            raise ValueError("no numbers were coded as these words") from error
 
     values = _rows(np.zeros(count, np.int64), columns)
     found = _walk(values.tolist(), _other(payload[0], bits), tell, known=False)
-    return (np.array(found, np.int64).reshape(-1)[:count] + payload[0]).astype(np.uint8)
+    symbols = np.array(found, np.int64).reshape(-1)[:count] + payload[0]
+    if symbols.size and not 0 <= symbols.min() <= symbols.max() < 1 << bits:
+        raise ValueError(f"symbols from {symbols.min()} to {symbols.max()} of {bits} bits")
+    return symbols.astype(np.uint8)
 
 
 def _rows(values: np.ndarray, columns: int) -> np.ndarray:

@@ -27,6 +27,12 @@ class Linear(NamedTuple):
     group_size: int | None
 
 
+def check_layout(layout: str) -> None:
+    """Refuses what is no layout of a matrix."""
+    if layout not in ("out,in", "in,out"):
+        raise ValueError(f"layout={layout!r}: 'out,in' or 'in,out'")
+
+
 def linear_of(path: str, leaf: Any, layout: str) -> Linear:
     """The fields of a leaf.
 
@@ -38,8 +44,7 @@ def linear_of(path: str, leaf: Any, layout: str) -> Linear:
     Raises:
         ValueError: Its form has no counterpart; says which one has.
     """
-    if layout not in ("out,in", "in,out"):
-        raise ValueError(f"layout={layout!r}: 'out,in' or 'in,out'")
+    check_layout(layout)
     where, wanted = f"{path!r} of shape {leaf.shape}", -1 if layout == "out,in" else -2
     refuse = lambda why: ValueError(f"{where} cannot be written: {why}")
     if not isinstance(leaf, QuantizedArray):

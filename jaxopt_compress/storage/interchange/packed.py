@@ -47,7 +47,8 @@ def fields_of(names: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
         stem, _, last = name.rpartition(".")
         if last not in ending or (last == "weight" and f"{stem}.weight_scale" not in names):
             continue
-        given = others if last != "compressed" else sparse.NAMES[1:]
+        more = "weight_scale", "weight_zero_point"
+        given = others if last != "compressed" else (*sparse.NAMES[1:], *more)
         own = [f"{stem}.{other}" for other in given if f"{stem}.{other}" in names]
         found[f"{stem}.weight"] = (name, *own)
     return found
@@ -109,6 +110,8 @@ def _awq(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -
 
 def _compressed(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -> Any:
     if "compressed" in tensors:
+        if "weight_scale" in tensors or tensors["compressed"].dtype.kind in "iu":
+            raise ValueError("2:4 weights that are quantized too: only floats can be read")
         return sparse.leaf_of(tensors)
     scale = tensors["weight_scale"]
     zero = tensors.get("weight_zero_point")

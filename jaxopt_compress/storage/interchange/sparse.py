@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxopt_compress.arrays import SparseArray
 from jaxopt_compress.arrays.sparse import sparse_nm
+from jaxopt_compress.storage.interchange.fields import check_layout
 
 FORMAT = "sparse-24-bitmask"
 # The last names of its tensors: kept values [out, in / 2], bits of the mask, and the dense shape.
@@ -25,6 +26,7 @@ def tensors_of(path: str, leaf: SparseArray, layout: str) -> dict[str, np.ndarra
     Raises:
         ValueError: It has another pattern, or runs along another axis; says what has a form.
     """
+    check_layout(layout)
     inputs = -1 if layout == "out,in" else -2
     floats = jnp.issubdtype(leaf.dtype, jnp.floating)
     if leaf.pattern != (2, 4) or leaf.axis != inputs or leaf.ndim != 2 or not floats:
@@ -57,6 +59,8 @@ def leaf_of(tensors: Mapping[str, np.ndarray]) -> SparseArray:
         ValueError: They do not fit each other.
     """
     values, words = tensors["compressed"], tensors["bitmask"]
+    if values.ndim != 2 or words.ndim != 2 or words.dtype != np.uint8:
+        raise ValueError("its values and the bytes of its mask are no matrices")
     out, size = map(int, np.ravel(tensors["shape"]))
     mask = np.unpackbits(words, axis=-1, bitorder="little")[:, :size].astype(bool)
     fours = mask.reshape(out, -1, 4).sum(-1) if mask.shape == (out, size) and not size % 4 else None

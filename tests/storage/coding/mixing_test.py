@@ -42,3 +42,15 @@ def test_rows_and_columns_that_differ_take_less_than_their_common_entropy():
 def test_what_would_take_long_is_left_to_others():
     rng = np.random.default_rng(1)
     assert mixing.encode(rng.integers(0, 256, 2**17).astype(np.uint8), 8, 512) is None
+
+
+def test_damaged_words_are_refused_or_give_symbols_of_their_width():
+    symbols = np.random.default_rng(0).integers(0, 4, 200).astype(np.uint8)
+    raw = bytearray(mixing.encode(symbols, 2, 10) or b"")
+    for at in range(1, len(raw)):
+        torn = bytes(raw[:at] + bytes([raw[at] ^ 0xFF]) + raw[at + 1 :])
+        try:
+            found = mixing.decode(memoryview(torn), len(symbols), 2, 10)
+        except ValueError:
+            continue
+        assert found.max() < 4

@@ -251,6 +251,23 @@ def test_other_sparse_forms_are_refused(tmp_path):
         jc.save_safetensors(tmp_path / "m", small)
 
 
+def test_two_of_four_that_are_quantized_too_and_unknown_layouts_are_refused(tmp_path):
+    """Neither is read or written in another meaning."""
+    w = jnp.asarray(np.random.default_rng(4).standard_normal((OUT, IN)), jnp.float32)
+    small = jc.compress(
+        {"fc": {"weight": w}}, jc.prune(jc.scores.magnitude(), pattern="2:4"), layout="out,in"
+    )
+    with pytest.raises(ValueError, match="layout='out, in'"):
+        jc.save_safetensors(tmp_path / "m", small, layout="out, in")
+    jc.save_safetensors(tmp_path / "m", small)
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    tensors["fc.compressed"] = tensors["fc.compressed"].astype(np.int8)
+    tensors["fc.weight_scale"] = np.full((OUT, 1), 0.01, np.float32)
+    save_file(tensors, tmp_path / "m" / "model.safetensors")
+    with pytest.raises(ValueError, match="quantized too"):
+        jc.load_safetensors(tmp_path / "m")
+
+
 @pytest.mark.parametrize("name", ["gptq2", "gptq3", "gptq4", "gptq8", "awq4"])
 def test_weights_that_other_packages_packed(name, tmp_path):
     """Codes as AutoGPTQ and AutoAWQ were given them, and weights up to the rounding of steps."""
