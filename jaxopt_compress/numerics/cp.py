@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxopt_compress.numerics.rounding import promoted
+
 # A share of the mean diagonal that is added before a solve: near-parallel terms stay finite.
 _RIDGE = 1e-6
 
@@ -28,15 +30,15 @@ def cp3(
         key: Of the first guess; by default a fixed one.
 
     Returns:
-        ``(A, C, B)``, float32: ``[i, rank]``, ``[s, rank]`` and ``[rank, o]``; the norm of each
-        product is shared evenly.
+        ``(A, C, B)``, float32 or wider: ``[i, rank]``, ``[s, rank]`` and ``[rank, o]``; the norm of
+        each product is shared evenly.
 
     References:
         Hitchcock, 1927, The Expression of a Tensor or a Polyadic as a Sum of Products. Carroll and
         Chang, 1970, Analysis of Individual Differences in Multidimensional Scaling. Lebedev et al.,
         2015, Speeding-up Convolutional Neural Networks Using Fine-tuned CP-Decomposition.
     """
-    x = w.astype(jnp.float32)
+    x = w.astype(promoted(w.dtype, jnp.float32))
     top = jnp.max(jnp.abs(x))
     x = x / jnp.where(top > 0, top, 1)
     keys = jax.random.split(jax.random.key(0) if key is None else key, 3)
@@ -45,17 +47,18 @@ def cp3(
         gram = _sum({"s": "sio,tio->st", "i": "sio,sjo->ij", "o": "sio,sip->op"}[axis], x, x)
         vectors = jnp.linalg.eigh(gram)[1][:, ::-1][:, :rank]
         n = gram.shape[0]
-        more = jax.random.normal(key, (n, max(rank - n, 0))) / jnp.sqrt(n)
+        more = jax.random.normal(key, (n, max(rank - n, 0)), x.dtype) / jnp.sqrt(n)
         return jnp.concatenate([vectors, more], 1)
 
     def solved(how: str, p: jax.Array, q: jax.Array) -> jax.Array:
         """The least squares solution for one factor, the other two given."""
         gram = _sum("pr,pt->rt", p, p) * _sum("qr,qt->rt", q, q)
-        ridge = _RIDGE * jnp.trace(gram) / rank + jnp.finfo(jnp.float32).tiny
-        # By eigenvalues: above the true rank the matrix is singular up to rounding.
-        size, basis = jnp.linalg.eigh(gram)
-        right = _sum("kr,rt->kt", _sum(how, x, p, q), basis)
-        return _sum("kt,rt->kr", right / (jnp.maximum(size, 0) + ridge), basis)
+        ridge = _RIDGE * jnp.trace(gram) / rank + jnp.finfo(x.dtype).tiny
+        right = _sum(how, x, p, q)
+        # No Cholesky factor: where products depend on each other, rounding exceeds the ridge.
+        size, turn = jnp.linalg.eigh(gram)
+        size = jnp.maximum(size, 0) + ridge
+        return _sum("kr,tr->kt", _sum("kr,rt->kt", right, turn) / size, turn)
 
     def step(found: tuple, _: None) -> tuple[tuple, None]:
         a, c, b = found

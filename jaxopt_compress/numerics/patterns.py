@@ -100,7 +100,7 @@ def n_m_exchange(
         growth: Of what comes, likewise.
         mask: Booleans of their shape, what was kept.
         allowed: Booleans that broadcast to it, false where nothing may be kept.
-        count: Entries that each group exchanges, fewer if fewer are free.
+        count: Entries that each group exchanges; at most ``n``, fewer if fewer are free.
         n: Entries kept in each group, if it has them.
         m: Group size.
         axis: Axis along which the groups lie, not negative.
@@ -117,7 +117,7 @@ def n_m_exchange(
     group = functools.partial(_grouped, m=m, axis=axis)
     old, free = group(mask & allowed, fill=False), group(allowed & ~mask, fill=False)
     counted = lambda x: jnp.sum(x, axis + 1, keepdims=True, dtype=jnp.int32)
-    came = jnp.minimum(jnp.maximum(count, n - counted(old)), counted(free))
+    came = jnp.minimum(jnp.maximum(jnp.minimum(count, n), n - counted(old)), counted(free))
 
     def first(x, among, count):
         order = group(magnitude_patterns(x), fill=-1)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxopt_compress.numerics.svd import error_curve, leading_directions, rank_for_error, unit_range
 
 
+@functools.lru_cache
 def digits_of(size: int, count: int) -> tuple[int, ...]:
     """Sizes of ``count`` digits, as equal as can be, whose product is ``size`` or little more.
 
@@ -23,13 +24,11 @@ def digits_of(size: int, count: int) -> tuple[int, ...]:
     """
     if count == 1 or size < 2:
         return (size, *(1,) * (count - 1))
-    if count > 5:  # All combinations would be too many.
-        first = math.ceil(size ** (count // 2 / count))
-        return digits_of(first, count // 2) + digits_of(-(-size // first), count - count // 2)
     mean = size ** (1 / count)
     near = range(max(1, math.ceil(mean / 2)), math.floor(2 * mean) + 1)
     best, least = (size, *(1,) * (count - 1)), float(size)
-    for rest in itertools.product(near, repeat=count - 1):
+    # Their order changes nothing, and would make each choice (count - 1)! ones.
+    for rest in itertools.combinations_with_replacement(near, count - 1):
         own = (-(-size // math.prod(rest)), *rest)
         # A tenth more digits weighs as much as digits that are ten times as far apart.
         worth = max(own) / min(own) + 100 * (math.prod(own) / size - 1)

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.compression import NeedsStats
 from jaxopt_compress.lift import Statistics
+from jaxopt_compress.numerics.rounding import promoted
 from jaxopt_compress.removal.find import find_groups
 from jaxopt_compress.removal.groups import Groups
 from jaxopt_compress.removal.rewrite import Removed
@@ -121,7 +123,8 @@ def slice_stream(
     Raises:
         NeedsStats: No second moment of a stream is there.
         NotRemovable: The channels of a stream cannot be removed; says why.
-        ValueError: There is no stream to rotate, or ``keep`` is out of range.
+        ValueError: There is no stream to rotate, ``keep`` is out of range, or a second moment is
+            NaN or infinite; names the parameter.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxopt_compress as jc
@@ -187,7 +190,7 @@ def _bases(
 
     Raises:
         NeedsStats: Nothing is known of a stream.
-        ValueError: Second moments are not finite.
+        ValueError: A moment is NaN or infinite.
     """
     totals: dict[int, jax.Array] = {}
     for path, axes in found.axes.items():
@@ -195,15 +198,16 @@ def _bases(
             for own in stats.get(path, ()):
                 if own.contracting != (axis - leaves[path].ndim,) or not own.has("moments"):
                     continue
-                moment = own.second_moment.astype(jnp.float32)
-                if not bool(jnp.isfinite(moment).all()):
+                wide = promoted(leaves[path].dtype, jnp.float32)
+                moment = own.second_moment.astype(wide)
+                if not is_traced(moment) and not bool(jnp.isfinite(moment).all()):
                     raise ValueError(
-                        f"the second moments of what meets {path!r} are not finite: no directions "
-                        "can be ordered by them; calibrate on batches without NaN"
+                        f"the second moments of what meets {path!r} along axis {axis} are NaN or "
+                        "infinite: calibrate with batches of which all activations are finite"
                     )
                 if path in found.scales:
                     # Before the norm's scale, which is folded into the reader.
-                    scale = leaves[found.scales[path][1]].astype(jnp.float32)
+                    scale = leaves[found.scales[path][1]].astype(wide)
                     by = jnp.where(scale == 0, 0, 1 / jnp.where(scale == 0, 1, scale))
                     moment = moment * by[..., None, :] * by[..., :, None]
                 moment = moment.reshape(-1, *moment.shape[-2:])

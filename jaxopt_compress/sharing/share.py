@@ -56,8 +56,10 @@ def share(
     straight-through gradients. Entries under a mask of ``prune`` have no code: they are 0. Each
     entry of a stack has codebooks of its own.
 
-    With ``stats``, squared errors of entries are weighted by the Fisher information of
-    ``jc.measures.fisher()`` if they have it, else by the second moment of what entries meet.
+    With ``stats``, k-means in ``init`` weights squared errors of entries by the Fisher information
+    of ``jc.measures.fisher()`` if they have it, else by the second moment of what entries meet.
+    Updates have no statistics: k-means at ``begin``, and codes decided again ``every`` so many
+    updates, count all entries alike.
 
     Args:
         clusters: Values per codebook, 2 to 65536. Codes take ``ceil(log2(clusters))`` bits.

@@ -105,6 +105,7 @@ def test_a_teacher_without_doubt_leaves_no_nan():
     np.testing.assert_allclose(d.soft_targets(S[0, :1], sure, 1.0), want, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize("name", RELATIONS)
 def test_relations_are_constant_in_the_teacher_and_finite_at_equal_examples(name):

@@ -86,6 +86,7 @@ def test_kernels_take_parts(platform, name, spec):
     assert lowered_for(platform, fn, *types).count(KERNEL_CALLS[platform]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize("spec", [COLUMNS, ROWS], ids=["columns", "rows"])
 @pytest.mark.parametrize("c", [jc.quantize("int8"), jc.quantize("int4", 32)], ids=["int8", "int4"])

@@ -117,3 +117,9 @@ def test_exchanged_groups_keep_their_counts():
     # Where all was kept, the pattern comes first.
     everything = (jnp.asarray(x), args[1], jnp.ones_like(args[2]), args[3])
     np.testing.assert_array_equal(n_m_exchange(*everything, jnp.int32(1), 2, 4, 1), old)
+
+
+def test_no_more_is_exchanged_than_is_kept():
+    x = jnp.arange(8.0)
+    mask = n_m_exchange(-x, x, x < 2, jnp.array(True), jnp.array(3), 2, 8, 0)
+    assert mask.tolist() == [False] * 6 + [True] * 2

@@ -269,6 +269,7 @@ def test_wrong_calls():
             jc.allocate(random_table(np.random.default_rng(0)), budget)
 
 
+@pytest.mark.slow
 @pytest.mark.ci
 def test_codebooks_ranks_and_coded_bytes_are_candidates():
     """Sizes are those of the files; of thin weights the rank is chosen, of few values the code."""

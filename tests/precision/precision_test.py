@@ -74,6 +74,7 @@ def test_training_with_states_of_8_bits_is_training(name):
     assert jc.nbytes(small) < 0.30 * jc.nbytes(large)
 
 
+@pytest.mark.slow
 @pytest.mark.ci
 def test_states_of_4_bits_train_too():
     whole, large = trained(optax.adam(3e-3))

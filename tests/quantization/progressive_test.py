@@ -67,6 +67,7 @@ def test_derivatives_are_those_of_the_stage(updates):
     assert (0 < np.mean(got == 0) < 1) == (begun[-1] == 2)
 
 
+@pytest.mark.slow
 @pytest.mark.ci
 def test_training(tmp_path):
     params, x = mlp_params(), steady(9, 64, 8)

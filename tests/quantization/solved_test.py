@@ -65,7 +65,7 @@ def measured():
     return params, jc.uses(experts, params, x), jc.calibrate(experts, params, [x]), x
 
 
-@pytest.mark.fast("gptq-grouped-asymmetric", "awq")
+@pytest.mark.fast("gptq-grouped-asymmetric")
 @pytest.mark.parametrize("method", METHODS)
 def test_stored_form_is_the_view_bit_for_bit(method):
     params, uses, stats, x = measured()

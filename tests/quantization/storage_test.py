@@ -102,6 +102,7 @@ def saved_and_loaded():
         return small, jc.load(f"{folder}/small")
 
 
+@pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize("form", [*FORMS, "sparse", "sparse_binary"])
 def test_through_a_checkpoint(form):

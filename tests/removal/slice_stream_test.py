@@ -47,7 +47,7 @@ def test_principal_directions_by_numpy():
     h = h / np.sqrt(np.mean(h**2, -1, keepdims=True))
     q = np.linalg.eigh(h.T @ h)[1][:, :-5:-1]
     want = np.asarray(params["w"]) @ q @ q.T
-    np.testing.assert_allclose(rw.undo(rw.params)["w"], want, atol=1e-3)
+    np.testing.assert_allclose(rw.undo(rw.params)["w"], want, atol=1e-5)
     exact = jc.slice_stream(fn, params, x, stats=jc.calibrate(fn, params, [x]), keep=1.0)
     exact.check(fn, x, tolerance=CLOSE)
     np.testing.assert_allclose(exact.function(fn)(exact.params, x), fn(params, x), atol=1e-4)
@@ -62,3 +62,20 @@ def test_refusals():
         ValueError, match=r"second moments of what reads the stream of \['v', 'w'\]"
     ):
         jc.slice_stream(fn, params, x, stats={})
+
+
+@pytest.mark.ci
+def test_moments_that_are_not_finite_are_refused_and_float64_keeps_its_digits():
+    fn = lambda p, x: (
+        (lambda h: h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True)))(x @ p["w"]) @ p["v"]
+    )
+    rng = np.random.default_rng(0)
+    w, v, x = (rng.standard_normal(n) for n in ((6, 8), (8, 4), (50, 6)))
+    params = {"w": jnp.asarray(w, jnp.float32), "v": jnp.asarray(v, jnp.float32)}
+    bad = jc.calibrate(fn, params, [jnp.asarray(x, jnp.float32).at[0, 0].set(jnp.nan)])
+    with pytest.raises(ValueError, match=r"'v' along axis 0 are NaN or infinite"):
+        jc.slice_stream(fn, params, jnp.asarray(x, jnp.float32), stats=bad, keep=0.5)
+    with jax.enable_x64(True):
+        wide = {"w": jnp.asarray(w), "v": jnp.asarray(v)}
+        rw = jc.slice_stream(fn, wide, x, stats=jc.calibrate(fn, wide, [x]), keep=1.0)
+        np.testing.assert_allclose(rw.undo(rw.params)["w"], w, atol=1e-12)

@@ -52,6 +52,7 @@ def assert_same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
 
 
+@pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize("name", ["prune int8", "low rank"])
 def test_restored_state_continues_bit_for_bit(name, tmp_path):
