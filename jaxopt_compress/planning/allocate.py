@@ -50,8 +50,9 @@ def allocate(table: Sensitivities, budget: Budget | Sequence[Budget]) -> Allocat
         A recipe for all rows that are not left dense, with its `choices`, `bytes` and `increase`.
 
     Raises:
-        ValueError: Nothing fits the budget; says what the smallest choice takes. Or the table was
-            made without ``uses=``, which operations and what is read need.
+        ValueError: Nothing fits the budget; says what the smallest choice takes. Or no budget is
+            given, or the table was made without ``uses=``, which operations and what is read need.
+        RuntimeError: The solver found no answer for another reason; says its message.
         TypeError: ``budget`` is something else.
 
     Example:
@@ -67,9 +68,10 @@ def allocate(table: Sensitivities, budget: Budget | Sequence[Budget]) -> Allocat
         {'a': 'int8', 'b': 'dense'}
     """
     budgets = [budget] if isinstance(budget, Budget) else budget
-    every = isinstance(budgets, Sequence) and all(isinstance(b, Budget) for b in budgets)
-    if not every or not budgets:
+    if not isinstance(budgets, Sequence) or not all(isinstance(b, Budget) for b in budgets):
         raise TypeError(f"budget={budget!r}; jaxopt_compress.bytes(0.25) is one")
+    if not budgets:
+        raise ValueError("budget=[]: give at least one budget, such as jaxopt_compress.bytes(0.25)")
     optimize = require("scipy.optimize", extra="plan")
     pairs = table.choices()
     sizes = np.array([table.cells[row][name].bytes for row, name in pairs], float)
@@ -85,20 +87,27 @@ def allocate(table: Sensitivities, budget: Budget | Sequence[Budget]) -> Allocat
         bounds=optimize.Bounds(0, 1),
         constraints=[
             optimize.LinearConstraint(member, 1, 1),
-            # As shares of what is allowed: the solver refuses numbers from 1e15 on.
-            *(
-                optimize.LinearConstraint(x[None] / max(most, 1), ub=most / max(most, 1))
-                for x, most in limits
-            ),
+            *(optimize.LinearConstraint(*_scaled(amounts, limit)) for amounts, limit in limits),
         ],
         options={"mip_rel_gap": 0.0},
     )
+    if solved.x is None and solved.status != _INFEASIBLE:
+        raise RuntimeError(f"no choice was found for {budgets}: {solved.message}")
     if solved.x is None:
-        raise ValueError(
-            f"no choice fits all of {budgets}, each of which fits alone ({solved.message})"
-        )
+        raise ValueError(f"no choice fits all of {budgets}, each of which fits alone")
     taken = [i for i, x in enumerate(solved.x) if x > 0.5]
     return choose(table, {pairs[i][0]: pairs[i][1] for i in taken})
+
+
+def _scaled(amounts: np.ndarray, limit: float) -> tuple[np.ndarray, float, float]:
+    """Coefficients, lower and upper bound of ``sum(amounts) <= limit``, for the solver.
+
+    It refuses coefficients from 1e15 on, and lets sums exceed a bound by about 1e-6: so that these
+    are not whole bytes, only large limits are scaled.
+    """
+    unit = max(1.0, limit / 2**30)
+    # What is above the limit alone stays above it.
+    return np.minimum(amounts, 2 * limit + 1)[None] / unit, -np.inf, limit / unit
 
 
 def _limited(
@@ -138,6 +147,9 @@ def _limited(
         )
     return amounts, limit - rest
 
+
+# The status by which SciPy's solver says that there is no solution.
+_INFEASIBLE = 2
 
 # What a budget is of, and the name of its figure in `Running`; None for stored bytes.
 _COUNTED: dict[type, tuple[str, str | None]] = {

@@ -11,7 +11,7 @@ import pytest
 
 import jaxopt_compress as jc
 from jaxopt_compress.planning.costs import Running
-from jaxopt_compress.planning.sensitivities import DENSE, Cell, Sensitivities
+from jaxopt_compress.planning.sensitivities import Cell, Sensitivities
 
 FORMATS = {name: jc.quantize(name) for name in ("int2", "int4", "int8")}
 
@@ -234,19 +234,6 @@ def test_measurements_are_kept_and_read_again(tmp_path):
     assert run().cells == first.cells
 
 
-def test_operations_of_large_models_stay_within_what_the_solver_takes():
-    running = lambda flops: Running(flops, 1.0)
-    cells = {
-        row: {DENSE: Cell(8, 0.0, 0.0, running(1e16)), "s": Cell(4, 0.0, cost, running(0.3e16))}
-        for row, cost in (("a", 0.1), ("b", 0.7))
-    }
-    rows, candidates = {"a": ["a"], "b": ["b"]}, {"s": jc.quantize("int8")}
-    table = Sensitivities(cells, rows, candidates, 1.0, 0, running(0.0))
-    assert jc.allocate(table, jc.flops(0.7)).choices == {"a": "s", "b": DENSE}
-    with pytest.raises(TypeError, match=r"jaxopt_compress\.bytes"):
-        jc.allocate(table, [])
-
-
 def test_wrong_calls():
     loss, params, batches = network()
     uses = jc.uses(loss, params, *batches[0])
@@ -299,3 +286,23 @@ def test_codebooks_ranks_and_coded_bytes_are_candidates():
     assert recipe.choices == {"thin": "rank", "few": "share"}
     small = jc.compress(params, recipe, uses=uses)
     assert coded({k: small[k] for k in recipe.choices}) <= recipe.bytes
+
+
+@pytest.mark.parametrize("size", [10**9 + 7, 10**16])
+def test_budgets_of_any_size_hold_exactly(size):
+    """Of two rows one has to shrink; of 1 operation less than one dense row and one small, both."""
+    cells = {
+        row: {
+            "dense": Cell(400, 0.0, 0.0, Running(size, 400)),
+            "small": Cell(100, 0.0, cost, Running(size // 4, 100)),
+        }
+        for row, cost in (("a", 0.1), ("b", 0.7))
+    }
+    rows = {"a": ["a"], "b": ["b"]}
+    table = Sensitivities(cells, rows, {"small": jc.quantize("int8")}, 1.0, 0, Running(0, 0))
+    chosen = lambda share: jc.allocate(table, jc.flops(share)).choices
+    least = (size + size // 4) / (2 * size)
+    assert chosen(0.7) == {"a": "small", "b": "dense"}
+    assert chosen(least * (1 - 1e-9)) == {"a": "small", "b": "small"}
+    with pytest.raises(ValueError, match="give at least one budget"):
+        jc.allocate(table, [])
