@@ -23,7 +23,7 @@ def first(rules: Rules, parameters: Parameters) -> dict[str, Decision]:
     """The decisions of ``init``: the masks of step 0."""
     count, states = jnp.zeros((), jnp.int32), {}
     start = None if rules.grow is None else rules.grow.start
-    shares = _shares(rules, parameters, count)
+    shares = _shares(rules, {k: _size(p, p.flops) for k, p in parameters.items()}, count)
     for paths in _pools(rules, parameters):
 
         def decided(own: Parameters) -> States:
@@ -50,7 +50,8 @@ def later(
 ) -> dict[str, Decision]:
     """The decisions of ``update``: what accumulates moves on, masks are renewed when due."""
     states = {k: _advanced(rules, d.state, parameters[k]) for k, d in decisions.items()}
-    shares = _shares(rules, parameters, count)
+    sizes = {k: _size(p, states[k].flops) for k, p in parameters.items()}
+    shares = _shares(rules, sizes, count)
     for paths in _pools(rules, parameters):
         own, around = {k: states[k] for k in paths}, {k: parameters[k] for k in paths}
         if rules.schedule is None:
@@ -79,21 +80,21 @@ def _pools(rules: Rules, parameters: Parameters) -> list[list[str]]:
     return [list(parameters)] if together else [[path] for path in parameters]
 
 
-def _shares(rules: Rules, parameters: Parameters, count: Any) -> dict[str, Any]:
+def _shares(rules: Rules, sizes: Mapping[str, Size], count: Any) -> dict[str, Any]:
     """Path -> sparsity, of each parameter."""
     if rules.schedule is None:
         return {}
     sparsity = rules.schedule.sparsity(count)
     if rules.distribution is None:
-        return dict.fromkeys(parameters, sparsity)
-    return rules.distribution({k: _size(p) for k, p in parameters.items()}, sparsity)
+        return dict.fromkeys(sizes, sparsity)
+    return rules.distribution(sizes, sparsity)
 
 
-def _size(parameter: Parameter) -> Size:
+def _size(parameter: Parameter, flops: int | None) -> Size:
     shape = tuple(parameter.value.shape)
     apart = {d + len(shape) for d in parameter.layout.stack}
     own = tuple(n for d, n in enumerate(shape) if d not in apart)
-    return Size(own, math.prod(shape[d] for d in apart))
+    return Size(own, math.prod(shape[d] for d in apart), flops)
 
 
 def _begun(rules: Rules, parameter: Parameter) -> PrunedState:
@@ -102,7 +103,9 @@ def _begun(rules: Rules, parameter: Parameter) -> PrunedState:
     growing = None if rules.grow is None else _kept(rules.grow.score, parameter)
     n_m = rules.pattern.n_m
     axis = None if n_m is None else parameter.layout.group_axis
-    flags = (rules.straight_through, rules.zero)
+    # Updates see no uses.
+    flops = None if rules.distribution is None else parameter.flops
+    flags = (rules.straight_through, rules.zero, flops)
     return PrunedState(None, None, kept, growing, n_m, axis, leading_stack(parameter), *flags)
 
 

@@ -24,7 +24,7 @@ from jaxopt_compress.numerics.ordering import computed_after
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["mask", "threshold", "kept", "growing"],
-    meta_fields=["pattern", "axis", "stack", "straight_through", "zero"],
+    meta_fields=["pattern", "axis", "stack", "straight_through", "zero", "flops"],
 )
 @dataclasses.dataclass(frozen=True)
 class PrunedState(LeafState):
@@ -41,6 +41,7 @@ class PrunedState(LeafState):
         stack: How many leading axes hold parameters of their own.
         straight_through: Whether pruned entries get gradients.
         zero: Whether training sets pruned entries, and their moments, to 0.
+        flops: The operations of its products, where a distribution may ask for them.
     """
 
     mask: Any
@@ -52,6 +53,7 @@ class PrunedState(LeafState):
     stack: int
     straight_through: bool = False
     zero: bool = False
+    flops: int | None = None
     kind = "prune"
     keeps = frozenset({ZEROS, N_M, RANK, GRID})
 

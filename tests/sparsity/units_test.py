@@ -163,6 +163,34 @@ def test_erk_known_answers(sparsity, want):
     np.testing.assert_allclose(total, sparsity * 74, atol=1e-4)
 
 
+def _convolved(params, x):
+    dims = ("NHWC", "HWIO", "NHWC")
+    x = jax.lax.conv_general_dilated(x, params["conv"], (1, 1), "SAME", dimension_numbers=dims)
+    return jax.nn.relu(x).mean((1, 2)) @ params["head"]
+
+
+@pytest.mark.ci
+def test_a_schedule_may_count_the_operations_of_products():
+    """Those of the kept entries are the share that stays, at the first step and at later ones."""
+    params = {"conv": jnp.asarray(normal(0, 3, 3, 8, 16)), "head": jnp.asarray(normal(1, 16, 40))}
+    uses = jc.uses(_convolved, params, jnp.zeros((2, 8, 8, 8)))
+    each = {k: sum(use.flops for use in uses[k]) / params[k].size for k in params}
+    assert each["conv"] == 64 * each["head"]
+    schedule = jc.schedules.polynomial(0.9, begin=0, end=2)
+    c = prune(schedule, distribution=jc.distributions.erk(of="flops"))
+    state = c.init(params, uses=uses)
+    for step in (0, 1, 2):
+        kept = sum(each[k] * int(jnp.sum(state.leaves[k].mask)) for k in params)
+        share = kept / sum(each[k] * params[k].size for k in params)
+        # One entry of the convolution is the least that can go.
+        np.testing.assert_allclose(share, 1 - schedule.sparsity(step), atol=1e-3)
+        state = jax.jit(c.update)(state, params)
+    with pytest.raises(ValueError, match=r"no operations are known of 'conv', 'head': pass uses="):
+        c.init(params)
+    with pytest.raises(ValueError, match="'entries' and 'flops'"):
+        jc.distributions.erk(of="bytes")
+
+
 @pytest.mark.slow
 def test_erk_over_a_gradual_schedule():
     """Each parameter by its own share, as a schedule asks for more."""
