@@ -69,7 +69,6 @@ def erk(kernels: bool = True, of: str = "entries") -> Distribution:
         Mocanu et al., 2018, Scalable Training of Artificial Neural Networks with Adaptive Sparse
         Connectivity inspired by Network Science. Evci et al., 2020, Rigging the Lottery.
     """
-
     if of not in ("entries", "flops"):
         raise ValueError(f"erk(of={of!r}); there are 'entries' and 'flops'")
 
