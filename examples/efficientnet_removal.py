@@ -55,7 +55,6 @@ def probed(run, params, training, test):
 
 def taylor(groups, fn, params, probe, parts):
     """Per unit the mean square of what the probe's loss changes by, to first order."""
-    uses = jc.uses(fn, params, parts[0][0])
     kernel, bias = map(jnp.asarray, probe)
 
     @jax.jit
@@ -65,7 +64,7 @@ def taylor(groups, fn, params, probe, parts):
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     changed = lambda p: p.grad * p.dense()
-    found = [groups.scores(changed, "sum", grads=slope(params, *part), uses=uses) for part in parts]
+    found = [groups.scores(changed, "sum", grads=slope(params, *part)) for part in parts]
     return {name: np.mean([np.square(one[name]) for one in found], 0) for name in groups}
 
 

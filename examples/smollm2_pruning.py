@@ -71,12 +71,12 @@ def pruned(params, patterns, methods, uses, stats, held_out, score):
             yield f"{pattern} {name}", row | {"bytes": jc.nbytes(small)}
 
 
-def removed(params, shares, ids, uses, stats, score, rounds):
+def removed(params, shares, ids, stats, score, rounds):
     """Yields name -> figures of models without the units that matter least."""
     groups = jc.find_groups(smollm2.apply, params, ids)
     # Not the width, which all layers share.
     inner = [k for k, g in groups.items() if len({m.path.split("/")[1] for m in g.members}) == 1]
-    scores = groups.scores(jc.scores.wanda(), uses=uses, stats=stats)
+    scores = groups.scores(jc.scores.wanda(), stats=stats)
     scores = {name: scores[name] for name in inner if name.startswith("layers")}
     for share in shares:
         plan = groups.plan(budget=jc.flops(1 - share), scores=scores)
@@ -116,7 +116,7 @@ def main():
     found = {"float32": {"perplexity": score(smollm2.apply, params)}}
     _say("float32", found["float32"], args.json)
     given = params, args.patterns, args.methods, uses, stats, held_out, score
-    small = removed(params, args.remove, seen[0][0], uses, stats, score, args.rounds)
+    small = removed(params, args.remove, seen[0][0], stats, score, args.rounds)
     for name, row in itertools.chain(pruned(*given), small):
         found[name] = row
         _say(name, row, args.json)

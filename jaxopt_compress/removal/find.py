@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxopt_compress.arrays import is_compressed
+from jaxopt_compress.lift import uses
 from jaxopt_compress.removal.groups import Groups
 from jaxopt_compress.rewriting.coupling.analysis import Frame, Names, analyze, chosen
 from jaxopt_compress.tree import named_leaves
@@ -79,7 +80,7 @@ def find_groups(
     found = analyze(fn, params, args, kwargs, frame)
     _check_chosen("protect", protect, list(found.params))
     _check_chosen("follow", follow, [*found.inputs, *found.outputs])
-    return Groups(fn, params, found, frame)
+    return Groups(fn, params, found, frame, lambda: uses(fn, params, *args, **kwargs))
 
 
 def _check_chosen(owner: str, names: Names, there: list[str]) -> None:

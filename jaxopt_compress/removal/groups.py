@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxopt_compress.lift import Uses
 from jaxopt_compress.removal.blocks import block_group
 from jaxopt_compress.removal.budget import (
     Offer,
@@ -34,8 +35,15 @@ class Groups(ScoredGroups):
     Made by `find_groups`.
     """
 
-    def __init__(self, fn: Callable[..., Any], params: Any, analysis: Analysis, frame: Frame):
-        self.fn, self.params, self.frame = fn, params, frame
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        params: Any,
+        analysis: Analysis,
+        frame: Frame,
+        observe: Callable[[], Uses],
+    ):
+        self.fn, self.params, self.frame, self.observe = fn, params, frame, observe
         self._analysis = analysis
         self._axes = analysis.body.every_axis()
         self._work = work_of(analysis.body, self._kept([]))

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxopt_compress.lift import Uses
 from jaxopt_compress.removal.group import Group
 from jaxopt_compress.removal.losses import losses, losses_of_blocks
 from jaxopt_compress.removal.scoring import Reduce, block_scores, entry_scores, unit_scores
-from jaxopt_compress.sparsity.score import Score
-from jaxopt_compress.sparsity.scores import magnitude
+from jaxopt_compress.sparsity.score import Score, as_score
+from jaxopt_compress.sparsity.scores import is_magnitude, magnitude
 from jaxopt_compress.tree import Where, named_leaves, select
 from jaxopt_compress.tree.paths import is_float
 
@@ -19,9 +20,11 @@ class ScoredGroups(Mapping[str, Group]):
 
     Attributes:
         params: The parameters that groups were found on.
+        observe: How the function uses them; staged when it is asked for.
     """
 
     params: Any
+    observe: Callable[[], Uses]
 
     def scores(
         self,
@@ -46,7 +49,8 @@ class ScoredGroups(Mapping[str, Group]):
                 of the sum of squares), ``sum``, ``mean`` or ``max``.
             params: Parameters; by default those that groups were found on.
             grads: Their gradients, for scores that read ``parameter.grad``.
-            uses: From `uses`, for scores that read ``parameter.layout``.
+            uses: From `uses`, for scores that read ``parameter.layout``; by default those of the
+                call that groups were found on.
             stats: From `calibrate`, for scores that read ``parameter.stats``. Parameters without
                 any, such as biases, do not count then.
             where: The parameters that count, as in `prune`; by default all that shrink.
@@ -69,7 +73,10 @@ class ScoredGroups(Mapping[str, Group]):
             touched &= set(select(params, where, "where"))
         paths = frozenset(p for p, x in named_leaves(params) if p in touched and is_float(x))
         slopes = {} if grads is None else dict(named_leaves(grads))
-        scored = entry_scores(score or magnitude(), params, paths, slopes, uses, stats)
+        by = as_score(score or magnitude())
+        if uses is None and not is_magnitude(by):
+            uses = self.observe()
+        scored = entry_scores(by, params, paths, slopes, uses, stats)
         count = {n: g.members for n, g in self.items() if any(m.path in scored for m in g.members)}
         found = {name: unit_scores(scored, members, reduce) for name, members in count.items()}
         for name, group in self.items():

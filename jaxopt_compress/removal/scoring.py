@@ -1,7 +1,7 @@
 """Scores of units, from scores of the entries of parameters."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 from jaxopt_compress.compression import NeedsStats, Parameter
 from jaxopt_compress.compression.leaf_states import as_jax
 from jaxopt_compress.compression.selection import chosen_parameters
-from jaxopt_compress.sparsity.score import Score, as_score
+from jaxopt_compress.sparsity.score import Score
 from jaxopt_compress.sparsity.scores import is_magnitude
 from jaxopt_compress.tree import assume_layout, named_leaves
 
@@ -18,7 +18,7 @@ Reduce = Literal["l2", "sum", "mean", "max"]
 
 
 def entry_scores(
-    score: Score | Callable[[Parameter], Any],
+    by: Score,
     params: Any,
     paths: frozenset[str],
     grads: Mapping[str, Any],
@@ -26,7 +26,6 @@ def entry_scores(
     stats: Any,
 ) -> dict[str, Any]:
     """Path -> the scores of a parameter's entries; none where what a score reads cannot be."""
-    by = as_score(score)
     scored = {}
     for path, (value, layout, stat) in _parameters(by, params, paths, uses, stats).items():
         parameter = Parameter(path, value, layout, stat, grad=grads.get(path))

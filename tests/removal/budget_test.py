@@ -57,11 +57,40 @@ def test_scores_read_gradients_and_uses():
     groups = jc.find_groups(two, PARAMS, X)
     grads = jax.tree.map(lambda x: x + 1, PARAMS)
     taylor = lambda p: jnp.abs(p.grad * p.dense())
-    found = groups.scores(taylor, "sum", grads=grads, uses=jc.uses(two, PARAMS, X))
+    found = groups.scores(taylor, "sum", grads=grads)
     change = {k: np.abs(np.asarray(PARAMS[k] * grads[k])) for k in PARAMS}
     np.testing.assert_allclose(found["b:1"], change["b"].sum(0) + change["c"].sum(1), rtol=1e-6)
     with pytest.raises(ValueError, match=r"the score has shape \(\) for 'a' of shape \(5, 32\)"):
         groups.scores(lambda p: jnp.sum(p.value), uses=jc.uses(two, PARAMS, X))
+
+
+def test_layouts_of_scores_are_those_of_the_call_that_groups_were_found_on():
+    """Axes of ``out,in`` kernels would be assumed wrongly."""
+    fn = lambda p, x: jax.nn.relu(x @ p["v"].T) @ p["w"].T
+    params = {"v": jnp.ones((6, 4)), "w": jnp.ones((3, 6))}
+    groups = jc.find_groups(fn, params, jnp.ones((2, 4)))
+    seen = {}
+
+    def score(parameter):
+        seen[parameter.path] = parameter.layout.contracting
+        return jnp.abs(parameter.value)
+
+    groups.scores(score)
+    assert seen == {"v": (-1,), "w": (-1,)}
+
+
+def test_weights_times_slopes_are_activations_times_slopes():
+    """To first order, what the loss changes by without a unit (Molchanov et al., 2017)."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(9, 5)), jnp.float32)
+
+    def loss(params, gates):
+        h = jax.nn.relu(jax.nn.relu(x @ params["a"]) * gates @ params["b"]) @ params["c"]
+        return jnp.mean(jnp.square(h))
+
+    slopes, wanted = jax.grad(loss, (0, 1))(PARAMS, jnp.ones(32))
+    groups = jc.find_groups(two, PARAMS, X)
+    found = groups.scores(lambda p: p.grad * p.dense(), "sum", grads=slopes, where="a")["a:1"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_scores_by_activations_and_norms():
