@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +20,11 @@ from jaxopt_compress.arrays.fields import (
 )
 from jaxopt_compress.arrays.layout import Layout
 from jaxopt_compress.arrays.leaf_types import LEAF_TYPES
+from jaxopt_compress.arrays.not_an_array import NotAnArray
 from jaxopt_compress.typing import Leaf, PyTree
 
-# Advice for arithmetic on a compressed tree.
-INSTEAD = (
-    "something was computed with the codes as if they were parameters: use "
-    "jaxopt_compress.map_dense(fn, tree) in the place of jax.tree.map, or map over the floats of "
-    "jaxopt_compress.partition(tree)"
-)
 
-
-class CompressedArray:
+class CompressedArray(NotAnArray):
     """A dense array in another form: a frozen pytree dataclass, made by `compressed_array`.
 
     Children are arrays or again compressed arrays. Every array child keeps the rank of the dense
@@ -197,46 +191,6 @@ class CompressedArray:
     def replace(self, **fields: Any) -> Self:
         """A copy with some fields replaced."""
         return dataclasses.replace(self, **fields)  # pyright: ignore
-
-    # NumPy's operators leave these to the methods below.
-    __array_ufunc__ = None
-
-    def __array__(self, *_: Any, **__: Any):
-        raise TypeError(self._refusal())
-
-    def __jax_array__(self):
-        raise TypeError(self._refusal())
-
-    if not TYPE_CHECKING:  # Type checkers are to find attributes that are not there.
-
-        def __getattr__(self, name: str) -> Any:
-            # Only asked for what is not there, or for properties that fail.
-            text = f"{type(self).__name__!r} object has no attribute {name!r}"
-            if hasattr(jax.Array, name) and not hasattr(type(self), name):
-                text += f": {self._refusal()}"
-            raise AttributeError(text)
-
-    def _refusal(self) -> str:
-        return (
-            f"a {type(self).__name__} of shape {self.shape} is not an array: pass it as an "
-            "argument of a lifted function (jaxopt_compress.lift), or materialize it "
-            "(jaxopt_compress.materialize)"
-        )
-
-
-_OPERATORS = "add sub mul truediv floordiv mod pow matmul divmod and or xor lshift rshift".split()
-
-
-def _refuse(self: CompressedArray, *_: Any) -> Any:
-    raise TypeError(self._refusal())
-
-
-for _name in (
-    *_OPERATORS,
-    *(f"r{name}" for name in _OPERATORS),
-    *"getitem neg pos abs invert lt le gt ge float int".split(),
-):
-    setattr(CompressedArray, f"__{_name}__", _refuse)
 
 
 def is_compressed(x: Leaf) -> bool:

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxopt_compress.arrays.base import INSTEAD, CompressedArray, is_compressed, stored_bytes
+from jaxopt_compress.arrays.base import CompressedArray, is_compressed, stored_bytes
 from jaxopt_compress.arrays.fields import Packing, check_axis, check_length, narrow_spec, pad_spec
 from jaxopt_compress.arrays.leaf_types import compressed_array
+from jaxopt_compress.arrays.not_an_array import INSTEAD
 from jaxopt_compress.arrays.sparse import SparseArray
 from jaxopt_compress.numerics.codes import decode, levels_of
 from jaxopt_compress.numerics.formats import Format, format_of

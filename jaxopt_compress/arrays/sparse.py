@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxopt_compress.arrays.base import INSTEAD, CompressedArray, is_compressed
+from jaxopt_compress.arrays.base import CompressedArray, is_compressed
 from jaxopt_compress.arrays.fields import (
     Distances,
     Packing,
@@ -19,6 +19,7 @@ from jaxopt_compress.arrays.fields import (
     pad_spec,
 )
 from jaxopt_compress.arrays.leaf_types import compressed_array
+from jaxopt_compress.arrays.not_an_array import INSTEAD
 from jaxopt_compress.numerics import sparse
 from jaxopt_compress.numerics.packing import pack_mask, unpack_mask
 
@@ -159,7 +160,7 @@ class SparseArray(CompressedArray):
             return sparse.expand(values, self._row_mask()).reshape(shape)
         n, m = self.pattern
         axis = self._axis
-        mask = fill_up(self.mask(), axis, m)
+        mask = sparse.fill_up(self.mask(), axis, m)
         dense = sparse.expand_nm(self.values, mask, n, m, axis)
         return jax.lax.slice_in_dim(dense, 0, shape[axis], axis=dense.ndim + axis)
 
@@ -172,7 +173,7 @@ class SparseArray(CompressedArray):
             )
 
     def _known_words(self) -> bool:
-        return self.words.dtype in (_GAPS if self.gaps else _GAPS[:1])
+        return self.words.dtype in (sparse.GAP_DTYPES if self.gaps else sparse.GAP_DTYPES[:1])
 
     def _row_mask(self) -> jax.Array:
         words = sparse.flatten_core(self.words, self._ones(self.words))
@@ -206,19 +207,6 @@ class SparseArray(CompressedArray):
         return self.replace(values=PartitionSpec(*entries), words=PartitionSpec(*entries))
 
 
-_GAPS = tuple(map(np.dtype, (np.uint8, np.uint16, np.uint32)))
-
-
-def fill_up(x: jax.Array, axis: int, multiple: int) -> jax.Array:
-    """Appends zeros until the length of ``axis`` is a multiple of ``multiple``."""
-    missing = -x.shape[axis] % multiple
-    if not missing:
-        return x
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, missing)
-    return jnp.pad(x, widths)
-
-
 def sparse_rows(dense: jax.Array, mask: jax.Array, core_ndim: int) -> SparseArray:
     """Stores the entries under ``mask``, the trailing ``core_ndim`` axes as one row.
 
@@ -249,7 +237,7 @@ def sparse_rows(dense: jax.Array, mask: jax.Array, core_ndim: int) -> SparseArra
         values = _kept_entries(dense, _everywhere(mask))
     else:
         values = sparse.gather_kept(sparse.flatten_core(dense, core), kept, capacity)
-    gaps = _smaller_gaps(kept, capacity)
+    gaps = sparse.smaller_gaps(kept, capacity)
     if gaps is not None:
         # An array that may move to where others are stays one that may.
         words = jax.device_put(gaps, values.sharding if values.committed else None)
@@ -262,19 +250,6 @@ def sparse_rows(dense: jax.Array, mask: jax.Array, core_ndim: int) -> SparseArra
         return x.reshape(*x.shape[:-1], *ones, x.shape[-1])
 
     return SparseArray(lift(values), lift(words), core=core, gaps=gaps is not None)
-
-
-def _smaller_gaps(kept: jax.Array, capacity: int) -> np.ndarray | None:
-    """The distances between kept entries, if they take fewer bytes than one bit for each entry."""
-    rows, size = kept.shape[:-1], kept.shape[-1]
-    bits = -(-size // 8)
-    if capacity >= bits or len(kept.sharding.device_set) > 1:
-        return None
-    found = sparse.gaps_of(np.asarray(kept), capacity)
-    top = int(found.max(initial=0))
-    dtype = next(d for d in _GAPS if top <= np.iinfo(d).max)
-    smaller = math.prod(rows) * capacity * dtype.itemsize < math.prod(rows) * bits
-    return found.astype(dtype) if smaller else None
 
 
 def _kept_entries(dense: jax.Array, mask: jax.Array) -> jax.Array:
@@ -306,7 +281,9 @@ def sparse_nm(dense: jax.Array, mask: jax.Array, n: int, m: int, axis: int) -> S
         axis: The negative axis of the groups.
     """
     length = dense.shape[axis]
-    values = sparse.gather_kept_nm(fill_up(dense, axis, m), fill_up(mask, axis, m), n, m, axis)
+    values = sparse.gather_kept_nm(
+        sparse.fill_up(dense, axis, m), sparse.fill_up(mask, axis, m), n, m, axis
+    )
     exact = length % 8 == 0 and length % m == 0
     words = pack_mask(mask, axis)
     return SparseArray(values, words, (n, m), axis, None if exact else length)

@@ -16,11 +16,11 @@ from jaxopt_compress.compression.method import (
     Decision,
     LeafMethod,
     Method,
-    Parameter,
     compression_of,
     each,
     spelled,
 )
+from jaxopt_compress.compression.parameter import Parameter
 from jaxopt_compress.compression.states import ChainState, CompressionState, TrainingState
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.compression.method import Parameter
+from jaxopt_compress.compression.parameter import Parameter
 from jaxopt_compress.lift import Statistics
 from jaxopt_compress.tree import Layout
 from jaxopt_compress.typing import Leaf

@@ -1,4 +1,4 @@
-"""Matrices as tensor trains and as sums of Kronecker products."""
+"""Matrices as tensor trains."""
 
 import dataclasses
 import functools
@@ -66,7 +66,7 @@ class TensorTrainState(LeafState):
         return self.apply(w, learned)
 
 
-class _Asked(NamedTuple):
+class Asked(NamedTuple):
     """What ranks and digits are chosen by, as the arguments of `tensor_train`."""
 
     rank: int | None
@@ -142,9 +142,9 @@ class _Asked(NamedTuple):
         """The cores."""
         rows, columns = self.digits(parameter)
         w = parameter.dense()
-        made = tensor_train_of(w, rows, columns, self.ranks(parameter), self.error)
+        found = tensor_train_of(w, rows, columns, self.ranks(parameter), self.error)
         as_matrix = lambda x: x.reshape(*x.shape[:-4], math.prod(x.shape[-4:-2]), -1)
-        learned = {str(k): as_matrix(core) for k, core in enumerate(made)}
+        learned = {str(k): as_matrix(core) for k, core in enumerate(found)}
         cut = math.prod(rows) - w.shape[-2], math.prod(columns) - w.shape[-1]
         state = TensorTrainState(jnp.dtype(w.dtype), rows[1:], columns[1:], cut)
         return Decision(state, learned)
@@ -231,62 +231,11 @@ def tensor_train(
         Oseledets, 2011, Tensor-Train Decomposition. Novikov et al., 2015, Tensorizing Neural
         Networks. Hrinchuk et al., 2020, Tensorized Embedding Layers.
     """
-    return _made("tensor_train", _Asked(rank, error, ratio, shape, cores), where, stack)
+    return made("tensor_train", Asked(rank, error, ratio, shape, cores), where, stack)
 
 
-@answers(ELSEWHERE)
-def kronecker(
-    rank: int | None = None,
-    error: float | None = None,
-    where: Where = None,
-    *,
-    ratio: float | None = None,
-    shape: Digits | None = None,
-    stack: int = 0,
-) -> Compression:
-    r"""Replaces matrices by sums of Kronecker products.
-
-    .. math:: W \approx \sum_{r} A_r \otimes B_r
-
-    These are tensor trains of two cores, and the nearest ones of the rank: what Van Loan's
-    rearrangement of the matrix gives. A product with one runs as two smaller products.
-
-    Args:
-        rank: How many terms. Or
-        error: as in `tensor_train`; or
-        where: Which parameters: matrices, and stacks of some.
-        ratio: as in `tensor_train`.
-        shape: ``((rows of A, rows of B), (columns of A, columns of B))``; by default as equal as
-            can be.
-        stack: As in `low_rank`.
-
-    Returns:
-        A `Compression` that stores `TensorTrainArray` with two cores: ``A``, ``[n, m r]``, and
-        ``B``, ``[r n, m]``.
-
-    Raises:
-        ValueError: As `tensor_train`.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxopt_compress as jc
-        >>> a, b = jnp.arange(6.0).reshape(2, 3), jnp.ones((4, 5)).at[0, 0].set(7)
-        >>> params = {"w": jnp.kron(a, b)}
-        >>> small = jc.compress(params, jc.kronecker(rank=1, shape=((2, 4), (3, 5))))
-        >>> bool(jnp.allclose(jc.materialize(small)["w"], params["w"], atol=1e-4))
-        True
-        >>> jc.nbytes(params), jc.nbytes(small)
-        (480, 104)
-
-    References:
-        Van Loan and Pitsianis, 1993, Approximation with Kronecker Products. Hameed et al., 2022,
-        Convolutional Neural Network Compression through Generalized Kronecker Product
-        Decomposition.
-    """
-    return _made("kronecker", _Asked(rank, error, ratio, shape, 2), where, stack)
-
-
-def _made(name: str, asked: _Asked, where: Where, stack: int) -> Compression:
-    """The compression, after a look at the arguments."""
+def made(name: str, asked: Asked, where: Where, stack: int) -> Compression:
+    """The compression of either name, after a look at the arguments."""
     rank, error, ratio, shape, cores = asked
     given = {k: v for k, v in (("rank", rank), ("error", error), ("ratio", ratio)) if v is not None}
     if len(given) != 1:

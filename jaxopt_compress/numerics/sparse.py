@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+# The distances between kept entries take the smallest of these that holds them all.
+GAP_DTYPES = tuple(map(np.dtype, (np.uint8, np.uint16, np.uint32)))
+
 
 def expand(values: jax.Array, mask: jax.Array) -> jax.Array:
     """Puts ``values[i]`` where ``mask`` is true for the ``i``-th time; zeros elsewhere.
@@ -157,3 +160,26 @@ def gather_kept_nm(dense: jax.Array, mask: jax.Array, n: int, m: int, axis: int)
 def flatten_core(x: jax.Array, core: tuple[int, ...]) -> jax.Array:
     """``[*stack, *core]`` to ``[*stack, prod(core)]``."""
     return x.reshape(*x.shape[: x.ndim - len(core)], math.prod(core))
+
+
+def fill_up(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+    """Appends zeros until the length of ``axis`` is a multiple of ``multiple``."""
+    missing = -x.shape[axis] % multiple
+    if not missing:
+        return x
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, missing)
+    return jnp.pad(x, widths)
+
+
+def smaller_gaps(kept: jax.Array, capacity: int) -> np.ndarray | None:
+    """The distances between kept entries, if they take fewer bytes than one bit for each entry."""
+    rows, size = kept.shape[:-1], kept.shape[-1]
+    bits = -(-size // 8)
+    if capacity >= bits or len(kept.sharding.device_set) > 1:
+        return None
+    found = gaps_of(np.asarray(kept), capacity)
+    top = int(found.max(initial=0))
+    dtype = next(d for d in GAP_DTYPES if top <= np.iinfo(d).max)
+    smaller = math.prod(rows) * capacity * dtype.itemsize < math.prod(rows) * bits
+    return found.astype(dtype) if smaller else None

@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxopt_compress.arrays import is_compressed
-from jaxopt_compress.compression.method import Parameter
+from jaxopt_compress.compression.parameter import Parameter
 from jaxopt_compress.lift import layout_of
 from jaxopt_compress.parallel.blockwise import blockwise
 from jaxopt_compress.parallel.reduction import AxisName, Reduction, Shape, is_checked, varies

@@ -14,8 +14,8 @@ from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.groups import spread_to
 from jaxopt_compress.numerics.minifloats import Minifloat
 from jaxopt_compress.numerics.noise import noise_of
-from jaxopt_compress.quantization.quantize import rule_of
-from jaxopt_compress.quantization.state import QuantizedState, measured
+from jaxopt_compress.quantization.rule import measured, rule_of
+from jaxopt_compress.quantization.state import QuantizedState
 from jaxopt_compress.tree import Where, map_named, named_leaves
 from jaxopt_compress.tree.paths import fit_of, is_float
 from jaxopt_compress.typing import Leaf, PyTree

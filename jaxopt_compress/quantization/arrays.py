@@ -8,8 +8,9 @@ from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.numerics.bounds import Bounds
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.quantization.checks import check_types
-from jaxopt_compress.quantization.quantize import ELSEWHERE, rule_of
-from jaxopt_compress.quantization.state import QuantizedState, measured
+from jaxopt_compress.quantization.quantize import ELSEWHERE
+from jaxopt_compress.quantization.rule import measured, rule_of
+from jaxopt_compress.quantization.state import QuantizedState
 
 
 @answers(ELSEWHERE)

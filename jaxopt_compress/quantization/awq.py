@@ -22,9 +22,10 @@ from jaxopt_compress.numerics.bounds import absmax
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.output_error import output_energy
 from jaxopt_compress.quantization.products import asked_of_grid
-from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method, rule_of
+from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method
+from jaxopt_compress.quantization.rule import Rule, measured, rule_of
 from jaxopt_compress.quantization.solved import SolvedState, check_stats, weighted
-from jaxopt_compress.quantization.state import QuantizedState, Rule, dense, measured
+from jaxopt_compress.quantization.state import QuantizedState, dense
 from jaxopt_compress.tree import Where
 
 

@@ -18,11 +18,10 @@ from jaxopt_compress.compression import (
     compression_of,
 )
 from jaxopt_compress.compression.keywords import answers
-from jaxopt_compress.numerics.bounds import ABSMEAN, Bounds, absmax
+from jaxopt_compress.numerics.bounds import Bounds
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.packing import layout as words_layout
-from jaxopt_compress.numerics.steps import STEP_DTYPES
 from jaxopt_compress.quantization.activations import Activations, Backward
 from jaxopt_compress.quantization.checks import (
     check_group,
@@ -31,7 +30,8 @@ from jaxopt_compress.quantization.checks import (
     check_types,
 )
 from jaxopt_compress.quantization.products import asked_of_grid, with_products
-from jaxopt_compress.quantization.state import QuantizedState, Rule, dense, measured
+from jaxopt_compress.quantization.rule import measured, rule_of
+from jaxopt_compress.quantization.state import QuantizedState, dense
 from jaxopt_compress.tree import Layout, Where
 
 ELSEWHERE = {
@@ -251,33 +251,6 @@ def quantize_method(
         return Decision(new)
 
     return LeafMethod(check, init, update)
-
-
-def rule_of(
-    fmt: Format,
-    group: tuple[int | None, int | None],
-    bounds: Bounds | None,
-    symmetric: bool,
-    scale: str | None,
-) -> Rule:
-    """The rule that options ask for, once they are known to be possible for some parameter."""
-    rule = Rule(bounds or (ABSMEAN if fmt.absmean else absmax()), symmetric, scale or fmt.scale)
-    if any(g is not None and g < 1 for g in group):
-        given = group[0] if group[1] is None else group
-        raise ValueError(f"group_size={given}; a group holds at least one entry")
-    if rule.scale not in STEP_DTYPES:
-        raise ValueError(f"scale_dtype={rule.scale!r}; scales are held in {', '.join(STEP_DTYPES)}")
-    if not rule.symmetric and (not isinstance(fmt.grid, Integers) or fmt.absmean):
-        raise ValueError(f"{fmt.name!r} has no zero point; leave symmetric=True")
-    if not rule.symmetric and rule.scale.startswith("float8"):
-        raise ValueError(f"scale_dtype={rule.scale!r} goes with symmetric=True only")
-    if rule.bounds.check is not None:
-        rule.bounds.check(fmt, rule.symmetric)
-    if rule.symmetric and fmt.top < 1:
-        raise ValueError(f"{fmt.name!r} has no positive code; pass symmetric=False")
-    if fmt.absmean and rule.bounds.measure is not ABSMEAN.measure:
-        raise ValueError(f"the scale of {fmt.name!r} is the mean magnitude; leave bounds out")
-    return rule
 
 
 def _packing(

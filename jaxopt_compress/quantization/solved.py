@@ -22,13 +22,11 @@ from jaxopt_compress.numerics.codes import encode
 from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.groups import grouped
 from jaxopt_compress.numerics.solvers.grids import Grid
-from jaxopt_compress.quantization.quantize import rule_of
+from jaxopt_compress.quantization.rule import Rule, measured, rule_of
 from jaxopt_compress.quantization.state import (
     QuantizedState,
-    Rule,
     dense,
     keeps_on,
-    measured,
     why_lost_on,
 )
 

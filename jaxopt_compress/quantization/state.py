@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +17,16 @@ from jaxopt_compress.arrays import (
 from jaxopt_compress.arrays.quantized import steps_of
 from jaxopt_compress.compression import LeafState
 from jaxopt_compress.compression.leaf_states import GRID, N_M, RANK, ZEROS
-from jaxopt_compress.numerics.bounds import Bounds
 from jaxopt_compress.numerics.codes import encode, round_to_grid
 from jaxopt_compress.numerics.formats import Format
-from jaxopt_compress.numerics.groups import Cuts, by_groups, cuts_of, spread_to
+from jaxopt_compress.numerics.groups import Cuts, cuts_of, spread_to
 from jaxopt_compress.numerics.ordering import computed_after
 from jaxopt_compress.numerics.packing import pack
 from jaxopt_compress.numerics.steps import (
-    float8_steps,
-    power_of_two_step,
-    shorter_steps,
-    step_of,
     step_value,
-    within_dtype,
 )
 from jaxopt_compress.quantization.checks import check_known
 from jaxopt_compress.quantization.straight_through import fake_quantize, rounded_later
-from jaxopt_compress.tree.meshes import reduced_on_auto_axes
 
 
 @functools.partial(
@@ -215,66 +208,6 @@ def _codes(w: Any, scale: Any, zero: Any, key: Any, cuts: Cuts, fmt: Format) -> 
     noise = _noise(key, w.shape)
     levels, _ = round_to_grid(w, *_spread(scale, zero, cuts, w.shape), fmt, noise)
     return encode(levels, fmt)
-
-
-class Rule(NamedTuple):
-    """How steps follow from values.
-
-    Attributes:
-        bounds: Which range the grid covers.
-        symmetric: Whether it is centred on 0.
-        scale: The dtype that holds steps.
-    """
-
-    bounds: Bounds
-    symmetric: bool
-    scale: str
-
-    def clips(self, fmt: Format) -> bool:
-        """Whether the range that follows from values may leave some of them out."""
-        # A step of few bits may be rounded down to one too small for the largest magnitude.
-        return not fmt.absmean and (self.bounds.clips or self.scale.startswith("float8"))
-
-
-def measured(state: QuantizedState, w: Any, rule: Rule) -> QuantizedState:
-    """The state with the steps that follow from the values of a parameter."""
-    fmt = state.format
-
-    def range_of(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-        if not x.size:
-            empty = jnp.zeros([1 if d in axes else n for d, n in enumerate(x.shape)])
-            return empty, empty
-
-        def view(low: jax.Array, high: jax.Array) -> jax.Array:
-            return fake_quantize(x, *step_of(low, high, fmt, rule.symmetric), None, fmt)
-
-        return rule.bounds.measure(x, axes, fmt, rule.symmetric, view)
-
-    whole = dense(w).astype(jnp.float32)
-    low, high = reduced_on_auto_axes(
-        lambda x: by_groups(range_of, x, state.reduce, state.cuts), whole
-    )
-    decay = rule.bounds.decay
-    if decay is not None:
-        if state.seen is not None:
-            low, high = (
-                decay * old + (1 - decay) * new
-                for old, new in zip(state.seen, (low, high), strict=True)
-            )
-        state = dataclasses.replace(state, seen=(low, high))
-    relative = rule.scale == "float8_e4m3fn"
-    # Among steps that share one, a group of zeros is not to set the range of all.
-    step, zero = step_of(low, high, fmt, rule.symmetric, 0.0 if relative else None)
-    step = within_dtype(step, zero, fmt, w.dtype)
-    if rule.scale == "float8_e8m0fnu":
-        step = power_of_two_step(low, high, fmt)
-    elif relative:
-        shared = tuple(d for d in range(-step.ndim, 0) if d not in state.stack)
-        codes, outer = float8_steps(step, shared)
-        step = QuantizedArray(codes, outer, None, np.dtype(np.float32), rule.scale, None)
-    elif rule.scale != "float32":
-        step = shorter_steps(step, rule.scale)
-    return dataclasses.replace(state, scale=step, zero=zero)
 
 
 def per_stack(x: jax.Array, shape: tuple[int, ...], stack: tuple[int, ...]) -> jax.Array:

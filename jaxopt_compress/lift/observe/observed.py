@@ -6,14 +6,14 @@ from typing import Any
 from jaxopt_compress.arrays import CompressedArray
 from jaxopt_compress.lift.interpreter import Fallback, Replay
 from jaxopt_compress.lift.lift import replay_call
-from jaxopt_compress.lift.observe import meetings, probe_rules
+from jaxopt_compress.lift.observe import meeting_rules, probe_rules
 from jaxopt_compress.lift.observe.probe import probe
 from jaxopt_compress.lift.observe.tape import Tape
 from jaxopt_compress.tree import map_named
 from jaxopt_compress.typing import PyTree, Value
 
 # Imported for the rules that it registers.
-del meetings, probe_rules
+del meeting_rules, probe_rules
 
 
 def observed_call(
