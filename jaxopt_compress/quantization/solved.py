@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxopt_compress.arrays import (
     FakeQuantizedArray,
     InputQuantizedArray,
+    MaskedArray,
     ScaledArray,
     SparseArray,
 )
@@ -114,11 +115,18 @@ def solved(kind: str, weights: LeafMethod, solve: Solve, weigh: Rule | None = No
         if weigh is not None:
             squares = matrices.per_input(jnp.diagonal(moment, axis1=-2, axis2=-1))
             state = weighted(state, value, squares, weigh)
-        levels = solve(matrices.of(value), moment, grid_of(state, parameter, matrices))
+        # The error is that of the parameter before it was pruned: what is kept makes up for zeros.
+        target = matrices.of(whole(parameter.value))
+        levels = solve(target, moment, grid_of(state, parameter, matrices))
         codes = encode(matrices.back(levels), state.format)
         return Decision(SolvedState(state.holding(codes, value.dtype), state.format, kind))
 
     return LeafMethod(check, init)
+
+
+def whole(value: Any) -> jax.Array:
+    """A parameter that is under a mask as it was before; others as `dense` has them."""
+    return value.values if isinstance(value, MaskedArray) else dense(value)
 
 
 def weighing(

@@ -1,7 +1,6 @@
 """Matrices settled row after row, each row's error passed on to the rows behind it."""
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ Held = Any
 Settle = Callable[[jax.Array, Held], jax.Array]
 Choose = Callable[[jax.Array, jax.Array, Held], Held]
 
-# Unrolled parts: between them, products with rows that are not settled yet are left out.
+# Parts between which products with rows that are not settled yet are left out.
 _PARTS = 4
 
 _dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
@@ -60,9 +59,12 @@ def settle_rows(
     """
     k = w.shape[0]
     block = min(block // step * step, -(-k // step) * step) if block > step else step
-    w, held = (jax.tree.map(functools.partial(_filled, -k % block), x) for x in (w, held))
-    diagonal = jnp.pad(jnp.diagonal(factor), (0, -k % block), constant_values=1)
-    factor = jnp.pad(factor, [(0, -k % block)] * 2) / diagonal
+    count = -(-k // block)
+    blocks = -(-count // _PARTS)
+    part = blocks * block
+    w, held = (jax.tree.map(functools.partial(_filled, -k % part), x) for x in (w, held))
+    diagonal = jnp.pad(jnp.diagonal(factor), (0, -k % part), constant_values=1)
+    factor = jnp.pad(factor, [(0, -k % part)] * 2) / diagonal
 
     def settle_step(i, carry, first, sums, corner, scales):
         wrong, settled, own = carry
@@ -101,22 +103,30 @@ def settle_rows(
         held = jax.tree.map(lambda x, new: _with_rows(x, new, at), held, own)
         return _with_rows(wrong, apart, at), _with_rows(settled, made, at), held
 
-    count = w.shape[0] // block
-    parts = min(count, _PARTS)
-    cuts = [count * i // parts * block for i in range(parts + 1)]
-    done: list[Any] = []
-    for low, high in itertools.pairwise(cuts):
-        part = lambda x, low=low, high=high: _rows(x, low, high - low)
-        first, columns = part(w), _columns(factor, low, high - low)
-        blank = sums = jnp.zeros_like(first)
-        for start, found in zip(cuts, done, strict=False):
-            sums = sums + _dot(_rows(columns, start, len(found[0])).T, found[0])
-        given = {"first": first, "sums": sums, "corner": part(columns), "scales": part(diagonal)}
+    def settle_part(p, carry):
+        wrong, settled, held = carry
+        at = p * part
+        first, columns = _rows(w, at, part), _columns(factor, at, part)
+
+        def add(i, sums):
+            done = i * part
+            return sums + _dot(_rows(columns, done, part).T, _rows(wrong, done, part))
+
+        blank = jnp.zeros_like(first)
+        given = {"first": first, "sums": lax.fori_loop(0, p, add, blank)}
+        given |= {"corner": _rows(columns, at, part), "scales": _rows(diagonal, at, part)}
+        own = jax.tree.map(lambda x: _rows(x, at, part), held)
         run = functools.partial(settle_block, **given)
-        own = jax.tree.map(part, held)
-        done.append(lax.fori_loop(0, (high - low) // block, run, (blank, blank, own)))
-    settled, held = jax.tree.map(lambda *x: jnp.concatenate(x)[:k], *[x[1:] for x in done])
-    return settled, held
+        # The last part may end before its rows do.
+        some = jnp.minimum(blocks, count - p * blocks)
+        apart, made, own = lax.fori_loop(0, some, run, (blank, blank, own))
+        held = jax.tree.map(lambda x, new: _with_rows(x, new, at), held, own)
+        return _with_rows(wrong, apart, at), _with_rows(settled, made, at), held
+
+    # One compiled body for all parts, blocks, steps and rows.
+    start = (jnp.zeros_like(w), jnp.zeros_like(w), held)
+    _, settled, held = lax.fori_loop(0, len(w) // part, settle_part, start)
+    return settled[:k], jax.tree.map(lambda x: x[:k], held)
 
 
 def _free(corner: jax.Array, sums: jax.Array) -> jax.Array:
