@@ -37,11 +37,15 @@ def method(name, format, args):
     """The compression that a method's and a format's name say; ``-zero`` is a zero point."""
     bits, zero, _ = format.partition("-zero")
     given = {"group_size": args.group or None, "symmetric": not zero, "where": KERNELS}
+    given["scale_dtype"] = args.scales
     if args.activations:
         given["activations"] = args.activations
     name = name.removesuffix(IN_ORDER)
     if name == "corrected":
-        return jc.low_rank_correction(jc.gptq(bits, **given), args.rank, whiten=True)
+        solver = jc.gptq(bits, damping=args.damping, **given)
+        return jc.low_rank_correction(solver, args.rank, whiten=True)
+    if name == "gptq":
+        return jc.gptq(bits, damping=args.damping, **given)
     if name in ("nearest", "squares"):
         bounds = jc.bounds.mse() if name == "squares" else None
         return jc.quantize(bits, bounds=bounds, **given)
@@ -81,6 +85,8 @@ def arguments(argv):
     parser.add_argument("--methods", nargs="*", default=["nearest", "gptq"], choices=METHODS)
     parser.add_argument("--group", type=int, default=64, help="their size; 0: none")
     parser.add_argument("--activations", help="round activations too, such as int8")
+    parser.add_argument("--scales", metavar="DTYPE", help="of the scales, such as bfloat16")
+    parser.add_argument("--damping", type=float, default=0.01, help="of gptq")
     parser.add_argument("--rank", type=int, default=32, help="of corrections")
     parser.add_argument("--rotate", choices=["stream", "inputs"], help="rotate before")
     parser.add_argument("--tokens", type=int, default=2048, help="to measure")
@@ -139,6 +145,9 @@ def row_name(args, format, name):
     """What a row is called; some methods need no tokens."""
     words = [f"{format} g{args.group}" if args.group else format, name]
     words += [f"activations {args.activations}"] if args.activations else []
+    words += [f"{args.scales} scales"] if args.scales else []
+    if name.startswith(("gptq", "corrected")) and args.damping != 0.01:
+        words += [f"damping {args.damping}"]
     words += [f"rank {args.rank}"] if name.startswith("corrected") else []
     words += [f"{args.rotate} rotated"] if args.rotate else []
     words += [] if name in WITHOUT_DATA else [f"{args.calibrate} tokens"]
