@@ -48,9 +48,15 @@ def absmax(on_grid: bool = False) -> Bounds:
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
         >>> params, fn = {"w": jnp.array([[1.0], [0.3]])}, lambda params, x: x @ params["w"]
-        >>> largest = lambda bounds: jc.compress(
-        ...     params, jc.quantize("int4", bounds=bounds), uses=jc.uses(fn, params, jnp.ones(2))
-        ... )["w"].materialize().max()
+        >>> largest = lambda bounds: (
+        ...     jc.compress(
+        ...         params,
+        ...         jc.quantize("int4", bounds=bounds),
+        ...         uses=jc.uses(fn, params, jnp.ones(2)),
+        ...     )["w"]
+        ...     .materialize()
+        ...     .max()
+        ... )
         >>> largest(jc.bounds.absmax()).round(2), largest(jc.bounds.absmax(on_grid=True)).round(2)
         (Array(0.93, dtype=float32), Array(1., dtype=float32))
     """
@@ -122,9 +128,7 @@ def percentile(percent: float) -> Bounds:
 _CANDIDATES, _LEAST = 80, 0.2
 
 
-def mse(
-    candidates: int = _CANDIDATES, least: float = _LEAST, on_grid: bool = False
-) -> Bounds:
+def mse(candidates: int = _CANDIDATES, least: float = _LEAST, on_grid: bool = False) -> Bounds:
     """The part of the whole range that leaves the smallest squared error.
 
     Args:

@@ -1,4 +1,4 @@
-"""Codes that are chosen together against what a search over all of them finds, and what is refused."""
+"""Codes that are chosen together, against a search over all choices; and what is refused."""
 
 import itertools
 
@@ -36,10 +36,10 @@ def error(params, batches):
 @pytest.mark.ci
 def test_outputs_of_a_block_are_nearer_than_by_one_product_after_the_other():
     """Also on inputs that nothing was learned from; steps and zero points stay."""
-    before = small(jc.auto_round("int2", group_size=4, symmetric=False))
-    after = jc.learn_rounding(block, PARAMS, before, X, steps=200)
+    before = small(jc.quantize("int2", group_size=4, symmetric=False))
+    after = jc.learn_rounding(block, PARAMS, before, X, steps=150)
     unseen = [normal(30, 256, 8) @ normal(9, 8, 8) / 3]
-    assert error(after, X) < 0.8 * error(before, X)
+    assert error(after, X) < 0.7 * error(before, X)
     assert error(after, unseen) < error(before, unseen)
     for name in PARAMS:
         jax.tree.map(
@@ -47,8 +47,11 @@ def test_outputs_of_a_block_are_nearer_than_by_one_product_after_the_other():
             (before[name].scale, before[name].zero),
             (after[name].scale, after[name].zero),
         )
-        moved = np.asarray(after[name].unpacked(), int) - np.asarray(before[name].unpacked(), int)
-        assert np.abs(moved).max() == 1
+        # One of the two levels next to the entry, unless the range ends before it.
+        w, step = PARAMS[name], np.asarray(jnp.repeat(before[name].scale, 4, 0))
+        inside = np.abs(before[name].materialize() - w) < step
+        assert np.all(np.abs(after[name].materialize() - w)[inside] < step[inside] * 1.001)
+        assert np.any(after[name].unpacked() != before[name].unpacked())
     assert jax.tree.structure(after) == jax.tree.structure(before)
 
 
@@ -76,10 +79,15 @@ def test_few_codes_are_as_good_as_the_best_of_all_choices():
 
 
 def test_what_is_no_array_of_codes_is_named():
-    tree = {"up": jc.compress({"up": PARAMS["up"]}, jc.quantize("nf4"))["up"], "down": PARAMS["down"]}
+    tree = {
+        "up": jc.compress({"up": PARAMS["up"]}, jc.quantize("nf4"))["up"],
+        "down": PARAMS["down"],
+    }
     with pytest.raises(ValueError, match="'down' is a ArrayImpl"):
         jc.learn_rounding(block, PARAMS, tree, X, where="down")
-    with pytest.raises(ValueError, match=r"of integers with a code for each entry"):
+    with pytest.raises(ValueError, match="of integers, with a code for each entry"):
         jc.learn_rounding(block, PARAMS, tree, X)
+    with pytest.raises(ValueError, match="outputs over all batches is nan"):
+        jc.learn_rounding(block, PARAMS, small(jc.quantize("int4")), [X[0] * jnp.nan])
     with pytest.raises(ValueError, match="0 batches"):
         jc.learn_rounding(block, PARAMS, small(jc.quantize("int4")), [])
