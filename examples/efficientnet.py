@@ -31,16 +31,9 @@ from jaxopt_compress.tree import map_named, named_leaves
 # Logits beyond these are those of the linear layer.
 CLASSES, PART = 1000, 20
 STATIC = jc.activations("int8", "calibrated")
-
-
-def _on_grid(x, axes, fmt, symmetric, view):
-    high = jnp.max(jnp.abs(x), axes, keepdims=True) * (fmt.grid.high + 0.5) / fmt.grid.high
-    return -high, high
-
-
 # By default the largest magnitude is 127.5 steps: it becomes 127 or, negative, mostly -128, and so
 # moves down in nearly all channels. Here it is 127 steps, and stays.
-ON_GRID = jc.bounds.Bounds(_on_grid, clips=False)
+ON_GRID = jc.bounds.absmax(on_grid=True)
 WEIGHTS_ONLY = {
     "int8": jc.quantize("int8", where=WEIGHTS),
     "int8, largest on the grid": jc.quantize("int8", where=WEIGHTS, bounds=ON_GRID),

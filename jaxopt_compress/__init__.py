@@ -58,7 +58,7 @@ from jaxopt_compress.planning import (
     sensitivities,
     traffic,
 )
-from jaxopt_compress.post_training import compress_in_order, correct_biases
+from jaxopt_compress.post_training import compress_in_order, correct_biases, learn_rounding
 from jaxopt_compress.precision import (
     dynamic_loss_scale,
     loss_scale,
@@ -189,6 +189,7 @@ __all__ = [
     "hard_concrete",
     "hqq",
     "kronecker",
+    "learn_rounding",
     "lift",
     "load",
     "load_gguf",

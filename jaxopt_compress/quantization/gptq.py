@@ -37,10 +37,11 @@ def gptq(
     .. math:: \mathrm{tr}(D^T H D), \qquad D = \hat W - W, \quad H = E[x x^T]
 
     where the rows that are not rounded yet make up for the errors of those that are. Entries that
-    an earlier element of a chain set to 0 stay 0, and inputs that were always 0 in the statistics
-    have their weights rounded to the nearest. Steps are decided before the first row, for all
-    groups. The codes are final: no update changes them, and gradients with respect to the parameter
-    are 0. Training goes on with the other parameters.
+    `prune` set to 0 earlier in a chain stay 0, with :math:`W` the parameter before it: the others
+    make up for them. Inputs that were always 0 in the statistics have their weights rounded to the
+    nearest. Steps are decided before the first row, for all groups. The codes are final: no update
+    changes them, and gradients with respect to the parameter are 0. Training goes on with the other
+    parameters.
 
     Args:
         format: As in `quantize`.

@@ -122,6 +122,44 @@ def test_mse(symmetric):
         assert high[2] == top[2]
 
 
+@pytest.mark.parametrize(("name", "top"), [("int2", 1), ("int4", 7), ("int8", 127), ("nf4", 1)])
+def test_the_largest_magnitude_is_a_level(name, top):
+    fmt = format_of(name)
+    low, high = measured(bounds.absmax(on_grid=True), name)
+    scale, _ = step_of(jnp.asarray(low), jnp.asarray(high), fmt, True)
+    most = np.abs(flat()).max(1)[[0, 2, 3]]
+    np.testing.assert_allclose(np.asarray(scale)[[0, 2, 3]] * top, most, rtol=1e-6)
+    np.testing.assert_array_equal(low, -high)
+    whole = measured(bounds.absmax(on_grid=True), "int4", symmetric=False)
+    np.testing.assert_array_equal(whole, measured(bounds.absmax(), "int4", symmetric=False))
+
+
+@pytest.mark.parametrize("name", ["int2", "int4"])
+def test_wider_ranges_are_tried_where_they_are_asked_for(name):
+    """Rows for which a wider one is better exist, and none gets worse."""
+    fmt = FORMATS[name]
+    x = np.random.default_rng(1).uniform(-1, 1, (4, 6, 64)).astype(np.float32)
+    x[0] = np.sign(x[0])  # one magnitude, which is a level of the widest range alone
+
+    def view(low, high):
+        scale, _ = step_of(low, high, fmt, True)
+        return decode(round_to_grid(jnp.asarray(x), scale, None, fmt)[0], scale, jnp.float32)
+
+    run = lambda b: np.asarray(b.measure(jnp.asarray(x), AXES, fmt, True, view)[1]).ravel()
+    plain, wider = run(bounds.mse()), run(bounds.mse(on_grid=True))
+    rows = x.reshape(4, -1).astype(float)
+    error = lambda row, high: squared_errors(row[None], fmt, True, [high / abs(row).max()])[0, 0]
+    errors = np.array([list(map(error, rows, high)) for high in (plain, wider)])
+    assert np.all(errors[1] <= errors[0] * (1 + 1e-5))
+    np.testing.assert_allclose(wider[0], fmt.top / fmt.grid.high, rtol=1e-6)
+    assert errors[1, 0] < 1e-6 * errors[0, 0]
+
+
+def test_one_bit_has_no_level_above_zero():
+    with pytest.raises(ValueError, match="'int1' has none above 0"):
+        bounds.absmax(on_grid=True).check(format_of("int1"), True)
+
+
 def test_mse_is_scale_free_as_far_as_squares_are():
     """Squares of values below 1e-19 are zeros: then the whole range stays."""
     _, high = measured(bounds.mse(20, 0.3))
@@ -183,6 +221,8 @@ def test_ranges_stay_finite():
     x[3] = top * np.linspace(-1, 1, 32, dtype=np.float32)
     for chosen in (
         bounds.absmax(),
+        bounds.absmax(on_grid=True),
+        bounds.mse(8, on_grid=True),
         bounds.ABSMEAN,
         bounds.percentile(99),
         bounds.mse(8),

@@ -56,9 +56,7 @@ STACKS = {
     "scanned twice": Stack(
         scanned_twice, product("bd,df->bf"), (1, 3, K, N), (1, 3, ROWS, K), lead=2
     ),
-    "vmap": Stack(
-        jax.vmap(product("bd,df->bf")), product("bd,df->bf"), (3, K, N), (3, ROWS, K)
-    ),
+    "vmap": Stack(jax.vmap(product("bd,df->bf")), product("bd,df->bf"), (3, K, N), (3, ROWS, K)),
     "heads out": Stack(
         product("lbd,ldhk->lbhk"), product("bd,dhk->bhk"), (3, K, 2, N // 2), (3, ROWS, K)
     ),
@@ -80,9 +78,7 @@ SOLVERS = {
     "auto_round, relaxed": lambda: jc.auto_round("int3", method="relaxed", steps=50),
     "awq": lambda: jc.awq("int3"),
     "hqq": lambda: jc.hqq("int3", symmetric=False),
-    "smooth_quant": lambda: jc.smooth_quant(
-        activations=jc.activations("int8", "calibrated")
-    ),
+    "smooth_quant": lambda: jc.smooth_quant(activations=jc.activations("int8", "calibrated")),
     "mse": lambda: jc.quantize("int3", bounds=MSE),
     "sparse_gpt": lambda: jc.sparse_gpt(0.5),
     "sparse_gpt, 2:4, gptq": lambda: jc.chain(jc.sparse_gpt(0.5, "2:4"), jc.gptq("int3")),
@@ -135,7 +131,7 @@ def test_entries_are_decided_as_if_each_were_alone(name, solver):
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", [s for s in SOLVERS if not s.startswith(("prune", "low"))])
 def test_groups_of_a_convolution_are_decided_as_if_each_were_alone(solver):
-    """A mask by magnitude and factors are those of the whole weight, which has no axis of groups."""
+    """Masks by magnitude and factors are those of the whole weight: it has no axis of groups."""
     groups, depth, columns = 3, 4, 2
 
     def convolved(p, x, groups=1):

@@ -1,6 +1,7 @@
 """Rounding up or down as a relaxation says that is learned from second moments."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -58,26 +59,23 @@ def ada_round(
         def pull(wrong: jax.Array) -> jax.Array:
             return jnp.matmul(h, wrong, precision=lax.Precision.HIGHEST)
 
-        def loss(v: jax.Array, beta: jax.Array, weight: jax.Array) -> jax.Array:
-            up = _between(v)
+        def loss(v: jax.Array, at: jax.Array) -> jax.Array:
+            up = between(v)
             wrong = (bottom + up * width - w) / unit
-            return jnp.sum(wrong * pull(wrong)) + weight * jnp.sum(1 - _distance(up) ** beta)
+            return jnp.sum(wrong * pull(wrong)) + _WEIGHT * jnp.sum(pull_at(at)(up))
 
         adam = optax.adam(_RATE)
 
         def step(carry, at):
             v, state = carry
-            beta = _SHARP[0] + (_SHARP[1] - _SHARP[0]) * jnp.maximum(at - _FREE, 0) / (1 - _FREE)
-            grads = jax.grad(loss)(v, beta, jnp.where(at < _FREE, 0, _WEIGHT))
-            updates, state = adam.update(grads, state, v)
+            updates, state = adam.update(jax.grad(loss)(v, at), state, v)
             return (v + updates, state), None
 
         share = jnp.where(width > 0, (w - bottom) / jnp.where(width > 0, width, 1), 0)
-        # The inverse of what lies between, kept off its ends, where it has no slope.
-        start = jax.scipy.special.logit((jnp.clip(share, 0.01, 0.99) + 0.1) / 1.2)
+        start = logit(jnp.clip(share, 0.01, 0.99))
         times = jnp.arange(steps, dtype=jnp.float32) / steps
         (v, _), _ = lax.scan(step, (start, adam.init(start)), times)
-        learned = jnp.where(_between(v) >= 0.5, high, low)
+        learned = jnp.where(between(v) >= 0.5, high, low)
         wrong = [grid.values(x, fmt) - w for x in (learned, nearest)]
         errors = [jnp.sum(d * pull(d), 0) for d in wrong]
         return jnp.where(errors[0] < errors[1], learned, nearest)
@@ -86,10 +84,19 @@ def ada_round(
     return per_entry(one, w.ndim - 2)(*args)
 
 
-def _between(v: jax.Array) -> jax.Array:
+def between(v: jax.Array) -> jax.Array:
+    """The soft choice, in [0, 1]."""
     return jnp.clip(1.2 * jax.nn.sigmoid(v) - 0.1, 0, 1)
 
 
-def _distance(up: jax.Array) -> jax.Array:
-    """``|2 h - 1|``, above 0 so that its powers have slopes."""
-    return jnp.maximum(jnp.abs(2 * up - 1), 1e-6)
+def logit(up: jax.Array) -> jax.Array:
+    """Inverts `between`; keep off 0 and 1, where it has no slope."""
+    return jax.scipy.special.logit((up + 0.1) / 1.2)
+
+
+def pull_at(at: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """What drives soft choices to 0 and 1 at a time from 0 to 1; at first nothing does."""
+    beta = _SHARP[0] + (_SHARP[1] - _SHARP[0]) * jnp.maximum(at - _FREE, 0) / (1 - _FREE)
+    # The distance is kept above 0, so that its powers have slopes.
+    pull = lambda up: 1 - jnp.maximum(jnp.abs(2 * up - 1), 1e-6) ** beta
+    return lambda up: jnp.where(at < _FREE, 0, pull(up))
