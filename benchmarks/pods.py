@@ -1,6 +1,6 @@
 """Compiles Llama 3 for whole TPU pods, on a machine that has no accelerator.
 
-    python benchmarks/pods.py [--only decode/8B] [--json]
+    python benchmarks/pods.py [--only decode/8B] [--option NAME=VALUE] [--json]
 
 Parameters are shapes: `jax.eval_shape` makes the compressed tree, `jc.shard` says where it lies,
 and libtpu compiles for the described chips. Nothing runs. Per chip: bytes of arguments (weights,
@@ -171,12 +171,16 @@ def plan():
     }
 
 
-def measure(what, build, size, pod):
-    """Compiles one case; one row of figures."""
+def measure(what, build, size, pod, options=None):
+    """Compiles one case, with options of the compiler; one row of figures."""
     mesh = PODS[pod]()
     program, begin = build(size, mesh), time.perf_counter()
     compiled = hlo_tools.compile_for(
-        program.fn, program.args, "tpu", donate_argnums=program.donated
+        program.fn,
+        program.args,
+        "tpu",
+        donate_argnums=program.donated,
+        compiler_options=options or None,
     )
     memory, text = compiled.memory_analysis(), compiled.as_text()
     row = {"program": what, "model": size, "pod": pod, "chips": mesh.devices.size}
@@ -198,17 +202,19 @@ def measure(what, build, size, pod):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="a part of program/model/pod")
+    parser.add_argument("--option", nargs="*", default=[], help="NAME=VALUE, of the compiler")
     parser.add_argument("--json", action="store_true", help="print one line of JSON only")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     cases = {name: case for name, case in plan().items() if (args.only or "") in name}
     if not cases:
         sys.exit(f"--only {args.only} matches none of:\n" + "\n".join(plan()))
+    options = dict(option.split("=", 1) for option in args.option)
     rows = []
     for name, case in cases.items():
         print(f"compiling {name}", file=sys.stderr, flush=True)
         try:
-            rows.append(measure(name.split("/")[0], *case))
+            rows.append(measure(name.split("/")[0], *case, options))
         except jax.errors.JaxRuntimeError as error:
             first = " ".join(str(error).split())[:400]
             rows.append(dict(zip(("program", "model", "pod"), name.split("/"), strict=True)))

@@ -6,10 +6,16 @@ model, which needs no labels. Then budgets of the bytes that uniform 3 and 4 bit
 the solver, and all are compared by the rank correlation on the test part.
 
     python -m examples.allocation [--sentences 256] [--measured 2] [--json]
+    python -m examples.allocation --loss pairs --beside int3 --bits 3
+
+With ``--loss pairs`` it is how far the similarities of sentence pairs are from a linear function of
+those before, since a rank correlation sees no shift and no scale; with ``--beside`` all other
+weights are rounded while one is measured.
 """
 
 import argparse
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +42,29 @@ def moved(apply, params):
     return loss, lambda ids: (ids, run(params, ids))
 
 
+def related(apply, params):
+    """A loss: 1 less the correlation of pair similarities with those of ``params``.
+
+    The pairs are all those of a sentence in the first half of a batch with one in the second.
+    """
+
+    def similarities(params, ids):
+        vectors = apply(params, ids)
+        first, second = jnp.split(vectors, 2)
+        centred = (first @ second.T).ravel()
+        return centred - centred.mean()
+
+    def loss(changed, ids, reference):
+        own = similarities(changed, ids)
+        return 1 - own @ reference / (jnp.linalg.norm(own) * jnp.linalg.norm(reference))
+
+    run = jax.jit(similarities)
+    return loss, lambda ids: (ids, run(params, ids))
+
+
+LOSSES = {"moved": moved, "pairs": related}
+
+
 def sentences(tokenize, count):
     """Token ids of sentences of the training part, (count / size, size, length)."""
     texts = sorted({text for pair in data.stsb("train") for text in pair[:2]})
@@ -51,12 +80,16 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sentences", type=int, default=256)
     parser.add_argument("--measured", type=int, default=2, help="candidates of each weight")
+    parser.add_argument("--loss", choices=list(LOSSES), default="moved")
+    parser.add_argument("--beside", choices=list(CANDIDATES), help="of all other weights")
+    parser.add_argument("--bits", type=int, nargs="+", default=[3, 4], help="budgets")
+    parser.add_argument("--resume", help="a file that keeps measurements")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     folder = fetch("minilm")
     tokenize, params = minilm.tokenizer(folder), minilm.load(folder)
     ids = sentences(tokenize, args.sentences)
-    loss, made = moved(minilm.apply, params)
+    loss, made = LOSSES[args.loss](minilm.apply, params)
     batches = list(map(made, ids))
     half = len(batches) // 2
     uses = jc.uses(minilm.apply, params, ids[0])
@@ -66,8 +99,10 @@ def main(argv=None):
         CANDIDATES,
         batches[:half],
         held_out=batches[half:],
+        beside=CANDIDATES.get(args.beside),
         uses=uses,
         measured=args.measured,
+        resume=args.resume,
         progress=True,
     )
     test = minilm.pairs(tokenize)
@@ -77,8 +112,9 @@ def main(argv=None):
         small = jc.compress(params, recipe, uses=uses)
         quality = jc.evaluate(minilm.similarity, small, test, ["spearman"])["spearman"]
         found[name] = {"bytes": jc.nbytes(small), "spearman": quality}
+        print(json.dumps({name: found[name]}), file=sys.stderr, flush=True)
 
-    for bits in (3, 4):
+    for bits in args.bits:
         uniform = {"**": CANDIDATES[f"int{bits}"]}
         show(f"int{bits}", uniform)
         share = found[f"int{bits}"]["bytes"] / table.dense_bytes

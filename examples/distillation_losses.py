@@ -10,6 +10,7 @@ on the 10000 test images, with 95% intervals, and the gain over labels of the sa
 
 import argparse
 import json
+import sys
 from typing import Any
 
 import jax
@@ -118,6 +119,7 @@ def main(argv=None):
     for name in track(dict.fromkeys(["labels", *args.losses]), "losses", transient=True):
         own = [student(name, data, args.epochs, seed) for seed in range(args.seeds)]
         found[name] = [accuracy(apply, v) for v in own]
+        print(json.dumps({name: found[name]}), file=sys.stderr, flush=True)
     if args.json:
         print(json.dumps(found))
         return found

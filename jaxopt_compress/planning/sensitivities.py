@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import is_compressed, materialize
-from jaxopt_compress.compression import Compression
+from jaxopt_compress.compression import Compression, compress
+from jaxopt_compress.compression.compress import Recipe
 from jaxopt_compress.planning.costs import Running, running
+from jaxopt_compress.planning.fisher import squared_gradients
 from jaxopt_compress.planning.kept import Kept, tracked
 from jaxopt_compress.planning.tables import Table, as_rich, as_text
 from jaxopt_compress.post_training.fingerprint import fingerprint
@@ -112,6 +114,7 @@ def sensitivities(
     batches: Sequence[tuple[Any, ...]],
     *,
     held_out: Sequence[tuple[Any, ...]] | None = None,
+    beside: Compression | Recipe | None = None,
     uses: Any = None,
     stats: Any = None,
     groups: Sequence[Where] = (),
@@ -129,7 +132,8 @@ def sensitivities(
 
     for the gradients :math:`g_b` of batches. For each row the smallest candidates that no other one
     beats in bytes and estimate are then measured: the loss on held-out batches with this row
-    compressed and all others as they are. Increases of several rows are taken to add up.
+    compressed and all others as they are, or as ``beside`` makes them. Increases of several rows
+    are taken to add up.
 
     Args:
         loss: ``loss(params, *batch) -> scalar``.
@@ -137,6 +141,10 @@ def sensitivities(
         candidates: Name -> compression, of any kinds.
         batches: Tuples of arguments, of one shape: for gradients.
         held_out: Likewise, for measurements; by default ``batches``.
+        beside: The compression, or recipe, of all other rows while one is measured, such as the
+            uniform one that an allocation should beat. An increase is then over this row left
+            dense, which takes a measurement more per row. A loss that compares with the model
+            before compression has no gradient there: it needs ``beside`` for its estimates.
         uses: What `uses` found.
         stats: What `calibrate` found, for candidates that need it.
         groups: Each a choice of parameters that have to get the same candidate, such as the
@@ -183,7 +191,10 @@ def sensitivities(
         small = dict(candidates[name].compress(part, state))
         return small if all(map(is_compressed, small.values())) else None
 
-    squares = _squared_gradients(loss, params, taken, batches)
+    others = params
+    if beside is not None:
+        others = materialize(compress(params, beside, uses=uses, stats=stats))
+    squares = squared_gradients(loss, others, taken, batches)
     cells: dict[str, dict[str, Cell]] = {}
     forms: dict[tuple[str, str], dict[str, Any]] = {}
     for row, paths in rows.items():
@@ -198,13 +209,18 @@ def sensitivities(
 
     run = jax.jit(loss)
     mean = lambda tree: sum(float(run(tree, *batch)) for batch in held_out) / len(held_out)
+    with_row = lambda own: mean(map_named(lambda p, w: own.get(p, w), others))
     base, deadline = mean(params), time.monotonic() + seconds
-    kept = Kept(resume, fingerprint(params, dict(candidates), batches, held_out, loss))
+    # With all others as they were, a dense row costs what the dense model does.
+    dense_row = {row: base for row in cells} if beside is None else {}
+    asked = (params, dict(candidates), batches, held_out, loss)
+    kept = Kept(resume, fingerprint(*asked, *([] if beside is None else [others])))
     for row, name in tracked(_in_turns(forms), progress):
         found, small = kept.get(row, name), forms.pop((row, name))
         if found is None and time.monotonic() < deadline:
-            dense = {path: materialize(w) for path, w in small.items()}
-            found = mean(map_named(lambda p, w, d=dense: d.get(p, w), params)) - base
+            if row not in dense_row:
+                dense_row[row] = with_row({path: leaves[path] for path in rows[row]})
+            found = with_row({p: materialize(w) for p, w in small.items()}) - dense_row[row]
             kept.put(row, name, found)
         cells[row][name] = cells[row][name]._replace(measured=found)
     counted = {path for row in cells for path in rows[row]}
@@ -255,24 +271,6 @@ def _rows(params: Any, uses: Any, groups: Sequence[Where]) -> dict[str, list[str
         taken |= set(paths)
         rows[" + ".join(paths)] = paths
     return rows | {path: [path] for path in every if path not in taken}
-
-
-def _squared_gradients(
-    loss: Callable[..., jax.Array], params: Any, paths: set[str], batches: Sequence[Any]
-) -> dict[str, jax.Array]:
-    """Path -> the mean over batches of the squared gradient of each entry."""
-
-    @jax.jit
-    def add(total: dict[str, jax.Array], params: Any, *batch: Any) -> dict[str, jax.Array]:
-        chosen = {path: w for path, w in named_leaves(params) if path in paths}
-        at = lambda own: loss(map_named(lambda p, w: own.get(p, w), params), *batch)
-        grads = jax.grad(at)(chosen)
-        return {p: t + jnp.square(grads[p].astype(jnp.float32)) for p, t in total.items()}
-
-    total = {p: jnp.zeros(w.shape) for p, w in named_leaves(params) if p in paths}
-    for batch in batches:
-        total = add(total, params, *batch)
-    return {path: t / len(batches) for path, t in total.items()}
 
 
 def _frontier(found: Mapping[str, Cell]) -> list[str]:

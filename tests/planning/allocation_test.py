@@ -190,6 +190,36 @@ def test_estimates_rank_as_measurements_do():
     assert 0.2 < got / want < 5
 
 
+@pytest.mark.ci
+def test_rows_are_measured_beside_a_recipe(tmp_path):
+    """Two factors of one product: an error in one costs as much as the other is large.
+
+    A loss that compares with the dense model has no gradient there, but has one beside a recipe.
+    """
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {"a": jax.random.normal(keys[0], (8, 8)), "b": jax.random.normal(keys[1], (8, 8))}
+    model = lambda p, x: (x @ p["a"]) * (x @ p["b"])
+    x = jax.random.normal(keys[2], (64, 8))
+    loss = lambda p, x: jnp.mean(jnp.square(model(p, x) - model(params, x)))
+    uses, base = jc.uses(model, params, x), jc.quantize("int2")
+    find = functools.partial(jc.sensitivities, loss, params, FORMATS, [(x,)], uses=uses, measured=3)
+    table = find(beside=base, resume=tmp_path / "kept")
+    rounded = jc.materialize(jc.compress(params, base, uses=uses))
+    for row, other in (("a", "b"), ("b", "a")):
+        beside = {row: params[row], other: rounded[other]}
+        for name, c in FORMATS.items():
+            own = jc.materialize(jc.compress(params, {row: c}, uses=uses))[row]
+            want = float(loss({**beside, row: own}, x) - loss(beside, x))
+            # A difference of two sums in float32.
+            off = 1e-5 * float(loss(beside, x))
+            assert table.cells[row][name].measured == pytest.approx(want, abs=off)
+    assert table.loss == pytest.approx(0, abs=1e-9)
+    assert all(table.cells["a"][name].estimate > 1e-6 for name in FORMATS)
+    # What was measured beside something else is not read again.
+    alone = find(resume=tmp_path / "kept")
+    assert alone.cells["a"]["int8"].measured != table.cells["a"]["int8"].measured
+
+
 def test_groups_share_a_choice_and_candidates_of_several_families():
     loss, params, batches = network()
     uses = jc.uses(loss, params, *batches[0])
