@@ -47,7 +47,7 @@ def _per_group(form: Callable[..., jax.Array]) -> Run:
 
 
 def _groups_streamed(case: Case, x_scale: Any) -> jax.Array:
-    linear = dots.group_by_group if case.outgrows_codes else dots.per_group
+    linear = dots.group_by_group if case.outgrows_codes() else dots.per_group
     return _per_group(dots.rows_after(dots.streamed_groups(linear)))(case, x_scale)
 
 
@@ -71,10 +71,6 @@ def _too_deep(case: Case) -> bool:
 
 def _few(case: Case) -> bool:
     return case.rows == 1 or case.w.groups * case.rows <= _MAX_BLOCK_DIAGONAL_ROWS
-
-
-def _outgrown(case: Case) -> bool:
-    return case.outgrows_codes
 
 
 def _short(case: Case) -> bool:
@@ -121,7 +117,7 @@ INTEGERS_IN_GROUPS = (
          "products per group stream, as a batch dimension"),
     Form("streamed", "integers in groups", CPU, _pays, _groups_streamed, nothing,
          "the library for int8 takes groups block by block"),
-    Form("group by group", "integers in groups", EVERY, _outgrown,
+    Form("group by group", "integers in groups", EVERY, Case.outgrows_codes,
          _per_group(dots.rows_after(dots.group_by_group)), codes,
          "products of all groups together would take more memory than the codes"),
     Form("few products per group", "integers in groups", EVERY, always,

@@ -71,9 +71,10 @@ def contraction_rule(primitives: str, *types: type) -> Callable[[Any], Any]:
 
 def _kept_for_all_layers(call: Call) -> bool:
     """Whether the equation is part of a scan, and no `jax.checkpoint` in it says what to keep."""
-    names = [eqn.primitive.name for eqn in call.replay.enclosing]
-    decisive = [name for name in names if name in ("scan", "remat2", "checkpoint")]
-    return decisive[-1:] == ["scan"]
+    for eqn in reversed(call.replay.enclosing):
+        if eqn.primitive.name in ("scan", "remat2", "checkpoint"):
+            return eqn.primitive.name == "scan"
+    return False
 
 
 class Product(NamedTuple):
