@@ -126,7 +126,7 @@ class CodebookArray(CompressedArray):
         return {"codes": self.bits if self.block is None and self.bits <= 8 else None}
 
     def packings(self) -> dict[str, Packing]:
-        """Of words of codes."""
+        """The packing of words of codes."""
         return {} if self.block is None else {"codes": Packing(self.bits, self.axis, self.block)}
 
     def check_dtypes(self) -> None:

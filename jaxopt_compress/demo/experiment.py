@@ -55,7 +55,7 @@ def run(
 
     Args:
         out: A folder; files of an earlier run in it are replaced.
-        seed: Of the initial parameters and the order of the images.
+        seed: The seed of the initial parameters and the order of the images.
         epochs: How long to train.
         methods: The ways to compress.
 

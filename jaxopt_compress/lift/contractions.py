@@ -78,7 +78,7 @@ def _contract_permuted(w: PermutedArray, x: jax.Array, how: Product) -> Value:
         return y
     free = lies(d for d in range(w.ndim) if d not in (*how.contract[1], *how.batch[1]))
     first = y.ndim - len(free)
-    # They come in the order in which they lie.
+    # They come in the order of the array inside.
     return jnp.transpose(y, (*range(first), *(first + sorted(free).index(d) for d in free)))
 
 

@@ -19,7 +19,7 @@ _PLANES = (1, 2, 4)
 
 
 def in_planes(w: QuantizedArray) -> bool:
-    """Whether codes lie in planar words that shifts to either side bring to int8."""
+    """Whether codes are packed in planar words that shifts to either side bring to int8."""
     grid = w.fmt.grid
     return w.block is not None and w.bits in _PLANES and isinstance(grid, Integers) and grid.signed
 
@@ -136,7 +136,7 @@ def as_rows(x: jax.Array, summed: Sequence[int], batch: Sequence[int]) -> jax.Ar
 
 
 def lie_of_matrices(w: QuantizedArray, how: Product) -> tuple[bool, Place | None]:
-    """Whether a weight lies as matrices ``[n, k]``, and where; nowhere if axes have to be moved."""
+    """Whether a weight is stored as matrices ``[n, k]``, and its place unless axes have to move."""
     (_, summed), (_, batch) = how.contract, how.batch
     free = [d for d in range(w.ndim) if d not in summed and d not in batch]
     summed, lies = [summed[i] for i in order_of_sums(w, how)], list(range(w.ndim))

@@ -86,7 +86,7 @@ class Product(NamedTuple):
         dtype: The dtype of the result.
         precision: As in `jax.lax.dot_general`.
         pallas: Whether it may run in a kernel, as `lift` says.
-        place: Where fields of the weight lie in a scanned stack, or None.
+        place: Where a scanned stack holds the fields of the weight, or None.
     """
 
     contract: tuple[tuple[int, ...], tuple[int, ...]]
@@ -98,7 +98,7 @@ class Product(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the fields of a weight lie, for kernels that read them there.
+    """The stack that holds the fields of a weight, for kernels that read them there.
 
     Attributes:
         weight: One layer of a stack.

@@ -42,7 +42,7 @@ def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Value:
             return _scaling_activation(w, x, how)
         return dot(x, dense_operand(w, x.dtype), how)
     if w.group_size is None and w.block is None:
-        # As matrices, if it lies as one: `matmul` has the better forms.
+        # As matrices, if it is stored as one: `matmul` has the better forms.
         if (*batch, *summed, *free) != tuple(range(w.ndim)):
             if not how.pallas or not lie_of_matrices(w, how)[0]:
                 return _scaling_result(w, x, how)

@@ -1,4 +1,4 @@
-"""Thin factors of what another compression misses, beside what it stores."""
+"""Another compression, and thin factors of its error."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -28,7 +28,7 @@ def low_rank_correction(
     factors_first: bool = False,
     stack: int = 0,
 ) -> Compression:
-    r"""Stores parameters by another compression, and thin factors of what that misses.
+    r"""Stores parameters by another compression, and thin factors of its error.
 
     .. math:: W \approx Q(W) + U V, \qquad
         U V = \arg\min_{\mathrm{rank}\, r} \lVert L^T (W - Q(W) - U V) \rVert_F
@@ -36,13 +36,13 @@ def low_rank_correction(
     with :math:`L L^T = E[x x^T]` if ``whiten``, which keeps the outputs of products rather than the
     entries (LQER). Under `lift` a product is ``x @ Q + (x @ u) @ v``. With activations rounded, as
     by ``quantize("int4", activations="int4")``, the factors meet them unrounded (SVDQuant).
-    With more ``rounds`` the parameter less the factors is compressed anew, and the factors of what
-    that misses are taken, in turn (LoftQ). With ``factors_first`` the factors are those of the
-    parameter itself, and what they leave is compressed, whose range is smaller where a few
+    With more ``rounds`` the parameter less the factors is compressed anew, and the factors of
+    the new error are taken, in turn (LoftQ). With ``factors_first`` the factors are those of the
+    parameter itself, and the rest is compressed, whose range is smaller where a few
     directions are large (SVDQuant); further rounds end with the compression then.
 
     Args:
-        compression: Of dense parameters, such as `quantize` or `gptq`.
+        compression: A compression of dense parameters, such as `quantize` or `gptq`.
         rank: The inner dimension of the factors, at least 1.
         where: Which of the parameters that it compresses get factors; by default all that can.
         whiten: As in `low_rank`; True needs second moments in ``stats``.
@@ -163,7 +163,7 @@ def _with_factors(params: PyTree, state: PyTree) -> Part:
 
 
 def _missed(params: PyTree, view: PyTree, state: PyTree) -> Part:
-    """What the views of the parameters that were compressed are from the parameters."""
+    """The errors of the views of the parameters that were compressed."""
     own, views = _paths(state), dict(named_leaves(view))
     found = {}
     for path, w in named_leaves(params):

@@ -36,7 +36,7 @@ class AdaptedState(LeafState):
 
     factored: FactoredState
     kind = "lora"
-    # Of the parameter, which stays as it is stored; the sum is another matter.
+    # It describes the parameter, which stays as it is stored; the sum is another matter.
     keeps = frozenset({ZEROS, N_M, RANK, GRID})
     replaces = True
 
@@ -74,7 +74,7 @@ def lora(
     Args:
         rank: The inner dimension of the factors, at least 1.
         where: As in `low_rank`.
-        key: Of the first factor; by default a fixed one.
+        key: The random key of the first factor; by default a fixed one.
         stack: As in `low_rank`.
 
     Returns:

@@ -53,7 +53,7 @@ def low_rank(
     r"""Replaces parameters by the product of two factors, from a truncated SVD.
 
     A parameter is read as a matrix from the axes that the function contracts to the others (or the
-    other way round), in whatever order they lie; leading stack axes are matrices of their own with
+    other way round), whatever their order; leading stack axes are matrices of their own with
     a common rank. In training
     the factors are what learns: gradients go to them, and the dense parameter stays as it was.
 
@@ -89,7 +89,7 @@ def low_rank(
             say of them, such as the members of an ensemble under `jax.vmap`.
 
     Returns:
-        A `Compression` that stores `LowRankArray`, in a `PermutedArray` where contracted axes lie
+        A `Compression` that stores `LowRankArray`, in a `PermutedArray` where contracted axes are
         between others.
 
     Raises:

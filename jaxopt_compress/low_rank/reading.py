@@ -65,7 +65,7 @@ class Reading(NamedTuple):
         shape: The shape of the parameter.
         left: Axes of the first factor.
         right: Axes of the second one.
-        permuted: Whether they do not lie in this order behind the stack.
+        permuted: Whether their order behind the stack is another one.
         turned: Whether the right ones are those that the function sums over.
     """
 

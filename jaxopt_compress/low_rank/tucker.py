@@ -81,7 +81,7 @@ def tucker(
             many. Or
         energy: the share of the sum of squares to keep along either axis, in ``(0, 1]``; or
         where: Which parameters: kernels whose contracted axes are a window and input channels, of
-            which the latter lie beside the output channels unless ``inputs`` says where. Name those
+            which the latter are beside the output channels unless ``inputs`` says where. Name those
             of convolutions.
         ratio: Or how many times smaller than a kernel its parts are at least, both ranks being the
             same share of their channels.
@@ -95,7 +95,7 @@ def tucker(
     Raises:
         ValueError: Not exactly one of ``ranks``, ``energy`` and ``ratio`` given, or out of range;
             in ``init``: a kernel without a window, or in a stack, or one whose input channels
-            may lie on either side of the outputs.
+            may be on either side of the outputs.
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc

@@ -70,7 +70,7 @@ def reduced_gradients(
             entries and more. What is not taken, by this or by the method, is averaged plainly.
         min_size: Entries below which a parameter is averaged plainly.
         uses: What `uses` found, so that stacks and matrices follow the function.
-        seed: Of the factors that `power_sgd` starts from.
+        seed: The seed of the factors that `power_sgd` starts from.
 
     Returns:
         An optax transformation. Its state holds a residual per device: see `reduced_specs`.

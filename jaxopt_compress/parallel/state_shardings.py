@@ -1,4 +1,4 @@
-"""Where what training keeps beside parameters lies on a mesh."""
+"""How optimizer and compression states are split over a mesh."""
 
 import math
 from typing import Any

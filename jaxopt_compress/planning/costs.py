@@ -109,7 +109,7 @@ def runs_in_integers(leaf: Any) -> bool:
 
 
 def _picojoules_of(leaf: Any) -> float:
-    """Of one multiplication and addition."""
+    """The cost of one multiplication and addition."""
     if runs_in_integers(leaf):
         return _PJ_INT8
     return _PJ_FLOAT[16 if jnp.dtype(leaf.dtype).itemsize <= 2 else 32]

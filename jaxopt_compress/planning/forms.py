@@ -24,7 +24,7 @@ class Form(NamedTuple):
 
     Attributes:
         method: In a few words; None if it is not known.
-        bytes: Of the stored form; None if values decide.
+        bytes: The bytes of the stored form; None if values decide.
         estimated: Whether they are scaled up from a small copy.
         working: Bytes that compressing it needs besides, if nothing is fused.
         leaf: The stored form, abstract; None where values decide on its arrays.
@@ -41,7 +41,7 @@ class Forms:
     """Finds forms, each kind of parameter once.
 
     Args:
-        compression: Of the whole tree.
+        compression: The compression of the whole tree.
         shapes: The parameters, abstract.
         uses: What `uses` found.
         stats: What `calibrate` found, or None.

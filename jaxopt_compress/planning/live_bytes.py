@@ -11,8 +11,8 @@ from jaxopt_compress.arrays.base import stored_bytes
 def peak_bytes(fn: Callable[..., Any], *args: Any) -> int:
     """The most bytes that are live at once in ``fn(*args)``, arguments and results included.
 
-    Each operation writes its result, and what is no argument is freed after its last use. Compilers
-    fuse, so that they need less; decompositions use work space, which is not seen.
+    Each operation writes its result, and values that are not arguments are freed after their last
+    use. Compilers fuse, so that they need less; decompositions use work space, which is not seen.
 
     Example:
         >>> import jax.numpy as jnp

@@ -52,7 +52,7 @@ class Plan(dict[str, Any]):
 
         Args:
             path: The file.
-            title: Of the page.
+            title: The title of the page.
 
         Raises:
             ModuleNotFoundError: vl-convert is missing.
@@ -160,7 +160,7 @@ def _abstract(x: Any) -> Any:
 
 
 def _outputs(fn: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> Any:
-    """The types of the results; what is no array stays a static argument."""
+    """The types of the results; arguments that are not arrays stay static."""
     leaves, treedef = jax.tree.flatten((params, args))
     at = [i for i, x in enumerate(leaves) if hasattr(x, "shape")]
 

@@ -59,7 +59,7 @@ class Report(dict[str, Any]):
 
         Args:
             path: The file.
-            title: Of the page.
+            title: The title of the page.
             recipe: Its text, such as that of a file for `read_recipe`.
             schedules: Name -> one of `jaxopt_compress.schedules`, or a function of the update.
             steps: How many updates of them.

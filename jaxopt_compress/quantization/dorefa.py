@@ -51,7 +51,7 @@ class DorefaState(OnGrid):
     kind = "quantize"
 
     def fake_quantized(self, w: Any, learned: Any) -> FakeQuantizedArray:
-        """As `apply`, with the grid that the values lie on."""
+        """As `apply`, with the grid of the values."""
         return self.grid.gridded(self.apply(w, learned))
 
     def apply(self, w: Any, learned: Any) -> jax.Array:
@@ -60,7 +60,7 @@ class DorefaState(OnGrid):
         return _squashed(dense(w), self.bounds, self.top, self.grid.scale)
 
     def compress(self, w: Any, learned: Any, path: str) -> Any:
-        """Codes of the view, whose values lie on the grid."""
+        """Codes of the view, whose values are on the grid."""
         if isinstance(w, SparseArray):
             raise ValueError(
                 f"{path!r} is pruned, and DoReFa's grid has no zero: take quantize or lsq"

@@ -50,7 +50,7 @@ class LsqState(OnGrid):
         return dataclasses.replace(self.grid, scale=learned["scale"])
 
     def fake_quantized(self, w: Any, learned: Any) -> FakeQuantizedArray:
-        """As `apply`, with the grid that the values lie on."""
+        """As `apply`, with the grid of the values."""
         return self.current(learned).gridded(self.apply(w, learned))
 
     def apply(self, w: Any, learned: Any) -> jax.Array:

@@ -118,7 +118,7 @@ class QuantizedState(LeafState):
         return self.gridded(values)
 
     def gridded(self, values: jax.Array) -> FakeQuantizedArray:
-        """Values with the grid that they lie on, or are rounded to."""
+        """Values with their grid, which they are on or are rounded to."""
         zero = None if self.zero is None else self.zero.astype(jnp.float32)
         return FakeQuantizedArray(self._form(values, values.dtype).replace(zero=zero))
 
@@ -183,7 +183,7 @@ def _noise(key: Any, shape: tuple[int, ...]) -> jax.Array | None:
 
 
 class OnGrid(LeafState):
-    """The base of states whose views lie on a grid that something else decides, or trains.
+    """The base of states whose views are on a grid that something else decides, or trains.
 
     Attributes:
         grid: The grid.

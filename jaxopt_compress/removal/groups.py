@@ -123,7 +123,7 @@ class Groups(ScoredGroups):
             budget: `flops(share)`: units go until at most this share of the operations is left, in
                 the order of their scores, as said below.
             kept: ``Plan.kept`` of an earlier plan, also from JSON.
-            scores: Of units, for a budget; by default `scores` of magnitudes.
+            scores: The scores of units, for a budget; by default `scores` of magnitudes.
             round_to: The number of indices that is left of each axis of a group is a multiple of
                 it, such as 128 for the lanes of a TPU. A budget leaves other groups as they are;
                 units chosen by number have to fit.

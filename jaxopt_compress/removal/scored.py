@@ -40,8 +40,8 @@ class ScoredGroups(Mapping[str, Group]):
         ``scores(where="**/scale")``.
 
         Args:
-            score: Of entries: one of `jaxopt_compress.scores`, or a function of a `Parameter`; by
-                default the magnitude.
+            score: The score of entries: one of `jaxopt_compress.scores`, or a function of a
+                `Parameter`; by default the magnitude.
             reduce: How the scores of all entries that go with a unit become one: ``l2`` (the root
                 of the sum of squares), ``sum``, ``mean`` or ``max``.
             params: Parameters; by default those that groups were found on.
@@ -96,7 +96,7 @@ class ScoredGroups(Mapping[str, Group]):
             loss: ``loss(params, *args) -> scalar``.
             *args: Such as one batch.
             params: Parameters; by default those that groups were found on.
-            names: Of groups; by default all.
+            names: Names of groups; by default all.
             at_once: How many units are mapped at a time; others wait, so that memory is bounded.
 
         Returns:

@@ -100,7 +100,7 @@ def slice_stream(
     .. math:: C = \sum_{\text{readers}} E[x x^T] / \mathrm{tr}\, E[x x^T] = Q \Lambda Q^T, \qquad
         W_{\text{write}} \to W Q_k, \quad W_{\text{read}} \to Q_k^T W
 
-    Streams are found and rotated as by `rotate`, with the eigenvectors of what their readers meet
+    Streams are found and rotated as by `rotate`, with the eigenvectors of their readers' inputs
     in the place of a Hadamard matrix, from the largest eigenvalue on; then the last channels are
     removed as by `find_groups`. Norms by the root of the mean square divide by as many channels as
     before. One basis serves a stream from its first to its last layer, so that sums need no
@@ -111,7 +111,7 @@ def slice_stream(
         fn: Any JAX function.
         params: Its parameters.
         *args: The other arguments; arrays may be `jax.ShapeDtypeStruct`.
-        stats: From ``calibrate(fn, params, batches)``: second moments of what weights meet.
+        stats: The second moments of inputs, from ``calibrate(fn, params, batches)``.
         keep: The share of the channels of each stream that is left, above 0, at most 1.
         round_to: The number of channels that is left is a multiple of it, the nearest one.
         **kwargs: Further arguments of ``fn``.
@@ -186,7 +186,7 @@ def _last_units(groups: Groups, path: str, axis: int, left: int) -> tuple[str, l
 def _bases(
     found: Rotatable, leaves: Mapping[str, Any], stats: Mapping[str, Sequence[Statistics]]
 ) -> tuple[jax.Array, ...]:
-    """The eigenvectors of what the readers of each stream meet, from the largest value on.
+    """The eigenvectors of the inputs of each stream's readers, from the largest value on.
 
     Raises:
         NeedsStats: Nothing is known of a stream.

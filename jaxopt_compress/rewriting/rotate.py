@@ -159,7 +159,7 @@ def rotate(
         fn: Any JAX function.
         params: Its parameters.
         *args: The other arguments; arrays may be `jax.ShapeDtypeStruct`.
-        key: Of the signs; by default ``jax.random.key(0)``.
+        key: The random key of the signs; by default ``jax.random.key(0)``.
         **kwargs: Further arguments of ``fn``.
 
     Returns:

@@ -125,8 +125,8 @@ def rotate_inputs(
         params: Its parameters.
         *args: The other arguments; arrays may be `jax.ShapeDtypeStruct`.
         where: Which parameters; by default all that meet products or convolutions.
-        key: Of the signs; by default ``jax.random.key(0)``. A parameter's signs depend on the key
-            and on its path.
+        key: The random key of the signs; by default ``jax.random.key(0)``. A parameter's signs
+            depend on the key and on its path.
         **kwargs: Further arguments of ``fn``.
 
     Returns:

@@ -32,7 +32,7 @@ from jaxopt_compress.rewriting.bases import (
 from jaxopt_compress.rewriting.staging import CALLED, Staged, Step
 
 _SUMS = {"add", "sub", "add_any"}
-_MIXED = "it is joined with a value that lies in a basis of its own"
+_MIXED = "it is joined with a value in a basis of its own"
 
 
 class Streams:

@@ -54,7 +54,7 @@ def frontier(
         stats: What `calibrate` found, for candidates that need it.
         tune: ``tune(recipe) -> tree``: trains with a recipe, and returns the stored form. By
             default parameters are compressed without training.
-        rounds: Of timing, as in `compare`; 0 for no times.
+        rounds: The rounds of timing, as in `compare`; 0 for no times.
 
     Returns:
         The `Frontier`.

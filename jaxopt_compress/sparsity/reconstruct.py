@@ -76,7 +76,7 @@ def reconstruct(
         A `Compression` that stores `SparseArray`.
 
     Raises:
-        NeedsStats: In ``init``: there are no second moments of what meets a parameter.
+        NeedsStats: In ``init``: a parameter has no second moments of its inputs.
         ValueError: ``rounds`` or ``damping`` is not positive.
         TypeError: In ``init``: a parameter was not pruned before in the same chain.
 
@@ -128,7 +128,7 @@ def reconstruct(
 
 
 def check_rounds(rounds: int, least: int) -> None:
-    """Refuses what is no number of rounds."""
+    """Refuses values that are not a number of rounds."""
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < least:
         raise ValueError(
             f"rounds={rounds!r}; it is a whole number of at least {least}, 20 is usual"

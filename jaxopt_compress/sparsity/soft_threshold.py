@@ -32,7 +32,7 @@ class SoftState(LeafState):
 
     Attributes:
         threshold: Float32, at least 0, that broadcasts against the parameter: the logistic function
-            of what is learned, which is not the same number in every program.
+            of the learned parts, which is not the same number in every program.
         stack: How many leading axes hold parameters of their own.
     """
 

@@ -101,7 +101,7 @@ def sparse_gpt(
         A `Compression` that stores `SparseArray`.
 
     Raises:
-        NeedsStats: In ``init``: there are no second moments of what meets a parameter.
+        NeedsStats: In ``init``: a parameter has no second moments of its inputs.
         ValueError: A sparsity outside of 0 to 1, or one that contradicts the pattern; a pattern
             that does not divide the last of several axes that are summed over.
 

@@ -17,7 +17,7 @@ class Part(NamedTuple):
     Attributes:
         start: Where it begins, along each axis.
         shape: How long it is, along each axis.
-        crc32: Of its entries in row-major order, in little-endian bytes.
+        crc32: The CRC-32 of its entries in row-major order, in little-endian bytes.
     """
 
     start: tuple[int, ...]

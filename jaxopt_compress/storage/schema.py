@@ -21,7 +21,7 @@ from jaxopt_compress.tree import path_of
 
 NAME = "jaxopt-compress"
 VERSION = 4
-# Of checkpoints whose arrays are coded.
+# The version of checkpoints whose arrays are coded.
 CODED_VERSION = 5
 
 
@@ -247,7 +247,8 @@ def is_known(dtype: np.dtype) -> bool:
     return is_native(dtype) or small
 
 
-# Python scalars: their type, how JSON holds them, and the way back. JSON has no infinities.
+# Python scalars: their type, how JSON holds them, and how they are read from it. JSON has no
+# infinities.
 SCALARS: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "bool": (bool, bool, bool),
     "int": (int, int, int),

@@ -115,7 +115,7 @@ def damaged(where: Any, why: Any) -> CheckpointError:
 
 
 def _check_stored(handler: Any, folder: Any, entries: Sequence[Entry]) -> None:
-    """Compares names, shapes and dtypes of what lies there, before memory is taken for it."""
+    """Compares names, shapes and dtypes of the file, before memory is taken for it."""
     if not entries:
         return
     try:
@@ -234,7 +234,7 @@ def placed(entry: Entry, x: Any, sharding: Any) -> Any:
     if entry.kind == "numpy" and sharding is None:
         return x
     if sharding is None:
-        # Of an array of NumPy, jnp.asarray makes a copy that it copies to the device.
+        # jnp.asarray would copy an array of NumPy once more before it goes to the device.
         x = jax.device_put(x)
     elif not isinstance(x, jax.Array):
         host = x

@@ -14,7 +14,7 @@ from jaxopt_compress.tree import named_leaves
 
 
 class ReplicatedWarning(UserWarning):
-    """A compressed array lies whole on each device, although its template is split."""
+    """A compressed array is whole on each device, although its template is split."""
 
 
 def match(stored: Any, like: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -42,7 +42,7 @@ def match(stored: Any, like: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def is_split(sharding: Any) -> bool:
-    """Whether an array of this sharding lies on several devices."""
+    """Whether an array of this sharding is on several devices."""
     return isinstance(sharding, NamedSharding) and len(sharding.device_set) > 1
 
 
@@ -70,7 +70,7 @@ def _check_names(stored: dict[str, Any], templates: dict[str, Any]) -> None:
 def _shardings(name: str, stored: Any, template: Any) -> Any:
     """A sharding or None per entry of one stored leaf, from its template."""
     if getattr(stored, "kind", None) == "key" and is_key(template):
-        # What lies in the file is the key's data, of one more axis, on one device.
+        # The file holds the key's data, of one more axis, on one device.
         template = jax.eval_shape(jax.random.key_data, template)
     if hasattr(stored, "shape") and hasattr(template, "shape"):
         ours, theirs = (f"{x.dtype}{list(x.shape)}" for x in (stored, template))

@@ -92,12 +92,12 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def unknown(axes: Sequence[Any]) -> Background:
-    """Of a value of which nothing is known."""
+    """The background of a value about which nothing is known."""
     return Background((None,) * len(axes))
 
 
 def uniform(axes: Sequence[Any], value: Any) -> Background:
-    """Of a value that is one constant at all indices, or what a loop carries."""
+    """The background of a value that is one constant at all indices, or that a loop carries."""
     own = None if isinstance(value, Carried) else value
     return Background((own,) * len(axes), value)
 

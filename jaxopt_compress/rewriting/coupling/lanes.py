@@ -19,7 +19,7 @@ class Lanes:
     """
 
     def __init__(self, kept: Any, operands: dict[Node, list[Any]]):
-        """Of the indices that are left, and the backgrounds of operands by `operands_of`."""
+        """The lanes of kept indices, with the backgrounds of operands by `operands_of`."""
         self._kept, self._operands = kept, operands
         self._values: dict[Body, dict[Any, Any]] = {}
         self._makers: dict[Body, dict[Any, Node]] = {}

@@ -49,7 +49,7 @@ class Kept:
     """
 
     def __init__(self, coupling: Coupling, gone: np.ndarray):
-        """Of a solved graph, with flags of the components that are removed."""
+        """The replay of a solved graph, with flags of the components that are removed."""
         self._gone = gone[coupling.component]
         self._sizes: dict[int, int] = {}
         self._touched: dict[Node, bool] = {}
@@ -80,7 +80,7 @@ class Kept:
         return any(self.size(a) < len(a) for a in axes)
 
     def gone(self, axes: Axes) -> Gone:
-        """Flags of what a value loses."""
+        """Flags of the indices that a value loses."""
         return tuple(self._gone[a] for a in axes)
 
     def cut(self, x: Any, axes: Axes) -> Any:

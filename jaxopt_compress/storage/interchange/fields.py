@@ -28,7 +28,7 @@ class Linear(NamedTuple):
 
 
 def check_layout(layout: str) -> None:
-    """Refuses what is no layout of a matrix."""
+    """Refuses a word that is not a layout of a matrix."""
     if layout not in ("out,in", "in,out"):
         raise ValueError(f"layout={layout!r}: 'out,in' or 'in,out'")
 
@@ -39,7 +39,7 @@ def linear_of(path: str, leaf: Any, layout: str) -> Linear:
     Args:
         path: For messages.
         leaf: A `QuantizedArray` of rank 2.
-        layout: ``"out,in"`` or ``"in,out"``, how the leaf lies.
+        layout: ``"out,in"`` or ``"in,out"``, the order of the leaf's axes.
 
     Raises:
         ValueError: Its form has no counterpart; says which one has.

@@ -85,7 +85,7 @@ def save_gguf(
         tree: Dicts of arrays; names are paths joined by dots, and have to be those that the
             architecture knows.
         architecture: What the file says it is, such as ``"llama"``.
-        layout: How quantized matrices lie, as in `save_safetensors`.
+        layout: The order of the axes of quantized matrices, as in `save_safetensors`.
         types: Path of a dense matrix -> block type, such as ``{"output/weight": "Q4_1"}``, for
             matrices that are rounded here, by the package gguf.
         overwrite: Whether a file that is there is replaced.

@@ -30,8 +30,8 @@ def save_safetensors(
         path: A new folder.
         tree: Dicts of arrays, and of `QuantizedArray` matrices of integers and 2:4 sparse ones
             whose paths end in ``weight``; paths are joined by dots.
-        layout: How quantized matrices lie: ``"out,in"`` as in PyTorch, or ``"in,out"`` as in Flax;
-            these are turned. Dense arrays are never turned.
+        layout: The axes of quantized matrices: ``"out,in"`` as in PyTorch, or ``"in,out"`` as in
+            Flax; these are turned. Dense arrays are never turned.
         overwrite: Whether a file that is there is replaced.
 
     Raises:
