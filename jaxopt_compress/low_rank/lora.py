@@ -36,7 +36,7 @@ class AdaptedState(LeafState):
 
     factored: FactoredState
     kind = "lora"
-    # It describes the parameter, which stays as it is stored; the sum is another matter.
+    # The parameter itself keeps all of these, since it stays as it is stored.
     keeps = frozenset({ZEROS, N_M, RANK, GRID})
     replaces = True
 
