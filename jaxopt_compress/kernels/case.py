@@ -121,7 +121,7 @@ def kernels(kind: str, *platforms: str, fits: Callable[[Case], bool] = always) -
             held = case.w.held is not None
             return held and fits(case) and in_kernels.decoded_fits(platform, case.x, case.w)
 
-        def run(case: Case, x_scale: Any) -> jax.Array:
+        def run(case: Case, x_scale: jax.Array | None) -> jax.Array:
             del x_scale
             return in_kernels.decoded(platform, case.x, case.w, case.how)
 
@@ -138,7 +138,7 @@ def integer_kernels(kind: str, *platforms: str) -> tuple[Form, ...]:
         def pays(case: Case) -> bool:
             return in_kernels.integers_fit(platform, case.x, case.w)
 
-        def run(case: Case, x_scale: Any) -> jax.Array:
+        def run(case: Case, x_scale: jax.Array | None) -> jax.Array:
             return in_kernels.integers(platform, case.x, case.w, case.how, x_scale)
 
         why = "XLA would lay out anew the codes of groups, and on GPUs those of all layers"

@@ -30,7 +30,7 @@ _MAX_BLOCK_DIAGONAL_ROWS = 512
 def _by_levels(form: Callable[..., jax.Array], short: bool = False, **given: Any) -> Run:
     """By a function of ``x``, levels, scales and precision."""
 
-    def run(case: Case, x_scale: Any) -> jax.Array:
+    def run(case: Case, x_scale: jax.Array | None) -> jax.Array:
         levels = case.w.levels(case.w.codes, case.rows)
         sums = {"sums": case.how.sums} if short else {}
         return form(case.x, levels, case.scale, case.how.precision, **sums, **given)
@@ -38,7 +38,7 @@ def _by_levels(form: Callable[..., jax.Array], short: bool = False, **given: Any
     return run
 
 
-def _transposed_weight(case: Case, x_scale: Any) -> jax.Array:
+def _transposed_weight(case: Case, x_scale: jax.Array | None) -> jax.Array:
     levels = case.w.levels(case.w.codes, case.rows)
     return dots.transposed_weight(case.x, levels, case.scale, case.how.precision)
 
@@ -46,7 +46,7 @@ def _transposed_weight(case: Case, x_scale: Any) -> jax.Array:
 def _streamed(linear: Callable[..., jax.Array]) -> Run:
     """In blocks; ``linear`` is differentiated."""
 
-    def run(case: Case, x_scale: Any) -> jax.Array:
+    def run(case: Case, x_scale: jax.Array | None) -> jax.Array:
         read = functools.partial(case.w.levels, rows=case.rows)
         precision = case.how.precision
         return streamed_dot(
@@ -62,7 +62,7 @@ def _streamed(linear: Callable[..., jax.Array]) -> Run:
 
 
 def _in_words(form: Callable[..., jax.Array], short: bool = False) -> Run:
-    def run(case: Case, x_scale: Any) -> jax.Array:
+    def run(case: Case, x_scale: jax.Array | None) -> jax.Array:
         sums = {"sums": case.how.sums} if short else {}
         how = case.w.bits, case.how.precision
         return form(_planes_first(case), case.w.codes, case.scale, *how, **sums)
@@ -70,7 +70,7 @@ def _in_words(form: Callable[..., jax.Array], short: bool = False) -> Run:
     return run
 
 
-def _words_streamed(case: Case, x_scale: Any) -> jax.Array:
+def _words_streamed(case: Case, x_scale: jax.Array | None) -> jax.Array:
     form = planar_dots.per_plane if case.w.groups == 1 else planar_dots.unpacked
     given = {"bits": case.w.bits, "precision": case.how.precision}
     linear = functools.partial(form, **given)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxopt_compress.arrays import LowRankArray, MaskedArray, PermutedArray, is_compressed
 from jaxopt_compress.compression import Decision, LeafState, Parameter
 from jaxopt_compress.compression.leaf_states import GRID, RANK, ZEROS
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 @functools.partial(
@@ -46,13 +47,13 @@ class FactoredState(LeafState):
             "quantize(...))",
         }.get(name)
 
-    def apply(self, w: Any, learned: Any) -> LowRankArray | PermutedArray:
+    def apply(self, w: Leaf, learned: PyTree) -> LowRankArray | PermutedArray:
         """The product of the factors, still apart; ``w`` itself is not used."""
         del w
         product = LowRankArray(learned["u"], learned["v"], self.dtype, self.out_ndim)
         return product if self.axes is None else PermutedArray(product, self.axes)
 
-    def compress(self, w: Any, learned: Any, path: str) -> LowRankArray | PermutedArray:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> LowRankArray | PermutedArray:
         """The factors."""
         del path
         return self.apply(w, learned)

@@ -25,6 +25,7 @@ from jaxopt_compress.compression.leaf_states import RANK
 from jaxopt_compress.low_rank.low_rank import ELSEWHERE
 from jaxopt_compress.numerics.tucker import mode_energies, tucker2
 from jaxopt_compress.tree import Where
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 @functools.partial(
@@ -46,13 +47,13 @@ class TuckerState(LeafState):
     establishes = frozenset({RANK})
     replaces = True
 
-    def apply(self, w: Any, learned: Any) -> TuckerArray:
+    def apply(self, w: Leaf, learned: PyTree) -> TuckerArray:
         """The product of the parts, still apart; ``w`` itself is not used."""
         del w
         parts = learned["first"], learned["core"], learned["last"]
         return TuckerArray(*parts, self.dtype, self.channels)
 
-    def compress(self, w: Any, learned: Any, path: str) -> TuckerArray:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> TuckerArray:
         """The parts."""
         del path
         return self.apply(w, learned)

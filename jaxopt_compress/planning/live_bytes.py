@@ -6,9 +6,10 @@ from typing import Any
 import jax
 
 from jaxopt_compress.arrays.base import stored_bytes
+from jaxopt_compress.typing import PyTree
 
 
-def peak_bytes(fn: Callable[..., Any], *args: Any) -> int:
+def peak_bytes(fn: Callable[..., Any], *args: PyTree) -> int:
     """The most bytes that are live at once in ``fn(*args)``, arguments and results included.
 
     Each operation writes its result, and values that are not arguments are freed after their last
@@ -46,7 +47,7 @@ def _bytes(variable: Any) -> int:
     return stored_bytes(jax.ShapeDtypeStruct(shape, dtype))
 
 
-def _inner(params: Any) -> Iterator[Any]:
+def _inner(params: PyTree) -> Iterator[Any]:
     """The functions that an operation calls."""
     for value in params.values():
         for each in value if isinstance(value, tuple | list) else (value,):

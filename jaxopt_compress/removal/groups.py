@@ -26,6 +26,7 @@ from jaxopt_compress.rewriting.coupling.skips import kept_without, numbers
 from jaxopt_compress.tree import named_leaves
 from jaxopt_compress.tree.budgets import Flops
 from jaxopt_compress.tree.paths import is_float
+from jaxopt_compress.typing import PyTree
 
 
 class Groups(ScoredGroups):
@@ -34,7 +35,7 @@ class Groups(ScoredGroups):
     Made by `find_groups`.
     """
 
-    def __init__(self, fn: Callable[..., Any], params: Any, analysis: Analysis, frame: Frame):
+    def __init__(self, fn: Callable[..., Any], params: PyTree, analysis: Analysis, frame: Frame):
         self.fn, self.params, self.frame = fn, params, frame
         self._analysis = analysis
         self._axes = analysis.body.every_axis()

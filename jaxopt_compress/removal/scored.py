@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.removal.group import Group
 from jaxopt_compress.removal.losses import losses, losses_of_blocks
 from jaxopt_compress.removal.scoring import Reduce, block_scores, entry_scores, unit_scores
@@ -12,6 +13,7 @@ from jaxopt_compress.sparsity.score import Score
 from jaxopt_compress.sparsity.scores import magnitude
 from jaxopt_compress.tree import Where, named_leaves, select
 from jaxopt_compress.tree.paths import is_float
+from jaxopt_compress.typing import PyTree
 
 
 class ScoredGroups(Mapping[str, Group]):
@@ -21,17 +23,17 @@ class ScoredGroups(Mapping[str, Group]):
         params: The parameters that groups were found on.
     """
 
-    params: Any
+    params: PyTree
 
     def scores(
         self,
         score: Score | Callable[..., Any] | None = None,
         reduce: Reduce = "l2",
         *,
-        params: Any = None,
-        grads: Any = None,
-        uses: Any = None,
-        stats: Any = None,
+        params: PyTree = None,
+        grads: PyTree = None,
+        uses: Uses | None = None,
+        stats: Stats | None = None,
         where: Where = None,
     ) -> dict[str, np.ndarray]:
         """A score for each unit: the higher, the more it matters.
@@ -82,8 +84,8 @@ class ScoredGroups(Mapping[str, Group]):
     def losses(
         self,
         loss: Callable[..., Any],
-        *args: Any,
-        params: Any = None,
+        *args: PyTree,
+        params: PyTree = None,
         names: Sequence[str] | None = None,
         at_once: int = 8,
     ) -> dict[str, np.ndarray]:

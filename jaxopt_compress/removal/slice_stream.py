@@ -19,6 +19,7 @@ from jaxopt_compress.rewriting.report import Difference, difference
 from jaxopt_compress.rewriting.rotatable import Rotatable
 from jaxopt_compress.rewriting.rotate import Rotated, rotated_by
 from jaxopt_compress.tree import map_named, named_leaves
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 class Sliced(NamedTuple):
@@ -59,7 +60,7 @@ class Sliced(NamedTuple):
         """New parameters for the original function: projections to the directions that are left."""
         folded = {scale for _, scale in self.rotation.scales.values()}
 
-        def whole(path: str, leaf: Any) -> Any:
+        def whole(path: str, leaf: Leaf) -> Any:
             # Scales are folded into the weights, so that channels that went have one of 1.
             if path not in folded or path not in self.removal.gone:
                 return leaf
@@ -68,7 +69,7 @@ class Sliced(NamedTuple):
         return self.rotation.undo(map_named(whole, self.removal.undo(x)))
 
     def check(
-        self, fn: Callable[..., Any], *args: Any, tolerance: float | None = None, **kwargs: Any
+        self, fn: Callable[..., Any], *args: PyTree, tolerance: float | None = None, **kwargs: Any
     ) -> Difference:
         """Measures the rewritten function against ``fn`` of the projected parameters.
 
@@ -88,8 +89,8 @@ class Sliced(NamedTuple):
 
 def slice_stream(
     fn: Callable[..., Any],
-    params: Any,
-    *args: Any,
+    params: PyTree,
+    *args: PyTree,
     stats: Mapping[str, Sequence[Statistics]],
     keep: float = 0.8,
     round_to: int = 1,

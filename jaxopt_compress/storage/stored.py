@@ -22,6 +22,7 @@ from jaxopt_compress.storage.processes import is_first, sum_of_all, wait_for_all
 from jaxopt_compress.storage.schema import Entry
 from jaxopt_compress.storage.templates import is_split
 from jaxopt_compress.storage.words import from_words, to_words
+from jaxopt_compress.typing import Leaf
 
 # Small arrays are read together up to this many bytes, larger ones alone.
 _TOGETHER = 2**24
@@ -185,7 +186,7 @@ def reads_shards(entry: Entry, sharding: Any) -> bool:
     return holds_whole_parts(boxes, entry.parts)
 
 
-def stored(entry: Entry, x: Any) -> Any:
+def stored(entry: Entry, x: Leaf) -> Any:
     """The array that is written for an entry."""
     if not isinstance(x, jax.Array):
         # A scalar becomes an array of rank 0, and the bytes get the order of this machine.
@@ -227,7 +228,7 @@ def entries_shape(entry: Entry, stored: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n * 8 // bits if d - len(stored) == axis else n for d, n in enumerate(stored))
 
 
-def placed(entry: Entry, x: Any, sharding: Any) -> Any:
+def placed(entry: Entry, x: Leaf, sharding: Any) -> Any:
     """An array of an entry's shape and dtype as what it was, on ``sharding`` if there is one."""
     if entry.kind == "scalar":
         return x[()]

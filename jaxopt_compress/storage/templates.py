@@ -11,6 +11,7 @@ from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.arrays.fields import is_key
 from jaxopt_compress.storage.schema import Outside
 from jaxopt_compress.tree import named_leaves
+from jaxopt_compress.typing import PyTree
 
 
 class ReplicatedWarning(UserWarning):
@@ -46,7 +47,7 @@ def is_split(sharding: Any) -> bool:
     return isinstance(sharding, NamedSharding) and len(sharding.device_set) > 1
 
 
-def _by_name(tree: Any, what: str) -> dict[str, Any]:
+def _by_name(tree: PyTree, what: str) -> dict[str, Any]:
     leaves = named_leaves(tree)
     named = dict(leaves)
     if len(named) < len(leaves):

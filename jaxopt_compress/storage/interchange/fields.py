@@ -1,12 +1,13 @@
 """What other formats take of a `QuantizedArray`: plain integers and steps along the last axis."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.arrays import QuantizedArray, is_compressed
 from jaxopt_compress.numerics.integers import Integers
+from jaxopt_compress.typing import Leaf
 
 
 class Linear(NamedTuple):
@@ -33,7 +34,7 @@ def check_layout(layout: str) -> None:
         raise ValueError(f"layout={layout!r}: 'out,in' or 'in,out'")
 
 
-def linear_of(path: str, leaf: Any, layout: str) -> Linear:
+def linear_of(path: str, leaf: Leaf, layout: str) -> Linear:
     """The fields of a leaf.
 
     Args:

@@ -12,6 +12,7 @@ from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.extras import require
 from jaxopt_compress.storage.interchange.fields import Linear, leaf_of, linear_of
 from jaxopt_compress.tree import named_leaves
+from jaxopt_compress.typing import Leaf, PyTree
 
 _BLOCK = 32
 _PLAIN = ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64")
@@ -69,7 +70,7 @@ def _read(gguf: Any, tensor: Any) -> Any:
 
 def save_gguf(
     path: str | os.PathLike[str],
-    tree: Any,
+    tree: PyTree,
     architecture: str,
     layout: str = "out,in",
     types: Mapping[str, str] | None = None,
@@ -115,7 +116,7 @@ def save_gguf(
     os.replace(beside, file)
 
 
-def _blocks(gguf: Any, name: str, leaf: Any, layout: str, kind: str | None) -> tuple[Any, Any]:
+def _blocks(gguf: Any, name: str, leaf: Leaf, layout: str, kind: str | None) -> tuple[Any, Any]:
     types = gguf.GGMLQuantizationType
     if is_compressed(leaf):
         own = linear_of(name, leaf, layout)
