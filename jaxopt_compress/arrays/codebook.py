@@ -130,14 +130,6 @@ class CodebookArray(CodedArray):
         if isinstance(self.codes, CompressedArray):
             self.codes.check_dtypes()
 
-    def unpacked(self) -> jax.Array:
-        """The codes, one for each vector.
-
-        Raises:
-            TypeError: Something has been done to codes or centroids as if they were parameters.
-        """
-        return self.unpacked_codes(signed=False)
-
     def materialize(self) -> jax.Array:
         """The centroids, rounded to ``dtype``, in the place of their codes."""
         _ = self.shape

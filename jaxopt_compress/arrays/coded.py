@@ -65,14 +65,23 @@ class CodedArray(CompressedArray):
         if self.bits > 7 or self.block % layout(self.bits).runs:
             raise ValueError(f"{self.bits} bits in blocks of {self.block}")
 
-    def unpacked_codes(self, signed: bool) -> jax.Array:
-        """The codes, one by one."""
+    @property
+    def signed(self) -> bool:
+        """Whether packed codes are signed integers."""
+        return False
+
+    def unpacked(self) -> jax.Array:
+        """The codes, one by one.
+
+        Raises:
+            TypeError: Something has been done to the fields as if they were parameters.
+        """
         self.check_dtypes()
         if isinstance(self.codes, SparseArray):
             return self.codes.materialize()
         if self.block is None:
             return self.codes
-        return unpack(self.codes, self.bits, self.checked_axis, self.block, signed)
+        return unpack(self.codes, self.bits, self.checked_axis, self.block, self.signed)
 
     def packings(self) -> dict[str, Packing]:
         """The packing of words of codes."""

@@ -144,13 +144,10 @@ class QuantizedArray(CodedArray):
         if isinstance(self.codes, CompressedArray):
             self.codes.check_dtypes()
 
-    def unpacked(self) -> jax.Array:
-        """The codes of the dense shape, one per entry.
-
-        Raises:
-            TypeError: Something has been done to codes or steps as if they were parameters.
-        """
-        return self.unpacked_codes(self.fmt.grid.signed)
+    @property
+    def signed(self) -> bool:
+        """Whether codes are signed integers."""
+        return self.fmt.grid.signed
 
     def steps(self) -> jax.Array:
         """``scale`` in float32."""
