@@ -26,7 +26,6 @@ from jaxopt_compress.rewriting.coupling.skips import kept_without, numbers
 from jaxopt_compress.tree import named_leaves
 from jaxopt_compress.tree.budgets import Flops
 from jaxopt_compress.tree.paths import is_float
-from jaxopt_compress.typing import PyTree
 
 
 class Groups(ScoredGroups):
@@ -35,7 +34,7 @@ class Groups(ScoredGroups):
     Made by `find_groups`.
     """
 
-    def __init__(self, fn: Callable[..., Any], params: PyTree, analysis: Analysis, frame: Frame):
+    def __init__(self, fn: Callable[..., Any], params: Any, analysis: Analysis, frame: Frame):
         self.fn, self.params, self.frame = fn, params, frame
         self._analysis = analysis
         self._axes = analysis.body.every_axis()
@@ -124,7 +123,7 @@ class Groups(ScoredGroups):
             budget: `flops(share)`: units go until at most this share of the operations is left, in
                 the order of their scores, as said below.
             kept: ``Plan.kept`` of an earlier plan, also from JSON.
-            scores: The scores of units, for a budget; by default `scores` of magnitudes.
+            scores: Of units, for a budget; by default `scores` of magnitudes.
             round_to: The number of indices that is left of each axis of a group is a multiple of
                 it, such as 128 for the lanes of a TPU. A budget leaves other groups as they are;
                 units chosen by number have to fit.

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.removal.group import Group
 from jaxopt_compress.removal.losses import losses, losses_of_blocks
 from jaxopt_compress.removal.scoring import Reduce, block_scores, entry_scores, unit_scores
@@ -13,7 +12,6 @@ from jaxopt_compress.sparsity.score import Score
 from jaxopt_compress.sparsity.scores import magnitude
 from jaxopt_compress.tree import Where, named_leaves, select
 from jaxopt_compress.tree.paths import is_float
-from jaxopt_compress.typing import PyTree
 
 
 class ScoredGroups(Mapping[str, Group]):
@@ -23,17 +21,17 @@ class ScoredGroups(Mapping[str, Group]):
         params: The parameters that groups were found on.
     """
 
-    params: PyTree
+    params: Any
 
     def scores(
         self,
         score: Score | Callable[..., Any] | None = None,
         reduce: Reduce = "l2",
         *,
-        params: PyTree = None,
-        grads: PyTree = None,
-        uses: Uses | None = None,
-        stats: Stats | None = None,
+        params: Any = None,
+        grads: Any = None,
+        uses: Any = None,
+        stats: Any = None,
         where: Where = None,
     ) -> dict[str, np.ndarray]:
         """A score for each unit: the higher, the more it matters.
@@ -42,8 +40,8 @@ class ScoredGroups(Mapping[str, Group]):
         ``scores(where="**/scale")``.
 
         Args:
-            score: The score of entries: one of `jaxopt_compress.scores`, or a function of a
-                `Parameter`; by default the magnitude.
+            score: Of entries: one of `jaxopt_compress.scores`, or a function of a `Parameter`; by
+                default the magnitude.
             reduce: How the scores of all entries that go with a unit become one: ``l2`` (the root
                 of the sum of squares), ``sum``, ``mean`` or ``max``.
             params: Parameters; by default those that groups were found on.
@@ -84,8 +82,8 @@ class ScoredGroups(Mapping[str, Group]):
     def losses(
         self,
         loss: Callable[..., Any],
-        *args: PyTree,
-        params: PyTree = None,
+        *args: Any,
+        params: Any = None,
         names: Sequence[str] | None = None,
         at_once: int = 8,
     ) -> dict[str, np.ndarray]:
@@ -98,7 +96,7 @@ class ScoredGroups(Mapping[str, Group]):
             loss: ``loss(params, *args) -> scalar``.
             *args: Such as one batch.
             params: Parameters; by default those that groups were found on.
-            names: Names of groups; by default all.
+            names: Of groups; by default all.
             at_once: How many units are mapped at a time; others wait, so that memory is bounded.
 
         Returns:

@@ -10,22 +10,20 @@ import numpy as np
 from jaxopt_compress.compression import NeedsStats, Parameter
 from jaxopt_compress.compression.leaf_states import as_jax
 from jaxopt_compress.compression.selection import chosen_parameters
-from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.sparsity.score import Score, as_score
 from jaxopt_compress.sparsity.scores import is_magnitude
 from jaxopt_compress.tree import assume_layout, named_leaves
-from jaxopt_compress.typing import PyTree
 
 Reduce = Literal["l2", "sum", "mean", "max"]
 
 
 def entry_scores(
     score: Score | Callable[[Parameter], Any],
-    params: PyTree,
+    params: Any,
     paths: frozenset[str],
     grads: Mapping[str, Any],
-    uses: Uses | None,
-    stats: Stats | None,
+    uses: Any,
+    stats: Any,
 ) -> dict[str, Any]:
     """Path -> the scores of a parameter's entries; none where what a score reads cannot be."""
     by = as_score(score)
@@ -56,9 +54,7 @@ def entry_scores(
     return scored
 
 
-def _parameters(
-    by: Score, params: PyTree, paths: frozenset[str], uses: Uses | None, stats: Stats | None
-) -> Any:
+def _parameters(by: Score, params: Any, paths: frozenset[str], uses: Any, stats: Any) -> Any:
     """Path -> value, layout and statistics."""
     if is_magnitude(by):
         # It reads no layout, and to assume one would be worth a warning.
