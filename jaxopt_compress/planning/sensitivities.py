@@ -12,14 +12,12 @@ import jax.numpy as jnp
 
 from jaxopt_compress.arrays import is_compressed, materialize
 from jaxopt_compress.compression import Compression
-from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.planning.costs import Running, running
 from jaxopt_compress.planning.kept import Kept, tracked
 from jaxopt_compress.planning.tables import Table, as_rich, as_text
 from jaxopt_compress.post_training.fingerprint import fingerprint
 from jaxopt_compress.tree import Part, Where, map_named, named_leaves, nbytes, select
 from jaxopt_compress.tree.paths import fit_of, is_float
-from jaxopt_compress.typing import PyTree
 
 DENSE = "dense"
 
@@ -109,13 +107,13 @@ class Sensitivities(NamedTuple):
 
 def sensitivities(
     loss: Callable[..., jax.Array],
-    params: PyTree,
+    params: Any,
     candidates: Mapping[str, Compression],
     batches: Sequence[tuple[Any, ...]],
     *,
     held_out: Sequence[tuple[Any, ...]] | None = None,
-    uses: Uses | None = None,
-    stats: Stats | None = None,
+    uses: Any = None,
+    stats: Any = None,
     groups: Sequence[Where] = (),
     measured: int = 2,
     seconds: float = math.inf,
@@ -221,7 +219,7 @@ def _estimated(
     squares: Mapping[str, jax.Array],
     stored: Mapping[str, Mapping[str, Any]],
     size: Callable[[Any], int],
-    uses: Uses | None,
+    uses: Any,
 ) -> dict[str, Cell]:
     """The cells of a row."""
     after = lambda tree: None if uses is None else running(uses, tree)
@@ -243,7 +241,7 @@ def _in_turns(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return [pair for turn in itertools.zip_longest(*turns.values()) for pair in turn if pair]
 
 
-def _rows(params: PyTree, uses: Uses | None, groups: Sequence[Where]) -> dict[str, list[str]]:
+def _rows(params: Any, uses: Any, groups: Sequence[Where]) -> dict[str, list[str]]:
     """Groups by the paths in them, and every other matrix by itself."""
     every = {p: w for p, w in named_leaves(params) if is_float(w) and len(w.shape) > 1}
     every = {p: w for p, w in every.items() if uses is None or uses.get(p)}
@@ -260,12 +258,12 @@ def _rows(params: PyTree, uses: Uses | None, groups: Sequence[Where]) -> dict[st
 
 
 def _squared_gradients(
-    loss: Callable[..., jax.Array], params: PyTree, paths: set[str], batches: Sequence[Any]
+    loss: Callable[..., jax.Array], params: Any, paths: set[str], batches: Sequence[Any]
 ) -> dict[str, jax.Array]:
     """Path -> the mean over batches of the squared gradient of each entry."""
 
     @jax.jit
-    def add(total: dict[str, jax.Array], params: PyTree, *batch: Any) -> dict[str, jax.Array]:
+    def add(total: dict[str, jax.Array], params: Any, *batch: Any) -> dict[str, jax.Array]:
         chosen = {path: w for path, w in named_leaves(params) if path in paths}
         at = lambda own: loss(map_named(lambda p, w: own.get(p, w), params), *batch)
         grads = jax.grad(at)(chosen)
