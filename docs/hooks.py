@@ -60,7 +60,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Resolves names of the reference, and links to what lies elsewhere in the repository."""
+    """Resolves names of the reference, and links to files elsewhere in the repository."""
     source = {page_: source for source, page_ in PAGES.items()}.get(page.file.src_uri)
     folder = posixpath.dirname(source or f"docs/{page.file.src_uri}")
     here = posixpath.dirname(page.file.src_uri)

@@ -77,6 +77,7 @@ def residuals(bits):
         "the same, 4 rounds": both(rounds=4),
         "factors, then codes": both(factors_first=True),
         "that, 4 rounds": both(factors_first=True, rounds=4),
+        "factors and single entries": jc.low_rank_plus_sparse(8, 0.98, KERNELS),
     }
 
 

@@ -29,6 +29,7 @@ from examples.results import Results, show
 KERNELS = "**/kernel"
 METHODS = {
     "nearest": jc.quantize,
+    "percentile": functools.partial(jc.quantize, bounds=jc.bounds.percentile(99.9)),
     "squares": functools.partial(jc.quantize, bounds=jc.bounds.mse()),
     "hqq": jc.hqq,
     "awq": jc.awq,
@@ -39,7 +40,7 @@ METHODS = {
     "rotated gptq": jc.gptq,
     "share": functools.partial(jc.share, centroid_dtype="float16", iterations=15),
 }
-WITHOUT_DATA = ("nearest", "squares", "hqq", "rotated nearest")
+WITHOUT_DATA = ("nearest", "percentile", "squares", "hqq", "rotated nearest")
 _zero = {"symmetric": False}
 # What methods are given; "w4a8" rounds weights to 4 bits and activations to 8.
 FORMATS = {

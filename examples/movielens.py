@@ -54,11 +54,12 @@ def apply(params, users, films, drop=lambda x: x):
     return both + dense(params["mlp"]["head"], x)[..., 0]
 
 
-def ranking(params, users):
-    """Ratings of all films, (n, films), by users, (n,)."""
+def ranking(params, users, candidates):
+    """Ratings of all films, (n, films), by users, (n,); minus infinity for no candidates."""
     films = jnp.arange(len(params["bias"]["film"]))
     grid = jnp.broadcast_arrays(users[:, None], films)
-    return apply(params, *(x.reshape(-1) for x in grid)).reshape(grid[0].shape)
+    ratings = apply(params, *(x.reshape(-1) for x in grid)).reshape(grid[0].shape)
+    return jnp.where(candidates, ratings, -jnp.inf)
 
 
 def objective(params, key, pairs, ratings, share=0.3):
@@ -72,22 +73,6 @@ def objective(params, key, pairs, ratings, share=0.3):
 
     found = apply(params, pairs[:, 0], pairs[:, 1], drop)
     return jnp.mean(jnp.square(found - ratings)), key
-
-
-@functools.cache
-def _at_top(name):
-    """Hits among the ten best over ten, or over all that are right; a mean over users.
-
-    Targets are 1 for right films, 0 for others, and -1 for those that are no candidates.
-    """
-
-    def measure(scores, targets, weights):
-        best = jax.lax.top_k(jnp.where(targets < 0, -jnp.inf, scores), TOP)[1]
-        hits = jnp.take_along_axis(targets, best, -1) > 0
-        over = TOP if name == "precision" else jnp.sum(targets > 0, -1)
-        return jnp.sum(weights * hits.sum(-1) / jnp.maximum(over, 1)), jnp.sum(weights)
-
-    return jc.metrics.Metric(f"{name}@{TOP}", measure, lambda sums: float(sums[0] / sums[1]))
 
 
 def split(ratings):
@@ -109,15 +94,15 @@ def rating_batches(ratings):
 
 
 def ranking_batches(seen, held_out, size=118):
-    """Batches for `ranking`, with targets as for `_at_top`; users without a right film weigh 0."""
-    targets = np.zeros((944, 1683), np.int8)
-    targets[:, 0] = -1
-    targets[seen[:, 0], seen[:, 1]] = -1
+    """Batches for `ranking`, with 1 for right films; users without one weigh 0."""
+    candidates, targets = np.ones((944, 1683), bool), np.zeros((944, 1683), np.int8)
+    candidates[:, 0] = False
+    candidates[seen[:, 0], seen[:, 1]] = False
     right = held_out[held_out[:, 2] >= 4]
     targets[right[:, 0], right[:, 1]] = 1
     weights, users = (targets > 0).any(1).astype(np.float32), np.arange(len(targets))
-    starts = range(0, len(users), size)
-    return [tuple(x[i : i + size] for x in (users, targets, weights)) for i in starts]
+    cut = lambda i: [x[i : i + size] for x in (users, candidates, targets, weights)]
+    return [((u, c), t, w) for u, c, t, w in map(cut, range(0, len(users), size))]
 
 
 def variants():
@@ -165,7 +150,8 @@ def fit(params, ratings, epochs, rate, compression=None, uses=None):
 
 def figures(params, ranked):
     """Precision and recall at ten."""
-    return jc.evaluate(ranking, params, ranked, [_at_top("precision"), _at_top("recall")])
+    m = jc.metrics
+    return jc.evaluate(ranking, params, ranked, [m.precision_at(TOP), m.recall_at(TOP)])
 
 
 def main(argv=None):

@@ -79,6 +79,8 @@ def in_training(sparsity, steps):
     all_steps = T.constant(sparsity, every=1)
     cycles = T.cyclic(sparsity, dense=phase, sparse=phase, begin=begin, end=end)
     lasso = lambda rate: optax.chain(optax.adamw(rate), jc.proximal.l1(2e-5, where=WEIGHTS))
+    inputs = jc.proximal.group_lasso(2e-5, "inputs", where=WEIGHTS)
+    linear = optax.linear_schedule(0.0, sparsity, end - begin, begin)
     prune = lambda score, schedule=rising, **own: {
         "compression": jc.prune(score, schedule, where=WEIGHTS, **own)
     }
@@ -87,6 +89,7 @@ def in_training(sparsity, steps):
         "magnitude, exponential": prune(
             s.magnitude(), T.exponential(sparsity, begin, end, every=20)
         ),
+        "magnitude, linear": prune(s.magnitude(), T.from_optax(linear, every=20)),
         "saliency": prune(s.saliency()),
         "fisher, running": prune(s.fisher(decay=0.99)),
         "movement": prune(s.movement(), backward="straight_through"),
@@ -94,6 +97,13 @@ def in_training(sparsity, steps):
         "AC/DC": prune(s.magnitude(), cycles, pruned="zero"),
         "L1 steps, then magnitude": prune(s.magnitude(), T.one_shot(sparsity, end))
         | {"optimizer": lasso},
+        "group lasso of inputs, then magnitude": prune(s.magnitude(), T.one_shot(sparsity, end))
+        | {"optimizer": lambda rate: optax.chain(optax.adamw(rate), inputs)},
+        "grown by momentum": prune(
+            s.random(jax.random.key(1)),
+            T.constant(sparsity, every=20),
+            grow=jc.grow.by_momentum(0.3, start=s.random(jax.random.key(1))),
+        ),
         "soft thresholds": {
             "compression": jc.soft_threshold(WEIGHTS, initial=-3.0),
             "penalty": 1e-3,

@@ -58,8 +58,8 @@ def compress(
         recipe: A TOML file with a list of [[rule]] tables, such as: where = "**/kernel",
             quantize = {format = "int8"}.
         out: The new checkpoint, for jaxopt_compress.load.
-        layout: How kernels of rank 2 lie, and others accordingly: in,out as Flax writes them, or
-            out,in as PyTorch does; by default what the checkpoint says, else in,out.
+        layout: The axes of kernels of rank 2, and of others accordingly: in,out as Flax writes
+            them, or out,in as PyTorch does; by default what the checkpoint says, else in,out.
         dry_run: Compress and report, but write nothing.
         overwrite: Replace OUT, if it is a checkpoint of this command.
         coding: Code the arrays without loss, as jaxopt_compress.save does: ans is fast, context
@@ -167,7 +167,7 @@ def demo(out: pathlib.Path = pathlib.Path("jaxopt-compress-demo"), seed: int = 0
 
     Args:
         out: Where plots, reports and checkpoints go.
-        seed: Of everything random.
+        seed: The seed of everything random.
     """
     from jaxopt_compress.demo import run
 

@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxopt_compress.arrays.base import CompressedArray, is_compressed, stored_bytes
-from jaxopt_compress.arrays.fields import Packing, check_axis, check_length, narrow_spec, pad_spec
+from jaxopt_compress.arrays.base import CompressedArray, is_compressed
+from jaxopt_compress.arrays.coded import CodedArray
+from jaxopt_compress.arrays.fields import check_axis, check_length, narrow_spec, pad_spec
 from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.arrays.not_an_array import INSTEAD
 from jaxopt_compress.arrays.sparse import SparseArray
-from jaxopt_compress.numerics.packing import layout, unpack
+from jaxopt_compress.numerics.packing import layout
 from jaxopt_compress.numerics.shared import values_of
 
 _CENTROIDS = ("float32", "bfloat16", "float16")
@@ -22,7 +23,7 @@ _CENTROIDS = ("float32", "bfloat16", "float16")
 @compressed_array(
     data=["codes", "centroids"], static=["dtype", "clusters", "axis", "vector", "block"]
 )
-class CodebookArray(CompressedArray):
+class CodebookArray(CodedArray):
     """``centroids[codes]``.
 
     Attributes:
@@ -47,9 +48,6 @@ class CodebookArray(CompressedArray):
     vector: int = 1
     block: int | None = None
 
-    def __post_init__(self):
-        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
-
     @property
     def bits(self) -> int:
         """Stored bits per code."""
@@ -67,13 +65,10 @@ class CodebookArray(CompressedArray):
         Raises:
             ValueError: Codes and centroids do not fit each other.
         """
-        codes, centroids = list(self.codes.shape), list(self.centroids.shape)
-        if len(codes) < -self.axis or len(codes) != len(centroids):
+        rank, centroids = len(self.codes.shape), list(self.centroids.shape)
+        if rank < -self.axis or rank != len(centroids):
             raise ValueError(self._misfit())
-        at, whole = len(codes) + self.axis, True
-        if self.block is not None:
-            codes[at], rest = divmod(codes[at] * 8, self.bits)
-            whole = not rest and codes[at] % self.block == 0
+        (codes, whole), at = self.lengths(), rank + self.axis
         groups, rest = divmod(centroids[at], self.clusters * self.vector)
         others = [d for d in range(len(codes)) if d != at]
         whole = whole and not rest and groups >= 1 and codes[at] % groups == 0
@@ -104,10 +99,9 @@ class CodebookArray(CompressedArray):
             check_length(name, getattr(self, name))
         if not 2 <= self.clusters <= 2**16:
             raise ValueError(f"clusters={self.clusters}")
-        if self.block is not None:
-            check_length("block", self.block)
-            if self.bits > 7 or self.block % layout(self.bits).runs or is_compressed(self.codes):
-                raise ValueError(f"{self.bits} bits in blocks of {self.block}")
+        self.check_words()
+        if self.block is not None and is_compressed(self.codes):
+            raise ValueError(f"sparse codes in blocks of {self.block}")
         if is_compressed(self.codes) and self.vector > 1:
             raise ValueError(f"sparse codes of vectors of {self.vector}")
         if not jnp.issubdtype(self.dtype, jnp.floating):
@@ -125,10 +119,6 @@ class CodebookArray(CompressedArray):
         del bits
         return {"codes": self.bits if self.block is None and self.bits <= 8 else None}
 
-    def packings(self) -> dict[str, Packing]:
-        """Of words of codes."""
-        return {} if self.block is None else {"codes": Packing(self.bits, self.axis, self.block)}
-
     def check_dtypes(self) -> None:
         """Codes are unsigned, and centroids floating."""
         if self.codes.dtype != self._held or self.centroids.dtype.name not in _CENTROIDS:
@@ -140,23 +130,6 @@ class CodebookArray(CompressedArray):
         if isinstance(self.codes, CompressedArray):
             self.codes.check_dtypes()
 
-    def unpacked(self) -> jax.Array:
-        """The codes, one for each vector.
-
-        Raises:
-            TypeError: Something has been done to codes or centroids as if they were parameters.
-        """
-        self.check_dtypes()
-        if isinstance(self.codes, SparseArray):
-            return self.codes.materialize()
-        if self.block is None:
-            return self.codes
-        return unpack(self.codes, self.bits, self.axis, self.block, signed=False)
-
-    def kept(self) -> jax.Array | None:
-        """The mask of sparse codes."""
-        return self.codes.mask() if isinstance(self.codes, SparseArray) else None
-
     def materialize(self) -> jax.Array:
         """The centroids, rounded to ``dtype``, in the place of their codes."""
         _ = self.shape
@@ -165,31 +138,15 @@ class CodebookArray(CompressedArray):
         mask = self.kept()
         return values if mask is None else jnp.where(mask, values, jnp.zeros((), self.dtype))
 
-    @property
-    def nbytes(self) -> int:
-        """As in every compressed array, where codes of less than a byte may fill one in memory."""
-        total = super().nbytes
-        codes = self.codes.values if isinstance(self.codes, SparseArray) else self.codes
-        if codes is None or self.block is not None or self.bits > 8:
-            return total
-        return total - stored_bytes(codes) - (-math.prod(codes.shape) * self.bits // 8)
-
     def specs(self, spec: PartitionSpec) -> "CodebookArray":
         """Codes are split like the dense array, centroids where each index has its own."""
         entries = pad_spec(spec, self.ndim)
-        shape, along = self.shape, entries[self.axis]
-        if along is not None and self.block is not None:
-            if shape[self.axis] == self.block * self.vector:
-                raise ValueError(
-                    f"a CodebookArray of shape {shape} is packed in one block along axis "
-                    f"{self.axis} and cannot be split by {spec}: split other axes"
-                )
+        codes = self.codes_spec(spec, entries, self.block and self.block * self.vector)
+        along = entries[self.axis]
         books = list(entries)
         books[self.axis] = None if self.groups == 1 else along
         sizes = list(self.centroids.shape)
         sizes[self.axis] = 1 if self.groups == 1 else self.groups
-        sparse = isinstance(self.codes, SparseArray)
-        codes = self.codes.specs(spec) if sparse else PartitionSpec(*entries)
         return self.replace(codes=codes, centroids=narrow_spec(tuple(books), tuple(sizes)))
 
 

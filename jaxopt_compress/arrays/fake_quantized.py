@@ -1,4 +1,4 @@
-"""A weight in training: dense values, and the grid that they lie on."""
+"""A weight in training: dense values, and their grid."""
 
 import jax
 import numpy as np

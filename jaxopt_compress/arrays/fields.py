@@ -8,6 +8,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
+from jaxopt_compress.typing import Leaf
+
 
 class Packing(NamedTuple):
     """How uint8 words hold codes, in the layout of `numerics.packing`.
@@ -49,12 +51,12 @@ def bits_of(dtype: Any) -> int:
     return 8 * dtype.itemsize
 
 
-def is_traced(x: Any) -> bool:
+def is_traced(x: Leaf) -> bool:
     """Whether ``x`` has no values yet, being an argument of a function that is traced."""
     return isinstance(x, Tracer)
 
 
-def is_key(x: Any) -> TypeGuard[jax.Array]:
+def is_key(x: Leaf) -> TypeGuard[jax.Array]:
     """Whether a leaf is a random key with a type of its own."""
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 

@@ -15,6 +15,7 @@ from jaxopt_compress.arrays.fields import check_length, pad_spec
 from jaxopt_compress.arrays.layout import Layout
 from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.numerics.rounding import seal
+from jaxopt_compress.typing import Leaf
 
 
 @compressed_array(data=["u", "v"], static=["dtype", "out_ndim"])
@@ -31,7 +32,7 @@ class LowRankArray(CompressedArray):
     """
 
     u: Any
-    v: Any
+    v: Leaf
     dtype: np.dtype
     out_ndim: int = 1
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxopt_compress.arrays.base import CompressedArray
 from jaxopt_compress.arrays.leaf_types import compressed_array
+from jaxopt_compress.typing import PyTree
 
 
 @compressed_array(data=["values", "mask"], training=["straight_through"], stored=False)
@@ -57,5 +58,5 @@ def _through(values: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 @_through.defjvp
-def _through_jvp(primals: Any, tangents: Any) -> Any:
+def _through_jvp(primals: PyTree, tangents: PyTree) -> Any:
     return _through(*primals), tangents[0]

@@ -19,7 +19,7 @@ class PermutedArray(CompressedArray):
     """An array with its trailing axes in another order.
 
     Factors have the axes that are summed over beside each other; in a parameter such as the
-    ``[heads, d, head_dim]`` of an attention they lie between others.
+    ``[heads, d, head_dim]`` of an attention they are between others.
 
     Attributes:
         array: A compressed array of the rank of the dense one.

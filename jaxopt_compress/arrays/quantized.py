@@ -1,6 +1,5 @@
 """Codes of a number format, with a step per tensor, channel, group or tile."""
 
-import math
 import operator
 from typing import Any
 
@@ -9,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxopt_compress.arrays.base import CompressedArray, is_compressed, stored_bytes
-from jaxopt_compress.arrays.fields import Packing, check_axis, check_length, narrow_spec, pad_spec
+from jaxopt_compress.arrays.base import CompressedArray, is_compressed
+from jaxopt_compress.arrays.coded import CodedArray
+from jaxopt_compress.arrays.fields import check_axis, check_length, narrow_spec, pad_spec
 from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.arrays.not_an_array import INSTEAD
 from jaxopt_compress.arrays.sparse import SparseArray
@@ -18,7 +18,6 @@ from jaxopt_compress.numerics.codes import decode, levels_of
 from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.groups import Cuts, cuts_of, spread_to
 from jaxopt_compress.numerics.integers import Integers
-from jaxopt_compress.numerics.packing import layout, unpack
 from jaxopt_compress.numerics.steps import STEP_DTYPES, step_value, zero_dtype
 
 
@@ -26,7 +25,7 @@ from jaxopt_compress.numerics.steps import STEP_DTYPES, step_value, zero_dtype
     data=["codes", "scale", "zero"],
     static=["dtype", "format", "axis", "group_size", "block", "tile"],
 )
-class QuantizedArray(CompressedArray):
+class QuantizedArray(CodedArray):
     """``(level(codes) - zero) * scale``.
 
     Attributes:
@@ -56,9 +55,6 @@ class QuantizedArray(CompressedArray):
     block: int | None = None
     tile: tuple[int, int] | None = None
 
-    def __post_init__(self):
-        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
-
     @property
     def fmt(self) -> Format:
         """The number format."""
@@ -76,12 +72,7 @@ class QuantizedArray(CompressedArray):
         Raises:
             ValueError: Codes, steps and zero points do not fit each other.
         """
-        shape, scale = list(self.codes.shape), tuple(self.scale.shape)
-        at = 0 if self.axis is None else len(shape) + self.checked_axis
-        whole = True
-        if self.block is not None:
-            shape[at], rest = divmod(shape[at] * 8, self.bits)
-            whole = not rest and shape[at] % self.block == 0
+        (shape, whole), scale = self.lengths(), tuple(self.scale.shape)
         sizes: list[tuple[int, ...]] = [(1, n) for n in shape]
         for d, group in self.cuts:
             # A group may be split over devices, which then hold copies of its step.
@@ -113,15 +104,13 @@ class QuantizedArray(CompressedArray):
             raise ValueError(f"format {self.format!r}, of {self.dtype}")
         fmt, codes, rank = self.fmt, self.codes, len(self.codes.shape)
         check_axis(self.axis, rank, absent=self.group_size is None and self.block is None)
-        for name, length in (("group_size", self.group_size), ("block", self.block)):
-            if length is not None:
-                check_length(name, length)
+        if self.group_size is not None:
+            check_length("group_size", self.group_size)
         if self.tile is not None:
             axis, length = self.tile
             check_axis(axis, rank)
             check_length("tile", length)
-        if self.block is not None and (fmt.bits > 7 or self.block % layout(fmt.bits).runs):
-            raise ValueError(f"{fmt.bits} bits in blocks of {self.block}")
+        self.check_words()
         held = fmt.dtype if self.block is None else np.dtype(np.uint8)
         if codes.dtype != held or (is_compressed(codes) and self.block is not None):
             raise ValueError(f"{codes.dtype} codes of {self.format}, which are {held}")
@@ -138,26 +127,10 @@ class QuantizedArray(CompressedArray):
         del bits
         return {"codes": self.bits if self.block is None else None}
 
-    def packings(self) -> dict[str, Packing]:
-        """Codes in words."""
-        if self.block is None:
-            return {}
-        return {"codes": Packing(self.bits, self.checked_axis, self.block)}
-
     @property
     def cuts(self) -> Cuts:
         """The axes that are cut into groups."""
         return cuts_of(self.axis, self.group_size, self.tile)
-
-    @property
-    def checked_axis(self) -> int:
-        """``axis``, once it is sure that the fields still have it."""
-        if self.axis is None or -self.axis > len(self.codes.shape):
-            raise ValueError(
-                f"a QuantizedArray with fields of rank {len(self.codes.shape)} has no axis "
-                f"{self.axis}: only leading axes can be mapped over or scanned (in_axes=0)"
-            )
-        return self.axis
 
     def check_dtypes(self) -> None:
         """Codes have the dtype of the format, and scales one that scales may have."""
@@ -171,19 +144,10 @@ class QuantizedArray(CompressedArray):
         if isinstance(self.codes, CompressedArray):
             self.codes.check_dtypes()
 
-    def unpacked(self) -> jax.Array:
-        """The codes of the dense shape, one per entry.
-
-        Raises:
-            TypeError: Something has been done to codes or steps as if they were parameters.
-        """
-        self.check_dtypes()
-        if isinstance(self.codes, SparseArray):
-            return self.codes.materialize()
-        if self.block is None:
-            return self.codes
-        signed = self.fmt.grid.signed
-        return unpack(self.codes, self.bits, self.checked_axis, self.block, signed)
+    @property
+    def signed(self) -> bool:
+        """Whether codes are signed integers."""
+        return self.fmt.grid.signed
 
     def steps(self) -> jax.Array:
         """``scale`` in float32."""
@@ -206,10 +170,6 @@ class QuantizedArray(CompressedArray):
             levels = levels_of(codes, self.fmt)
         return jnp.where(self.codes.mask(), levels, 0) if self.masked else levels
 
-    def kept(self) -> jax.Array | None:
-        """The mask of sparse codes."""
-        return self.codes.mask() if isinstance(self.codes, SparseArray) else None
-
     @property
     def masked(self) -> bool:
         """Whether codes stand under a mask and a code of zero does not stand for 0.0."""
@@ -220,15 +180,6 @@ class QuantizedArray(CompressedArray):
         """``(level(codes) - zero) * scale`` in float32, rounded once to ``dtype``."""
         return decode(self.levels(), self.per_entry(self.steps()), self.dtype)
 
-    @property
-    def nbytes(self) -> int:
-        """As in every compressed array, where codes of less than a byte may fill one in memory."""
-        total = super().nbytes
-        codes = self.codes.values if isinstance(self.codes, SparseArray) else self.codes
-        if codes is None or self.block is not None:
-            return total
-        return total - stored_bytes(codes) - (-math.prod(codes.shape) * self.bits // 8)
-
     def specs(self, spec: PartitionSpec) -> "QuantizedArray":
         """Codes are split like the dense array, steps and zero points where they are as long."""
         entries = pad_spec(spec, self.ndim)
@@ -236,19 +187,11 @@ class QuantizedArray(CompressedArray):
         steps = lambda x: None if x is None else narrow_spec(entries, tuple(x.shape))
         nested = is_compressed(self.scale)
         scale = self.scale.specs(steps(self.scale)) if nested else steps(self.scale)
-        sparse = isinstance(self.codes, SparseArray)
-        codes = self.codes.specs(spec) if sparse else PartitionSpec(*entries)
+        codes = self.codes_spec(spec, entries, self.block)
         return self.replace(codes=codes, scale=scale, zero=steps(self.zero))
 
     def _check_split(self, entries: tuple[Any, ...], spec: PartitionSpec) -> None:
         shape = self.shape
-        if self.block is not None and entries[self.checked_axis] is not None:
-            if shape[self.checked_axis] == self.block:
-                raise ValueError(
-                    f"a QuantizedArray of shape {shape} is packed in one block along axis "
-                    f"{self.axis} and cannot be split by {spec}: pack it in smaller blocks, or "
-                    "split other axes"
-                )
         for axis, group in self.cuts:
             if shape[axis] % group and entries[axis] is not None:
                 raise ValueError(

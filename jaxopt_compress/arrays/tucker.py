@@ -13,6 +13,7 @@ from jaxopt_compress.arrays.fields import check_axis, pad_spec
 from jaxopt_compress.arrays.layout import Layout
 from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.numerics.rounding import seal
+from jaxopt_compress.typing import Leaf
 
 
 @compressed_array(data=["first", "core", "last"], static=["dtype", "axes"])
@@ -117,7 +118,7 @@ class TuckerArray(CompressedArray):
         entries = pad_spec(spec, self.ndim)
         i, o = (self.ndim + d for d in self.axes)
 
-        def split(x: Any, but: tuple[int, ...]) -> Any:
+        def split(x: Leaf, but: tuple[int, ...]) -> Any:
             gone = [d in but or n == 1 for d, n in enumerate(x.shape)]
             own = PartitionSpec(*(None if g else e for g, e in zip(gone, entries, strict=True)))
             return x.specs(own) if is_compressed(x) else own

@@ -57,7 +57,8 @@ class Compression(NamedTuple):
 
     def __repr__(self) -> str:
         made = getattr(self.init, "__qualname__", type(self.init).__name__)
-        return f"<Compression by {made.removesuffix('.<locals>.init')}>"
+        name = made.removesuffix(".init").removesuffix(".<locals>").lstrip("_")
+        return f"<Compression by {name}>"
 
     def view(self, params: Params, opt_state: PyTree) -> Params:
         """The parameters that the forward pass uses during training.

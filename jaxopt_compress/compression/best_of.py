@@ -141,7 +141,7 @@ def _restricted(state: PyTree, paths: set[str]) -> PyTree:
     )
 
 
-def _held_out(path: str, given: Any, stats: Any) -> Statistics | None:
+def _held_out(path: str, given: Any, stats: Stats | None) -> Statistics | None:
     """The held-out statistics of one parameter; None if it has none, not being summed over.
 
     Raises:

@@ -66,8 +66,8 @@ def compress(
         state: The state of an optimizer made by `compressed_training`, or of the compression
             itself: the decisions of training are stored. By default everything is decided
             here, as at step 0 of a schedule.
-        layout: In the place of ``uses``, for a tree whose kernels all lie in one way: ``"in,out"``,
-            as Flax writes them, or ``"out,in"``, as PyTorch and Equinox do.
+        layout: In the place of ``uses``, for a tree whose kernels all have one layout:
+            ``"in,out"``, as Flax writes them, or ``"out,in"``, as PyTorch and Equinox do.
 
     Returns:
         The tree with compressed arrays as leaves.

@@ -54,7 +54,7 @@ def matrices_of(shape: tuple[int, ...], layout: Layout, stats: Statistics | None
     Args:
         shape: The parameter's shape.
         layout: The roles of its axes.
-        stats: `Statistics` of what meets it, which may tell entries of fewer stack axes apart, or
+        stats: `Statistics` of its inputs, which may tell entries of fewer stack axes apart, or
             the groups of a convolution; or None.
 
     Raises:

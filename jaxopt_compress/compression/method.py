@@ -225,7 +225,7 @@ def _check_asked(asked: str, state: PyTree) -> None:
         )
 
 
-def _parameter(path: str, value: Leaf, layout: Layout, stats: Any = None) -> Parameter:
+def _parameter(path: str, value: Leaf, layout: Layout, stats: Stats | None = None) -> Parameter:
     keep = value.kept() if is_compressed(value) else None
     return Parameter(path, value, layout, stats, keep)
 

@@ -77,10 +77,11 @@ def chosen_parameters(
     return found
 
 
-def flops_of(uses: Any, path: str) -> int | None:
+def flops_of(uses: Uses | None, path: str) -> int | None:
     """The operations of a parameter's products in a call of the function, where uses tell."""
     counts = [use.flops for use in (uses or {}).get(path, [])]
-    return sum(counts) if counts and None not in counts else None
+    known = [n for n in counts if n is not None]
+    return sum(known) if known and len(known) == len(counts) else None
 
 
 def _stacked(path: str, shape: tuple[int, ...], layout: Layout, count: int) -> Layout:

@@ -20,7 +20,7 @@ def quality(logits: jax.Array, dense: jax.Array, data: Split) -> dict[str, float
     """Accuracy, macro-F1, and how often the choice is that of the dense network.
 
     Args:
-        logits: Of shape (n, classes).
+        logits: Scores, (n, classes).
         dense: Those of the dense network.
         data: The images and their labels.
     """

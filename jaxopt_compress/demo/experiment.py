@@ -20,6 +20,7 @@ from jaxopt_compress.demo.methods import METHODS, Method, at_once, gradual
 from jaxopt_compress.demo.table import Row, table
 from jaxopt_compress.demo.training import BATCH, CNN, DEFAULT, Epochs, Trained, steps_of, train
 from jaxopt_compress.extras import require
+from jaxopt_compress.typing import PyTree
 
 VERSIONS = ("jaxopt-compress", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
@@ -38,7 +39,7 @@ class Variant(NamedTuple):
 
     key: str
     name: str
-    small: Any
+    small: PyTree
     row: Row
     report: dict[str, Any]
     trained: Trained
@@ -55,7 +56,7 @@ def run(
 
     Args:
         out: A folder; files of an earlier run in it are replaced.
-        seed: Of the initial parameters and the order of the images.
+        seed: The seed of the initial parameters and the order of the images.
         epochs: How long to train.
         methods: The ways to compress.
 
@@ -127,7 +128,7 @@ def _variants(out, seed, epochs, methods, sets, logits, console) -> list[Variant
     names = {"dense": epochs.dense, **{method.name: epochs.compressed for method in methods}}
     with _bars(console, names) as (start, advance):
 
-        def fit(name: str, *args: Any) -> Trained:
+        def fit(name: str, *args: PyTree) -> Trained:
             start(name)
             return train(model, *args, on_epoch=lambda: advance(name))
 

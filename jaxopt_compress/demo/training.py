@@ -11,6 +11,7 @@ from flax import linen as nn
 
 import jaxopt_compress as jc
 from jaxopt_compress.demo.data import CLASSES, Split
+from jaxopt_compress.typing import PyTree
 
 BATCH = 64
 
@@ -47,8 +48,8 @@ class Trained(NamedTuple):
         sparsity: The share of zeros in the kernels of the view, likewise.
     """
 
-    params: Any
-    opt_state: Any
+    params: PyTree
+    opt_state: PyTree
     loss: np.ndarray
     sparsity: np.ndarray
 
@@ -60,7 +61,7 @@ def steps_of(data: Split, epochs: int) -> int:
 
 def train(
     model: nn.Module,
-    params: Any,
+    params: PyTree,
     tx: optax.GradientTransformation,
     data: Split,
     key: jax.Array,
@@ -81,13 +82,13 @@ def train(
         on_epoch: Called after each epoch.
     """
 
-    def loss(params: Any, batch: Split) -> jax.Array:
+    def loss(params: PyTree, batch: Split) -> jax.Array:
         logits = model.apply(params, batch.images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()  # pyright: ignore
 
     # Not a scan over the steps: XLA's convolutions on CPU are some fifty times slower in a loop.
     @jax.jit
-    def step(params: Any, opt_state: Any, rows: jax.Array):
+    def step(params: PyTree, opt_state: PyTree, rows: jax.Array):
         view = params if compression is None else compression.view(params, opt_state)
         value, grads = jax.value_and_grad(loss)(view, jax.tree.map(lambda x: x[rows], data))
         updates, opt_state = tx.update(grads, opt_state, params)
@@ -107,6 +108,6 @@ def train(
     return Trained(params, opt_state, np.array(losses), np.array(sparsities))
 
 
-def _sparsity(params: Any) -> jax.Array:
+def _sparsity(params: PyTree) -> jax.Array:
     kernels = [w for w in jax.tree.leaves(params) if w.ndim > 1]
     return sum(jnp.sum(w == 0) for w in kernels) / sum(w.size for w in kernels)  # pyright: ignore

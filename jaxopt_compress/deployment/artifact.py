@@ -28,7 +28,7 @@ def export(
 ) -> None:
     """Writes a function and its compressed weights as a folder that jax and numpy alone can run.
 
-    The weights are arguments of the program and no constants in it, so that they lie in the folder
+    The weights are arguments of the program and no constants in it, so that they are in the folder
     at their stored width, and on the device once for all programs that share them.
 
     Args:

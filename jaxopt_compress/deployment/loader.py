@@ -1,6 +1,6 @@
 """Runs what `jaxopt_compress.export` wrote. Needs jax and numpy, and nothing else.
 
-This file lies in the artifact as `load.py`:
+This file is in the artifact, as `load.py`:
 
     import runpy
     fn = runpy.run_path("artifact/load.py")["load"]("artifact")

@@ -96,7 +96,7 @@ def _weight(graph: Graph, path: str, leaf: Leaf) -> str:
             f"{path!r} of shape {tuple(leaf.shape)} is a {type(leaf).__name__} {form}: ONNX takes "
             f"symmetric {' and '.join(FORMATS)} without tiles; materialize it, or compress it so"
         )
-    # Of pruned weights the codes of zeros are written too.
+    # The codes of pruned entries are written too.
     codes = leaf.codes.materialize() if is_compressed(leaf.codes) else leaf.codes
     codes, scale = np.asarray(codes), np.asarray(leaf.scale, np.float32)
     axes = [d for d in range(scale.ndim) if scale.shape[d] > 1]
@@ -121,7 +121,7 @@ def _weight(graph: Graph, path: str, leaf: Leaf) -> str:
 
 
 def _walk(graph: Graph, jaxpr: Any, consts: list[Any], inputs: list[str]) -> list[str]:
-    """Adds the nodes of equations; the names of what is returned."""
+    """Adds the nodes of equations; returns the names of the results."""
     names: dict[Any, str] = dict(zip(jaxpr.invars, inputs, strict=True))
     for var, value in zip(jaxpr.constvars, consts, strict=True):
         names[var] = graph.constant(np.asarray(value))

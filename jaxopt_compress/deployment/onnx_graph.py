@@ -19,7 +19,7 @@ class Graph:
     Attributes:
         nodes: In the order of execution.
         constants: Arrays with their names.
-        inputs: Types of what the caller gives.
+        inputs: The types of the arguments.
         outputs: Types of results.
         narrow: Names of values that have size 1 along the symbolic dimension in the place of its
             size, which operations that broadcast make up for.

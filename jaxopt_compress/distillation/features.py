@@ -184,7 +184,7 @@ def contrastive(student: jax.Array, teacher: jax.Array, temperature: float = 0.1
 
     Args:
         student: Features, ``[n, features]``.
-        teacher: Of the same shape; a constant. Project the student's where widths differ.
+        teacher: An array of the same shape; a constant. Project the student's where widths differ.
         temperature: Tau, more than 0.
 
     Returns:

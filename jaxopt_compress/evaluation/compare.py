@@ -184,7 +184,7 @@ class _Measured:
         return found
 
     def answers(self, name: str) -> dict[str, Any]:
-        """The figures of what a variant answered."""
+        """The figures of a variant's outputs."""
         found: dict[str, Any] = {}
         for own, prefix in self._totals:
             if own == name and prefix not in _KINDS:

@@ -71,7 +71,7 @@ class Comparison(dict[str, dict[str, Any]]):
 
         Args:
             path: The file.
-            title: Of the page.
+            title: The title of the page.
             recipe: Its text.
             reports: Name -> what `report` found, best with ``histograms``: adds their sections.
 

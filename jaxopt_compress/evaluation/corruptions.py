@@ -53,8 +53,8 @@ def blur(sigma: float, axes: tuple[int, ...] = (1, 2)) -> Corruption:
 
     Args:
         sigma: Its standard deviation in pixels.
-        axes: Of the input, along which it runs; by default those of images ``[n, height, width]``
-            and ``[n, height, width, channels]``.
+        axes: The axes of the input along which it runs; by default those of images ``[n, height,
+            width]`` and ``[n, height, width, channels]``.
     """
     if not sigma > 0:
         raise ValueError(f"blur({sigma}); a standard deviation is above 0")
@@ -104,7 +104,7 @@ def versions(
     """The inputs as they are, and under each corruption, with a prefix for names of figures.
 
     Args:
-        inputs: Of one batch.
+        inputs: The inputs of one batch.
         corruptions: By name.
         key: Random; each batch and each name has one of its own.
         batch: Which one it is.

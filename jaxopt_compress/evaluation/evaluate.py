@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     Attributes:
         inputs: The arguments after the parameters.
         targets: What the outputs are compared with.
-        weights: Of the examples, or None.
+        weights: The weights of the examples, or None.
     """
 
     inputs: tuple[PyTree, ...]

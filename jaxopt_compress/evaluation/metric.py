@@ -14,7 +14,8 @@ from jaxopt_compress.typing import PyTree
 class Metric(NamedTuple):
     """A figure of all examples of all batches.
 
-    It is a key of what is compiled: take functions of a module, not ones made anew for each call.
+    It is part of the key of the compiled program: take functions of a module, not ones made anew
+    for each call.
 
     Attributes:
         name: Under which it is returned.
@@ -46,7 +47,7 @@ def mean(function: Callable[[Any, Any], jax.Array], name: str | None = None) -> 
 
     Args:
         function: One value per example.
-        name: Of the metric; by default the function's.
+        name: The name of the metric; by default the function's.
     """
     called: str = name or getattr(function, "__name__", type(function).__name__)
 

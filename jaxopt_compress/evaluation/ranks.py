@@ -32,7 +32,7 @@ def auc(average: str = "macro") -> Metric:
     .. math:: P(s_+ > s_-) + \tfrac12 P(s_+ = s_-)
 
     for a positive and a negative example. Outputs ``[*examples]`` with targets 0 and 1 are scores
-    of class 1, and of outputs ``[*examples, 2]`` it is the difference. Of more classes each is
+    of class 1, and of outputs ``[*examples, 2]`` it is the difference. With more classes each is
     compared with all others by its log-probability (one against the rest).
 
     Args:

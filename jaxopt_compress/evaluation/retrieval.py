@@ -15,7 +15,7 @@ def precision_at(k: int) -> Metric:
     """The share of the first ``k`` items that are relevant, a mean over queries.
 
     Outputs are scores ``[*queries, items]`` and targets relevances of the same shape, 0 for items
-    that are none. Of equal scores the first items are taken.
+    that are none. Among equal scores the first items are taken.
 
     Args:
         k: How many items are looked at; at most all.

@@ -41,7 +41,7 @@ def paired_test(first: Any, other: Any) -> dict[str, Any]:
 
     Args:
         first: What `kept_values` kept of the first variant.
-        other: Of the other one.
+        other: Those of the other one.
 
     Returns:
         ``difference`` of the means, other minus first, with ``low`` and ``high`` of its 95%
@@ -49,7 +49,7 @@ def paired_test(first: Any, other: Any) -> dict[str, Any]:
         ``noise``, whether that is 0.05 or more; and the ``test``. One pair is tested: of twenty
         comparisons without a difference one is expected below 0.05. Right and wrong answers:
         McNemar's test, exact. Other values: random signs of the examples' differences. Intervals
-        are those of the bootstrap over examples. Of more than 20,000 examples both are normal.
+        are those of the bootstrap over examples. With more than 20,000 examples both are normal.
 
     References:
         McNemar, 1947, Note on the Sampling Error of the Difference Between Correlated Proportions

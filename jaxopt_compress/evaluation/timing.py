@@ -41,7 +41,7 @@ def interleave(
         runs: Name -> what to time; the arrays that it returns are waited for.
         rounds: How often each one is timed.
         warmup: Untimed rounds before, which compile.
-        seed: Of the orders.
+        seed: The seed of the orders.
     """
     order, shuffle = list(runs), random.Random(seed).shuffle
     samples = {name: Samples([], []) for name in runs}

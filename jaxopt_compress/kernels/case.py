@@ -49,13 +49,11 @@ class Case(NamedTuple):
         """Scales, of the type of sums."""
         return self.w.scale.astype(self.how.wide)
 
-    @property
     def outgrows_weight(self) -> bool:
         """Whether float32 products per group take more memory than the dense weight would."""
         grouped = self.w.groups > 1
         return grouped and 4 * self.w.groups * self.rows > self.w.depth * self.x.dtype.itemsize
 
-    @property
     def outgrows_codes(self) -> bool:
         """Whether int32 products per group take more memory than the codes do."""
         return 4 * self.w.groups * self.rows > self.w.depth
@@ -120,9 +118,10 @@ def kernels(kind: str, *platforms: str, fits: Callable[[Case], bool] = always) -
 
     def kernel(platform: str) -> Form:
         def pays(case: Case) -> bool:
-            return fits(case) and in_kernels.decoded_fits(platform, case.x, case.w)
+            held = case.w.held is not None
+            return held and fits(case) and in_kernels.decoded_fits(platform, case.x, case.w)
 
-        def run(case: Case, x_scale: Any) -> jax.Array:
+        def run(case: Case, x_scale: jax.Array | None) -> jax.Array:
             del x_scale
             return in_kernels.decoded(platform, case.x, case.w, case.how)
 
@@ -139,7 +138,7 @@ def integer_kernels(kind: str, *platforms: str) -> tuple[Form, ...]:
         def pays(case: Case) -> bool:
             return in_kernels.integers_fit(platform, case.x, case.w)
 
-        def run(case: Case, x_scale: Any) -> jax.Array:
+        def run(case: Case, x_scale: jax.Array | None) -> jax.Array:
             return in_kernels.integers(platform, case.x, case.w, case.how, x_scale)
 
         why = "XLA would lay out anew the codes of groups, and on GPUs those of all layers"

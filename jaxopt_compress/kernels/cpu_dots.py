@@ -97,7 +97,7 @@ def _product(x, stored, scale, *, bits, decode, precision):
 
 
 def in_order_of_columns(form, x, stored, scale, code):
-    """Calls `form`, for which the columns that a stored element holds lie far apart."""
+    """Calls `form`, for which the columns that a stored element holds are far apart."""
     if code.across == 1:
         return form(x, stored, scale, code)
     if scale is not None:

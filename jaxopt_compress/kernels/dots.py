@@ -97,7 +97,7 @@ def sum_groups(x, codes, scale, precision, sums=None):
     return y * scale if groups == 1 else (y * scale[..., None, :]).sum(-3)
 
 
-def as_it_lies(x, codes, scale, precision=None):
+def transposed_weight(x, codes, scale, precision=None):
     """As `scaled_after`, with codes `[*batch, N, K]`."""
     batch = tuple(range(x.ndim - 2))
     dims = (((x.ndim - 1,), (x.ndim - 1,)), (batch, batch))

@@ -30,7 +30,7 @@ _MAX_BLOCK_DIAGONAL_ROWS = 512
 def _by_levels(form: Callable[..., jax.Array], short: bool = False, **given: Any) -> Run:
     """By a function of ``x``, levels, scales and precision."""
 
-    def run(case: Case, x_scale: Any) -> jax.Array:
+    def run(case: Case, x_scale: jax.Array | None) -> jax.Array:
         levels = case.w.levels(case.w.codes, case.rows)
         sums = {"sums": case.how.sums} if short else {}
         return form(case.x, levels, case.scale, case.how.precision, **sums, **given)
@@ -38,15 +38,15 @@ def _by_levels(form: Callable[..., jax.Array], short: bool = False, **given: Any
     return run
 
 
-def _transposed_weight(case: Case, x_scale: Any) -> jax.Array:
+def _transposed_weight(case: Case, x_scale: jax.Array | None) -> jax.Array:
     levels = case.w.levels(case.w.codes, case.rows)
-    return dots.as_it_lies(case.x, levels, case.scale, case.how.precision)
+    return dots.transposed_weight(case.x, levels, case.scale, case.how.precision)
 
 
 def _streamed(linear: Callable[..., jax.Array]) -> Run:
     """In blocks; ``linear`` is differentiated."""
 
-    def run(case: Case, x_scale: Any) -> jax.Array:
+    def run(case: Case, x_scale: jax.Array | None) -> jax.Array:
         read = functools.partial(case.w.levels, rows=case.rows)
         precision = case.how.precision
         return streamed_dot(
@@ -62,7 +62,7 @@ def _streamed(linear: Callable[..., jax.Array]) -> Run:
 
 
 def _in_words(form: Callable[..., jax.Array], short: bool = False) -> Run:
-    def run(case: Case, x_scale: Any) -> jax.Array:
+    def run(case: Case, x_scale: jax.Array | None) -> jax.Array:
         sums = {"sums": case.how.sums} if short else {}
         how = case.w.bits, case.how.precision
         return form(_planes_first(case), case.w.codes, case.scale, *how, **sums)
@@ -70,7 +70,7 @@ def _in_words(form: Callable[..., jax.Array], short: bool = False) -> Run:
     return run
 
 
-def _words_streamed(case: Case, x_scale: Any) -> jax.Array:
+def _words_streamed(case: Case, x_scale: jax.Array | None) -> jax.Array:
     form = planar_dots.per_plane if case.w.groups == 1 else planar_dots.unpacked
     given = {"bits": case.w.bits, "precision": case.how.precision}
     linear = functools.partial(form, **given)
@@ -101,10 +101,6 @@ def _all_short(case: Case) -> bool:
 
 def _few(case: Case) -> bool:
     return case.w.groups * case.rows <= _MAX_BLOCK_DIAGONAL_ROWS
-
-
-def _outgrown(case: Case) -> bool:
-    return case.outgrows_weight
 
 
 def _decoded(case: Case) -> bool:
@@ -145,7 +141,7 @@ GROUPS = (
          "the scaled sum over groups is fused into the products"),
     Form("dequantized levels", "groups", GPUS, _decoded, _by_levels(dots.dequantized), weight,
          "GPUs write levels out in either form, and would write products per group besides"),
-    Form("dequantized", "groups", EVERY, _outgrown, _by_levels(dots.dequantized), weight,
+    Form("dequantized", "groups", EVERY, Case.outgrows_weight, _by_levels(dots.dequantized), weight,
          "products per group would take more memory than the dense weight"),
     Form("few products per group", "groups", EVERY, always, _by_levels(dots.per_group), partials,
          "products per group take less memory than the dense weight"),
@@ -159,7 +155,7 @@ WORDS = (
          "sums over devices take as many bytes as a dense product's"),
     Form("per plane", "words", TPU, always, _in_words(planar_dots.per_plane), nothing,
          "words stay packed: plane and word are two contracted dimensions"),
-    Form("unpacked", "words", EVERY, _outgrown, _in_words(planar_dots.unpacked), weight,
+    Form("unpacked", "words", EVERY, Case.outgrows_weight, _in_words(planar_dots.unpacked), weight,
          "products per group would take more memory than the dense weight"),
     Form("few products per plane", "words", EVERY, always, _in_words(planar_dots.per_plane),
          partials, "products per group take less memory than the dense weight"),

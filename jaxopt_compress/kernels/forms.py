@@ -109,5 +109,5 @@ def matrix_product(x, weight, preferred, precision=None):
 
 def wide_of(dtype):
     """Float32, or a wider floating type."""
-    whole = jnp.issubdtype(dtype, jnp.integer)  # Of which those of four bits are not promoted.
+    whole = jnp.issubdtype(dtype, jnp.integer)  # Those of four bits are not promoted.
     return jnp.dtype(jnp.float32) if whole else promoted(dtype, jnp.float32)

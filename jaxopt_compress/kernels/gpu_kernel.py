@@ -24,7 +24,7 @@ formats are read as 8 bits for up to 32 rows:
     instructions, 8 rows             19         26          32          21          36          25
     instructions, 1024 rows          86        138         144          79         118         121
 
-Codes that lie as `[N, K]` are turned in registers: the loop then has 1.5 to 1.6 times as many
+Codes `[N, K]` are turned in registers: the loop then has 1.5 to 1.6 times as many
 instructions for nf4, mxfp4 and int4 with 8 rows, 1.3 to 1.4 with 1024, and 1.0 to 1.3 for int3.
 
 The tensor units take 139 for 1024 rows. So with few rows the limit is decoding, which takes less
@@ -63,7 +63,7 @@ class Tiles(NamedTuple):
       depth: entries of each run that one step takes.
       runs: runs of a block of planar words; 1 for codes.
       width: entries of a run within a block.
-      whole: whether each run of a step lies in one block and one group.
+      whole: whether each run of a step is inside one block and one group.
     """
 
     depth: int
@@ -100,7 +100,7 @@ def _of_matrices(
     interpret,
 ):
     (rows, depth), columns = x.shape, codes.shape[1 if transposed else 2]
-    if one_step := depth == group:  # However they lie.
+    if one_step := depth == group:  # In either layout.
         scale = scale.reshape(-1, 1, columns)
     tiles = tiles_of(rows, depth, group, bits, block, x.dtype.itemsize)
     bm, bn, steps, splits = _blocks(rows, depth, columns, tiles, decode is None)

@@ -1,4 +1,4 @@
-"""Products in the kernels of this package, which read a weight where it lies."""
+"""Products in the kernels of this package, which read a weight inside its stack."""
 
 import functools
 from typing import Any
@@ -12,7 +12,7 @@ from jaxopt_compress.kernels.operand import How, Operand, Stored
 from jaxopt_compress.numerics.codes import levels_of
 from jaxopt_compress.numerics.integers import Integers
 
-# Of integers in groups XLA for TPUs fuses partial products: for a single row that is faster than
+# XLA for TPUs fuses partial products of integers in groups: for a single row that is faster than
 # decoding, for several it takes up to four times as long, and with many it matters little, but of
 # groups smaller than these it turns the codes around.
 SEVERAL, LARGE_GROUP = range(2, 129), 128
@@ -95,7 +95,7 @@ def _lying(platform: str, x: Any, w: Operand) -> bool | None:
     if w.held is None or _module(platform) is None:
         return None
     fits = functools.partial(_module(platform).fits, _met(x))
-    ways = (w.held.transposed, False)  # As it lies, if it can be.
+    ways = (w.held.transposed, False)  # In its own layout, if that fits.
     return next((t for t in ways if fits(*w.held.types(t), transposed=t, **_cut(w))), None)
 
 

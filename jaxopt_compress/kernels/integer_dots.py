@@ -76,7 +76,7 @@ def of_one_group(x_codes, codes, scale, x_scale=None, form=None, sums=None):
       x_codes: `[*batch, M, K]`, integers of up to eight bits.
       codes: `[*batch, K, N]`, likewise. Signed ones are faster.
       scale: `[*batch, 1, N or 1]`, floating point.
-      x_scale: `[*batch, M, 1]`, or None. Of the type of `scale`, or float32 beside a shorter one,
+      x_scale: `[*batch, M, 1]`, or None; of the type of `scale`, or float32 beside a shorter one,
         and then not to be differentiated.
       form: the product of codes, in int32; by default `widened`.
       sums: type that sums are rounded to before scales multiply them, or None.

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +32,7 @@ _MAX_BLOCK_DIAGONAL_ROWS = 256
 def _one_sum(form: Callable[..., jax.Array], short: bool = False) -> Run:
     """By a product of codes, scaled afterwards."""
 
-    def run(case: Case, x_scale: Any) -> jax.Array:
+    def run(case: Case, x_scale: jax.Array | None) -> jax.Array:
         sums = case.how.sums if short else None
         w = case.w.codes, case.w.scale
         return dots.of_one_group(case.x, *w, x_scale, form=form, sums=sums)
@@ -46,17 +45,17 @@ def _per_group(form: Callable[..., jax.Array]) -> Run:
     return lambda case, x_scale: form(case.x, case.w.codes, case.w.scale, x_scale)
 
 
-def _groups_streamed(case: Case, x_scale: Any) -> jax.Array:
-    linear = dots.group_by_group if case.outgrows_codes else dots.per_group
+def _groups_streamed(case: Case, x_scale: jax.Array | None) -> jax.Array:
+    linear = dots.group_by_group if case.outgrows_codes() else dots.per_group
     return _per_group(dots.rows_after(dots.streamed_groups(linear)))(case, x_scale)
 
 
-def _float8(case: Case, x_scale: Any) -> jax.Array:
+def _float8(case: Case, x_scale: jax.Array | None) -> jax.Array:
     y = jnp.matmul(case.x, case.w.codes, preferred_element_type=case.how.sums or jnp.float32)
     return y.astype(jnp.float32) * case.w.scale
 
 
-def _float8_widened(case: Case, x_scale: Any) -> jax.Array:
+def _float8_widened(case: Case, x_scale: jax.Array | None) -> jax.Array:
     return jnp.matmul(*(a.astype(jnp.float32) for a in (case.x, case.w.codes))) * case.w.scale
 
 
@@ -71,10 +70,6 @@ def _too_deep(case: Case) -> bool:
 
 def _few(case: Case) -> bool:
     return case.rows == 1 or case.w.groups * case.rows <= _MAX_BLOCK_DIAGONAL_ROWS
-
-
-def _outgrown(case: Case) -> bool:
-    return case.outgrows_codes
 
 
 def _short(case: Case) -> bool:
@@ -121,7 +116,7 @@ INTEGERS_IN_GROUPS = (
          "products per group stream, as a batch dimension"),
     Form("streamed", "integers in groups", CPU, _pays, _groups_streamed, nothing,
          "the library for int8 takes groups block by block"),
-    Form("group by group", "integers in groups", EVERY, _outgrown,
+    Form("group by group", "integers in groups", EVERY, Case.outgrows_codes,
          _per_group(dots.rows_after(dots.group_by_group)), codes,
          "products of all groups together would take more memory than the codes"),
     Form("few products per group", "integers in groups", EVERY, always,

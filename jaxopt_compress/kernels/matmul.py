@@ -1,5 +1,6 @@
 """One product with a quantized weight, in the form that suits types and compiler best."""
 
+import functools
 from typing import Any
 
 import jax
@@ -50,7 +51,7 @@ def matmul(
     w.check(x)
     chosen = explain(x, w, how=how)
     default = chosen.pop("")
-    branch = lambda form: lambda *args: run(form, *args, how=how)
+    branch = lambda form: functools.partial(run, form, how=how)
     forms = {platform: branch(form) for platform, form in chosen.items() if form is not default}
     return on_each_platform(forms, branch(default), x, w, x_scale)
 
@@ -77,11 +78,11 @@ def explain(x: Any, w: Operand, *, how: How | None = None) -> dict[str, Form]:
     case = Case(x, w, How() if how is None else how)
     kind = [form for form in FORMS if form.kind == case.kind]
 
-    def first(platform: str) -> Form:
-        serves = lambda form: platform in form.platforms or not form.platforms
-        return next(form for form in kind if serves(form) and form.fits(case))
-
-    return {platform: first(platform) for platform in ("", *PLATFORMS)}
+    chosen: dict[str, Form] = {}
+    for platform in ("", *PLATFORMS):
+        serve = [form for form in kind if not form.platforms or platform in form.platforms]
+        chosen[platform] = next(form for form in serve if form.fits(case))
+    return chosen
 
 
 def run(

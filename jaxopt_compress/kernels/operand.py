@@ -19,7 +19,7 @@ from jaxopt_compress.numerics.integers import Integers
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A weight where it lies in memory, as kernels read it.
+    """A weight in memory, as kernels read it.
 
     Attributes:
         codes: ``[*batch, K, N]``, or planar words ``[*batch, K * bits / 8, N]``.
@@ -66,12 +66,12 @@ class Operand:
         codes: ``[*batch, K, N]`` codes, or planar words ``[*batch, K * bits / 8, N]``, uint8.
         scale: ``[*batch, K / group or 1, N or 1]``, floating point.
         zero: Integer zero points of the shape of ``scale``, or None.
-        held: The same weight where it lies, if kernels may read it; or None.
+        held: The same weight in memory, if kernels may read it; or None.
         format: The name of its number format.
         group: How many consecutive ``k`` share a scale; None means all of them.
         block: How many consecutive ``k`` are packed together in words of signed integers of 1, 2 or
             4 bits; None for codes.
-        transposed: Whether ``codes`` lie as ``[*batch, N, K]``, without groups or words.
+        transposed: Whether ``codes`` are ``[*batch, N, K]``, without groups or words.
 
     Example:
         >>> import jax.numpy as jnp

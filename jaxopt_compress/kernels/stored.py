@@ -1,4 +1,4 @@
-"""How codes lie in memory, and how a compiler for CPU reads them without a detour."""
+"""The layout of codes in memory, and how a compiler for CPU reads them without a detour."""
 
 import functools
 from collections.abc import Callable
@@ -15,8 +15,8 @@ class Code(NamedTuple):
 
     Attributes:
       read: `(stored, field)` to codes, numbers of some type; they broadcast against each other.
-      planes: fields of a stored element that lie along K.
-      across: fields of a stored element that lie along N.
+      planes: fields of a stored element along K.
+      across: fields of a stored element along N.
       decoded: whether reading takes more arithmetic than a conversion.
     """
 

@@ -84,8 +84,8 @@ def decoded_dot(
       bits: of a code in planar words; None for codes.
       block: number of consecutive `k` that are packed together.
       layer: if given, int32: `codes` and `scale` have an axis of layers in front, or of size 1,
-        and the parts of this layer are read where they lie.
-      transposed: whether the weight lies as `[N, K]`: `codes` are `[*batch, N, K]`, or words of K
+        and the parts of this layer are read there.
+      transposed: whether the weight is `[N, K]`: `codes` are `[*batch, N, K]`, or words of K
         along the last axis, and `scale` is `[*batch, N, K / group]`.
       preferred: type of the result; sums are float32.
       interpret: whether to run the kernel step by step, on any device.

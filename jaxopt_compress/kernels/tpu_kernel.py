@@ -12,7 +12,7 @@ VMEM. A layer is read out of its stack. Mosaic loads 4-bit integers and 8-bit fl
 Codes of four bits without a sign are looked up: `decode` is asked for sixteen levels, and a
 permutation of lanes picks from them, in half of the time of nf4's selections. Signed ones are
 integers, and converted: the whole kernel is 552 bundles then, and 1256 with the lookup (v5e).
-Codes that lie as `[N, K]` are turned block by block as they come, in the type that they have.
+Codes `[N, K]` are turned block by block as they come, in the type that they have.
 
 A product moves `K N (bits + bits of a step / group) / 8` bytes of codes and steps, `2 M K` of `x`
 for each 1024 columns, and `4 M N` of float32 result, for `2 M K N` operations; a dense bfloat16
@@ -232,7 +232,7 @@ def _products(x_ref, held_ref, table_ref, wide_ref, kept_ref, *, read, group, fi
     The block begins at chunk `first` of K.
     """
     chunks = x_ref.shape[1] // CHUNK_DEPTH
-    height = min(group, CHUNK_DEPTH)  # Of what shares a step in a chunk.
+    height = min(group, CHUNK_DEPTH)  # The rows of a chunk that share a step.
     parts = [slice(start, start + height) for start in range(0, CHUNK_DEPTH, height)]
 
     def scaled(values, j, columns):

@@ -1,4 +1,4 @@
-"""Products of a backward pass, whose operands lie transposed."""
+"""Products of a backward pass, whose operands are transposed."""
 
 import math
 
@@ -12,7 +12,7 @@ from jaxopt_compress.kernels.integer_dots import exact_parts, in_parts
 
 
 def transposed_dot(a, b, *, last=False):
-    """A product of int8 codes that may lie transposed in memory, as those of a backward pass do.
+    """A product of int8 codes that may be transposed in memory, as those of a backward pass do.
 
     XLA:CPU multiplies rows of `a` that lie one after the other, in any order of `b`, in about half
     of the time of float32, and all others in three times that. It would fold a transposition that

@@ -69,7 +69,7 @@ def explicit_mesh(x: Value) -> bool:
     return any(entry is not None for entry in jax.typeof(x).sharding.spec)
 
 
-def explicit_sharding(x: Any) -> Any:
+def explicit_sharding(x: Value) -> Any:
     """The sharding that the type of an array, tracer or type names; None without one."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return x.sharding

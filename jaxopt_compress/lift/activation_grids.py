@@ -58,7 +58,7 @@ def _on_grid_jvp(fmt, clipping, primals, tangents):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _within_its_range(x: jax.Array, step: jax.Array, fmt: Format) -> jax.Array:
-    """As `_on_grid`, by a step made for ``x``: what lies beyond does so by rounding alone."""
+    """As `_on_grid`, by a step made for ``x``: values are beyond the range by rounding alone."""
     return _on_grid(x, step, fmt, False)
 
 

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 
 from jaxopt_compress.arrays import QuantizedArray, is_compressed
 from jaxopt_compress.kernels import How, matmul
-from jaxopt_compress.lift.operands import operand_of, stored_of
+from jaxopt_compress.lift.operands import as_matrices, as_rows
 from jaxopt_compress.lift.products import Product
-from jaxopt_compress.lift.quantized_products import as_matrices, as_rows
 from jaxopt_compress.lift.views import entrywise, plain_steps
 from jaxopt_compress.numerics.codebooks import Codebook
 from jaxopt_compress.numerics.codes import levels_of
@@ -56,14 +55,10 @@ def contract_integers(
     """The product with codes of an activation, summed in int32, times the steps of both."""
     sizes = [1 if d in how.contract[0] else n for d, n in enumerate(codes.shape)]
     steps = as_rows(jnp.broadcast_to(step, sizes), how.contract[0], how.batch[0])
-
-    def multiply(rows: jax.Array, matrix: Value, scale: jax.Array) -> jax.Array:
-        held = stored_of(w, w.scale, matrix, how)
-        # Rounding here would also round the part that zero points subtract afterwards.
-        own = How(sums=sums if w.zero is None else None)
-        return matmul(rows, operand_of(w, matrix, held, scale), steps, how=own)
-
-    return as_matrices(codes, w, how, multiply)
+    own = as_matrices(codes, w, how)
+    # Rounding here would also round the part that zero points subtract afterwards.
+    product = How(sums=sums if w.zero is None else None)
+    return own.result(matmul(own.rows, own.operand(own.stored(w.scale)), steps, how=product))
 
 
 def are_float8(w: Value, inputs: Format) -> bool:
@@ -75,11 +70,8 @@ def are_float8(w: Value, inputs: Format) -> bool:
 
 def contract_float8(w: QuantizedArray, codes: jax.Array, how: Product, sums: Value) -> jax.Array:
     """The product of 8-bit floats, summed in float32 and rounded to ``sums``."""
-    own = plain_steps(w)
-
-    def multiply(rows: jax.Array, matrix: Value, scale: jax.Array) -> jax.Array:
-        held = stored_of(own, own.scale, matrix, how)
-        dtype = (held is not None and sums) or jnp.float32
-        return matmul(rows, operand_of(own, matrix, held, scale), how=How(dtype, sums=sums))
-
-    return as_matrices(codes, own, how, multiply)
+    w = plain_steps(w)
+    own = as_matrices(codes, w, how)
+    held = own.stored(w.scale)
+    dtype = (held is not None and sums) or jnp.float32
+    return own.result(matmul(own.rows, own.operand(held), how=How(dtype, sums=sums)))

@@ -78,7 +78,7 @@ def _contract_permuted(w: PermutedArray, x: jax.Array, how: Product) -> Value:
         return y
     free = lies(d for d in range(w.ndim) if d not in (*how.contract[1], *how.batch[1]))
     first = y.ndim - len(free)
-    # They come in the order in which they lie.
+    # They come in the order of the array inside.
     return jnp.transpose(y, (*range(first), *(first + sorted(free).index(d) for d in free)))
 
 
@@ -102,10 +102,10 @@ def _contract_joined(w: Joined, x: jax.Array, how: Product) -> Value:
     return jnp.concatenate(results, results[0].ndim - len(free) + free.index(axis))
 
 
-def as_it_lies(w: Value, turned: Turned | None, how: Product) -> tuple[Value, Product]:
-    """A product of a transpose as one of what it is a transpose of, if its axes stay in order."""
+def untransposed(w: Value, turned: Turned, how: Product) -> tuple[Value, Product]:
+    """A product with a transpose as one with its original, if the axes of that stay in order."""
     own = w.weight if isinstance(w, InputQuantizedArray) else w
-    if turned is None or not isinstance(own, QuantizedArray):
+    if not isinstance(own, QuantizedArray):
         return w, how
     lies = lambda axes: tuple(turned.order[d] for d in axes)
     met = [(of_x, lies(of_w)) for of_x, of_w in (how.contract, how.batch)]
@@ -130,7 +130,8 @@ def _dot_general(call: Call, at: int, values: Sequence[Value]) -> Value:
     layer = call.operands[at].layer
     place = layer and Place(w, layer)
     how = Product(order(lhs, rhs), order(lhs_batch, rhs_batch), *given, place)
-    w, how = as_it_lies(w, call.operands[at].turned, how)
+    if call.operands[at].turned is not None:
+        w, how = untransposed(w, call.operands[at].turned, how)
     if x.size and call.out.size:
         y = contract(w, x, how)
     else:

@@ -70,7 +70,7 @@ def _scan(call: Call) -> list[Value]:
     carry = dense_values(call, carry, kept)
     xs = [_stacked(call, x) for x in xs]
     moving = [x for i, x in enumerate(carry) if i not in kept]
-    # Kernels read a layer where it lies in the stack; as an operand it would be a copy.
+    # Kernels read a layer inside the stack; as an operand it would be a copy.
     in_place = call.replay.pallas and any(isinstance(x, Ref) for x in xs)
     counted = jnp.arange(params["length"], dtype=jnp.int32) if in_place else None
     fields = [x.array if isinstance(x, Ref) else x for x in xs]

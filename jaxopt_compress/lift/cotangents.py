@@ -1,7 +1,7 @@
-"""Backward passes on a grid: what comes back is rounded before it meets a weight or an activation.
+"""Backward passes on a grid: cotangents are rounded before they meet a weight or an activation.
 
 A product has two derivatives, each a product with the cotangent. The cotangent is rounded for each
-of them with a step per row of what they sum over, stochastically, so that gradients keep their
+of them with a step for all that a row sums over, stochastically, so that gradients keep their
 expected value. Where weight and activation are integers with steps that leave the sum, both are
 integer products: the other factor's steps go into the cotangent before it is rounded.
 

@@ -65,9 +65,9 @@ class Ref:
     Attributes:
         array: The value.
         path: The path of the argument.
-        layer: Where the value lies in a stack, for kernels that read it there; or None.
-        turned: How its fields lie, for kernels that read them so; or None. Forgotten where control
-            flow takes the value in, of which it would be another operand.
+        layer: Its place in a stack, for kernels that read it there; or None.
+        turned: The array it is a transpose of, for kernels that read that; or None. Lost where
+            control flow takes the value in: it would be another operand.
     """
 
     array: Value

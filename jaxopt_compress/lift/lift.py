@@ -85,7 +85,8 @@ def replay_call(fn: Callable[..., PyTree], replay: Replay, args: tuple, kwargs: 
     """Stages ``fn`` with dense types for compressed arguments, and replays it."""
     keyed, treedef = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=is_compressed)
     leaves = [leaf for _, leaf in keyed]
-    staged = [i for i, leaf in enumerate(leaves) if _is_staged(leaf)]
+    # Static arguments stay static: Python scalars and NumPy arrays reach ``fn`` as they are.
+    staged = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array) or is_compressed(x)]
 
     def flat(*values: Value) -> Value:
         full = list(leaves)
@@ -111,11 +112,6 @@ def _result(x: Value) -> Value:
     if not isinstance(x, Ref):
         return x
     return x.array.materialize() if isinstance(x.array, Joined) else x.array
-
-
-def _is_staged(leaf: Value) -> bool:
-    """Static arguments stay static: Python scalars and NumPy arrays reach ``fn`` as they are."""
-    return isinstance(leaf, jax.Array) or is_compressed(leaf)
 
 
 def _type_of(leaf: Value) -> Value:

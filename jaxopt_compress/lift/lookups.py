@@ -53,7 +53,7 @@ def _place(call: Call, w: QuantizedArray) -> int:
 
 
 def _places(call: Call, ndim: int) -> dict[int, int]:
-    """Axis of what is looked up in -> axis of the result, of those that this has."""
+    """Axis of the table -> axis of the result, for the axes that the result has."""
     spec = call.params["dimension_numbers"]
     gone = (*spec.collapsed_slice_dims, *spec.operand_batching_dims)
     kept = [d for d in range(ndim) if d not in gone]

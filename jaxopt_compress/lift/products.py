@@ -71,9 +71,10 @@ def contraction_rule(primitives: str, *types: type) -> Callable[[Any], Any]:
 
 def _kept_for_all_layers(call: Call) -> bool:
     """Whether the equation is part of a scan, and no `jax.checkpoint` in it says what to keep."""
-    names = [eqn.primitive.name for eqn in call.replay.enclosing]
-    decisive = [name for name in names if name in ("scan", "remat2", "checkpoint")]
-    return decisive[-1:] == ["scan"]
+    for eqn in reversed(call.replay.enclosing):
+        if eqn.primitive.name in ("scan", "remat2", "checkpoint"):
+            return eqn.primitive.name == "scan"
+    return False
 
 
 class Product(NamedTuple):
@@ -85,7 +86,7 @@ class Product(NamedTuple):
         dtype: The dtype of the result.
         precision: As in `jax.lax.dot_general`.
         pallas: Whether it may run in a kernel, as `lift` says.
-        place: Where fields of the weight lie in a scanned stack, or None.
+        place: Where a scanned stack holds the fields of the weight, or None.
     """
 
     contract: tuple[tuple[int, ...], tuple[int, ...]]
@@ -97,7 +98,7 @@ class Product(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the fields of a weight lie, for kernels that read them there.
+    """The stack that holds the fields of a weight, for kernels that read them there.
 
     Attributes:
         weight: One layer of a stack.

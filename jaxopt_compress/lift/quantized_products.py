@@ -5,18 +5,12 @@ result, constant along all others it multiplies the activation. A grouped step m
 products, or the codes, as `kernels.dots` decides. Either way no dense weight is built.
 """
 
-import functools
-import math
-from collections.abc import Sequence
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.arrays import QuantizedArray, SparseArray
 from jaxopt_compress.kernels import How, matmul
-from jaxopt_compress.lift.activations import rows_of
-from jaxopt_compress.lift.operands import lie_of_matrices, operand_of, order_of_sums, stored_of
+from jaxopt_compress.lift.operands import as_matrices, lie_of_matrices
 from jaxopt_compress.lift.products import (
     Product,
     aligned,
@@ -48,7 +42,7 @@ def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Value:
             return _scaling_activation(w, x, how)
         return dot(x, dense_operand(w, x.dtype), how)
     if w.group_size is None and w.block is None:
-        # As matrices, if it lies as one: `matmul` has the better forms.
+        # As matrices, if it is stored as one: `matmul` has the better forms.
         if (*batch, *summed, *free) != tuple(range(w.ndim)):
             if not how.pallas or not lie_of_matrices(w, how)[0]:
                 return _scaling_result(w, x, how)
@@ -58,7 +52,7 @@ def _contract_quantized(w: QuantizedArray, x: jax.Array, how: Product) -> Value:
     if w.group_size is not None and w.shape[w.checked_axis] % w.group_size:
         return contract(_whole_and_rest(w, w.group_size), x, how)
     stored = given.scale if given.tile is None else w.scale
-    return as_matrices(x, w, how, functools.partial(_multiply, w, stored, how, transposed))
+    return _as_matrices(w, x, how, stored, transposed)
 
 
 def _scaling_activation(w: QuantizedArray, x: jax.Array, how: Product) -> jax.Array:
@@ -83,36 +77,29 @@ def _scaling_result(w: QuantizedArray, x: jax.Array, how: Product) -> jax.Array:
     return (y * aligned(w.scale, of_w, of_y)).astype(how.dtype)
 
 
-def _multiply(
-    w: QuantizedArray,
-    stored: Value,
-    how: Product,
-    transposed: bool,
-    rows: jax.Array,
-    matrix: Value,
-    scale: jax.Array,
+def _as_matrices(
+    w: QuantizedArray, x: jax.Array, how: Product, stored: Value, transposed: bool
 ) -> jax.Array:
-    """The product of matrices, for `as_matrices`.
+    """The product as one of matrices.
 
     Args:
         w: The weight, with float32 steps.
-        stored: Its steps as they are stored.
+        x: The activation.
         how: The product.
-        transposed: Whether its codes lie as ``[n, k]`` and stay so.
-        rows: The activation.
-        matrix: What brings fields of the weight to their form as matrices.
-        scale: Its steps, as a matrix.
+        stored: The steps of the weight as they are stored.
+        transposed: Whether its codes are ``[n, k]`` and stay so.
     """
-    sums = short_sums(how.dtype)
+    own, sums = as_matrices(x, w, how), short_sums(how.dtype)
+    scale = None
     if sums is not None and w.group_size is None and w.zero is None and stored.dtype == sums:
-        scale = matrix(stored)  # TPUs take steps of this type into the product.
+        scale = own.matrix(stored)  # TPUs take steps of this type into the product.
     # Levels times steps that are relative to another one may outgrow float16.
-    held = stored_of(w, stored if rows.dtype == jnp.bfloat16 else w.scale, matrix, how)
+    held = own.stored(stored if x.dtype == jnp.bfloat16 else w.scale)
     dtype = jnp.float32
     if held is not None and w.zero is None and (held.outer is None or sums is not None):
         dtype = how.dtype  # Other sums, which steps multiply afterwards, may outgrow it.
-    own = How(dtype, sums=sums, precision=how.precision)
-    return matmul(rows, operand_of(w, matrix, held, scale, transposed), how=own)
+    product = How(dtype, sums=sums, precision=how.precision)
+    return own.result(matmul(own.rows, own.operand(held, scale, transposed), how=product))
 
 
 def _whole_and_rest(w: QuantizedArray, group: int) -> Joined:
@@ -123,44 +110,3 @@ def _whole_and_rest(w: QuantizedArray, group: int) -> Joined:
     return Joined(
         tuple(cut(w, {w.ndim + axis: c}).replace(group_size=min(group, c.size)) for c in cuts), axis
     )
-
-
-def as_matrices(x: jax.Array, w: QuantizedArray, how: Product, multiply: Any) -> jax.Array:
-    """The product as ``[*batch, m, k]`` times ``[*batch, k, n]``, groups and words along ``k``.
-
-    Args:
-        x: The activation, or its codes.
-        w: The weight.
-        how: The product.
-        multiply: ``multiply(rows, matrix, scale)``, where ``matrix(field)`` brings a field of the
-            weight to its form as a matrix, and ``matrix(field, True)`` to its transpose.
-    """
-    (x_summed, summed), (x_batch, batch) = how.contract, how.batch
-    free = tuple(d for d in range(w.ndim) if d not in summed and d not in batch)
-    last = w.ndim + w.axis if w.axis is not None else None
-    order = order_of_sums(w, how)
-    summed, x_summed = [summed[i] for i in order], [x_summed[i] for i in order]
-    rows = as_rows(x, x_summed, x_batch)
-    lead = rows.shape[: len(batch)]
-    middle = [n for d, n in enumerate(x.shape) if d not in x_summed and d not in x_batch]
-    grouped = w.group_size is not None
-
-    def matrix(field: jax.Array, transposed: bool = False) -> jax.Array:
-        # A field that is whole along some axes of a run has to be whole along all of them.
-        full = list(field.shape)
-        for d in (*batch, *free, *(d for d in summed if grouped and d != last)):
-            full[d] = w.shape[d]
-        field = jnp.broadcast_to(field, full)
-        pair = (free, summed) if transposed else (summed, free)
-        field = jnp.transpose(field, (*batch, *pair[0], *pair[1]))
-        return field.reshape(*lead, *(math.prod(full[d] for d in axes) for axes in pair))
-
-    y = multiply(rows, matrix, matrix(w.scale))
-    return y.reshape(*lead, *middle, *(w.shape[d] for d in free)).astype(how.dtype)
-
-
-def as_rows(x: jax.Array, summed: Sequence[int], batch: Sequence[int]) -> jax.Array:
-    """``[*batch, m, k]`` of an activation whose product sums over the axes ``summed``."""
-    rows = rows_of(x, batch, summed)
-    kept = len(batch) + 1
-    return rows.reshape(*rows.shape[:kept], math.prod(rows.shape[kept:]))

@@ -1,6 +1,7 @@
-"""Thin factors of what another compression misses, beside what it stores."""
+"""Another compression, and thin factors of its error."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,11 @@ from jaxopt_compress.compression import Compression, Recipe, as_compression
 from jaxopt_compress.compression.checks import check_init
 from jaxopt_compress.compression.leaf_states import dense_like
 from jaxopt_compress.compression.states import ChainState, method_states
+from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.low_rank.low_rank import low_rank
 from jaxopt_compress.low_rank.whitening import Whiten
 from jaxopt_compress.tree import Part, Where, map_named, named_leaves
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 def low_rank_correction(
@@ -25,7 +28,7 @@ def low_rank_correction(
     factors_first: bool = False,
     stack: int = 0,
 ) -> Compression:
-    r"""Stores parameters by another compression, and thin factors of what that misses.
+    r"""Stores parameters by another compression, and thin factors of its error.
 
     .. math:: W \approx Q(W) + U V, \qquad
         U V = \arg\min_{\mathrm{rank}\, r} \lVert L^T (W - Q(W) - U V) \rVert_F
@@ -33,13 +36,13 @@ def low_rank_correction(
     with :math:`L L^T = E[x x^T]` if ``whiten``, which keeps the outputs of products rather than the
     entries (LQER). Under `lift` a product is ``x @ Q + (x @ u) @ v``. With activations rounded, as
     by ``quantize("int4", activations="int4")``, the factors meet them unrounded (SVDQuant).
-    With more ``rounds`` the parameter less the factors is compressed anew, and the factors of what
-    that misses are taken, in turn (LoftQ). With ``factors_first`` the factors are those of the
-    parameter itself, and what they leave is compressed, whose range is smaller where a few
+    With more ``rounds`` the parameter less the factors is compressed anew, and the factors of
+    the new error are taken, in turn (LoftQ). With ``factors_first`` the factors are those of the
+    parameter itself, and the rest is compressed, whose range is smaller where a few
     directions are large (SVDQuant); further rounds end with the compression then.
 
     Args:
-        compression: Of dense parameters, such as `quantize` or `gptq`.
+        compression: A compression of dense parameters, such as `quantize` or `gptq`.
         rank: The inner dimension of the factors, at least 1.
         where: Which of the parameters that it compresses get factors; by default all that can.
         whiten: As in `low_rank`; True needs second moments in ``stats``.
@@ -72,80 +75,95 @@ def low_rank_correction(
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds}; it is at least 1")
-    base, thin = (
-        as_compression(compression),
-        low_rank(rank=rank, where=where, whiten=whiten, stack=stack),
-    )
+    thin = low_rank(rank=rank, where=where, whiten=whiten, stack=stack)
+    pair = _LowRankCorrection(as_compression(compression), thin, rounds, factors_first)
+    return Compression(pair.init, pair.update, pair.apply, pair.compress, pair.forward)
 
-    def init(params: Any, *, uses: Any = None, stats: Any = None) -> ChainState:
-        check_init(decide, params, uses, stats)
-        return decide(params, uses=uses, stats=stats)
 
-    def decide(params: Any, *, uses: Any, stats: Any) -> ChainState:
-        less = lambda factors: thin.apply(
-            _with_factors(params, factors), factors, materialize=False
-        )
-        first, before = base.init(params, uses=uses, stats=stats), None
-        if factors_first:
+class _LowRankCorrection(NamedTuple):
+    """Another compression and thin factors, as the arguments of `low_rank_correction`.
+
+    A state holds that of the compression and that of the factors, and with ``factors_first`` the
+    factors that the parameter was less when it was compressed.
+    """
+
+    base: Compression
+    thin: Compression
+    rounds: int
+    factors_first: bool
+
+    def init(
+        self, params: PyTree, *, uses: Uses | None = None, stats: Stats | None = None
+    ) -> ChainState:
+        check_init(self._decide, params, uses, stats)
+        return self._decide(params, uses=uses, stats=stats)
+
+    def update(self, state: ChainState, params: PyTree, *, grads: PyTree = None) -> ChainState:
+        first, second, target, leaves = self._parts(params, state)
+        first = self.base.update(first, target, grads=grads)
+        own = None if grads is None else _with_factors(grads, second)
+        return ChainState((first, self.thin.update(second, leaves, grads=own), *state.states[2:]))
+
+    def apply(self, params: PyTree, state: ChainState, *, materialize: bool = True) -> PyTree:
+        return self._view(self.base.apply, params, state, materialize)
+
+    def forward(self, params: PyTree, state: ChainState, *, materialize: bool = True) -> PyTree:
+        return self._view(self.base.loss_view, params, state, materialize)
+
+    def compress(self, params: PyTree, state: ChainState) -> PyTree:
+        first, second, target, leaves = self._parts(params, state)
+        return _sum(self.base.compress(target, first), self.thin.compress(leaves, second))
+
+    def _decide(self, params: PyTree, *, uses: Uses | None, stats: Stats | None) -> ChainState:
+        base, given = self.base, {"uses": uses, "stats": stats}
+        less = lambda state: _less(params, self._factors(_with_factors(params, state), state))
+        first, before = base.init(params, **given), None
+        if self.factors_first:
             matrices = {p: w for p, w in _with_factors(params, first).items() if w.ndim >= 2}
-            before = thin.init(Part(matrices), uses=uses, stats=stats)
-            first = base.init(_less(params, less(before)), uses=uses, stats=stats)
-        for left in range(rounds - 1, -1, -1):
-            if factors_first and not left:
+            before = self.thin.init(Part(matrices), **given)
+            first = base.init(less(before), **given)
+        for left in range(self.rounds - 1, -1, -1):
+            if self.factors_first and not left:
                 # What is added is what the parameter was less, and learns from there on.
                 return ChainState((first, jax.tree.map(jnp.copy, before), before))
-            target = params if before is None else _less(params, less(before))
+            target = params if before is None else less(before)
             missed = _missed(params, base.apply(target, first, materialize=False), first)
-            second = thin.init(missed, uses=uses, stats=stats)
+            second = self.thin.init(missed, **given)
             if left:
                 before = second
-                first = base.init(_less(params, less(before)), uses=uses, stats=stats)
+                first = base.init(less(before), **given)
         return ChainState((first, second) if before is None else (first, second, before))
 
-    def inner(params: Any, state: ChainState) -> tuple[Any, Any, Any, Any]:
+    def _parts(self, params: PyTree, state: ChainState) -> tuple[PyTree, PyTree, PyTree, Part]:
         """The states of both, what is compressed, and the leaves that have factors."""
         first, second, *before = state.states
         leaves = _with_factors(params, second)
-        less = thin.apply(leaves, before[0], materialize=False) if before else None
-        return first, second, params if less is None else _less(params, less), leaves
+        target = _less(params, self._factors(leaves, before[0])) if before else params
+        return first, second, target, leaves
 
-    def update(state: ChainState, params: Any, *, grads: Any = None) -> ChainState:
-        first, second, target, leaves = inner(params, state)
-        first = base.update(first, target, grads=grads)
-        own = None if grads is None else _with_factors(grads, second)
-        return ChainState((first, thin.update(second, leaves, grads=own), *state.states[2:]))
+    def _factors(self, leaves: Part, state: PyTree) -> Part:
+        return self.thin.apply(leaves, state, materialize=False)
 
-    def apply(params: Any, state: ChainState, *, materialize: bool = True) -> Any:
-        first, second, target, leaves = inner(params, state)
-        view = base.apply(target, first, materialize=False)
-        view = _sum(view, thin.apply(leaves, second, materialize=False))
-        return dense_like(view, params) if materialize else view
-
-    def forward(params: Any, state: ChainState, *, materialize: bool = True) -> Any:
-        first, second, target, leaves = inner(params, state)
-        view = base.loss_view(target, first, materialize=False)
-        view = _sum(view, thin.apply(leaves, second, materialize=False))
-        return dense_like(view, params) if materialize else view
-
-    def compress(params: Any, state: ChainState) -> Any:
-        first, second, target, leaves = inner(params, state)
-        return _sum(base.compress(target, first), thin.compress(leaves, second))
-
-    return Compression(init, update, apply, compress, forward)
+    def _view(
+        self, view: Callable[..., PyTree], params: PyTree, state: ChainState, materialize: bool
+    ) -> PyTree:
+        first, second, target, leaves = self._parts(params, state)
+        seen = _sum(view(target, first, materialize=False), self._factors(leaves, second))
+        return dense_like(seen, params) if materialize else seen
 
 
-def _paths(state: Any) -> set[str]:
+def _paths(state: PyTree) -> set[str]:
     return {path for own in method_states(state) for path in own.leaves}
 
 
-def _with_factors(params: Any, state: Any) -> Part:
+def _with_factors(params: PyTree, state: PyTree) -> Part:
     """The leaves that a state knows."""
     own = _paths(state)
     return Part({path: x for path, x in named_leaves(params) if path in own})
 
 
-def _missed(params: Any, view: Any, state: Any) -> Part:
-    """What the views of the parameters that were compressed are from the parameters."""
+def _missed(params: PyTree, view: PyTree, state: PyTree) -> Part:
+    """The errors of the views of the parameters that were compressed."""
     own, views = _paths(state), dict(named_leaves(view))
     found = {}
     for path, w in named_leaves(params):
@@ -154,11 +172,11 @@ def _missed(params: Any, view: Any, state: Any) -> Part:
     return Part(found)
 
 
-def _less(params: Any, factors: Part) -> Any:
+def _less(params: PyTree, factors: Part) -> PyTree:
     """Parameters less the products of factors."""
     own = dict(named_leaves(factors))
 
-    def change(path: str, w: Any) -> Any:
+    def change(path: str, w: Leaf) -> Leaf:
         if path not in own:
             return w
         return _difference(w, own[path])
@@ -166,13 +184,14 @@ def _less(params: Any, factors: Part) -> Any:
     return map_named(change, params)
 
 
-def _difference(w: jax.Array, view: Any) -> jax.Array:
+def _difference(w: jax.Array, view: Leaf) -> jax.Array:
     """``w - view`` in the dtype of ``w``, within its range: infinite entries have no codes."""
     most = float(jnp.finfo(w.dtype).max)
     wide = w.astype(jnp.float32) - materialize(view).astype(jnp.float32)
     return jnp.clip(wide, -most, most).astype(w.dtype)
 
 
-def _sum(tree: Any, factors: Part) -> Any:
+def _sum(tree: PyTree, factors: Part) -> PyTree:
+    """A tree whose leaves hold the products of factors beside what they held."""
     own = dict(named_leaves(factors))
     return map_named(lambda path, w: SumArray((w, own[path])) if path in own else w, tree)

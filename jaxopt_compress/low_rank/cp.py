@@ -49,7 +49,7 @@ def cp(
         where: Which parameters, as in `tucker`.
         ratio: how many times smaller than a kernel its parts are at least.
         rounds: How often each part is solved for.
-        key: Of the first guess; by default a fixed one.
+        key: The random key of the first guess; by default a fixed one.
         inputs: As in `tucker`.
         stack: As in `low_rank`.
 

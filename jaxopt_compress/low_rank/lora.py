@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import zlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from jaxopt_compress.compression.leaf_states import GRID, N_M, RANK, ZEROS
 from jaxopt_compress.low_rank.low_rank import ELSEWHERE
 from jaxopt_compress.low_rank.reading import FactoredState, reading_of
 from jaxopt_compress.tree import Where
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["factored"])
@@ -36,16 +36,16 @@ class AdaptedState(LeafState):
 
     factored: FactoredState
     kind = "lora"
-    # Of the parameter, which stays as it is stored; the sum is another matter.
+    # The parameter itself keeps all of these, since it stays as it is stored.
     keeps = frozenset({ZEROS, N_M, RANK, GRID})
     replaces = True
 
-    def apply(self, w: Any, learned: Any) -> SumArray:
+    def apply(self, w: Leaf, learned: PyTree) -> SumArray:
         """The sum of the parameter, which gets no gradient, and the product of the factors."""
         frozen = jax.tree.map(jax.lax.stop_gradient, w)
         return SumArray((frozen, self.factored.apply(None, learned)))
 
-    def compress(self, w: Any, learned: Any, path: str) -> SumArray:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> SumArray:
         """The parameter as it is stored, and the factors."""
         return SumArray((w, self.factored.compress(None, learned, path)))
 
@@ -74,7 +74,7 @@ def lora(
     Args:
         rank: The inner dimension of the factors, at least 1.
         where: As in `low_rank`.
-        key: Of the first factor; by default a fixed one.
+        key: The random key of the first factor; by default a fixed one.
         stack: As in `low_rank`.
 
     Returns:

@@ -1,5 +1,7 @@
 """Parameters as products of two thin factors."""
 
+from typing import NamedTuple
+
 import jax
 import numpy as np
 
@@ -14,6 +16,7 @@ from jaxopt_compress.compression import (
     spelled,
 )
 from jaxopt_compress.compression.keywords import answers
+from jaxopt_compress.compression.method import Decisions, Parameters
 from jaxopt_compress.low_rank.ranks import Asked, WholeState, allocated, check_operations
 from jaxopt_compress.low_rank.reading import reading_of
 from jaxopt_compress.low_rank.whitening import WAYS, Whiten, check_whitening, weighed
@@ -50,7 +53,7 @@ def low_rank(
     r"""Replaces parameters by the product of two factors, from a truncated SVD.
 
     A parameter is read as a matrix from the axes that the function contracts to the others (or the
-    other way round), in whatever order they lie; leading stack axes are matrices of their own with
+    other way round), whatever their order; leading stack axes are matrices of their own with
     a common rank. In training
     the factors are what learns: gradients go to them, and the dense parameter stays as it was.
 
@@ -86,7 +89,7 @@ def low_rank(
             say of them, such as the members of an ensemble under `jax.vmap`.
 
     Returns:
-        A `Compression` that stores `LowRankArray`, in a `PermutedArray` where contracted axes lie
+        A `Compression` that stores `LowRankArray`, in a `PermutedArray` where contracted axes are
         between others.
 
     Raises:
@@ -116,51 +119,64 @@ def low_rank(
     if not damping > 0:
         raise ValueError(f"damping={damping}; it is above 0, such as 1e-4")
 
-    def check(parameters: dict[str, Parameter]) -> None:
+    method = _Factors(asked, whiten, damping, key)
+    written = {k: v for k, v in asked._asdict().items() if k != "budget"}
+    if budget is not None:
+        written["budget"] = f"{type(budget).__name__.lower()}({budget.share:g})"
+    text = spelled("low_rank", **written, where=where, whiten=whiten or None, stack=stack or None)
+    return compression_of(Method(method.check, method.init), where, stack=stack, asked=text)
+
+
+class _Factors(NamedTuple):
+    """How the factors of parameters are found, as the arguments of `low_rank`."""
+
+    asked: Asked
+    whiten: Whiten
+    damping: float
+    key: jax.Array | None
+
+    def check(self, parameters: Parameters) -> None:
+        """Refuses, from shapes alone, what has no such factors."""
         for parameter in parameters.values():
-            asked.of_shape(parameter, reading_of(parameter))
-            check_whitening(whiten, parameter)
-            if isinstance(budget, Flops):
+            self.asked.of_shape(parameter, reading_of(parameter))
+            check_whitening(self.whiten, parameter)
+            if isinstance(self.asked.budget, Flops):
                 check_operations(parameter)
-            if asked.needs_values and is_traced(parameter.dense()):
-                [(name, value)] = ((k, v) for k, v in asked._asdict().items() if v is not None)
+            if self.asked.needs_values and is_traced(parameter.dense()):
+                [(name, value)] = ((k, v) for k, v in self.asked._asdict().items() if v is not None)
                 raise NeedsValues(
                     f"{name}={value} needs the values of {parameter.describe()} to choose a rank: "
                     "run init outside of jit, or give rank="
                 )
 
-    def met_of(parameter: Parameter) -> tuple[jax.Array, jax.Array]:
-        reading = reading_of(parameter)
-        w = reading.matrices(parameter.dense())
-        return w, weighed(whiten, parameter, reading, w, damping)
-
-    def decide(parameter: Parameter, chosen: int | None) -> Decision:
-        w, met = met_of(parameter)
-        r = asked.of_values(met) if chosen is None else chosen
-        u, v = balanced_factors(w, r, met, key)
-        return reading_of(parameter).decision(u, v, parameter.value.dtype)
-
-    def init(parameters: dict[str, Parameter]) -> dict[str, Decision]:
+    def init(self, parameters: Parameters) -> Decisions:
+        """The factors, of ranks that are chosen together where they share a budget."""
         readings = {path: reading_of(p) for path, p in parameters.items()}
-        if budget is None:
-            ranks = {path: asked.of_shape(p, readings[path]) for path, p in parameters.items()}
+        if self.asked.budget is None:
+            ranks = {path: self.asked.of_shape(p, readings[path]) for path, p in parameters.items()}
             whole: set[str] = set()
         else:
-            curve = lambda p: np.asarray(error_curve(met_of(p)[1]))
+            curve = lambda p: np.asarray(error_curve(self._met(p)[1]))
             curves = {path: on_auto_axes(curve, p) for path, p in parameters.items()}
-            ranks = allocated(budget, parameters, readings, curves)
+            ranks = allocated(self.asked.budget, parameters, readings, curves)
             whole = {path for path, r in ranks.items() if r is None}
-        # One after the other, so that what is needed on the way is there for one at a time.
+        # One after the other, so that temporaries exist for one parameter at a time.
         ready = lambda x: x if any(map(is_traced, jax.tree.leaves(x))) else jax.block_until_ready(x)
         return {
             path: Decision(WholeState())
             if path in whole
-            else ready(on_auto_axes(decide, p, ranks[path]))
+            else ready(on_auto_axes(self._decide, p, ranks[path]))
             for path, p in parameters.items()
         }
 
-    written = {k: v for k, v in asked._asdict().items() if k != "budget"}
-    if budget is not None:
-        written["budget"] = f"{type(budget).__name__.lower()}({budget.share:g})"
-    text = spelled("low_rank", **written, where=where, whiten=whiten or None, stack=stack or None)
-    return compression_of(Method(check, init), where, stack=stack, asked=text)  # pyright: ignore
+    def _decide(self, parameter: Parameter, chosen: int | None) -> Decision:
+        w, met = self._met(parameter)
+        r = self.asked.of_values(met) if chosen is None else chosen
+        u, v = balanced_factors(w, r, met, self.key)
+        return reading_of(parameter).decision(u, v, parameter.value.dtype)
+
+    def _met(self, parameter: Parameter) -> tuple[jax.Array, jax.Array]:
+        """The parameter as matrices, and as the errors of its factors are weighed."""
+        reading = reading_of(parameter)
+        w = reading.matrices(parameter.dense())
+        return w, weighed(self.whiten, parameter, reading, w, self.damping)

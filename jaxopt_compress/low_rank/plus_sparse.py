@@ -27,6 +27,7 @@ from jaxopt_compress.low_rank.reading import FactoredState, reading_of
 from jaxopt_compress.numerics.plus_sparse import go_dec, robust_pca
 from jaxopt_compress.numerics.svd import balanced_factors
 from jaxopt_compress.tree import Where
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 @functools.partial(
@@ -52,12 +53,12 @@ class PlusSparseState(LeafState):
         """As of factors alone."""
         return self.factored.why_lost(name)
 
-    def apply(self, w: Any, learned: Any) -> SumArray:
+    def apply(self, w: Leaf, learned: PyTree) -> SumArray:
         """The sum of both parts, still apart; ``w`` itself is not used."""
         factors = self.factored.apply(w, learned)
         return SumArray((factors, MaskedArray(learned["entries"], self.mask)))
 
-    def compress(self, w: Any, learned: Any, path: str) -> SumArray:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> SumArray:
         """The factors, and the entries under the mask."""
         entries = learned["entries"]
         stored = sparse_rows(entries, self.mask, entries.ndim - self.stack)

@@ -15,6 +15,7 @@ from jaxopt_compress.low_rank.reading import Reading
 from jaxopt_compress.numerics.rank_budget import Offer, ranks_within
 from jaxopt_compress.numerics.svd import error_curve, rank_for_energy, rank_for_error
 from jaxopt_compress.tree import Bytes, Flops
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 class Asked(NamedTuple):
@@ -176,12 +177,12 @@ class WholeState(LeafState):
     kind = "low_rank"
     keeps = frozenset({ZEROS, N_M, RANK, GRID})
 
-    def apply(self, w: Any, learned: Any) -> Any:
+    def apply(self, w: Leaf, learned: PyTree) -> Any:
         """The parameter itself."""
         del learned
         return w
 
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
         """The parameter itself."""
         del learned, path
         return w

@@ -12,6 +12,7 @@ import numpy as np
 from jaxopt_compress.arrays import LowRankArray, MaskedArray, PermutedArray, is_compressed
 from jaxopt_compress.compression import Decision, LeafState, Parameter
 from jaxopt_compress.compression.leaf_states import GRID, RANK, ZEROS
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 @functools.partial(
@@ -46,13 +47,13 @@ class FactoredState(LeafState):
             "quantize(...))",
         }.get(name)
 
-    def apply(self, w: Any, learned: Any) -> LowRankArray | PermutedArray:
+    def apply(self, w: Leaf, learned: PyTree) -> LowRankArray | PermutedArray:
         """The product of the factors, still apart; ``w`` itself is not used."""
         del w
         product = LowRankArray(learned["u"], learned["v"], self.dtype, self.out_ndim)
         return product if self.axes is None else PermutedArray(product, self.axes)
 
-    def compress(self, w: Any, learned: Any, path: str) -> LowRankArray | PermutedArray:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> LowRankArray | PermutedArray:
         """The factors."""
         del path
         return self.apply(w, learned)
@@ -65,7 +66,7 @@ class Reading(NamedTuple):
         shape: The shape of the parameter.
         left: Axes of the first factor.
         right: Axes of the second one.
-        permuted: Whether they do not lie in this order behind the stack.
+        permuted: Whether their order behind the stack is another one.
         turned: Whether the right ones are those that the function sums over.
     """
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from jaxopt_compress.numerics.tensor_train import (
     train_size,
 )
 from jaxopt_compress.tree import Where
+from jaxopt_compress.typing import Leaf, PyTree
 
 Digits = tuple[Sequence[int], Sequence[int]]
 
@@ -54,13 +55,13 @@ class TensorTrainState(LeafState):
     establishes = frozenset({RANK})
     replaces = True
 
-    def apply(self, w: Any, learned: Any) -> TensorTrainArray:
+    def apply(self, w: Leaf, learned: PyTree) -> TensorTrainArray:
         """The product of the cores, still apart; ``w`` itself is not used."""
         del w
         cores = tuple(learned[k] for k in sorted(learned, key=int))
         return TensorTrainArray(cores, self.dtype, self.rows, self.columns, self.cut)
 
-    def compress(self, w: Any, learned: Any, path: str) -> TensorTrainArray:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> TensorTrainArray:
         """The cores."""
         del path
         return self.apply(w, learned)

@@ -25,6 +25,7 @@ from jaxopt_compress.compression.leaf_states import RANK
 from jaxopt_compress.low_rank.low_rank import ELSEWHERE
 from jaxopt_compress.numerics.tucker import mode_energies, tucker2
 from jaxopt_compress.tree import Where
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 @functools.partial(
@@ -46,13 +47,13 @@ class TuckerState(LeafState):
     establishes = frozenset({RANK})
     replaces = True
 
-    def apply(self, w: Any, learned: Any) -> TuckerArray:
+    def apply(self, w: Leaf, learned: PyTree) -> TuckerArray:
         """The product of the parts, still apart; ``w`` itself is not used."""
         del w
         parts = learned["first"], learned["core"], learned["last"]
         return TuckerArray(*parts, self.dtype, self.channels)
 
-    def compress(self, w: Any, learned: Any, path: str) -> TuckerArray:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> TuckerArray:
         """The parts."""
         del path
         return self.apply(w, learned)
@@ -81,7 +82,7 @@ def tucker(
             many. Or
         energy: the share of the sum of squares to keep along either axis, in ``(0, 1]``; or
         where: Which parameters: kernels whose contracted axes are a window and input channels, of
-            which the latter lie beside the output channels unless ``inputs`` says where. Name those
+            which the latter are beside the output channels unless ``inputs`` says where. Name those
             of convolutions.
         ratio: Or how many times smaller than a kernel its parts are at least, both ranks being the
             same share of their channels.
@@ -95,7 +96,7 @@ def tucker(
     Raises:
         ValueError: Not exactly one of ``ranks``, ``energy`` and ``ratio`` given, or out of range;
             in ``init``: a kernel without a window, or in a stack, or one whose input channels
-            may lie on either side of the outputs.
+            may be on either side of the outputs.
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc

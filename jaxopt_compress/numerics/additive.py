@@ -25,18 +25,18 @@ def sums_of_centroids(
 ) -> tuple[jax.Array, jax.Array]:
     r"""Codes and centroids of a small :math:`\sum_{ij} h_{ij} (x_i - \sum_m c_{m, a_m(i)})_j^2`.
 
-    Codebooks start as k-means of what the ones before leave (residual quantization). Then they are
-    improved in turn with codes, as long as this lowers the error: centroids as weighted means of
-    what the other codebooks leave, one codebook after the other, and codes by a beam search.
+    Codebooks start as k-means of the residual of the ones before (residual quantization). Then they
+    are improved in turn with codes, as long as this lowers the error: centroids as weighted means
+    of what the other codebooks leave, one codebook after the other, and codes by a beam search.
 
     Args:
         x: ``[books, members, vector]``, float32; each book is a problem of its own.
-        weight: Of that shape, or that of ``x`` but for a last axis of size 1; at least 0.
+        weight: An array of that shape, or that of ``x`` but for a last axis of size 1; at least 0.
         clusters: Centroids per codebook.
         codebooks: Centroids that are added for a vector.
         init: As in `kmeans`.
         key: As in `kmeans`.
-        iterations: Of k-means, at most.
+        iterations: The most iterations of k-means.
 
     Returns:
         int32 codes ``[books, codebooks, members]`` and centroids
@@ -84,7 +84,7 @@ def nearest_sums(x: jax.Array, weight: jax.Array, centroids: jax.Array) -> jax.A
 
     Args:
         x: ``[books, members, vector]``, float32.
-        weight: Of that shape.
+        weight: An array of that shape.
         centroids: ``[books, codebooks, clusters, vector]``, float32.
 
     Returns:
@@ -93,7 +93,7 @@ def nearest_sums(x: jax.Array, weight: jax.Array, centroids: jax.Array) -> jax.A
     size = max(1, _DISTANCES // (_BEAM * centroids.shape[2]))
     scale = jnp.ones((len(x), 1, 1))
     if x.size:
-        # Of both, or squares of the centroids of a book of zeros are infinite.
+        # The larger of both: squares of the centroids of a book of zeros would be infinite.
         every = centroids.reshape(len(x), -1, x.shape[-1])
         scale = 1 / jnp.maximum(magnitudes(x), magnitudes(every))
     x, centroids = x * scale, centroids * scale[..., None]
@@ -111,7 +111,7 @@ def _beam(x: jax.Array, weight: jax.Array, centroids: jax.Array) -> jax.Array:
     """Codes ``[codebooks]`` of a vector ``[vector]``."""
     rest, codes = x[None], jnp.zeros((1, 0), jnp.int32)
     for c in centroids:
-        # The square of what is left is that of all; of the beam it differs.
+        # The square of a residual is the same for all codes, but not for all of the beam.
         dots = jnp.matmul(rest * weight, c.T, precision="highest")
         base = jnp.sum(weight * rest * rest, -1, keepdims=True)
         lost = base - 2 * dots + jnp.sum(weight * c * c, -1)
@@ -138,7 +138,7 @@ def _sums(codes: jax.Array, centroids: jax.Array) -> jax.Array:
 
 
 def _means(x: jax.Array, weight: jax.Array, codes: jax.Array, centroids: jax.Array) -> jax.Array:
-    """Each codebook in turn: weighted means of what the others leave."""
+    """Each codebook in turn: weighted means of the residual of the others."""
     new = list(centroids)
     rest = x - _sums(codes, centroids)
     for i, at in enumerate(codes):

@@ -92,7 +92,7 @@ def nearest(x: jax.Array, centroids: jax.Array, zero: bool = False) -> jax.Array
         zero: Whether the first one is 0; members that are 0 then belong to it.
 
     Returns:
-        int32 ``[books, members]``. Of numbers, halfway between two, the lower centroid.
+        int32 ``[books, members]``. A number halfway between two takes the lower centroid.
     """
     if x.shape[-1] > 1:
         return jax.vmap(_nearest_vectors)(x, centroids)

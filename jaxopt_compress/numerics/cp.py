@@ -27,7 +27,7 @@ def cp3(
         w: Floats, ``[s, i, o]``: positions, input and output channels.
         rank: How many products.
         rounds: How often each of the three is solved for.
-        key: Of the first guess; by default a fixed one.
+        key: The random key of the first guess; by default a fixed one.
 
     Returns:
         ``(A, C, B)``, float32 or wider: ``[i, rank]``, ``[s, rank]`` and ``[rank, o]``; the norm of

@@ -26,7 +26,7 @@ def rotated(
     summed over stay as they are.
 
     Args:
-        x: Of any shape and real floating dtype; sums are taken in float32 or wider.
+        x: An array of any shape and real floating dtype; sums are taken in float32 or wider.
         signs: 1 and -1, of the rank of ``x``, of size 1 along other axes than ``axes``.
         axes: Which; along several, :math:`H` is the Kronecker product.
         inverse: Multiplies by :math:`R^T` instead.

@@ -12,12 +12,12 @@ _AT_ZERO, _OTHERS, _SHARE = (5000.0, 2.0), (250.0, 0.1), (5000.0, 2.0)
 
 
 class Mixture(NamedTuple):
-    """Components of Gaussians, the first of which lies at 0.
+    """Components of Gaussians, the first of which is at 0.
 
     Attributes:
         means: ``[..., components]``; the first counts as 0.
-        log_scales: Of that shape: logarithms of standard deviations.
-        logits: Of that shape: the shares of components are their softmax.
+        log_scales: An array of that shape: logarithms of standard deviations.
+        logits: An array of that shape: the shares of components are their softmax.
     """
 
     means: jax.Array
@@ -77,7 +77,7 @@ def negative_log_likelihood(x: jax.Array, mixture: Mixture) -> jax.Array:
 
 
 def negative_log_prior(mixture: Mixture) -> jax.Array:
-    """Of precisions (Gamma) and of the share at 0 (Beta), ``[...]``: none shrinks to a point.
+    """Priors of precisions (Gamma) and of the share at 0 (Beta), ``[...]``: none becomes a point.
 
     Args:
         mixture: ``[..., components]``.

@@ -1,4 +1,4 @@
-"""The error of a product, from that of its weight and the second moment of what it meets."""
+"""The error of a product, from that of its weight and the second moment of its inputs."""
 
 import jax
 import jax.numpy as jnp

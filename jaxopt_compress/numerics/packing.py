@@ -1,6 +1,6 @@
 """Sub-byte codes in planar uint8 words, and bit masks.
 
-Planar means that a word holds entries that lie far apart. A block of ``block`` consecutive entries
+Planar means that a word holds entries that are far apart. A block of ``block`` consecutive entries
 is cut into runs, and word ``i`` of each row of words holds entry ``i`` of some of them: the block
 is unpacked by shifting rows of words by constants, elementwise work that a compiler fuses into what
 consumes it; neighbours in one byte would need an interleave, which costs copies.
@@ -24,7 +24,7 @@ class Words(NamedTuple):
 
     Attributes:
         rows: Rows of words.
-        whole: Codes that each word holds by itself: run ``j * rows + k`` lies in row ``k``, in the
+        whole: Codes that each word holds by itself: run ``j * rows + k`` is in row ``k``, in the
             bits ``[j * bits, (j + 1) * bits)``.
         split: Runs in the left-over bits: run ``rows * whole + t`` in their bits
             ``[t * bits, (t + 1) * bits)``.

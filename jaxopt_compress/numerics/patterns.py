@@ -54,7 +54,7 @@ def n_m_mask(scores: ArrayLike, n: int, m: int, axis: int) -> jax.Array:
         scores: Floats, in the order of `numerics.ranking`.
         n: Entries kept in each group.
         m: Group size. A ragged last group of ``r`` entries keeps ``min(n, r)``.
-        axis: Axis along which the groups lie, usually the contracting one.
+        axis: The axis of the groups, usually the contracting one.
 
     Returns:
         Bool array of the scores' shape.
@@ -96,14 +96,14 @@ def n_m_exchange(
     """Drops the lowest kept entries of each group and keeps as many others instead.
 
     Args:
-        scores: Of what stays, floats in the order of `numerics.ranking`.
-        growth: Of what comes, likewise.
+        scores: Scores of entries that may stay, floats in the order of `numerics.ranking`.
+        growth: Scores of entries that may grow, likewise.
         mask: Booleans of their shape, what was kept.
         allowed: Booleans that broadcast to it, false where nothing may be kept.
         count: Entries that each group exchanges; at most ``n``, fewer if fewer are free.
         n: Entries kept in each group, if it has them.
         m: Group size.
-        axis: Axis along which the groups lie, not negative.
+        axis: The axis of the groups, not negative.
 
     Returns:
         The new mask. What was dropped is not among what came.

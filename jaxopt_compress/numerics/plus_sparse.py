@@ -13,7 +13,7 @@ from jaxopt_compress.numerics.thresholds import largest_mask
 def go_dec(
     w: jax.Array, rank: int, keep: int, rounds: int = 10, key: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    r"""Alternates between the best factors of what the entries leave, and the other way round.
+    r"""Alternates between the best factors of what entries leave, and the best entries.
 
     .. math:: \min \lVert W - U V - S \rVert_F \quad \text{with} \quad \mathrm{rank}(U V) \le r,
         \quad \lVert S \rVert_0 \le k

@@ -12,7 +12,7 @@ class Offer(NamedTuple):
 
     Attributes:
         losses: From rank 0 on, each at most the one before it, with steps that get no larger.
-        cost: Of one rank.
+        cost: The cost of one rank.
         whole: The cost of the matrix itself, which loses nothing.
     """
 

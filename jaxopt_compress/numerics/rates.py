@@ -1,4 +1,4 @@
-"""Bits that an entropy coder needs for codes, as a smooth function of what is rounded to them."""
+"""Bits that an entropy coder needs for codes, as a smooth function of the unrounded values."""
 
 import jax
 import jax.numpy as jnp

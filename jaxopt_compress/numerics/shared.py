@@ -1,4 +1,4 @@
-"""Values that entries share: where codebooks lie beside codes, and how codes find values."""
+"""Values that entries share: how codebooks are laid out, and how codes find values."""
 
 import math
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ class Books(NamedTuple):
         clusters = centroids.shape[1]
         x = centroids.reshape(*(shape[d] for d in apart), self.groups * clusters * self.vector)
         order = sorted([*apart, at])
-        # The axis came last; it goes where it lies among the others.
+        # The axis came last; it goes to its place among the others.
         x = jnp.moveaxis(x, -1, order.index(at))
         sizes = [shape[d] if d in apart else 1 for d in range(rank)]
         sizes[at] = self.groups * clusters * self.vector
@@ -101,8 +101,8 @@ def look_up(codes: jax.Array, table: jax.Array, axis: int, clusters: int, vector
 
     Args:
         codes: Integers below ``clusters``, one for each ``vector`` entries along ``axis``.
-        table: Of the rank of ``codes``: along ``axis`` the entries of ``clusters`` vectors for each
-            group; along others as long as the codes, or of size 1.
+        table: An array of the rank of ``codes``: along ``axis`` the entries of ``clusters`` vectors
+            for each group; along others as long as the codes, or of size 1.
         axis: Negative.
         clusters: Vectors per codebook.
         vector: Entries per vector.

@@ -32,7 +32,7 @@ def expand(values: jax.Array, mask: jax.Array) -> jax.Array:
         whole = PartitionSpec(*split.spec[:-1], None)
         mask = jax.sharding.reshard(mask, NamedSharding(split.mesh, whole))
     if values.shape[-1] == 0:
-        # Of the mask, so that it lies on the mask's devices.
+        # Made from the mask, so that it is on the mask's devices.
         return jnp.where(mask, zero, zero)
     rank = jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
     spread = jnp.take_along_axis(values, rank, axis=-1, mode="clip")

@@ -87,7 +87,7 @@ def _step(reach: jax.Array, top: float, of_nothing: float) -> jax.Array:
     reach = jnp.where(jnp.isfinite(reach), reach, jnp.nan)
     divisor = _unknown(top, reach)
     reach = jnp.where(reach < TINY * max(top, 1), of_nothing * top, reach).astype(jnp.float32)
-    # Of what divides by the quotient compilers make another one.
+    # Compilers would rewrite a division by this quotient, which then rounds differently.
     return lax.optimization_barrier(reach / divisor)
 
 

@@ -47,7 +47,7 @@ def _balanced(
     u = _matmul(scaled, q)
     size = jnp.linalg.norm(u, axis=-2, keepdims=True)
     root = jnp.sqrt(size)
-    # Of an even exponent the root is exact, and nothing overflows on the way.
+    # The root of an even exponent is exact, and no intermediate result overflows.
     half = exponent[..., None] // 2
     u = jnp.ldexp(jnp.where(size > 0, u / jnp.where(size > 0, root, 1), 0), half)
     v = jnp.ldexp(jnp.swapaxes(q * root, -2, -1), half)
@@ -99,7 +99,7 @@ def _projected(a: jax.Array, rank: int, width: int, key: jax.Array) -> jax.Array
     basis = jax.random.normal(key, (*a.shape[:-2], a.shape[-1], width), a.dtype)
     for _ in range(_POWER):
         basis = _orthonormal(_matmul(turned, _orthonormal(_matmul(a, basis))))
-    # Of the vectors that are left, those that count: a decomposition of width by width entries.
+    # The leading vectors of this basis, from a decomposition of width by width entries.
     left, triangle = jnp.linalg.qr(_matmul(a, basis))
     del left
     v = jnp.linalg.svd(triangle, full_matrices=False)[2]

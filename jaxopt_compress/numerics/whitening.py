@@ -1,4 +1,4 @@
-"""Matrices as their outputs see them: weighed by second moments of what meets their rows."""
+"""Matrices as their outputs see them: weighed by second moments of their inputs."""
 
 import functools
 

@@ -12,12 +12,13 @@ from jax.sharding import PartitionSpec
 
 from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.compression.parameter import Parameter
-from jaxopt_compress.lift import layout_of
+from jaxopt_compress.lift import Uses, layout_of
 from jaxopt_compress.parallel.blockwise import blockwise
 from jaxopt_compress.parallel.reduction import AxisName, Reduction, Shape, is_checked, varies
 from jaxopt_compress.tree import Where, assume_layout, fit_of, map_named, named_leaves
 from jaxopt_compress.tree.layout import warn_assumed
 from jaxopt_compress.tree.paths import is_float
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 class ReducedState(NamedTuple):
@@ -40,7 +41,7 @@ def reduced_gradients(
     devices: int | None = None,
     where: Where = None,
     min_size: int = 4096,
-    uses: Any = None,
+    uses: Uses | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformation:
     r"""Averages gradients over the devices of a mesh axis, in fewer bytes, with error feedback.
@@ -70,7 +71,7 @@ def reduced_gradients(
             entries and more. What is not taken, by this or by the method, is averaged plainly.
         min_size: Entries below which a parameter is averaged plainly.
         uses: What `uses` found, so that stacks and matrices follow the function.
-        seed: Of the factors that `power_sgd` starts from.
+        seed: The seed of the factors that `power_sgd` starts from.
 
     Returns:
         An optax transformation. Its state holds a residual per device: see `reduced_specs`.
@@ -103,7 +104,7 @@ def reduced_gradients(
     """
     reduction = _named(method) if isinstance(method, str) else method
 
-    def init(params: Any) -> ReducedState:
+    def init(params: PyTree) -> ReducedState:
         if reduction is _PLAIN:
             return ReducedState({}, {})
         taken = _taken(reduction, params, where, min_size, uses)
@@ -117,7 +118,7 @@ def reduced_gradients(
         residual = {p: jnp.zeros((count, *x.value.shape), jnp.float32) for p, x in taken.items()}
         return ReducedState(residual, shared)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[Any, Any]:
         del params
         _check_gradients(updates, state, axis_name)
         residual, shared = dict(state.residual), dict(state.shared)
@@ -141,7 +142,7 @@ def reduced_gradients(
     return optax.GradientTransformation(init, update)
 
 
-def reduced_specs(opt_state: Any, axis_name: AxisName) -> Any:
+def reduced_specs(opt_state: PyTree, axis_name: AxisName) -> Any:
     """Partition specs of an optimizer's state for `jax.shard_map`.
 
     Args:
@@ -154,7 +155,7 @@ def reduced_specs(opt_state: Any, axis_name: AxisName) -> Any:
     """
     mine = lambda x: isinstance(x, ReducedState)
 
-    def specs(x: Any) -> Any:
+    def specs(x: Leaf) -> Any:
         if not mine(x):
             return PartitionSpec()
         own = jax.tree.map(lambda _: PartitionSpec(axis_name), x.residual)
@@ -171,7 +172,7 @@ def _named(method: str) -> Reduction:
 
 
 def _taken(
-    reduction: Reduction, params: Any, where: Where, min_size: int, uses: Any
+    reduction: Reduction, params: PyTree, where: Where, min_size: int, uses: Uses | None
 ) -> dict[str, Parameter]:
     """The parameters whose gradients are sent in fewer bytes.
 
@@ -198,11 +199,11 @@ def _taken(
     return taken
 
 
-def _parameter(path: str, leaf: Any, uses: Any) -> Parameter:
+def _parameter(path: str, leaf: Leaf, uses: Uses | None) -> Parameter:
     """With the roles of its axes; the value only has a shape."""
     shape = tuple(leaf.shape)
     layout = layout_of(uses[path]) if uses is not None and path in uses else None
-    value: Any = jax.ShapeDtypeStruct(shape, leaf.dtype)
+    value: Leaf = jax.ShapeDtypeStruct(shape, leaf.dtype)
     return Parameter(path, value, layout or assume_layout(shape))
 
 
@@ -231,7 +232,7 @@ def _devices(axis_name: AxisName, devices: int | None) -> int:
     return math.prod(sizes[name] for name in names)
 
 
-def _check_gradients(updates: Any, state: ReducedState, axis_name: AxisName) -> None:
+def _check_gradients(updates: PyTree, state: ReducedState, axis_name: AxisName) -> None:
     leaves = dict(named_leaves(updates))
     missing = [path for path in state.residual if path not in leaves]
     if missing:

@@ -1,4 +1,4 @@
-"""Where what training keeps beside parameters lies on a mesh."""
+"""How optimizer and compression states are split over a mesh."""
 
 import math
 from typing import Any
@@ -7,9 +7,10 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxopt_compress.tree import map_named, named_leaves
+from jaxopt_compress.typing import Leaf, PyTree
 
 
-def state_shardings(state: Any, params: Any, shardings: Any) -> Any:
+def state_shardings(state: PyTree, params: PyTree, shardings: Any) -> Any:
     """Shardings of an optimizer's state, which follow those of the parameters.
 
     What is kept of a parameter, such as a moment, a mask or a scale, has the parameter's path in
@@ -48,7 +49,7 @@ def state_shardings(state: Any, params: Any, shardings: Any) -> Any:
     mesh = next(iter(owners.values()))[1].mesh
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def one_of(path: str, leaf: Any) -> NamedSharding:
+    def one_of(path: str, leaf: Leaf) -> NamedSharding:
         # The longest path, since "bias" is in the path of "head/bias" too.
         found = [p for p in owners if f"/{p}/" in f"/{path}/"]
         if not found:
@@ -59,7 +60,7 @@ def state_shardings(state: Any, params: Any, shardings: Any) -> Any:
     return map_named(one_of, state)
 
 
-def _is_sharding(x: Any) -> bool:
+def _is_sharding(x: Leaf) -> bool:
     return isinstance(x, NamedSharding)
 
 

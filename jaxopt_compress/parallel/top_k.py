@@ -18,7 +18,7 @@ def top_k(fraction: float = 0.01) -> Reduction:
     the first ones go.
 
     Args:
-        fraction: Of each layer's entries, above 0 and at most 1.
+        fraction: The share of each layer's entries, above 0 and at most 1.
 
     Returns:
         A method for `reduced_gradients`.

@@ -40,11 +40,11 @@ def allocate(table: Sensitivities, budget: Budget | Sequence[Budget]) -> Allocat
 
     Args:
         table: What `sensitivities` returned.
-        budget: One, or several that all hold: `jaxopt_compress.bytes` of a share of what is stored;
-            `jaxopt_compress.flops` of a share of the operations of products with parameters, those
-            of low-rank candidates by their factors, and without indices that are masked throughout,
-            as those that a plan of `find_groups` masks; `jaxopt_compress.traffic` of what a call
-            reads.
+        budget: One, or several that all hold: `jaxopt_compress.bytes` of a share of the stored
+            bytes; `jaxopt_compress.flops` of a share of the operations of products with parameters,
+            those of low-rank candidates by their factors, and without indices that are masked
+            throughout, as those that a plan of `find_groups` masks; `jaxopt_compress.traffic` of
+            what a call reads.
 
     Returns:
         A recipe for all rows that are not left dense, with its `choices`, `bytes` and `increase`.

@@ -11,7 +11,7 @@ class Traffic(NamedTuple):
     """A budget of the bytes of parameters that a call reads.
 
     Attributes:
-        share: Of those that it reads before compression; None for ``most``.
+        share: The share of the bytes read before compression; None for ``most``.
         most: So many bytes; None for ``share``.
     """
 
@@ -28,7 +28,7 @@ def traffic(
     nothing. It bounds the time of calls that wait for memory, such as those that make one token.
 
     Args:
-        share: Of what is read before compression, above 0 and at most 1.
+        share: The share of the bytes read before compression, above 0 and at most 1.
         microseconds: In the place of a share: no more than the memory of a chip brings in that
             time.
         chip: Whose memory, by name or a `jaxopt_compress.planning.Chip`, as `plan` takes it.

@@ -8,8 +8,8 @@ class Chip(NamedTuple):
     """Peak rates of one chip.
 
     Attributes:
-        name: Of the chip.
-        bytes_per_second: Of its main memory.
+        name: The name of the chip.
+        bytes_per_second: The bandwidth of its main memory.
         flops: Floating operations per second of dense bfloat16 products.
         int8_ops: The same of int8 products.
         memory: Its bytes.

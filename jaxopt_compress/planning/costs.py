@@ -11,6 +11,7 @@ from jaxopt_compress.arrays import InputQuantizedArray, TensorTrainArray, is_com
 from jaxopt_compress.arrays.base import stored_bytes
 from jaxopt_compress.lift import Use
 from jaxopt_compress.tree import named_leaves
+from jaxopt_compress.typing import Leaf, PyTree
 
 # Picojoules in 45 nm at 0.9 V: Horowitz, 2014, Computing's Energy Problem, table of figure 1.1.9.
 # One multiplication and one addition; int8 products are added up in 32 bits.
@@ -20,7 +21,7 @@ _PJ_INT8 = 0.2 + 0.1
 _PJ_BYTE = 1300 / 8
 
 
-def product_flops(uses: Sequence[Use], leaf: Any) -> int | None:
+def product_flops(uses: Sequence[Use], leaf: Leaf) -> int | None:
     """Floating operations of the products of a parameter, in the form in which they run.
 
     None where the length of a loop is unknown.
@@ -64,7 +65,7 @@ def running(uses: Mapping[str, Sequence[Use]], leaves: Mapping[str, Any]) -> Run
     )
 
 
-def _removed_share(leaf: Any) -> float:
+def _removed_share(leaf: Leaf) -> float:
     """The share of a parameter without the indices of which every entry is masked."""
     kept = leaf.kept() if is_compressed(leaf) else None
     if kept is None:
@@ -73,7 +74,7 @@ def _removed_share(leaf: Any) -> float:
     return math.prod(float(jnp.any(kept, axes).mean()) for axes in across)
 
 
-def moved_bytes(uses: dict[str, list[Use]], params: Any, *others: Any) -> int:
+def moved_bytes(uses: dict[str, list[Use]], params: PyTree, *others: Any) -> int:
     """Bytes that a call has to move at least: parameters as stored, arguments and results, once."""
     leaves = [(path, w) for path, w in named_leaves(params) if hasattr(w, "dtype")]
     return sum(read_bytes(uses.get(p), stored_bytes(w)) or 0 for p, w in leaves) + array_bytes(
@@ -81,12 +82,12 @@ def moved_bytes(uses: dict[str, list[Use]], params: Any, *others: Any) -> int:
     )
 
 
-def array_bytes(tree: Any) -> int:
+def array_bytes(tree: PyTree) -> int:
     """Bytes of the arrays of a tree."""
     return sum(stored_bytes(x) for x in jax.tree.leaves(tree) if hasattr(x, "dtype"))
 
 
-def picojoules(uses: dict[str, list[Use]], params: Any, moved: int) -> float | None:
+def picojoules(uses: dict[str, list[Use]], params: PyTree, moved: int) -> float | None:
     """An estimate of the energy of a call: its products with parameters, and the bytes it moves.
 
     Operations and accesses to main memory at their published cost (Horowitz, 2014); caches, control
@@ -103,19 +104,19 @@ def picojoules(uses: dict[str, list[Use]], params: Any, moved: int) -> float | N
     return total
 
 
-def runs_in_integers(leaf: Any) -> bool:
+def runs_in_integers(leaf: Leaf) -> bool:
     """Whether the products of a parameter multiply integer codes."""
     return isinstance(leaf, InputQuantizedArray)
 
 
-def _picojoules_of(leaf: Any) -> float:
-    """Of one multiplication and addition."""
+def _picojoules_of(leaf: Leaf) -> float:
+    """The cost of one multiplication and addition."""
     if runs_in_integers(leaf):
         return _PJ_INT8
     return _PJ_FLOAT[16 if jnp.dtype(leaf.dtype).itemsize <= 2 else 32]
 
 
-def _share(leaf: Any) -> float:
+def _share(leaf: Leaf) -> float:
     """The operations of a product with a leaf, over those with its dense form."""
     if isinstance(leaf, TensorTrainArray):
         return min(1.0, leaf.multiplications() / math.prod(leaf.shape[-2:]))

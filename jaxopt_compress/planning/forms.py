@@ -11,8 +11,10 @@ from jaxopt_compress.arrays.base import stored_bytes
 from jaxopt_compress.compression import Compression, NeedsStats, NeedsValues
 from jaxopt_compress.compression.leaf_states import compress_leaves, factor_owner
 from jaxopt_compress.compression.states import Asked, describes_itself, method_states
+from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.planning.live_bytes import peak_bytes
 from jaxopt_compress.tree import Part, named_leaves
+from jaxopt_compress.typing import Leaf, PyTree
 
 # Small copies have at most so many entries along an axis; groups of up to 256 fit.
 _SMALL = 256
@@ -24,7 +26,7 @@ class Form(NamedTuple):
 
     Attributes:
         method: In a few words; None if it is not known.
-        bytes: Of the stored form; None if values decide.
+        bytes: The bytes of the stored form; None if values decide.
         estimated: Whether they are scaled up from a small copy.
         working: Bytes that compressing it needs besides, if nothing is fused.
         leaf: The stored form, abstract; None where values decide on its arrays.
@@ -34,14 +36,14 @@ class Form(NamedTuple):
     bytes: int | None
     estimated: bool
     working: int
-    leaf: Any
+    leaf: Leaf
 
 
 class Forms:
     """Finds forms, each kind of parameter once.
 
     Args:
-        compression: Of the whole tree.
+        compression: The compression of the whole tree.
         shapes: The parameters, abstract.
         uses: What `uses` found.
         stats: What `calibrate` found, or None.
@@ -50,7 +52,7 @@ class Forms:
         ValueError: What `init` refuses.
     """
 
-    def __init__(self, compression: Compression, shapes: Any, uses: Any, stats: Any):
+    def __init__(self, compression: Compression, shapes: Any, uses: Uses, stats: Stats | None):
         self._compression, self._uses, self._stats = compression, uses, stats
         self._known: dict[Any, Form] = {}
         init = lambda params, stats: compression.init(params, uses=uses, stats=stats)
@@ -74,7 +76,7 @@ class Forms:
         """Whether shapes say which parameters are taken."""
         return self._state is not None and describes_itself(self._state)
 
-    def of(self, path: str, w: Any) -> Form:
+    def of(self, path: str, w: Leaf) -> Form:
         """The form of the parameter at a path; the state has to know it."""
         own = self._own_state(path)
         key = (
@@ -90,7 +92,7 @@ class Forms:
         short = lambda p: "w" + p[len(path) :]
         mine = lambda p: p == path or p.startswith(f"{path}/")
 
-        def restrict(state: Any) -> Any:
+        def restrict(state: PyTree) -> Any:
             if hasattr(state, "states"):
                 return type(state)(tuple(map(restrict, state.states)))
             parts = (state.learned, state.leaves, state.layouts)
@@ -99,7 +101,7 @@ class Forms:
 
         return restrict(self._state)
 
-    def _find(self, path: str, w: Any, state: Any) -> Form:
+    def _find(self, path: str, w: Leaf, state: PyTree) -> Form:
         store = lambda w, state: compress_leaves({"w": w}, state)["w"]
         working = max(peak_bytes(self._init, Part({path: w}), self._stats) - stored_bytes(w), 0)
         try:
@@ -111,11 +113,11 @@ class Forms:
             return Form(method, size, True, working, None)
         return Form(describe(small), stored_bytes(small), False, working, small)
 
-    def _init(self, part: Any, stats: Any) -> Any:
+    def _init(self, part: Any, stats: Stats | None) -> Any:
         uses = {path: self._uses.get(path, []) for path in part}
         return self._compression.init(part, uses=uses, stats=stats)
 
-    def _of_small_copy(self, path: str, w: Any) -> tuple[str | None, float | None]:
+    def _of_small_copy(self, path: str, w: Leaf) -> tuple[str | None, float | None]:
         """The method, and bytes per entry, of a random matrix of the same layout."""
         shape = [min(n, _SMALL) for n in w.shape]
         values = np.random.default_rng(0).normal(size=shape).astype(w.dtype)

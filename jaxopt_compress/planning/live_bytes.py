@@ -6,13 +6,14 @@ from typing import Any
 import jax
 
 from jaxopt_compress.arrays.base import stored_bytes
+from jaxopt_compress.typing import PyTree
 
 
-def peak_bytes(fn: Callable[..., Any], *args: Any) -> int:
+def peak_bytes(fn: Callable[..., Any], *args: PyTree) -> int:
     """The most bytes that are live at once in ``fn(*args)``, arguments and results included.
 
-    Each operation writes its result, and what is no argument is freed after its last use. Compilers
-    fuse, so that they need less; decompositions use work space, which is not seen.
+    Each operation writes its result, and values that are not arguments are freed after their last
+    use. Compilers fuse, so that they need less; decompositions use work space, which is not seen.
 
     Example:
         >>> import jax.numpy as jnp
@@ -46,7 +47,7 @@ def _bytes(variable: Any) -> int:
     return stored_bytes(jax.ShapeDtypeStruct(shape, dtype))
 
 
-def _inner(params: Any) -> Iterator[Any]:
+def _inner(params: PyTree) -> Iterator[Any]:
     """The functions that an operation calls."""
     for value in params.values():
         for each in value if isinstance(value, tuple | list) else (value,):

@@ -23,6 +23,7 @@ from jaxopt_compress.planning.html import (
 from jaxopt_compress.planning.tables import Table, as_rich, as_text
 from jaxopt_compress.tree import fit_of, named_leaves
 from jaxopt_compress.tree.paths import is_float
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 class Plan(dict[str, Any]):
@@ -52,7 +53,7 @@ class Plan(dict[str, Any]):
 
         Args:
             path: The file.
-            title: Of the page.
+            title: The title of the page.
 
         Raises:
             ModuleNotFoundError: vl-convert is missing.
@@ -98,9 +99,9 @@ _ESTIMATED = ("method", "bits_per_weight", "stored_bytes", "ratio", "moved_bytes
 
 def plan(
     fn: Callable[..., Any],
-    params: Any,
+    params: PyTree,
     recipe: Compression | Recipe,
-    *args: Any,
+    *args: PyTree,
     stats: Mapping[str, Sequence[Statistics]] | None = None,
     chip: str | Chip | None = None,
 ) -> Plan:
@@ -159,8 +160,8 @@ def _abstract(x: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape, x.dtype) if arrays else x
 
 
-def _outputs(fn: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> Any:
-    """The types of the results; what is no array stays a static argument."""
+def _outputs(fn: Callable[..., Any], params: PyTree, args: tuple[Any, ...]) -> Any:
+    """The types of the results; arguments that are not arrays stay static."""
     leaves, treedef = jax.tree.flatten((params, args))
     at = [i for i, x in enumerate(leaves) if hasattr(x, "shape")]
 
@@ -172,7 +173,7 @@ def _outputs(fn: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> Any:
     return jax.eval_shape(run, [_abstract(leaves[i]) for i in at])
 
 
-def _form(path: str, w: Any, recipe: Any, forms: Forms, found: Mapping[str, Any]) -> Form:
+def _form(path: str, w: Leaf, recipe: Any, forms: Forms, found: Mapping[str, Any]) -> Form:
     """What becomes of a leaf."""
     if path in forms.asked:
         return forms.of(path, w)
@@ -181,7 +182,7 @@ def _form(path: str, w: Any, recipe: Any, forms: Forms, found: Mapping[str, Any]
     return Form("by values" if taken else None, size, False, 0, w)
 
 
-def _why_skipped(path: str, w: Any, recipe: Any, found: Mapping[str, Any]) -> str | None:
+def _why_skipped(path: str, w: Leaf, recipe: Any, found: Mapping[str, Any]) -> str | None:
     """Why a leaf stays as it is, as far as the recipe and the function say."""
     if not is_float(w):
         return f"{w.dtype} is not floating"
@@ -192,7 +193,7 @@ def _why_skipped(path: str, w: Any, recipe: Any, found: Mapping[str, Any]) -> st
     return None if found.get(path) else "meets no product or lookup"
 
 
-def _rule(path: str, w: Any, recipe: Any) -> str | None:
+def _rule(path: str, w: Leaf, recipe: Any) -> str | None:
     """The pattern that takes a leaf."""
     patterns = recipe if isinstance(recipe, Mapping) else ()
     taken = next((globs for globs in patterns if fit_of(globs, path, w)), None)
@@ -202,7 +203,7 @@ def _rule(path: str, w: Any, recipe: Any) -> str | None:
 
 
 def _row(
-    path: str, w: Any, form: Form, recipe: Any, forms: Forms, found: Any, chip: Chip | None
+    path: str, w: Leaf, form: Form, recipe: Any, forms: Forms, found: Any, chip: Chip | None
 ) -> dict[str, Any]:
     size, dense = math.prod(w.shape), stored_bytes(w)
     runs = w if form.leaf is None else form.leaf

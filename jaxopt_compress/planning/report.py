@@ -13,7 +13,7 @@ from jaxopt_compress.arrays import describe, is_compressed, materialize
 from jaxopt_compress.arrays.base import stored_bytes
 from jaxopt_compress.compression.best_of import BestState
 from jaxopt_compress.compression.output_error import output_error
-from jaxopt_compress.lift import Statistics
+from jaxopt_compress.lift import Statistics, Stats
 from jaxopt_compress.planning.html import (
     Section,
     as_html,
@@ -25,6 +25,7 @@ from jaxopt_compress.planning.html import (
 from jaxopt_compress.planning.tables import Table, as_rich, as_text
 from jaxopt_compress.sparsity.schedule import Schedule
 from jaxopt_compress.tree import named_leaves
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 class Report(dict[str, Any]):
@@ -59,7 +60,7 @@ class Report(dict[str, Any]):
 
         Args:
             path: The file.
-            title: Of the page.
+            title: The title of the page.
             recipe: Its text, such as that of a file for `read_recipe`.
             schedules: Name -> one of `jaxopt_compress.schedules`, or a function of the update.
             steps: How many updates of them.
@@ -104,10 +105,10 @@ _LEFT = ("path", "shape", "method", "layout")
 
 
 def report(
-    params: Any,
-    small: Any,
+    params: PyTree,
+    small: PyTree,
     stats: Mapping[str, Sequence[Statistics]] | None = None,
-    state: Any = None,
+    state: PyTree = None,
     *,
     histograms: int = 0,
 ) -> Report:
@@ -160,7 +161,7 @@ def report(
     return summarize(rows)
 
 
-def _add_output_error(row: dict[str, Any], w: Any, small: Any, stats: Any) -> None:
+def _add_output_error(row: dict[str, Any], w: Leaf, small: PyTree, stats: Stats | None) -> None:
     own = next(iter((stats or {}).get(row["path"], ())), None)
     if own is None or not own.has("moments"):
         return
@@ -171,18 +172,18 @@ def _add_output_error(row: dict[str, Any], w: Any, small: Any, stats: Any) -> No
 
 
 @jax.jit
-def _output_error(w: Any, small: Any, stats: Statistics) -> Any:
+def _output_error(w: Leaf, small: PyTree, stats: Statistics) -> Any:
     return output_error(materialize(w), materialize(small), stats)
 
 
-def _histogram(bins: int, w: Any, small: Any) -> dict[str, Any]:
+def _histogram(bins: int, w: Leaf, small: PyTree) -> dict[str, Any]:
     low, high, *counts = _counts(bins, w, small)
     before, after = (x.tolist() for x in counts)
     return {"low": float(low), "high": float(high), "before": before, "after": after}
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _counts(bins: int, w: Any, small: Any) -> Any:
+def _counts(bins: int, w: Leaf, small: PyTree) -> Any:
     both = [materialize(x).astype(jnp.float32).ravel() for x in (w, small)]
     low, high = (f(jnp.stack([f(x) for x in both])) for f in (jnp.min, jnp.max))
     width = jnp.where(high > low, high - low, 1)
@@ -190,7 +191,7 @@ def _counts(bins: int, w: Any, small: Any) -> Any:
     return low, low + width, *(jnp.zeros(bins, jnp.int32).at[i].add(1) for i in at)
 
 
-def _best_states(state: Any) -> list[BestState]:
+def _best_states(state: PyTree) -> list[BestState]:
     is_best = lambda x: isinstance(x, BestState)
     return [x for x in jax.tree.leaves(state, is_leaf=is_best) if is_best(x)]
 
@@ -200,7 +201,7 @@ def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
 
 
-def leaf_report(path: str, w: Any, small: Any) -> dict[str, Any]:
+def leaf_report(path: str, w: Leaf, small: PyTree) -> dict[str, Any]:
     """One row of a `Report`.
 
     Args:
@@ -270,7 +271,7 @@ def _quotient(a: float, b: float) -> float | None:
 
 
 @jax.jit
-def _measure(w: Any, small: Any) -> tuple[jax.Array, ...]:
+def _measure(w: Leaf, small: PyTree) -> tuple[jax.Array, ...]:
     w, small = materialize((w, small))
     wide = jnp.complex64 if jnp.iscomplexobj(w) else jnp.float32
     zeros = jnp.sum(small == jnp.zeros((), small.dtype), dtype=jnp.uint32)
@@ -284,7 +285,7 @@ def _norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return largest, jnp.sum((magnitude / jnp.where(largest > 0, largest, 1)) ** 2)
 
 
-def _compare(w: Any, small: Any, same: bool) -> tuple[jax.Array, ...]:
+def _compare(w: Leaf, small: PyTree, same: bool) -> tuple[jax.Array, ...]:
     found = _measure(w, small)
     # A leaf with NaNs that was left alone is still equal to itself.
     return (*found[:3], jnp.zeros(()), jnp.zeros(())) if same else found

@@ -10,7 +10,7 @@ class Table(NamedTuple):
     """Cells as text.
 
     Attributes:
-        titles: Of the columns.
+        titles: The titles of the columns.
         rows: One list of cells each.
         total: The last row, set apart; empty if there is none.
         right: Which columns are aligned on the right.

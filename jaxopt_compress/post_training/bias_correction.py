@@ -17,6 +17,7 @@ from jaxopt_compress.rewriting.report import check_results
 from jaxopt_compress.rewriting.staging import shapes, stage
 from jaxopt_compress.tree import Layout
 from jaxopt_compress.tree.paths import named_leaves
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 class CorrectedBiases(NamedTuple):
@@ -29,8 +30,8 @@ class CorrectedBiases(NamedTuple):
         skipped: Path of a compressed weight -> why no bias was corrected.
     """
 
-    params: Any
-    original: Any
+    params: PyTree
+    original: PyTree
     shifts: dict[str, jax.Array]
     skipped: dict[str, str]
 
@@ -67,9 +68,9 @@ class CorrectedBiases(NamedTuple):
 
 def correct_biases(
     fn: Callable[..., Any],
-    params: Any,
-    small: Any,
-    *args: Any,
+    params: PyTree,
+    small: PyTree,
+    *args: PyTree,
     stats: Mapping[str, Sequence[Statistics]],
     **kwargs: Any,
 ) -> CorrectedBiases:
@@ -162,7 +163,7 @@ def _problem(walk: Walk, group: Group, names: list[str], new: dict[str, Any]) ->
     return None
 
 
-def _shift(w: Any, approximation: Any, stats: Statistics) -> jax.Array:
+def _shift(w: Leaf, approximation: Any, stats: Statistics) -> jax.Array:
     """``-(approximation - w)^T E[x]``, one number per output channel of each layer."""
     contracting = stats.contracting
     output = tuple(d for d in range(-w.ndim, 0) if d not in contracting)

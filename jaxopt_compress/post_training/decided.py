@@ -17,6 +17,7 @@ from jaxopt_compress.arrays.base import stored_bytes
 from jaxopt_compress.lift import Statistics
 from jaxopt_compress.lift.lockstep.values import Index
 from jaxopt_compress.storage import load, save
+from jaxopt_compress.typing import Leaf
 
 
 class Decided:
@@ -89,7 +90,7 @@ class Decided:
         stacked = stack_entries(dict(found.items()), shape)
         return stacked if isinstance(stacked, list) else []
 
-    def _say(self, path: str, index: Index, leaf: Any) -> None:
+    def _say(self, path: str, index: Index, leaf: Leaf) -> None:
         if not self._progress:
             return
         place = f"{path}[{', '.join(map(str, index))}]" if index else path
@@ -153,7 +154,7 @@ def _alike(entries: Sequence[Any]) -> bool:
     return same and all(kind(x) == kind(entries[0]) for x in entries)
 
 
-def _keep(place: Path, name: Mapping[str, Any], leaf: Any) -> None:
+def _keep(place: Path, name: Mapping[str, Any], leaf: Leaf) -> None:
     """Saves one decision; a killed process leaves none or a whole one."""
     beside = place.with_name(f"{place.name}.part")
     shutil.rmtree(beside, ignore_errors=True)

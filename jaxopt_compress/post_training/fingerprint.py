@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxopt_compress.arrays.fields import is_key
 
-# Where an object lies in memory, in its text.
+# The address of an object, in its text.
 _ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 
 

@@ -21,13 +21,14 @@ from jaxopt_compress.post_training.decided import Decided, stack_entries
 from jaxopt_compress.post_training.fingerprint import fingerprint
 from jaxopt_compress.tree import AssumedLayout, Part, map_named, named_leaves
 from jaxopt_compress.tree.paths import is_float
+from jaxopt_compress.typing import Leaf, PyTree
 
 MEASURES = (measures.moments(), measures.ranges(), measures.means())
 
 
 def compress_in_order(
     fn: Callable[..., Any],
-    params: Any,
+    params: PyTree,
     recipe: Compression | Recipe,
     batches: Iterable[Any],
     *,
@@ -102,7 +103,7 @@ def compress_in_order(
     told = None if resume is None else fingerprint(*depends)
     decided = Decided(resume, told, chosen, progress)
 
-    def compressed(path: str, w: Any, stats: list[Statistics]) -> Any:
+    def compressed(path: str, w: Leaf, stats: list[Statistics]) -> Any:
         part = Part({path: w})
         given = {path: stats} if stats else {}
         with warnings.catch_warnings():
@@ -127,7 +128,7 @@ def compress_in_order(
 
 def _staged(
     fn: Callable[..., Any],
-    params: Any,
+    params: PyTree,
     chosen: Sequence[str],
     batches: Sequence[tuple[Any, ...]],
 ) -> tuple[Any, list[Any]]:

@@ -52,8 +52,8 @@ def small_states(
     the nearest level would hold it still: rounding is stochastic, which keeps the expected value.
     Second moments :math:`v` divide the update. They are kept as :math:`\sqrt v`, which halves the
     range that a format has to cover, and no positive one is rounded to zero: one that is too small
-    takes the least level, which makes a step smaller and never larger. Integers, whose levels lie
-    evenly, have diverged for second moments, and are refused.
+    takes the least level, which makes a step smaller and never larger. Integers, whose levels are
+    evenly spaced, have diverged for second moments, and are refused.
 
     Args:
         inner: Any optax optimizer.

@@ -81,7 +81,7 @@ def stochastic_rounding(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _in_float32(tree: Any) -> Any:
+def _in_float32(tree: PyTree) -> Any:
     """What is in bfloat16; the rest as it is."""
     short = lambda x: getattr(x, "dtype", None) == jnp.bfloat16
     return jax.tree.map(lambda x: x.astype(jnp.float32) if short(x) else x, tree)

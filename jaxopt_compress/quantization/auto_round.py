@@ -61,7 +61,7 @@ def auto_round(
         A `Compression` that stores `QuantizedArray`.
 
     Raises:
-        NeedsStats: In ``init``: there are no second moments of what meets a parameter.
+        NeedsStats: In ``init``: a parameter has no second moments of its inputs.
         ValueError: As `quantize`; a format that is not one of integers; or no steps.
 
     Example:

@@ -70,7 +70,7 @@ def awq(
         A `Compression` that stores a `ScaledArray` of a `QuantizedArray`.
 
     Raises:
-        NeedsStats: In ``init``: there are no second moments and means of what meets a parameter.
+        NeedsStats: In ``init``: a parameter has no second moments and means of its inputs.
         ValueError: As `quantize`; binary and ternary; or no candidates.
 
     Example:

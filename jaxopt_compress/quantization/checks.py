@@ -22,7 +22,7 @@ def check_begin(begin: int, activations: Activations | None, backward: Backward)
 
 
 def check_per(per: str, along: int | None, across: int | None) -> None:
-    """Refuses what is no granularity, or contradicts groups."""
+    """Refuses a granularity that does not exist, or that contradicts groups."""
     if per not in ("channel", "tensor") or (per == "tensor" and (along or across)):
         raise ValueError(f"per={per!r}; there are 'channel', and without groups 'tensor'")
 

@@ -26,6 +26,7 @@ from jaxopt_compress.quantization.products import asked_of_products, with_produc
 from jaxopt_compress.quantization.quantize import ELSEWHERE, quantize_method
 from jaxopt_compress.quantization.state import OnGrid, QuantizedState, dense
 from jaxopt_compress.tree import Where
+from jaxopt_compress.typing import Leaf, PyTree
 
 FORMATS = ("binary", "odd2", "odd3", "odd4")
 
@@ -50,17 +51,17 @@ class DorefaState(OnGrid):
     top: jax.Array
     kind = "quantize"
 
-    def fake_quantized(self, w: Any, learned: Any) -> FakeQuantizedArray:
-        """As `apply`, with the grid that the values lie on."""
+    def fake_quantized(self, w: Leaf, learned: PyTree) -> FakeQuantizedArray:
+        """As `apply`, with the grid of the values."""
         return self.grid.gridded(self.apply(w, learned))
 
-    def apply(self, w: Any, learned: Any) -> jax.Array:
+    def apply(self, w: Leaf, learned: PyTree) -> jax.Array:
         """The view on the grid."""
         del learned
         return _squashed(dense(w), self.bounds, self.top, self.grid.scale)
 
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
-        """Codes of the view, whose values lie on the grid."""
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
+        """Codes of the view, whose values are on the grid."""
         if isinstance(w, SparseArray):
             raise ValueError(
                 f"{path!r} is pruned, and DoReFa's grid has no zero: take quantize or lsq"

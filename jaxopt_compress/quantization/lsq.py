@@ -29,6 +29,7 @@ from jaxopt_compress.quantization.state import OnGrid, QuantizedState, dense
 from jaxopt_compress.quantization.straight_through import fake_quantize
 from jaxopt_compress.tree import Where
 from jaxopt_compress.tree.meshes import reduced_on_auto_axes
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["grid", "least"], meta_fields=[])
@@ -45,22 +46,22 @@ class LsqState(OnGrid):
     least: jax.Array
     kind = "quantize"
 
-    def current(self, learned: Any) -> QuantizedState:
+    def current(self, learned: PyTree) -> QuantizedState:
         """The grid with its present steps."""
         return dataclasses.replace(self.grid, scale=learned["scale"])
 
-    def fake_quantized(self, w: Any, learned: Any) -> FakeQuantizedArray:
-        """As `apply`, with the grid that the values lie on."""
+    def fake_quantized(self, w: Leaf, learned: PyTree) -> FakeQuantizedArray:
+        """As `apply`, with the grid of the values."""
         return self.current(learned).gridded(self.apply(w, learned))
 
-    def apply(self, w: Any, learned: Any) -> jax.Array:
+    def apply(self, w: Leaf, learned: PyTree) -> jax.Array:
         """``w`` rounded to the grid, differentiable with respect to the steps too."""
         w, step, fmt = dense(w), learned["scale"], self.grid.format
         each = max(1, w.size // max(1, step.size))
         step = scaled_gradient(step, 1 / math.sqrt(each * fmt.grid.high))
         return learned_quantize(w, spread_to(step, self.grid.cuts, w.shape), fmt)
 
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
         """Codes and the present steps."""
         return self.current(learned).compress(w, None, path)
 

@@ -31,6 +31,7 @@ from jaxopt_compress.quantization.activations import (
 )
 from jaxopt_compress.quantization.checks import check_begin
 from jaxopt_compress.quantization.state import per_stack
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 @functools.partial(
@@ -84,11 +85,11 @@ class ProductState(LeafState):
         """As for the weight."""
         return self.weights.before(g)
 
-    def apply(self, w: Any, learned: Any) -> jax.Array:
+    def apply(self, w: Leaf, learned: PyTree) -> jax.Array:
         """The weight alone."""
         return self.weights.apply(w, _part(learned, "weight"))
 
-    def forward(self, w: Any, learned: Any) -> InputQuantizedArray:
+    def forward(self, w: Leaf, learned: PyTree) -> InputQuantizedArray:
         """The weight, with what its products do."""
         weight = self.weights.fake_quantized(w, _part(learned, "weight"))
         unrounded = self.backward.residuals == "unrounded"
@@ -98,12 +99,12 @@ class ProductState(LeafState):
             residuals="unrounded" if unrounded else "rounded",
         )
 
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
         """The stored weight, with what rounds activations."""
         small = self.weights.compress(w, _part(learned, "weight"), path)
         return small if self.activations is None else self._wrapped(small, learned)
 
-    def _wrapped(self, weight: Any, learned: Any) -> InputQuantizedArray:
+    def _wrapped(self, weight: Any, learned: PyTree) -> InputQuantizedArray:
         now, act = _part(learned, "input") or self.limits, self.activations
         if act is None:
             return InputQuantizedArray(weight, None, None)
@@ -118,7 +119,7 @@ class ProductState(LeafState):
         offset = scaled_gradient(now["offset"], factor) if act.offset else None
         return InputQuantizedArray(weight, step, act.format, offset)
 
-    def settled(self, learned: Any) -> Any:
+    def settled(self, learned: PyTree) -> Any:
         """The values learned for activations, positive and finite; offsets finite."""
         now, limits = learned, self.limits
         new = {k: within_reach(now[k], limits[k]) for k in now if k != "offset"}
@@ -128,7 +129,7 @@ class ProductState(LeafState):
         return new
 
 
-def _part(learned: Any, name: str) -> Any:
+def _part(learned: PyTree, name: str) -> Any:
     return None if learned is None else learned.get(name)
 
 

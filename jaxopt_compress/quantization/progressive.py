@@ -11,8 +11,10 @@ from jax import lax
 
 from jaxopt_compress.compression import Compression, CompressionState, LeafState
 from jaxopt_compress.compression.leaf_states import GRID
+from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.quantization.checks import check_known
 from jaxopt_compress.quantization.state import QuantizedState, dense
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 @functools.partial(
@@ -42,7 +44,7 @@ class ProgressiveState(LeafState):
         stage = next(s for s in self.stages if name not in s.keeps)
         return stage.why_lost(name)
 
-    def apply(self, w: Any, learned: Any) -> jax.Array:
+    def apply(self, w: Leaf, learned: PyTree) -> jax.Array:
         """``w`` rounded to the present grid."""
         del learned
         rounded = [lambda w, all, i=i: all[i].apply(w, None) for i in range(len(self.stages))]
@@ -55,7 +57,7 @@ class ProgressiveState(LeafState):
             g = grid.before(g)
         return g
 
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
         """Codes and grid of the present format."""
         check_known(path, self.stage)
         now = int(self.stage)
@@ -102,7 +104,9 @@ def progressive(stages: Mapping[int, Compression]) -> Compression:
     def stage_at(count: Any) -> jax.Array:
         return jnp.sum(jnp.asarray(begins) <= count, dtype=jnp.int32) - 1
 
-    def init(params: Any, *, uses: Any = None, stats: Any = None) -> CompressionState:
+    def init(
+        params: PyTree, *, uses: Uses | None = None, stats: Stats | None = None
+    ) -> CompressionState:
         states = [c.init(params, uses=uses, stats=stats) for c in order]
         first = states[0]
         for begin, state in zip(begins, states, strict=True):
@@ -113,7 +117,9 @@ def progressive(stages: Mapping[int, Compression]) -> Compression:
         }
         return CompressionState(first.count, {}, leaves, first.layouts)
 
-    def update(state: CompressionState, params: Any, *, grads: Any = None) -> CompressionState:
+    def update(
+        state: CompressionState, params: PyTree, *, grads: PyTree = None
+    ) -> CompressionState:
         del grads
         count = state.count + 1
         stage = stage_at(count)
@@ -135,7 +141,7 @@ def progressive(stages: Mapping[int, Compression]) -> Compression:
     return Compression(init, update, first.apply, first.compress, first.forward)
 
 
-def _check(begin: int, state: Any, first: Any) -> None:
+def _check(begin: int, state: PyTree, first: Any) -> None:
     """Refuses a stage that is not `quantize`, or chooses other parameters."""
     leaves = getattr(state, "leaves", None) or {"": None}
     for path, leaf in leaves.items():

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import zlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ from jaxopt_compress.quantization.checks import (
     check_types,
 )
 from jaxopt_compress.quantization.products import asked_of_grid, with_products
-from jaxopt_compress.quantization.rule import measured, rule_of
+from jaxopt_compress.quantization.rule import Rule, measured, rule_of
 from jaxopt_compress.quantization.state import QuantizedState, dense
 from jaxopt_compress.tree import Layout, Where
 
@@ -193,64 +194,85 @@ def quantize_method(
     along = fmt.group if along is None else along
     rule = rule_of(fmt, (along, across), bounds, symmetric, scale_dtype)
     check_per(per, along, across)
+    asked = _Asked(fmt, rule, along, across, per, key, pad, begin, freeze)
+    return LeafMethod(asked.check, asked.init, asked.update)
 
-    def check(parameter: Parameter) -> None:
+
+class _Asked(NamedTuple):
+    """What the grid of a parameter follows, as the arguments of `quantize_method`.
+
+    ``along`` and ``across`` are the two group sizes.
+    """
+
+    fmt: Format
+    rule: Rule
+    along: int | None
+    across: int | None
+    per: str
+    key: jax.Array | None
+    pad: bool
+    begin: int
+    freeze: int | None
+
+    def check(self, parameter: Parameter) -> None:
+        """Refuses what has no such grid."""
         if isinstance(parameter.value, (QuantizedArray, LowRankArray)):
             raise TypeError(
                 f"{parameter.describe()} is already a {type(parameter.value).__name__} and cannot "
                 "be quantized; materialize it first"
             )
         layout, w = parameter.layout, parameter.value
-        if along is not None:
-            check_group(parameter, layout.group_axis, along, pad)
-        if across is not None:
-            check_group(parameter, max(layout.output, default=None), across, pad)
-        if symmetric and isinstance(fmt.grid, Integers) and not fmt.grid.signed:
+        if self.along is not None:
+            check_group(parameter, layout.group_axis, self.along, self.pad)
+        if self.across is not None:
+            check_group(parameter, max(layout.output, default=None), self.across, self.pad)
+        grid = self.fmt.grid
+        if self.rule.symmetric and isinstance(grid, Integers) and not grid.signed:
             with jax.ensure_compile_time_eval():
                 negative = not is_traced(w) and w.size and bool(jnp.any(dense(w) < 0))
             if negative:
                 raise ValueError(
-                    f"{parameter.describe()} has negative entries, which {fmt.name!r} cannot hold "
-                    "on a grid centred on 0; pass symmetric=False, or take a signed format"
+                    f"{parameter.describe()} has negative entries, which {self.fmt.name!r} cannot "
+                    "hold on a grid centred on 0; pass symmetric=False, or take a signed format"
                 )
 
-    def init(parameter: Parameter) -> Decision:
-        shape, layout = tuple(parameter.value.shape), parameter.layout
-        axis, block = _packing(shape, layout, fmt, along)
-        tile = None if across is None else (max(layout.output), across)
+    def init(self, parameter: Parameter) -> Decision:
+        """The first grid."""
+        shape, layout, fmt = tuple(parameter.value.shape), parameter.layout, self.fmt
+        axis, block = _packing(shape, layout, fmt, self.along)
         # With groups every index of the other contracted axes has scales of its own; where nothing
         # is contracted, such as in a bias, a scale per entry would be larger than the entry.
-        reduce = (layout.contracting or layout.output) if along is None else ()
-        if per == "tensor":
+        reduce = (layout.contracting or layout.output) if self.along is None else ()
+        if self.per == "tensor":
             reduce = tuple(d for d in range(-len(shape), 0) if d not in layout.stack)
+        key = self.key
+        if key is not None:
+            key = jax.random.fold_in(key, zlib.crc32(parameter.path.encode()))
         state = QuantizedState(
-            key=None
-            if key is None
-            else jax.random.fold_in(key, zlib.crc32(parameter.path.encode())),
-            active=None if begin == 0 else jnp.zeros((), bool),
+            key=key,
+            active=None if self.begin == 0 else jnp.zeros((), bool),
             format=fmt,
             reduce=reduce,
             stack=layout.stack,
             axis=axis,
-            group_size=along,
+            group_size=self.along,
             block=block,
-            tile=tile,
-            clips=rule.clips(fmt) or (freeze is not None and not fmt.absmean),
+            tile=None if self.across is None else (max(layout.output), self.across),
+            clips=self.rule.clips(fmt) or (self.freeze is not None and not fmt.absmean),
         )
-        return Decision(measured(state, parameter.value, rule))
+        return Decision(measured(state, parameter.value, self.rule))
 
-    def update(decision: Decision, count: jax.Array, parameter: Parameter) -> Decision:
+    def update(self, decision: Decision, count: jax.Array, parameter: Parameter) -> Decision:
+        """The grid after a step of training."""
         state, w = decision.state, parameter.value
         if state.active is not None:
-            state = dataclasses.replace(state, active=count >= begin)
+            state = dataclasses.replace(state, active=count >= self.begin)
         if state.key is not None:
             state = dataclasses.replace(state, key=jax.random.fold_in(state.key, count))
-        if freeze is None:
-            return Decision(measured(state, w, rule))
-        new = lax.cond(count <= freeze, lambda: measured(state, w, rule), lambda: state)
-        return Decision(new)
-
-    return LeafMethod(check, init, update)
+        renewed = lambda: measured(state, w, self.rule)
+        if self.freeze is None:
+            return Decision(renewed())
+        return Decision(lax.cond(count <= self.freeze, renewed, lambda: state))
 
 
 def _packing(

@@ -1,7 +1,7 @@
 """How the steps of a grid follow from values."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jaxopt_compress.numerics.steps import (
 from jaxopt_compress.quantization.state import QuantizedState, dense
 from jaxopt_compress.quantization.straight_through import fake_quantize
 from jaxopt_compress.tree.meshes import reduced_on_auto_axes
+from jaxopt_compress.typing import Leaf
 
 
 class Rule(NamedTuple):
@@ -71,7 +72,7 @@ def rule_of(
     return rule
 
 
-def measured(state: QuantizedState, w: Any, rule: Rule) -> QuantizedState:
+def measured(state: QuantizedState, w: Leaf, rule: Rule) -> QuantizedState:
     """The state with the steps that follow from the values of a parameter."""
     fmt = state.format
 

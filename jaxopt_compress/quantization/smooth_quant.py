@@ -65,7 +65,7 @@ def smooth_quant(
         A `Compression` that stores a `ScaledArray` of an `InputQuantizedArray`.
 
     Raises:
-        NeedsStats: In ``init``: there are no ranges of what meets a parameter.
+        NeedsStats: In ``init``: a parameter has no ranges of its inputs.
         ValueError: As `quantize`; an ``alpha`` out of range; learned or fixed scales.
 
     Example:

@@ -43,7 +43,7 @@ class SolvedState(LeafState):
     else there is, such as biases and norms.
 
     Attributes:
-        stored: A `QuantizedArray`, perhaps inside of what its products do besides.
+        stored: A `QuantizedArray`, or a form around one that also says how activations are rounded.
         format: The number format of the weight.
         kind: The name of the method.
     """
@@ -68,7 +68,7 @@ class SolvedState(LeafState):
         return self.stored.materialize()
 
     def fake_quantized(self, w: Any, learned: Any) -> FakeQuantizedArray:
-        """As `apply`, with the grid that the values lie on."""
+        """As `apply`, with the grid of the values."""
         values, zero = self.apply(w, learned), self.stored.zero
         zero = None if zero is None else zero.astype(jnp.float32)
         return FakeQuantizedArray(self.stored.replace(codes=values, zero=zero, block=None))
@@ -153,7 +153,7 @@ def weighted(state: QuantizedState, w: jax.Array, weights: jax.Array, rule: Rule
     Args:
         state: A grid of the same parameter.
         w: The parameter.
-        weights: Of its shape, at least 0.
+        weights: An array of its shape, at least 0.
         rule: How steps follow from the range; its bounds are not used.
     """
     fine, _, _ = grouped(weights.astype(jnp.float32), state.reduce, state.cuts)

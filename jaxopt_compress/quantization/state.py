@@ -27,6 +27,7 @@ from jaxopt_compress.numerics.steps import (
 )
 from jaxopt_compress.quantization.checks import check_known
 from jaxopt_compress.quantization.straight_through import fake_quantize, rounded_later
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 @functools.partial(
@@ -84,7 +85,7 @@ class QuantizedState(LeafState):
         """Itself; states with learned steps hold one."""
         return self
 
-    def current(self, learned: Any) -> "QuantizedState":
+    def current(self, learned: PyTree) -> "QuantizedState":
         """The grid with its present steps."""
         del learned
         return self
@@ -94,7 +95,7 @@ class QuantizedState(LeafState):
         """The axes that are cut into groups."""
         return cuts_of(self.axis, self.group_size, self.tile)
 
-    def apply(self, w: Any, learned: Any) -> jax.Array:
+    def apply(self, w: Leaf, learned: PyTree) -> jax.Array:
         """``w`` rounded to the grid, or ``w`` itself before quantization begins."""
         del learned
         w = dense(w)
@@ -106,7 +107,7 @@ class QuantizedState(LeafState):
         steps = self.scale.scale if isinstance(self.scale, QuantizedArray) else self.scale
         return computed_after(g, step_value(steps))
 
-    def fake_quantized(self, w: Any, learned: Any) -> FakeQuantizedArray:
+    def fake_quantized(self, w: Leaf, learned: PyTree) -> FakeQuantizedArray:
         """As `apply`, rounded only where products use it.
 
         The nearest code of a weight is computed there, so that there is no dense copy of all
@@ -118,11 +119,11 @@ class QuantizedState(LeafState):
         return self.gridded(values)
 
     def gridded(self, values: jax.Array) -> FakeQuantizedArray:
-        """Values with the grid that they lie on, or are rounded to."""
+        """Values with their grid, which they are on or are rounded to."""
         zero = None if self.zero is None else self.zero.astype(jnp.float32)
         return FakeQuantizedArray(self._form(values, values.dtype).replace(zero=zero))
 
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
         """Codes and grid; the codes of a sparse array stay sparse."""
         del learned
         if self.active is not None:
@@ -144,7 +145,7 @@ class QuantizedState(LeafState):
             self.tile,
         )
 
-    def _stored(self, w: Any) -> QuantizedArray:
+    def _stored(self, w: Leaf) -> QuantizedArray:
         full = dense(w)
         codes = _codes(full, self.scale, self.zero, self.key, self.cuts, self.format)
         if isinstance(w, SparseArray):
@@ -183,7 +184,7 @@ def _noise(key: Any, shape: tuple[int, ...]) -> jax.Array | None:
 
 
 class OnGrid(LeafState):
-    """The base of states whose views lie on a grid that something else decides, or trains.
+    """The base of states whose views are on a grid that something else decides, or trains.
 
     Attributes:
         grid: The grid.
@@ -203,7 +204,7 @@ class OnGrid(LeafState):
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
-def _codes(w: Any, scale: Any, zero: Any, key: Any, cuts: Cuts, fmt: Format) -> jax.Array:
+def _codes(w: Leaf, scale: Any, zero: Any, key: Any, cuts: Cuts, fmt: Format) -> jax.Array:
     """The codes of a parameter; compiled as one, so that no float array is made on the way."""
     noise = _noise(key, w.shape)
     levels, _ = round_to_grid(w, *_spread(scale, zero, cuts, w.shape), fmt, noise)
@@ -224,7 +225,7 @@ def per_stack(x: jax.Array, shape: tuple[int, ...], stack: tuple[int, ...]) -> j
     return jnp.max(x).reshape([1] * len(shape))
 
 
-def dense(w: Any) -> jax.Array:
+def dense(w: Leaf) -> jax.Array:
     """A pruned parameter as a dense one; others as they are."""
     return w.materialize() if isinstance(w, SparseArray | MaskedArray) else w
 

@@ -1,7 +1,5 @@
 """Residual blocks as units: the parameters of ``f`` of a sum ``x + f(x)`` go as a whole."""
 
-from typing import Any
-
 from jaxopt_compress.removal.budget import total_flops, work_of
 from jaxopt_compress.removal.group import Group
 from jaxopt_compress.rewriting.coupling.analysis import Analysis, Frame, chosen
@@ -10,11 +8,12 @@ from jaxopt_compress.rewriting.coupling.coupling import NotRemovable
 from jaxopt_compress.rewriting.coupling.skips import kept_without
 from jaxopt_compress.tree import named_leaves
 from jaxopt_compress.tree.paths import is_float
+from jaxopt_compress.typing import PyTree
 
 NAME = "blocks"
 
 
-def block_group(found: Analysis, params: Any, frame: Frame, total: int) -> Group | None:
+def block_group(found: Analysis, params: PyTree, frame: Frame, total: int) -> Group | None:
     """The residual blocks of a function that are written out; None if there are none.
 
     A block is one if, with its parameters 0, its sum hands on what it gets, and products are saved.

@@ -101,8 +101,8 @@ def afford(
     Args:
         offers: Group -> what it offers.
         budget: The share of operations that may be left.
-        share_left: Of units that go, the share of operations that is left.
-        emptied: Of units that go, the sets of which one would have to stay.
+        share_left: ``share_left(units)``: the share of operations that is left without them.
+        emptied: ``emptied(units)``: the sets of them of which one has to stay.
 
     Raises:
         ValueError: The budget cannot be met.
@@ -146,6 +146,6 @@ def unit_multiple(round_to: int, per_axis: Iterable[int]) -> int:
 
 
 def check_round_to(round_to: Any) -> None:
-    """Refuses what is no number of indices."""
+    """Refuses values that are not a number of indices."""
     if type(round_to) is not int or round_to < 1:
         raise ValueError(f"round_to={round_to!r}: it is a number of indices, such as 128")

@@ -8,12 +8,13 @@ from jaxopt_compress.lift import uses
 from jaxopt_compress.removal.groups import Groups
 from jaxopt_compress.rewriting.coupling.analysis import Frame, Names, analyze, chosen
 from jaxopt_compress.tree import named_leaves
+from jaxopt_compress.typing import PyTree
 
 
 def find_groups(
     fn: Callable[..., Any],
-    params: Any,
-    *args: Any,
+    params: PyTree,
+    *args: PyTree,
     protect: Names = None,
     follow: Names = None,
     **kwargs: Any,

@@ -20,7 +20,7 @@ class Group:
         products: How many of these get smaller with it.
         layers: Whether units are layers of a scanned stack, or blocks, which a budget leaves alone.
         skippable: Whether removal is that of units that a softmax or `lax.top_k` skips.
-        paths: Of blocks, per unit the parameters that go as a whole.
+        paths: For blocks: the parameters of each unit that go as a whole.
     """
 
     name: str

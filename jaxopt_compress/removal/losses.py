@@ -11,11 +11,12 @@ from jax import lax
 from jaxopt_compress.removal.units import Member
 from jaxopt_compress.tree import map_named
 from jaxopt_compress.tree.paths import is_float
+from jaxopt_compress.typing import PyTree
 
 
 def losses(
     loss: Callable[..., Any],
-    params: Any,
+    params: PyTree,
     args: tuple[Any, ...],
     members: Mapping[str, Iterable[Member]],
     at_once: int,
@@ -24,7 +25,9 @@ def losses(
     _check_loss(loss, params, args)
 
     @jax.jit
-    def of_group(params: Any, args: tuple[Any, ...], at: dict[tuple[str, int], jax.Array]) -> Any:
+    def of_group(
+        params: PyTree, args: tuple[Any, ...], at: dict[tuple[str, int], jax.Array]
+    ) -> Any:
         def of_unit(own: dict[tuple[str, int], jax.Array]) -> jax.Array:
             def masked(path: str, x: Any) -> Any:
                 for (name, axis), indices in own.items():
@@ -44,14 +47,14 @@ def losses(
 
 
 def losses_of_blocks(
-    loss: Callable[..., Any], params: Any, args: tuple[Any, ...], blocks: Sequence[Sequence[str]]
+    loss: Callable[..., Any], params: PyTree, args: tuple[Any, ...], blocks: Sequence[Sequence[str]]
 ) -> np.ndarray:
     """The loss with the parameters of each block 0, one block after the other."""
     _check_loss(loss, params, args)
     paths = sorted({path for own in blocks for path in own})
 
     @jax.jit
-    def of_block(params: Any, args: tuple[Any, ...], stays: jax.Array) -> Any:
+    def of_block(params: PyTree, args: tuple[Any, ...], stays: jax.Array) -> Any:
         masked = lambda path, x: (
             x * stays[paths.index(path)].astype(x.dtype) if path in paths else x
         )
@@ -61,7 +64,7 @@ def losses_of_blocks(
     return np.array([of_block(params, args, jnp.array(row)) for row in stays])
 
 
-def _check_loss(loss: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> None:
+def _check_loss(loss: Callable[..., Any], params: PyTree, args: tuple[Any, ...]) -> None:
     whole = jax.eval_shape(loss, params, *args)
     if getattr(whole, "shape", None) != ():
         raise ValueError(f"loss has to return one number, and returns {whole}")

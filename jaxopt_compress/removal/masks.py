@@ -22,6 +22,7 @@ from jaxopt_compress.compression import (
     spelled,
 )
 from jaxopt_compress.compression.leaf_states import GRID, N_M, RANK, ZEROS
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 @functools.partial(
@@ -51,12 +52,12 @@ class MaskedState(LeafState):
         )
         return functools.reduce(jnp.logical_and, shaped)
 
-    def apply(self, w: Any, learned: Any) -> MaskedArray:
+    def apply(self, w: Leaf, learned: PyTree) -> MaskedArray:
         """``w``, and 0 where an index goes."""
         del learned
         return MaskedArray(materialize(w), self.mask())
 
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
         """The kept entries; of a quantized array, the kept codes."""
         del learned, path
         if isinstance(w, QuantizedArray):

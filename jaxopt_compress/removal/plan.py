@@ -15,6 +15,7 @@ from jaxopt_compress.rewriting.coupling.replay import Gone
 from jaxopt_compress.rewriting.report import Difference
 from jaxopt_compress.tree import named_leaves
 from jaxopt_compress.tree.paths import is_float
+from jaxopt_compress.typing import PyTree
 
 KeptIndices = dict[str, dict[int, list[int]]]
 
@@ -36,7 +37,7 @@ class Plan:
     """
 
     fn: Callable[..., Any]
-    params: Any
+    params: PyTree
     units: dict[str, tuple[int, ...]]
     gone: dict[str, Gone]
     inputs: dict[str, Gone]
@@ -80,7 +81,7 @@ class Plan:
         floating = {path for path, x in named_leaves(self.params) if is_float(x)}
         return masks({path: flags for path, flags in self.gone.items() if path in floating})
 
-    def rewrite(self, params: Any = None) -> Removed:
+    def rewrite(self, params: PyTree = None) -> Removed:
         """The smaller parameters, and functions rewritten to take them.
 
         Args:
@@ -103,7 +104,7 @@ class Plan:
         return empty._replace(params=empty.tree(params))
 
     def check(
-        self, params: Any, *args: Any, tolerance: float | None = None, **kwargs: Any
+        self, params: PyTree, *args: PyTree, tolerance: float | None = None, **kwargs: Any
     ) -> Difference:
         """Measures the function of smaller parameters against that of masked ones.
 

@@ -26,6 +26,7 @@ from jaxopt_compress.rewriting.coupling.skips import filled, kept_without, numbe
 from jaxopt_compress.rewriting.report import Difference, difference
 from jaxopt_compress.tree import map_named, named_leaves
 from jaxopt_compress.tree.paths import is_float
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 class Removed(NamedTuple):
@@ -40,7 +41,7 @@ class Removed(NamedTuple):
         skip: Whether the reference skips units where a maximum chooses.
     """
 
-    params: Any
+    params: PyTree
     shapes: Any
     gone: dict[str, Gone]
     inputs: dict[str, Gone]
@@ -59,7 +60,7 @@ class Removed(NamedTuple):
             others, or a ValueError for parameters of other shapes.
         """
 
-        def removed(params: Any, *args: Any, **kwargs: Any) -> Any:
+        def removed(params: PyTree, *args: PyTree, **kwargs: Any) -> Any:
             leaves = self._leaves(params)
             found, kept = self._analyze(fn, leaves, args, kwargs)
             whole = emptied(self.gone)
@@ -105,14 +106,14 @@ class Removed(NamedTuple):
         """
         prefix = f"in/{key}"
 
-        def smaller(path: str, leaf: Any) -> Any:
+        def smaller(path: str, leaf: Leaf) -> Any:
             flags = self.inputs.get(f"{prefix}/{path}".rstrip("/"))
             return leaf if flags is None else cut(leaf, flags)
 
         return map_named(smaller, x)
 
     def check(
-        self, fn: Callable[..., Any], *args: Any, tolerance: float | None = None, **kwargs: Any
+        self, fn: Callable[..., Any], *args: PyTree, tolerance: float | None = None, **kwargs: Any
     ) -> Difference:
         """Measures the rewritten function against ``fn`` of the masked parameters.
 
@@ -179,7 +180,7 @@ class Removed(NamedTuple):
         kept.lanes = Lanes(kept, operands_of(found.body, kept, *given))
         return found, kept
 
-    def _leaves(self, params: Any) -> list[Any]:
+    def _leaves(self, params: PyTree) -> list[Any]:
         return jax.tree.structure(self.shapes).flatten_up_to(params)
 
     def _map(self, fn: Callable[[str, Any, Any], Any], x: Any) -> Any:

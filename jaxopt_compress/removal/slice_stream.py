@@ -19,6 +19,7 @@ from jaxopt_compress.rewriting.report import Difference, difference
 from jaxopt_compress.rewriting.rotatable import Rotatable
 from jaxopt_compress.rewriting.rotate import Rotated, rotated_by
 from jaxopt_compress.tree import map_named, named_leaves
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 class Sliced(NamedTuple):
@@ -59,7 +60,7 @@ class Sliced(NamedTuple):
         """New parameters for the original function: projections to the directions that are left."""
         folded = {scale for _, scale in self.rotation.scales.values()}
 
-        def whole(path: str, leaf: Any) -> Any:
+        def whole(path: str, leaf: Leaf) -> Any:
             # Scales are folded into the weights, so that channels that went have one of 1.
             if path not in folded or path not in self.removal.gone:
                 return leaf
@@ -68,7 +69,7 @@ class Sliced(NamedTuple):
         return self.rotation.undo(map_named(whole, self.removal.undo(x)))
 
     def check(
-        self, fn: Callable[..., Any], *args: Any, tolerance: float | None = None, **kwargs: Any
+        self, fn: Callable[..., Any], *args: PyTree, tolerance: float | None = None, **kwargs: Any
     ) -> Difference:
         """Measures the rewritten function against ``fn`` of the projected parameters.
 
@@ -88,8 +89,8 @@ class Sliced(NamedTuple):
 
 def slice_stream(
     fn: Callable[..., Any],
-    params: Any,
-    *args: Any,
+    params: PyTree,
+    *args: PyTree,
     stats: Mapping[str, Sequence[Statistics]],
     keep: float = 0.8,
     round_to: int = 1,
@@ -100,7 +101,7 @@ def slice_stream(
     .. math:: C = \sum_{\text{readers}} E[x x^T] / \mathrm{tr}\, E[x x^T] = Q \Lambda Q^T, \qquad
         W_{\text{write}} \to W Q_k, \quad W_{\text{read}} \to Q_k^T W
 
-    Streams are found and rotated as by `rotate`, with the eigenvectors of what their readers meet
+    Streams are found and rotated as by `rotate`, with the eigenvectors of their readers' inputs
     in the place of a Hadamard matrix, from the largest eigenvalue on; then the last channels are
     removed as by `find_groups`. Norms by the root of the mean square divide by as many channels as
     before. One basis serves a stream from its first to its last layer, so that sums need no
@@ -111,7 +112,7 @@ def slice_stream(
         fn: Any JAX function.
         params: Its parameters.
         *args: The other arguments; arrays may be `jax.ShapeDtypeStruct`.
-        stats: From ``calibrate(fn, params, batches)``: second moments of what weights meet.
+        stats: The second moments of inputs, from ``calibrate(fn, params, batches)``.
         keep: The share of the channels of each stream that is left, above 0, at most 1.
         round_to: The number of channels that is left is a multiple of it, the nearest one.
         **kwargs: Further arguments of ``fn``.
@@ -186,7 +187,7 @@ def _last_units(groups: Groups, path: str, axis: int, left: int) -> tuple[str, l
 def _bases(
     found: Rotatable, leaves: Mapping[str, Any], stats: Mapping[str, Sequence[Statistics]]
 ) -> tuple[jax.Array, ...]:
-    """The eigenvectors of what the readers of each stream meet, from the largest value on.
+    """The eigenvectors of the inputs of each stream's readers, from the largest value on.
 
     Raises:
         NeedsStats: Nothing is known of a stream.

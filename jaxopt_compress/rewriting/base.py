@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from jaxopt_compress.rewriting.report import Difference
+from jaxopt_compress.typing import PyTree, Value
 
 
 @runtime_checkable
@@ -44,16 +45,16 @@ class Rewrite(Protocol):
         """``g`` such that ``g(rewrite.params, *args)`` computes ``fn(params, *args)``."""
         ...
 
-    def tree(self, x: Any) -> Any:
+    def tree(self, x: Value) -> Any:
         """A tree beside the original parameters, such as masks, for the new parameters."""
         ...
 
-    def undo(self, x: Any) -> Any:
+    def undo(self, x: Value) -> Any:
         """New parameters, trained further or not, as parameters of the original function."""
         ...
 
     def check(
-        self, fn: Callable[..., Any], *args: Any, tolerance: float | None = None, **kwargs: Any
+        self, fn: Callable[..., Any], *args: PyTree, tolerance: float | None = None, **kwargs: Any
     ) -> Difference:
         """Measures the rewritten function against the reference."""
         ...

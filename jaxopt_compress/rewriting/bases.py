@@ -1,4 +1,4 @@
-"""In which basis each axis of a value lies, and what operations on axes make of that."""
+"""The basis of each axis of a value, and how operations on axes change it."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ class Flat(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """A value that lies along ``axis`` in the basis of a group.
+    """A value whose ``axis`` is in the basis of a group.
 
     Attributes:
         group: The number of the group, before unions.
@@ -59,7 +59,7 @@ class Met(NamedTuple):
 
 
 class Use(NamedTuple):
-    """An equation that meets a parameter: the axes that lie in a group's basis, and the line."""
+    """An equation that meets a parameter: the axes in a group's basis, and the line."""
 
     met: tuple[Met, ...]
     line: str
@@ -146,7 +146,7 @@ def summed(stream: Stream, step: Step) -> Stream | None:
 
 
 def entry(info: Any) -> Any:
-    """One entry of what a scan runs over."""
+    """One entry of a scanned operand."""
     if isinstance(info, Leaf):
         return Leaf(info.leaf, info.axes[1:])
     if isinstance(info, Stream) and info.axis > 0:
@@ -157,5 +157,5 @@ def entry(info: Any) -> Any:
 
 
 def stacked(info: Any) -> Any:
-    """All entries of what a scan returns."""
+    """All entries of a scanned result."""
     return info._replace(axis=info.axis + 1) if isinstance(info, Stream) else None

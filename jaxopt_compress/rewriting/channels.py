@@ -20,6 +20,7 @@ from jaxopt_compress.rewriting.members import (
     entry,
 )
 from jaxopt_compress.rewriting.staging import CALLED, Staged, Step
+from jaxopt_compress.typing import Value
 
 _LINEAR = {"neg", "abs"}
 _SUMS = {"add", "add_any", "sub", "max", "min"}
@@ -70,7 +71,7 @@ class Walk:
             results = [self._visit(step, infos)] if inside is None else inside
             env.update(zip(step.outputs, results, strict=False))
 
-    def _info(self, atom: Any, env: dict[Any, Any]) -> Any:
+    def _info(self, atom: Value, env: dict[Any, Any]) -> Any:
         if isinstance(atom, core.Literal):
             return ZERO if np.all(np.asarray(atom.val) == 0) else Derived(frozenset())
         info = env.get(atom)

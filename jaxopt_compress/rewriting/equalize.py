@@ -10,6 +10,7 @@ from jaxopt_compress.rewriting.channels import Group, Member, Walk
 from jaxopt_compress.rewriting.report import change_leaves, check_results
 from jaxopt_compress.rewriting.staging import along, shapes, stage
 from jaxopt_compress.tree.paths import named_leaves
+from jaxopt_compress.typing import Leaf, PyTree, Value
 
 _SWEEPS = 100
 _SETTLED = 1e-3  # of log2 of the scales
@@ -25,8 +26,8 @@ class Equalized(NamedTuple):
         skipped: Weight of a product -> why its output channels were not scaled.
     """
 
-    params: Any
-    original: Any
+    params: PyTree
+    original: PyTree
     factors: dict[str, jax.Array]
     skipped: dict[str, str]
 
@@ -39,7 +40,7 @@ class Equalized(NamedTuple):
         """
         return fn
 
-    def tree(self, x: Any, *, power: int | None = None) -> Any:
+    def tree(self, x: Value, *, power: int | None = None) -> Any:
         """A tree beside the original parameters for the new parameters.
 
         Args:
@@ -54,7 +55,7 @@ class Equalized(NamedTuple):
             ValueError: A leaf of numbers stands beside a parameter that changed, without ``power``.
         """
 
-        def change(path: str, leaf: Any) -> Any:
+        def change(path: str, leaf: Leaf) -> Any:
             if leaf is None or path not in self.factors or jnp.asarray(leaf).dtype == bool:
                 return leaf
             if power is None:
@@ -66,7 +67,7 @@ class Equalized(NamedTuple):
 
         return change_leaves(self.original, change, x)
 
-    def undo(self, x: Any) -> Any:
+    def undo(self, x: Value) -> Any:
         """New parameters, trained further or not, with the original scales.
 
         Args:
@@ -76,7 +77,7 @@ class Equalized(NamedTuple):
             A tree of the same structure.
         """
 
-        def change(path: str, leaf: Any) -> Any:
+        def change(path: str, leaf: Leaf) -> Any:
             return leaf if path not in self.factors else scaled_by(leaf, self.factors[path], -1)
 
         return change_leaves(self.original, change, x)
@@ -85,7 +86,7 @@ class Equalized(NamedTuple):
 
 
 def equalize(
-    fn: Callable[..., Any], params: Any, *args: Any, exact: bool = True, **kwargs: Any
+    fn: Callable[..., Any], params: PyTree, *args: PyTree, exact: bool = True, **kwargs: Any
 ) -> Equalized:
     """Scales channels between products, so that one scale fits a whole weight better.
 
@@ -185,7 +186,7 @@ def _ranges(
     return largest.reshape(-1, size, every).max((0, 2))
 
 
-def scaled_by(x: Any, factor: jax.Array, power: int) -> jax.Array:
+def scaled_by(x: Value, factor: jax.Array, power: int) -> jax.Array:
     """A parameter times a power of factors, in its own dtype."""
     x = jnp.asarray(x)
     return (x * factor**power).astype(x.dtype)

@@ -15,6 +15,7 @@ from jaxopt_compress.rewriting.members import Group, Member, beside, of_channels
 from jaxopt_compress.rewriting.report import Difference, difference
 from jaxopt_compress.rewriting.staging import stage
 from jaxopt_compress.tree.paths import named_leaves
+from jaxopt_compress.typing import Leaf, PyTree, Value
 
 _ROUNDING = 1e-6  # Factors that differ by less are the same.
 
@@ -30,8 +31,8 @@ class FoldedScales(NamedTuple):
         skipped: Path of a weight that keeps its factors -> why.
     """
 
-    params: Any
-    original: Any
+    params: PyTree
+    original: PyTree
     factors: dict[str, jax.Array]
     folded: dict[str, str]
     skipped: dict[str, str]
@@ -45,7 +46,7 @@ class FoldedScales(NamedTuple):
         """
         return fn
 
-    def tree(self, x: Any) -> Any:
+    def tree(self, x: Value) -> Any:
         """A tree beside the original parameters for the new parameters.
 
         Args:
@@ -55,7 +56,7 @@ class FoldedScales(NamedTuple):
             ValueError: A leaf of numbers stands beside a parameter that changed.
         """
 
-        def change(path: str, leaf: Any) -> Any:
+        def change(path: str, leaf: Leaf) -> Any:
             if path not in self.factors or leaf is None or jnp.asarray(leaf).dtype == bool:
                 return leaf
             raise ValueError(
@@ -65,7 +66,7 @@ class FoldedScales(NamedTuple):
 
         return self._map(change, x)
 
-    def undo(self, x: Any) -> Any:
+    def undo(self, x: Value) -> Any:
         """New parameters, trained further or not, with the factors beside the weights again.
 
         Args:
@@ -73,7 +74,7 @@ class FoldedScales(NamedTuple):
         """
         old = dict(named_leaves(self.original))
 
-        def back(path: str, leaf: Any) -> Any:
+        def back(path: str, leaf: Leaf) -> Any:
             if path in self.factors:
                 leaf = _times(leaf, 1 / self.factors[path])
             return ScaledArray(leaf, old[path].factors) if path in self.folded else leaf
@@ -81,7 +82,7 @@ class FoldedScales(NamedTuple):
         return self._map(back, x)
 
     def check(
-        self, fn: Callable[..., Any], *args: Any, tolerance: float | None = None, **kwargs: Any
+        self, fn: Callable[..., Any], *args: PyTree, tolerance: float | None = None, **kwargs: Any
     ) -> Difference:
         """Measures ``lift(fn)`` of the new parameters against that of the original ones.
 
@@ -98,14 +99,16 @@ class FoldedScales(NamedTuple):
         got = run(self.params, *args, **kwargs)
         return difference(got, run(self.original, *args, **kwargs), tolerance)
 
-    def _map(self, change: Callable[[str, Any], Any], x: Any) -> Any:
+    def _map(self, change: Callable[[str, Any], Any], x: Value) -> Any:
         treedef = jax.tree.structure(self.original, is_leaf=is_compressed)
         names = [path for path, _ in named_leaves(self.original)]
         pairs = zip(names, treedef.flatten_up_to(x), strict=True)
         return treedef.unflatten([change(path, leaf) for path, leaf in pairs])
 
 
-def fold_scales(fn: Callable[..., Any], small: Any, *args: Any, **kwargs: Any) -> FoldedScales:
+def fold_scales(
+    fn: Callable[..., Any], small: PyTree, *args: PyTree, **kwargs: Any
+) -> FoldedScales:
     r"""Folds the factors of `awq` and `smooth_quant` into what produces the activations.
 
     A `ScaledArray` multiplies the activation by factors whenever it is used. Where the activation
@@ -235,7 +238,7 @@ def _per_channel(w: ScaledArray, member: Member, size: int, path: str) -> np.nda
     return one[..., 0, :, 0]
 
 
-def _times(w: Any, factors: jax.Array) -> Any:
+def _times(w: Leaf, factors: jax.Array) -> Any:
     if is_compressed(w):
         return rescaled(w, factors)
     w = jnp.asarray(w)

@@ -86,7 +86,7 @@ class Group:
 
 
 def entry(info: Any) -> Any:
-    """One entry of what a scan runs over; None if nothing is known of it."""
+    """One entry of a scanned operand; None if nothing is known of it."""
     if isinstance(info, Leaf):
         if info.axes[0] is None:
             return None
@@ -98,7 +98,7 @@ def of_channels(x: np.ndarray, member: Member, size: int, shape: tuple[int, ...]
     """An array beside a parameter as ``[*stack, times, size, every]``.
 
     Args:
-        x: Of the parameter's rank, of size 1 along all axes that are not the member's.
+        x: An array of the parameter's rank, of size 1 along all axes that are not the member's.
         member: The axes.
         size: The number of channels.
         shape: The parameter's shape.

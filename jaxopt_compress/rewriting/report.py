@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.lift import lift
 from jaxopt_compress.tree.paths import named_leaves
+from jaxopt_compress.typing import PyTree, Value
 
 
 class Difference(NamedTuple):
@@ -43,7 +44,7 @@ def difference(got: Any, reference: Any, tolerance: float | None) -> Difference:
 
 
 def check_results(
-    self: Any, fn: Callable[..., Any], *args: Any, tolerance: float | None = None, **kwargs: Any
+    self: Any, fn: Callable[..., Any], *args: PyTree, tolerance: float | None = None, **kwargs: Any
 ) -> Difference:
     """Measures the rewritten function of the new parameters against ``fn`` of the original ones.
 
@@ -61,7 +62,7 @@ def check_results(
     return difference(got, fn(self.original, *args, **kwargs), tolerance)
 
 
-def change_leaves(original: Any, change: Callable[[str, Any], Any], x: Any) -> Any:
+def change_leaves(original: PyTree, change: Callable[[str, Any], Any], x: Value) -> Any:
     """Maps path and leaf of a tree whose leaves stand beside those of ``original``."""
     treedef = jax.tree.structure(original)
     names = [path for path, _ in named_leaves(original)]

@@ -1,15 +1,17 @@
 """The streams of a function that can be rotated, and what each parameter takes part in."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.numerics.hadamard import transform_sizes
-from jaxopt_compress.rewriting.bases import Turn
+from jaxopt_compress.rewriting.bases import Turn, Use
 from jaxopt_compress.rewriting.staging import Staged, shapes
 from jaxopt_compress.rewriting.streams import Streams
 from jaxopt_compress.tree.paths import named_leaves
+from jaxopt_compress.typing import PyTree, Value
 
 
 class Rotatable:
@@ -18,7 +20,7 @@ class Rotatable:
     Hadamard matrices rotate streams of an even number of channels, others any number (``odd``).
     """
 
-    def __init__(self, staged: Staged, params: Any, turned: frozenset[str], odd: bool = False):
+    def __init__(self, staged: Staged, params: PyTree, turned: frozenset[str], odd: bool = False):
         names = [path for path, _ in named_leaves(params)]
         structs = jax.tree.leaves(shapes(params))
         self._staged, self._names, self._odd = staged, names, odd
@@ -58,7 +60,7 @@ class Rotatable:
         step = self._staged.steps[n]
         return 1 if self._is_scale(step.inputs[0]) else 0
 
-    def _is_scale(self, atom: Any) -> bool:
+    def _is_scale(self, atom: Value) -> bool:
         """Whether a value comes from parameters alone."""
         known = set(range(self._staged.leaves)) | set(self._staged.constants)
         for step in self._staged.steps:
@@ -82,7 +84,7 @@ class Rotatable:
                     walk.block(m.group, f"{self._names[i]!r} holds no real numbers")
         return sum(g.reason is not None for g in walk.groups) > blocked
 
-    def _block_use(self, walk: Streams, i: int, use: Any, uses: Any) -> None:
+    def _block_use(self, walk: Streams, i: int, use: Use, uses: Sequence[Use]) -> None:
         """Every equation that meets a parameter has to take the same axes of it for the same."""
         own = {(m.axis, walk.find(m.group)) for m in use.met}
         for m in (m for other in uses for m in other.met):

@@ -11,6 +11,7 @@ from jaxopt_compress.rewriting.report import change_leaves, check_results
 from jaxopt_compress.rewriting.rotatable import Rotatable
 from jaxopt_compress.rewriting.staging import Staged, along, run_step, shapes, stage, value_of
 from jaxopt_compress.tree.paths import named_leaves
+from jaxopt_compress.typing import Leaf, PyTree, Value
 
 
 class Rotated(NamedTuple):
@@ -27,8 +28,8 @@ class Rotated(NamedTuple):
         skipped: Path -> why its channels were not rotated.
     """
 
-    params: Any
-    original: Any
+    params: PyTree
+    original: PyTree
     axes: dict[str, dict[int, int]]
     turns: tuple[jax.Array, ...]
     scales: dict[str, tuple[int, str]]
@@ -47,7 +48,7 @@ class Rotated(NamedTuple):
         if not self.turned:
             return fn
 
-        def turning(params: Any, *args: Any, **kwargs: Any) -> Any:
+        def turning(params: PyTree, *args: PyTree, **kwargs: Any) -> Any:
             staged = stage(fn, shapes(self.original), args, kwargs)
             found = Rotatable(staged, self.original, self.turned, self._odd())
             if found.axes != self.axes:
@@ -59,7 +60,7 @@ class Rotated(NamedTuple):
 
         return turning
 
-    def tree(self, x: Any) -> Any:
+    def tree(self, x: Value) -> Any:
         """A tree beside the original parameters for the new ones.
 
         Args:
@@ -70,7 +71,7 @@ class Rotated(NamedTuple):
                 so that neither masks nor moments keep a meaning.
         """
 
-        def change(path: str, leaf: Any) -> Any:
+        def change(path: str, leaf: Leaf) -> Any:
             if path not in self.axes and path not in self._folded():
                 return leaf
             raise ValueError(
@@ -80,7 +81,7 @@ class Rotated(NamedTuple):
 
         return self._map(change, x)
 
-    def undo(self, x: Any) -> Any:
+    def undo(self, x: Value) -> Any:
         """New parameters, trained further or not, for the original function.
 
         Args:
@@ -93,7 +94,7 @@ class Rotated(NamedTuple):
         old = dict(named_leaves(self.original))
         new = dict(zip(old, jax.tree.structure(self.original).flatten_up_to(x), strict=True))
 
-        def change(path: str, leaf: Any) -> Any:
+        def change(path: str, leaf: Leaf) -> Any:
             for axis, group in self.axes.get(path, {}).items():
                 leaf = _turned(leaf, self.turns[group], axis, inverse=True)
             if path in self.scales:
@@ -113,15 +114,15 @@ class Rotated(NamedTuple):
     def _folded(self) -> set[str]:
         return {scale for _, scale in self.scales.values()}
 
-    def _map(self, change: Callable[[str, Any], Any], x: Any) -> Any:
+    def _map(self, change: Callable[[str, Any], Any], x: Value) -> Any:
         changed = {*self.axes, *self._folded()}
 
-        def change_own(path: str, leaf: Any) -> Any:
+        def change_own(path: str, leaf: Leaf) -> Any:
             return leaf if leaf is None or path not in changed else change(path, leaf)
 
         return change_leaves(self.original, change_own, x)
 
-    def _replay(self, staged: Staged, found: Rotatable, params: Any) -> Any:
+    def _replay(self, staged: Staged, found: Rotatable, params: PyTree) -> Any:
         leaves = jax.tree.structure(self.original).flatten_up_to(params)
         env = {**staged.constants, **dict(enumerate(leaves))}
         env.update(enumerate(staged.arguments, staged.leaves))
@@ -139,7 +140,11 @@ class Rotated(NamedTuple):
 
 
 def rotate(
-    fn: Callable[..., Any], params: Any, *args: Any, key: jax.Array | None = None, **kwargs: Any
+    fn: Callable[..., Any],
+    params: PyTree,
+    *args: PyTree,
+    key: jax.Array | None = None,
+    **kwargs: Any,
 ) -> Rotated:
     r"""Rotates streams of channels, such as the residual stream, at no cost when the function runs.
 
@@ -159,7 +164,7 @@ def rotate(
         fn: Any JAX function.
         params: Its parameters.
         *args: The other arguments; arrays may be `jax.ShapeDtypeStruct`.
-        key: Of the signs; by default ``jax.random.key(0)``.
+        key: The random key of the signs; by default ``jax.random.key(0)``.
         **kwargs: Further arguments of ``fn``.
 
     Returns:
@@ -201,7 +206,7 @@ def rotate(
 def rotated_by(
     turns: Callable[[Rotatable], tuple[jax.Array, ...]],
     fn: Callable[..., Any],
-    params: Any,
+    params: PyTree,
     args: tuple,
     kwargs: dict[str, Any],
     odd: bool = True,
@@ -249,7 +254,7 @@ def _rotated(rw: Rotated) -> Any:
     """The new parameters."""
     old = dict(named_leaves(rw.original))
 
-    def change(path: str, leaf: Any) -> Any:
+    def change(path: str, leaf: Leaf) -> Any:
         if path not in rw.axes:
             return jnp.ones_like(leaf)
         new = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
@@ -263,7 +268,7 @@ def _rotated(rw: Rotated) -> Any:
     return rw._map(change, rw.original)
 
 
-def _scaled(w: Any, axis: int, scale: Any, power: int) -> Any:
+def _scaled(w: Leaf, axis: int, scale: Any, power: int) -> Any:
     """A weight times a scale along an axis, and along the stacks that both have in front."""
     stack = scale.ndim - 1
     shape = [*scale.shape[:stack], *[1] * (w.ndim - stack)]

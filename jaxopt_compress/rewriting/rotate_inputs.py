@@ -13,6 +13,7 @@ from jaxopt_compress.numerics.hadamard import rotated, transform_sizes
 from jaxopt_compress.rewriting.report import change_leaves, check_results
 from jaxopt_compress.tree import Where, select
 from jaxopt_compress.tree.paths import named_leaves
+from jaxopt_compress.typing import Leaf, PyTree, Value
 
 
 class RotatedInputs(NamedTuple):
@@ -26,8 +27,8 @@ class RotatedInputs(NamedTuple):
         skipped: Path of a chosen parameter -> why it was not rotated.
     """
 
-    params: Any
-    original: Any
+    params: PyTree
+    original: PyTree
     axes: dict[str, tuple[int, ...]]
     signs: dict[str, jax.Array]
     skipped: dict[str, str]
@@ -43,12 +44,12 @@ class RotatedInputs(NamedTuple):
             under `jax.jit`.
         """
 
-        def turned(params: Any, *args: Any, **kwargs: Any) -> Any:
+        def turned(params: PyTree, *args: PyTree, **kwargs: Any) -> Any:
             return lift(fn)(self._map(self._held, params), *args, **kwargs)
 
         return turned
 
-    def tree(self, x: Any) -> Any:
+    def tree(self, x: Value) -> Any:
         """A tree beside the original parameters for the new ones.
 
         Args:
@@ -59,7 +60,7 @@ class RotatedInputs(NamedTuple):
             ValueError: Booleans, such as masks, stand beside a rotated parameter.
         """
 
-        def change(path: str, leaf: Any) -> Any:
+        def change(path: str, leaf: Leaf) -> Any:
             if jnp.asarray(leaf).dtype == bool:
                 raise ValueError(
                     f"{path!r} of shape {jnp.shape(leaf)} was rotated: a mask beside it has no "
@@ -69,7 +70,7 @@ class RotatedInputs(NamedTuple):
 
         return self._map(change, x)
 
-    def undo(self, x: Any) -> Any:
+    def undo(self, x: Value) -> Any:
         """New parameters, trained further or not, for the original function.
 
         Args:
@@ -80,7 +81,7 @@ class RotatedInputs(NamedTuple):
             which ``lift(fn)`` runs, and which files hold.
         """
 
-        def back(path: str, leaf: Any) -> Any:
+        def back(path: str, leaf: Leaf) -> Any:
             if is_compressed(leaf):
                 return self._held(path, leaf)
             return rotated(jnp.asarray(leaf), self.signs[path], self.axes[path], inverse=True)
@@ -89,12 +90,12 @@ class RotatedInputs(NamedTuple):
 
     check = check_results
 
-    def _held(self, path: str, leaf: Any) -> RotatedArray:
+    def _held(self, path: str, leaf: Leaf) -> RotatedArray:
         return RotatedArray(leaf, self.signs[path], self.axes[path])
 
-    def _map(self, change: Callable[[str, Any], Any], x: Any) -> Any:
+    def _map(self, change: Callable[[str, Any], Any], x: Value) -> Any:
 
-        def change_own(path: str, leaf: Any) -> Any:
+        def change_own(path: str, leaf: Leaf) -> Any:
             return leaf if leaf is None or path not in self.axes else change(path, leaf)
 
         return change_leaves(self.original, change_own, x)
@@ -102,8 +103,8 @@ class RotatedInputs(NamedTuple):
 
 def rotate_inputs(
     fn: Callable[..., Any],
-    params: Any,
-    *args: Any,
+    params: PyTree,
+    *args: PyTree,
     where: Where = None,
     key: jax.Array | None = None,
     **kwargs: Any,
@@ -125,8 +126,8 @@ def rotate_inputs(
         params: Its parameters.
         *args: The other arguments; arrays may be `jax.ShapeDtypeStruct`.
         where: Which parameters; by default all that meet products or convolutions.
-        key: Of the signs; by default ``jax.random.key(0)``. A parameter's signs depend on the key
-            and on its path.
+        key: The random key of the signs; by default ``jax.random.key(0)``. A parameter's signs
+            depend on the key and on its path.
         **kwargs: Further arguments of ``fn``.
 
     Returns:

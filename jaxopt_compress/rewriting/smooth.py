@@ -14,12 +14,13 @@ from jaxopt_compress.rewriting.equalize import Equalized, scaled_by
 from jaxopt_compress.rewriting.members import Group, Member, beside, of_channels
 from jaxopt_compress.rewriting.staging import shapes, stage
 from jaxopt_compress.tree.paths import named_leaves
+from jaxopt_compress.typing import PyTree
 
 
 def smooth(
     fn: Callable[..., Any],
-    params: Any,
-    *args: Any,
+    params: PyTree,
+    *args: PyTree,
     stats: Mapping[str, Sequence[Statistics]],
     alpha: float = 0.5,
     exact: bool = True,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from jaxopt_compress.lift._compat import bind, close, equation_scope, parts
+from jaxopt_compress.typing import PyTree, Value
 
 _INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 _DERIVATIVES = {
@@ -39,11 +40,11 @@ class Staged(NamedTuple):
     leaves: int
     arguments: list[Any]
     outputs: list[Any]
-    out_tree: Any
+    out_tree: PyTree
 
 
 def stage(
-    fn: Callable[..., Any], params: Any, args: tuple, kwargs: dict, *, forward: bool = False
+    fn: Callable[..., Any], params: PyTree, args: tuple, kwargs: dict, *, forward: bool = False
 ) -> Staged:
     """Stages ``fn(params, *args, **kwargs)``; an argument that is no array stays static.
 
@@ -81,7 +82,7 @@ def stage(
             env[var] = new()
             constants[env[var]] = value
 
-        def read(atom: Any) -> Any:
+        def read(atom: Value) -> Any:
             return atom if isinstance(atom, core.Literal) else env[atom]
 
         for eqn in jaxpr.eqns:
@@ -101,7 +102,7 @@ def stage(
     return Staged(steps, constants, len(shapes), arguments, outputs, out_tree)
 
 
-def value_of(env: dict[int, Any], atom: Any) -> Any:
+def value_of(env: dict[int, Any], atom: Value) -> Any:
     """The value of an operand."""
     return atom.val if isinstance(atom, core.Literal) else env[atom]
 
@@ -113,7 +114,7 @@ def run_step(env: dict[int, Any], step: Step) -> None:
     env.update(zip(step.outputs, results, strict=True))
 
 
-def shapes(tree: Any) -> Any:
+def shapes(tree: PyTree) -> Any:
     """The shapes and dtypes of a tree's leaves."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
 

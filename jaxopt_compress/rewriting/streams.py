@@ -30,9 +30,10 @@ from jaxopt_compress.rewriting.bases import (
     summed,
 )
 from jaxopt_compress.rewriting.staging import CALLED, Staged, Step
+from jaxopt_compress.typing import Value
 
 _SUMS = {"add", "sub", "add_any"}
-_MIXED = "it is joined with a value that lies in a basis of its own"
+_MIXED = "it is joined with a value in a basis of its own"
 
 
 class Streams:
@@ -83,7 +84,7 @@ class Streams:
             self._above[b] = a
             self.groups[a].reason = self.groups[a].reason or self.groups[b].reason
 
-    def _info(self, atom: Any, env: dict[Any, Any]) -> Any:
+    def _info(self, atom: Value, env: dict[Any, Any]) -> Any:
         if isinstance(atom, core.Literal):
             zero = np.all(np.asarray(atom.val) == 0)
             return ZERO if zero else None

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxopt_compress.evaluation import evaluate
 from jaxopt_compress.evaluation.metrics import checked
+from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.lift import uses as find_uses
 from jaxopt_compress.planning import Allocation, Sensitivities, allocate, bytes, sensitivities
 from jaxopt_compress.planning.allocate import Bytes, choose
@@ -14,6 +15,7 @@ from jaxopt_compress.planning.tables import Table, as_text
 from jaxopt_compress.search.frontier import small_form
 from jaxopt_compress.search.recipes import Candidate, as_toml, default_candidates, made
 from jaxopt_compress.tree import nbytes
+from jaxopt_compress.typing import PyTree
 
 
 class Trial(NamedTuple):
@@ -48,7 +50,7 @@ class Auto(NamedTuple):
         candidates: As they were given.
     """
 
-    params: Any
+    params: PyTree
     recipe: Allocation | None
     figures: dict[str, float]
     dense: dict[str, float]
@@ -83,7 +85,7 @@ class Auto(NamedTuple):
 
 def auto(
     fn: Callable[..., Any],
-    params: Any,
+    params: PyTree,
     batches: Sequence[tuple[Any, ...]],
     loss: Callable[..., Any],
     *,
@@ -91,8 +93,8 @@ def auto(
     held_out: Sequence[Any],
     budget: Bytes | None = None,
     candidates: Mapping[str, Candidate] | None = None,
-    uses: Any = None,
-    stats: Any = None,
+    uses: Uses | None = None,
+    stats: Stats | None = None,
     tune: Callable[[Allocation], Any] | None = None,
     evaluations: int = 8,
     measured: int = 2,

@@ -7,8 +7,10 @@ from jaxopt_compress.compression import compress
 from jaxopt_compress.evaluation import compare
 from jaxopt_compress.evaluation.compare import Comparison
 from jaxopt_compress.evaluation.metrics import Metrics
+from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.planning import Allocation, Sensitivities, allocate
 from jaxopt_compress.planning.allocate import Bytes
+from jaxopt_compress.typing import PyTree
 
 
 class Frontier(Comparison):
@@ -28,14 +30,14 @@ class Frontier(Comparison):
 
 def frontier(
     fn: Callable[..., Any],
-    params: Any,
+    params: PyTree,
     table: Sensitivities,
     budgets: Sequence[Bytes],
     held_out: Iterable[Any],
     metrics: Metrics,
     *,
-    uses: Any = None,
-    stats: Any = None,
+    uses: Uses | None = None,
+    stats: Stats | None = None,
     tune: Callable[[Allocation], Any] | None = None,
     rounds: int = 0,
 ) -> Frontier:
@@ -54,7 +56,7 @@ def frontier(
         stats: What `calibrate` found, for candidates that need it.
         tune: ``tune(recipe) -> tree``: trains with a recipe, and returns the stored form. By
             default parameters are compressed without training.
-        rounds: Of timing, as in `compare`; 0 for no times.
+        rounds: The rounds of timing, as in `compare`; 0 for no times.
 
     Returns:
         The `Frontier`.
@@ -97,10 +99,10 @@ def frontier(
 
 
 def small_form(
-    params: Any,
+    params: PyTree,
     recipe: Allocation,
-    uses: Any,
-    stats: Any,
+    uses: Uses | None,
+    stats: Stats | None,
     tune: Callable[[Allocation], Any] | None,
 ) -> Any:
     """The stored form by a recipe, after training if there is any; one for nothing is no recipe."""

@@ -47,7 +47,7 @@ def _activated(decision: Decision, active: jax.Array) -> Decision:
 
 
 def _clustered(options: Options, parameter: Parameter) -> Decision:
-    """k-means of the values, and the nearest centroids; for sums, of what is left by each."""
+    """k-means of the values, and the nearest centroids; for sums, of the residual of each."""
     books, zero = options.books(parameter), options.pins(parameter)
     w, own = dense(parameter.value), None
     if options.key is not None:

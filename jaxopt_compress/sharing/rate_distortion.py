@@ -28,6 +28,7 @@ from jaxopt_compress.quantization.quantize import quantize_method
 from jaxopt_compress.quantization.state import OnGrid, QuantizedState, dense
 from jaxopt_compress.quantization.straight_through import fake_quantize
 from jaxopt_compress.tree import Where
+from jaxopt_compress.typing import Leaf, PyTree
 
 # How far, in powers of two, a step may move from where it started.
 _REACH = 10.0
@@ -52,12 +53,12 @@ class RateState(OnGrid):
     stack: int
     kind = "rate_distortion"
 
-    def apply(self, w: Any, learned: Any) -> jax.Array:
+    def apply(self, w: Leaf, learned: PyTree) -> jax.Array:
         """``w`` rounded to the grid, differentiable with respect to the steps too."""
         log, step = learned["log2_step"], self.grid.scale
         return _rounded(dense(w), log, step, self.grid.format)
 
-    def compress(self, w: Any, learned: Any, path: str) -> QuantizedArray:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> QuantizedArray:
         """Codes and steps; the codes that are not 0, where that is smaller."""
         stored = self.grid.compress(w, None, path)
         if is_compressed(stored.codes):
@@ -78,7 +79,7 @@ def _rounded(w: jax.Array, log: jax.Array, step: jax.Array, fmt: Format) -> jax.
 
 
 @_rounded.defjvp
-def _rounded_jvp(fmt: Format, primals: Any, tangents: Any) -> Any:
+def _rounded_jvp(fmt: Format, primals: PyTree, tangents: PyTree) -> Any:
     w, log, step = primals
     inside, slope = slopes(w, step, fmt)
     moved = slope * (step * math.log(2) * tangents[1])

@@ -57,7 +57,7 @@ def share(
     entry of a stack has codebooks of its own.
 
     With ``stats``, k-means in ``init`` weights squared errors of entries by the Fisher information
-    of ``jc.measures.fisher()`` if they have it, else by the second moment of what entries meet.
+    of ``jc.measures.fisher()`` if they have it, else by the second moment of their inputs.
     Updates have no statistics: k-means at ``begin``, and codes decided again ``every`` so many
     updates, count all entries alike.
 
@@ -79,7 +79,7 @@ def share(
         zero: Whether the first centroid is 0 and stays there, so that entries of 0 do. By default
             for numbers that have no mask, and not for vectors and sums.
         key: A random key, for ``"kmeans++"`` and ``"random"``.
-        iterations: Of k-means, at most.
+        iterations: The most iterations of k-means.
         centroid_dtype: What holds centroids: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         begin: The update after which entries share values; until then they are left as they are.
         every: After how many updates codes are decided again, by the nearest centroid.

@@ -29,6 +29,7 @@ from jaxopt_compress.numerics.shared import Books
 from jaxopt_compress.sharing.options import Options, check_parameter
 from jaxopt_compress.sharing.state import SharedState, as_codes, dense
 from jaxopt_compress.tree import Where
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["shared"], meta_fields=[])
@@ -45,20 +46,20 @@ class SoftState(LeafState):
     establishes = frozenset({GRID})
     keeps = frozenset({RANK, ZEROS, N_M})
 
-    def _centroids(self, learned: Any) -> dict[str, Any]:
+    def _centroids(self, learned: PyTree) -> dict[str, Any]:
         shape = self.shared.codes.shape
         return {"centroids": self.shared.books.centroids(learned["means"][..., None], shape)}
 
-    def apply(self, w: Any, learned: Any) -> jax.Array:
+    def apply(self, w: Leaf, learned: PyTree) -> jax.Array:
         """Each entry's most likely mean."""
         return self.shared.apply(w, self._centroids(learned))
 
-    def forward(self, w: Any, learned: Any) -> Any:
+    def forward(self, w: Leaf, learned: PyTree) -> Any:
         """``w`` as it is: only the penalty draws it to the means."""
         del learned
         return w
 
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
         """Components and means; those of a sparse array stay sparse."""
         return self.shared.compress(w, self._centroids(learned), path)
 

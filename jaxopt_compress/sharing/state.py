@@ -22,6 +22,7 @@ from jaxopt_compress.compression.leaf_states import GRID, N_M, RANK, ZEROS
 from jaxopt_compress.numerics.packing import pack
 from jaxopt_compress.numerics.rounding import seal
 from jaxopt_compress.numerics.shared import Books, values_of
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 @functools.partial(
@@ -72,7 +73,7 @@ class SharedState(LeafState):
             )
         return None
 
-    def centroids(self, learned: Any) -> jax.Array:
+    def centroids(self, learned: PyTree) -> jax.Array:
         """Centroids as they are stored, differentiable."""
         c = learned["centroids"]
         if self.zero:
@@ -83,7 +84,7 @@ class SharedState(LeafState):
         top = float(jnp.finfo(self.held).max)
         return seal(jnp.clip(c, -top, top), self.held)
 
-    def apply(self, w: Any, learned: Any) -> jax.Array:
+    def apply(self, w: Leaf, learned: PyTree) -> jax.Array:
         """Each entry's centroid; ``w`` itself before sharing begins."""
         mask = w.kept() if is_compressed(w) else None
         w = dense(w)
@@ -93,7 +94,7 @@ class SharedState(LeafState):
         view = _moving(w, view) if self.moves else view
         return view if self.active is None else jnp.where(self.active, view, w)
 
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
         """Codes and centroids; the codes of a sparse array stay sparse."""
         if not _begun(self.active, path):
             return w
@@ -134,11 +135,11 @@ class SumState(LeafState):
         """As in `SharedState`."""
         return self.active is None and not self.moves
 
-    def own(self, learned: Any, i: int) -> dict[str, Any]:
+    def own(self, learned: PyTree, i: int) -> dict[str, Any]:
         """What is learned of one codebook."""
         return {"centroids": learned[f"centroids{i}"]}
 
-    def apply(self, w: Any, learned: Any) -> jax.Array:
+    def apply(self, w: Leaf, learned: PyTree) -> jax.Array:
         """The sum of the centroids of each vector; ``w`` itself before sharing begins."""
         w = dense(w)
         views = (part.apply(w, self.own(learned, i)) for i, part in enumerate(self.parts))
@@ -146,7 +147,7 @@ class SumState(LeafState):
         view = _moving(w, view) if self.moves else view
         return view if self.active is None else jnp.where(self.active, view, w)
 
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
         """Codes and centroids of each codebook."""
         if not _begun(self.active, path):
             return w
@@ -174,11 +175,11 @@ def _moving(w: jax.Array, view: jax.Array) -> jax.Array:
 
 
 @_moving.defjvp
-def _moving_jvp(primals: Any, tangents: Any) -> Any:
+def _moving_jvp(primals: PyTree, tangents: PyTree) -> Any:
     return _moving(*primals), tangents[0] + tangents[1]
 
 
-def dense(w: Any) -> jax.Array:
+def dense(w: Leaf) -> jax.Array:
     """A pruned parameter as a dense one; others as they are."""
     return w.materialize() if isinstance(w, SparseArray | MaskedArray) else w
 

@@ -65,7 +65,7 @@ def by_momentum(fraction: Fraction, decay: float = 0.9, start: Score | None = No
 
     Args:
         fraction: As in `by_gradient`.
-        decay: Of the running mean per step, in [0, 1).
+        decay: The decay of the running mean per step, in [0, 1).
         start: As in `by_gradient`.
 
     Returns:

@@ -23,6 +23,7 @@ from jaxopt_compress.numerics.rounding import seal
 from jaxopt_compress.sparsity.keys import impl_of, key_of, renewed, words_for
 from jaxopt_compress.sparsity.state import check_prunable, leading_stack, store_kept
 from jaxopt_compress.tree import Where
+from jaxopt_compress.typing import Leaf, PyTree
 
 # The distribution of the paper: its temperature, and the interval that it is stretched to.
 _BETA, _LOW, _HIGH = 2 / 3, -0.1, 1.1
@@ -50,20 +51,20 @@ class GatedState(LeafState):
     establishes = frozenset({ZEROS})
     keeps = frozenset({ZEROS, N_M})
 
-    def apply(self, w: Any, learned: Any) -> MaskedArray:
+    def apply(self, w: Leaf, learned: PyTree) -> MaskedArray:
         """``w`` times gates without noise."""
         del learned
         w = materialize(w)
         return MaskedArray(_times(w, self.gate), jnp.broadcast_to(self.gate > 0, w.shape))
 
-    def forward(self, w: Any, learned: Any) -> jax.Array:
+    def forward(self, w: Leaf, learned: PyTree) -> jax.Array:
         """``w`` times random gates, differentiable with respect to what is learned too."""
         w = materialize(w)
         noise = jax.random.logistic(key_of(self.words, self.impl), self.gate.shape)
         share = jax.nn.sigmoid((noise + learned["log_alpha"]) / _BETA)
         return (w * _stretched(share)).astype(w.dtype)
 
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
         """The entries behind open gates."""
         del path
         seen = self.apply(w, learned)
@@ -80,7 +81,7 @@ def _times(w: jax.Array, gate: jax.Array) -> jax.Array:
 
 
 @_times.defjvp
-def _times_jvp(primals: Any, tangents: Any) -> Any:
+def _times_jvp(primals: PyTree, tangents: PyTree) -> Any:
     return _times(*primals), (tangents[0] * primals[1]).astype(primals[0].dtype)
 
 
@@ -145,7 +146,7 @@ def hard_concrete(
         learned = {"log_alpha": jnp.full(gates, start, jnp.float32)}
         return decided(words_for(key, parameter.path), leading_stack(parameter), learned)
 
-    def decided(words: jax.Array, stack: int, learned: Any) -> Decision:
+    def decided(words: jax.Array, stack: int, learned: PyTree) -> Decision:
         gate = _stretched(jax.nn.sigmoid(learned["log_alpha"]))
         return Decision(GatedState(gate, words, stack, impl), learned)
 

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.tree import combine, partition
+from jaxopt_compress.typing import PyTree
 
 
-def snip(loss: Callable[..., Any], params: Any, *args: Any) -> Any:
+def snip(loss: Callable[..., Any], params: PyTree, *args: PyTree) -> Any:
     r"""How sensitive a loss is to each connection: :math:`|w \, \partial L / \partial w|`.
 
     Args:
@@ -35,7 +36,7 @@ def snip(loss: Callable[..., Any], params: Any, *args: Any) -> Any:
     return jax.tree.map(lambda w, g: jnp.abs(w * g), floats, slopes(floats))
 
 
-def grasp(loss: Callable[..., Any], params: Any, *args: Any) -> Any:
+def grasp(loss: Callable[..., Any], params: PyTree, *args: PyTree) -> Any:
     r"""How much each connection adds to the flow of gradients: :math:`w \, (H g)`.
 
     Args:
@@ -61,7 +62,7 @@ def grasp(loss: Callable[..., Any], params: Any, *args: Any) -> Any:
     return jax.tree.map(lambda w, p: w * p, floats, products)
 
 
-def synflow(fn: Callable[..., Any], params: Any, *inputs: Any) -> Any:
+def synflow(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> Any:
     r"""How much each connection adds to the output of the network of magnitudes; no data.
 
     .. math:: |w| \, \partial R / \partial |w|, \qquad R = \sum f(|w|, \mathbf 1)
@@ -95,7 +96,7 @@ def synflow(fn: Callable[..., Any], params: Any, *inputs: Any) -> Any:
     """
     ones = lambda x: jnp.ones_like(x) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x
 
-    def total(params: Any) -> jax.Array:
+    def total(params: PyTree) -> jax.Array:
         outputs = jax.tree.leaves(fn(params, *jax.tree.map(ones, inputs)))
         return sum(jnp.sum(y) for y in outputs)  # pyright: ignore[reportReturnType]
 
@@ -105,7 +106,7 @@ def synflow(fn: Callable[..., Any], params: Any, *inputs: Any) -> Any:
 
 
 def _floats(
-    loss: Callable[..., Any], params: Any, args: tuple[Any, ...]
+    loss: Callable[..., Any], params: PyTree, args: tuple[Any, ...]
 ) -> tuple[Any, Callable[[Any], Any]]:
     """The floating leaves, and the gradient as a function of them."""
     floats, rest = partition(params)

@@ -26,6 +26,7 @@ from jaxopt_compress.sparsity.search import Parameters
 from jaxopt_compress.sparsity.state import check_prunable
 from jaxopt_compress.sparsity.units import SCOPES, Pattern, read_pattern
 from jaxopt_compress.tree import Where
+from jaxopt_compress.typing import Leaf
 
 _ELSEWHERE = {
     **dict.fromkeys(
@@ -213,7 +214,7 @@ def _check_together(
         raise ValueError("threshold= says which entries stay: leave grow= and distribution= out")
 
 
-def _one_of(name: str, value: Any, known: tuple[str, ...]) -> str:
+def _one_of(name: str, value: Leaf, known: tuple[str, ...]) -> str:
     if value not in known:
         raise ValueError(f"{name}={value!r}; there are {', '.join(map(repr, known))}")
     return value

@@ -23,6 +23,7 @@ from jaxopt_compress.compression.matrices import matrices_of
 from jaxopt_compress.numerics.rounding import seal
 from jaxopt_compress.numerics.solvers.admm import admm
 from jaxopt_compress.tree import Where
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["change"], meta_fields=[])
@@ -38,12 +39,12 @@ class ReconstructedState(LeafState):
     kind = "reconstruct"
     keeps = frozenset({ZEROS, N_M})
 
-    def apply(self, w: Any, learned: Any) -> Any:
+    def apply(self, w: Leaf, learned: PyTree) -> Any:
         """The changed entries under the mask that they come with."""
         del learned
         return w.replace(values=self._changed(materialize(w))) if isinstance(w, MaskedArray) else w
 
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
         """The changed entries, stored as before."""
         del learned, path
         return w.with_entries(self._changed(materialize(w))) if isinstance(w, SparseArray) else w
@@ -76,7 +77,7 @@ def reconstruct(
         A `Compression` that stores `SparseArray`.
 
     Raises:
-        NeedsStats: In ``init``: there are no second moments of what meets a parameter.
+        NeedsStats: In ``init``: a parameter has no second moments of its inputs.
         ValueError: ``rounds`` or ``damping`` is not positive.
         TypeError: In ``init``: a parameter was not pruned before in the same chain.
 
@@ -128,7 +129,7 @@ def reconstruct(
 
 
 def check_rounds(rounds: int, least: int) -> None:
-    """Refuses what is no number of rounds."""
+    """Refuses values that are not a number of rounds."""
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < least:
         raise ValueError(
             f"rounds={rounds!r}; it is a whole number of at least {least}, 20 is usual"

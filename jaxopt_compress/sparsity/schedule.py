@@ -67,7 +67,7 @@ def _uncalled(schedule: Any) -> bool:
 
 
 def check_sparsity(name: str, value: float) -> None:
-    """Refuses what is no fraction of entries."""
+    """Refuses values that are not a fraction of entries."""
     if not 0 <= value < 1:
         raise ValueError(
             f"{name}={value} is not a sparsity; it is the fraction pruned, "

@@ -147,7 +147,7 @@ def polynomial(
 def exponential(
     final: float, begin: int, end: int, initial: float = 0.0, every: int = 1
 ) -> Schedule:
-    """Sparsity that prunes the same share of what is left each time.
+    """Sparsity that prunes the same share of the remaining entries each time.
 
     ``1 - s(t) = (1 - initial)**(1 - p) * (1 - final)**p``, where
     ``p = (t - begin) / (end - begin)`` clipped to ``[0, 1]``. The search for lottery tickets goes

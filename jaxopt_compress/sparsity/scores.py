@@ -12,6 +12,7 @@ from jaxopt_compress.sparsity.loss_scores import grasp, snip, synflow
 from jaxopt_compress.sparsity.score import Score, accumulated, wide
 from jaxopt_compress.sparsity.unit_scores import apoz, fpgm, mean_activation
 from jaxopt_compress.tree import named_leaves
+from jaxopt_compress.typing import PyTree
 
 
 def magnitude() -> Score:
@@ -127,7 +128,7 @@ def lamp() -> Score:
     return Score(score, scope="global")
 
 
-def given(tree: Any, signed: bool = False) -> Score:
+def given(tree: PyTree, signed: bool = False) -> Score:
     """Scores that were computed before, such as by `snip`, `grasp` or `synflow`.
 
     Args:

@@ -21,6 +21,7 @@ from jaxopt_compress.compression.leaf_states import N_M, ZEROS
 from jaxopt_compress.numerics.rounding import seal
 from jaxopt_compress.sparsity.state import check_prunable, leading_stack, store_kept
 from jaxopt_compress.tree import Where
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 @functools.partial(
@@ -32,7 +33,7 @@ class SoftState(LeafState):
 
     Attributes:
         threshold: Float32, at least 0, that broadcasts against the parameter: the logistic function
-            of what is learned, which is not the same number in every program.
+            of the learned parts, which is not the same number in every program.
         stack: How many leading axes hold parameters of their own.
     """
 
@@ -42,12 +43,12 @@ class SoftState(LeafState):
     establishes = frozenset({ZEROS})
     keeps = frozenset({ZEROS, N_M})
 
-    def apply(self, w: Any, learned: Any) -> MaskedArray:
+    def apply(self, w: Leaf, learned: PyTree) -> MaskedArray:
         """``w`` moved towards 0 by the threshold, differentiable with respect to it too."""
         values = _shrunk(materialize(w), learned["threshold"], self.threshold)
         return MaskedArray(values, values != 0)
 
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
         """The entries that are not 0."""
         del path
         seen = self.apply(w, learned)
@@ -63,7 +64,7 @@ def _shrunk(w: jax.Array, learned: jax.Array, threshold: jax.Array) -> jax.Array
 
 
 @_shrunk.defjvp
-def _shrunk_jvp(primals: Any, tangents: Any) -> Any:
+def _shrunk_jvp(primals: PyTree, tangents: PyTree) -> Any:
     w, learned, threshold = primals
     sign = jnp.where(jnp.abs(w) > threshold, jnp.sign(w), 0)
     share = jax.nn.sigmoid(learned)
@@ -117,7 +118,7 @@ def soft_threshold(
         start = jnp.full([shape[d] if d in apart else 1 for d in range(-rank, 0)], initial)
         return decided(leading_stack(parameter), {"threshold": start.astype(jnp.float32)})
 
-    def decided(stack: int, learned: Any) -> Decision:
+    def decided(stack: int, learned: PyTree) -> Decision:
         return Decision(SoftState(jax.nn.sigmoid(learned["threshold"]), stack), learned)
 
     def update(decision: Decision, count: jax.Array, parameter: Parameter) -> Decision:

@@ -28,6 +28,7 @@ from jaxopt_compress.numerics.solvers.sparse_gpt import sparse_gpt as solve
 from jaxopt_compress.sparsity.reconstruct import check_rounds
 from jaxopt_compress.sparsity.state import PrunedState, leading_stack
 from jaxopt_compress.tree import Where
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 @functools.partial(
@@ -52,16 +53,16 @@ class SparseGPTState(LeafState):
         """Zeros, and perhaps a pattern of them."""
         return self.pruned.establishes
 
-    def apply(self, w: Any, learned: Any) -> MaskedArray:
+    def apply(self, w: Leaf, learned: PyTree) -> MaskedArray:
         """The changed parameter under the mask; the derivative is 1 where an entry is kept."""
         # Zeros under the mask too: what follows takes the corrected parameter for the whole one.
         return self.pruned.apply(jnp.where(self.pruned.mask, self._changed(w), 0), learned)
 
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
         """The kept entries."""
         return self.pruned.compress(self._changed(w), learned, path)
 
-    def _changed(self, w: Any) -> jax.Array:
+    def _changed(self, w: Leaf) -> jax.Array:
         w = materialize(w)
         return seal(w.astype(jnp.float32) + self.change, w.dtype)
 
@@ -101,7 +102,7 @@ def sparse_gpt(
         A `Compression` that stores `SparseArray`.
 
     Raises:
-        NeedsStats: In ``init``: there are no second moments of what meets a parameter.
+        NeedsStats: In ``init``: a parameter has no second moments of its inputs.
         ValueError: A sparsity outside of 0 to 1, or one that contradicts the pattern; a pattern
             that does not divide the last of several axes that are summed over.
 

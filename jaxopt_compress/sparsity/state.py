@@ -19,6 +19,7 @@ from jaxopt_compress.arrays.sparse import sparse_nm, sparse_rows
 from jaxopt_compress.compression import LeafState, Parameter
 from jaxopt_compress.compression.leaf_states import GRID, N_M, RANK, ZEROS
 from jaxopt_compress.numerics.ordering import computed_after
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 @functools.partial(
@@ -62,7 +63,7 @@ class PrunedState(LeafState):
         """Zeros, and perhaps a pattern of them."""
         return frozenset({ZEROS} if self.pattern is None else {ZEROS, N_M})
 
-    def apply(self, w: Any, learned: Any) -> MaskedArray:
+    def apply(self, w: Leaf, learned: PyTree) -> MaskedArray:
         """``w`` under the mask."""
         del learned
         return MaskedArray(materialize(w), self.mask, self.straight_through)
@@ -77,7 +78,7 @@ class PrunedState(LeafState):
         """The pruned entries, if these are to be 0 in the parameter itself."""
         return ~self.mask if self.zero else None
 
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
         """The kept entries; of an array of codes, the kept codes."""
         del learned, path
         if isinstance(w, QuantizedArray) or (isinstance(w, CodebookArray) and w.vector == 1):

@@ -50,9 +50,10 @@ def apoz() -> Score:
 
     .. math:: s_k = 1 - P(x_k = 0)
 
-    The average percentage of zeros of a neuron, channel or head is that of what meets the next
-    parameter. So the score is one of inputs: for ``prune(pattern="inputs")`` of the next parameter,
-    and for `Groups.scores` with ``reduce="sum"``. Zeros around images count for convolutions.
+    The average percentage of zeros of a neuron, channel or head is that of the activations that
+    meet the next parameter. So the score is one of inputs: for ``prune(pattern="inputs")`` of the
+    next parameter, and for `Groups.scores` with ``reduce="sum"``. Zeros around images count for
+    convolutions.
 
     Returns:
         The score; it needs statistics, by ``calibrate(..., measures=(jc.measures.zeros(),))``.

@@ -76,7 +76,7 @@ def units_of(parameter: Parameter, pattern: Pattern, scope: str, stack: int) -> 
     """How a parameter is compared.
 
     Args:
-        parameter: Of any layout.
+        parameter: A parameter of any layout.
         pattern: Any but n:m.
         scope: One of `SCOPES`.
         stack: How many leading axes are apart from each other in the scope ``"global"``.

@@ -21,6 +21,7 @@ from jaxopt_compress.compression.leaf_states import GRID, N_M, ZEROS
 from jaxopt_compress.sparsity.keys import impl_of, key_of, renewed, words_for
 from jaxopt_compress.sparsity.state import check_prunable, leading_stack, store_kept
 from jaxopt_compress.tree import Where
+from jaxopt_compress.typing import Leaf, PyTree
 
 # The fit of the divergence in the paper.
 _K1, _K2, _K3 = 0.63576, 1.87320, 1.48695
@@ -48,18 +49,18 @@ class NoisyState(LeafState):
     establishes = frozenset({ZEROS})
     keeps = frozenset({ZEROS, N_M, GRID})
 
-    def apply(self, w: Any, learned: Any) -> MaskedArray:
+    def apply(self, w: Leaf, learned: PyTree) -> MaskedArray:
         """``w`` under the mask, without noise."""
         del learned
         return MaskedArray(materialize(w), self.mask)
 
-    def forward(self, w: Any, learned: Any) -> jax.Array:
+    def forward(self, w: Leaf, learned: PyTree) -> jax.Array:
         """``w`` with noise, differentiable with respect to its size too."""
         w = materialize(w)
         noise = jax.random.normal(key_of(self.words, self.impl), w.shape)
         return w + (jnp.exp(0.5 * learned["log_variance"]) * noise).astype(w.dtype)
 
-    def compress(self, w: Any, learned: Any, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
         """The entries under the mask."""
         del learned, path
         return store_kept(materialize(w), self.mask, self.stack)
@@ -111,11 +112,11 @@ def variational_dropout(
     """
     impl = impl_of(key)
 
-    def log_alpha(parameter: Parameter, learned: Any) -> jax.Array:
+    def log_alpha(parameter: Parameter, learned: PyTree) -> jax.Array:
         w = parameter.dense().astype(jnp.float32)
         return learned["log_variance"] - jnp.log(jnp.square(w) + 1e-16)
 
-    def decided(words: jax.Array, stack: int, parameter: Parameter, learned: Any) -> Decision:
+    def decided(words: jax.Array, stack: int, parameter: Parameter, learned: PyTree) -> Decision:
         mask = log_alpha(parameter, learned) < threshold
         mask = mask if parameter.keep is None else mask & parameter.keep
         return Decision(NoisyState(mask, words, stack, impl), learned)

@@ -39,6 +39,7 @@ from jaxopt_compress.storage.schema import (
 from jaxopt_compress.storage.stored import damaged, read, write
 from jaxopt_compress.storage.templates import match
 from jaxopt_compress.tree import map_named, named_leaves
+from jaxopt_compress.typing import PyTree
 
 # Orbax counts what it does by process, not by thread.
 _ONE_AT_A_TIME = threading.Lock()
@@ -46,7 +47,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 def save(
     path: str | os.PathLike[str],
-    tree: Any,
+    tree: PyTree,
     overwrite: bool = False,
     *,
     coding: str | None = None,
@@ -236,7 +237,7 @@ def _opened(root: Any, raw: bytes) -> _Opened:
         raise damaged(file, error) from error
 
 
-def _read_arrays(root: Any, opened: _Opened, tree: Any, shardings: Any) -> Any:
+def _read_arrays(root: Any, opened: _Opened, tree: PyTree, shardings: Any) -> Any:
     """The tree with arrays in the place of entries, on ``shardings`` where these are not None."""
     leaves, treedef = jax.tree.flatten(tree)
     pairs = list(zip(leaves, treedef.flatten_up_to(shardings), strict=True))

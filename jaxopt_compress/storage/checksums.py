@@ -2,10 +2,12 @@
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+
+from jaxopt_compress.typing import Leaf
 
 # Where a part begins along each axis, and how long it is.
 Box = tuple[tuple[int, ...], tuple[int, ...]]
@@ -17,7 +19,7 @@ class Part(NamedTuple):
     Attributes:
         start: Where it begins, along each axis.
         shape: How long it is, along each axis.
-        crc32: Of its entries in row-major order, in little-endian bytes.
+        crc32: The CRC-32 of its entries in row-major order, in little-endian bytes.
     """
 
     start: tuple[int, ...]
@@ -25,7 +27,7 @@ class Part(NamedTuple):
     crc32: int
 
 
-def boxes_of(x: Any) -> list[Box]:
+def boxes_of(x: Leaf) -> list[Box]:
     """The parts that an array is saved in: the shards of all processes, each of them once."""
     if not isinstance(x, jax.Array):
         return [((0,) * x.ndim, x.shape)]
@@ -33,7 +35,7 @@ def boxes_of(x: Any) -> list[Box]:
     return sorted({box_of(index, x.shape) for index in indices})
 
 
-def own_sums(x: Any, boxes: Sequence[Box]) -> np.ndarray:
+def own_sums(x: Leaf, boxes: Sequence[Box]) -> np.ndarray:
     """The checksum of each box of which this process has the first copy; 0 for others.
 
     Returns:
@@ -45,7 +47,7 @@ def own_sums(x: Any, boxes: Sequence[Box]) -> np.ndarray:
     return sums
 
 
-def own_parts(x: Any, boxes: Sequence[Box]) -> Iterator[tuple[int, np.ndarray]]:
+def own_parts(x: Leaf, boxes: Sequence[Box]) -> Iterator[tuple[int, np.ndarray]]:
     """The boxes of which this process has the first copy, by their number, and what is in them."""
     if not isinstance(x, jax.Array):
         if jax.process_index() == 0:
@@ -65,7 +67,7 @@ def parts_in(parts: Sequence[Part], box: Box) -> list[tuple[int, tuple[slice, ..
     return [(i, _slices(parts[i], start)) for i in inside]
 
 
-def verify(x: Any, parts: Sequence[Part]) -> None:
+def verify(x: Leaf, parts: Sequence[Part]) -> None:
     """Raises ValueError unless the parts that this process holds of ``x`` are what was saved.
 
     Args:
@@ -120,7 +122,7 @@ def crc32(x: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
 
 
-def _held(x: Any) -> Iterator[tuple[Box, np.ndarray]]:
+def _held(x: Leaf) -> Iterator[tuple[Box, np.ndarray]]:
     """The distinct parts of ``x`` in this process."""
     if not isinstance(x, jax.Array):
         yield ((0,) * x.ndim, x.shape), x

@@ -23,6 +23,7 @@ from jaxopt_compress.storage.schema import (
     stored_types,
 )
 from jaxopt_compress.storage.words import is_native
+from jaxopt_compress.typing import Leaf
 
 _OPTIONAL = ("bits", "axis", "impl")
 
@@ -204,7 +205,7 @@ def _check_key(entry: Entry) -> None:
             raise ValueError(f"{path!r}: a random key by {impl!r}: {error}") from error
 
 
-def _scalar(kind: str, value: Any, path: str) -> Any:
+def _scalar(kind: str, value: Leaf, path: str) -> Any:
     _, write, read = SCALARS[kind]
     try:
         scalar = read(value)
@@ -224,7 +225,7 @@ def _pairs(items: Any, path: str) -> Iterator[tuple[Any, Any]]:
         yield item[0], item[1]
 
 
-def _static(name: str, value: Any, path: str) -> Any:
+def _static(name: str, value: Leaf, path: str) -> Any:
     if name == "dtype":
         return _dtype(value, path)
     _require(not isinstance(value, dict), path, f"{name} is {value!r}")
@@ -241,17 +242,17 @@ def _dtype(name: Any, path: str) -> np.dtype:
     return dtype
 
 
-def _are_sizes(x: Any) -> bool:
+def _are_sizes(x: Leaf) -> bool:
     return isinstance(x, list) and all(type(n) is int and n >= 0 for n in x)
 
 
-def _is_part(x: Any) -> bool:
+def _is_part(x: Leaf) -> bool:
     if not (isinstance(x, list) and len(x) == 3 and _are_sizes(x[0]) and _are_sizes(x[1])):
         return False
     return type(x[2]) is int and 0 <= x[2] < 2**32
 
 
-def _is_chunk(x: Any) -> bool:
+def _is_chunk(x: Leaf) -> bool:
     good = isinstance(x, list) and len(x) == 4 and all(type(n) is int and n >= 0 for n in x)
     return good and x[2] > 0 and x[1] + x[2] < 2**60 and x[3] < 2**32
 

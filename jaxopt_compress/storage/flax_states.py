@@ -10,6 +10,7 @@ from jaxopt_compress.arrays.leaf_types import LEAF_TYPES
 from jaxopt_compress.compression import LeafState
 from jaxopt_compress.compression.best_of import BestState
 from jaxopt_compress.compression.states import Asked
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 def register_flax_serialization() -> None:
@@ -32,11 +33,11 @@ def register_flax_serialization() -> None:
     kinds = [kind.type for kind in LEAF_TYPES.values()]
     for cls in {*kinds, *_subclasses(LeafState), BestState, Layout, Asked}:
 
-        def to_state(x: Any) -> dict[str, Any]:
+        def to_state(x: Leaf) -> dict[str, Any]:
             found = {name: serialization.to_state_dict(child) for name, child in _children(x)}
             return found | _form(x)
 
-        def from_state(target: Any, state: Any) -> Any:
+        def from_state(target: Any, state: PyTree) -> Any:
             named, form = _children(target), _form(target)
             if not isinstance(state, dict) or {k: state.get(k) for k in form} != form:
                 held = state.get("form") if isinstance(state, dict) else type(state).__name__
@@ -51,7 +52,7 @@ def register_flax_serialization() -> None:
         serialization.register_serialization_state(cls, to_state, from_state, override=True)
 
 
-def _form(x: Any) -> dict[str, str]:
+def _form(x: Leaf) -> dict[str, str]:
     """What is static in a compressed array, by which its fields are read."""
     kind = LEAF_TYPES.get(type(x).__name__)
     if kind is None or kind.type is not type(x):
@@ -60,12 +61,12 @@ def _form(x: Any) -> dict[str, str]:
     return {"form": f"{type(x).__name__}({', '.join(static)})"}
 
 
-def _children(x: Any) -> list[tuple[str, Any]]:
+def _children(x: Leaf) -> list[tuple[str, Any]]:
     found, _ = jax.tree_util.tree_flatten_with_path(x, is_leaf=_below(x))
     return [(jax.tree_util.keystr(path, simple=True), child) for path, child in found]
 
 
-def _below(x: Any) -> Callable[[Any], bool]:
+def _below(x: Leaf) -> Callable[[Any], bool]:
     """Whether something is a field of ``x``, and there."""
     return lambda y: y is not x and y is not None
 

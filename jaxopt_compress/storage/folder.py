@@ -62,7 +62,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_raw(root: Any) -> bytes:
-    """The document as it lies there.
+    """The document as it was written.
 
     Raises:
         FileNotFoundError: There is nothing at ``root``.

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxopt_compress.storage.checkpoint import load, save
 from jaxopt_compress.storage.folder import CheckpointError
+from jaxopt_compress.typing import Leaf
 
 _JOB = "job.json"
 
@@ -53,7 +54,7 @@ class Partial:
             return None
         return found["leaf"], json.loads(found["row"])
 
-    def put(self, path: str, leaf: Any, row: dict[str, Any]) -> None:
+    def put(self, path: str, leaf: Leaf, row: dict[str, Any]) -> None:
         """Keeps a finished leaf."""
         save(self._place(path), {"leaf": leaf, "row": json.dumps(row)}, overwrite=True)
 

@@ -28,7 +28,7 @@ def from_first(text: str) -> str:
 
 
 def sum_of_all(values: np.ndarray) -> np.ndarray:
-    """The sum of what each process holds, of uint32."""
+    """The sum over processes of their uint32 arrays."""
     if jax.process_count() == 1:
         return values
     gathered: Any = multihost_utils.process_allgather(values)

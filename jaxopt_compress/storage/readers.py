@@ -17,6 +17,7 @@ from jaxopt_compress.extras import require
 from jaxopt_compress.storage.checkpoint import is_checkpoint, load, load_shapes
 from jaxopt_compress.storage.interchange import packed
 from jaxopt_compress.tree import map_named, named_leaves
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 class Source(NamedTuple):
@@ -30,7 +31,7 @@ class Source(NamedTuple):
     """
 
     kind: str
-    tree: Any
+    tree: PyTree
     read: Callable[[str], Any]
     output_first: bool = False
 
@@ -181,7 +182,7 @@ def _find_orbax(root: pathlib.Path) -> pathlib.Path:
     )
 
 
-def _abstract(path: str, x: Any) -> jax.ShapeDtypeStruct:
+def _abstract(path: str, x: Leaf) -> jax.ShapeDtypeStruct:
     del path
     return jax.ShapeDtypeStruct(tuple(x.shape or ()), x.dtype)
 

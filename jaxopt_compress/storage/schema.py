@@ -18,10 +18,11 @@ from jaxopt_compress.arrays.leaf_types import LEAF_TYPES
 from jaxopt_compress.storage.checksums import Part
 from jaxopt_compress.storage.words import is_native, words_axis, words_shape
 from jaxopt_compress.tree import path_of
+from jaxopt_compress.typing import Leaf, PyTree
 
 NAME = "jaxopt-compress"
 VERSION = 4
-# Of checkpoints whose arrays are coded.
+# The version of checkpoints whose arrays are coded.
 CODED_VERSION = 5
 
 
@@ -113,11 +114,11 @@ class Decoded(NamedTuple):
         converted: Type names of containers that were saved as dicts.
     """
 
-    tree: Any
+    tree: PyTree
     converted: list[str]
 
 
-def encode(tree: Any) -> Encoded:
+def encode(tree: PyTree) -> Encoded:
     """Describes a tree; see `decoding.decode`.
 
     Raises:
@@ -128,7 +129,7 @@ def encode(tree: Any) -> Encoded:
     return Encoded(_encode(tree, "", None, arrays), arrays)
 
 
-def _encode(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) -> Any:
+def _encode(x: Leaf, path: str, bits: int | None, arrays: dict[str, Any]) -> Any:
     below = lambda name: f"{path}/{name}" if path else str(name)
     if x is None:
         return None
@@ -149,7 +150,7 @@ def _encode(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) -> Any:
     return _encode_container(x, path, arrays)
 
 
-def _encode_container(x: Any, path: str, arrays: dict[str, Any]) -> Any:
+def _encode_container(x: Leaf, path: str, arrays: dict[str, Any]) -> Any:
     """Any other pytree node as a dict of its children."""
     children, _ = jax.tree_util.tree_flatten_with_path(x, is_leaf=lambda y: y is not x)
     if callable(x) and any(not keys for keys, _ in children):
@@ -181,7 +182,7 @@ def _key(key: Any, path: str) -> Any:
     return key
 
 
-def _encode_leaf(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) -> Any:
+def _encode_leaf(x: Leaf, path: str, bits: int | None, arrays: dict[str, Any]) -> Any:
     name = type(x).__name__
     kind = LEAF_TYPES.get(name)
     if kind is None or kind.type is not type(x) or not kind.stored:
@@ -210,13 +211,13 @@ def stored_types() -> list[str]:
     return sorted(name for name, kind in LEAF_TYPES.items() if kind.stored)
 
 
-def _encode_static(value: Any) -> Any:
+def _encode_static(value: Leaf) -> Any:
     if isinstance(value, np.dtype):
         return value.name
     return list(value) if isinstance(value, tuple) else value
 
 
-def _encode_array(x: Any, path: str, bits: int | None, arrays: dict[str, Any]) -> Any:
+def _encode_array(x: Leaf, path: str, bits: int | None, arrays: dict[str, Any]) -> Any:
     if isinstance(x, Tracer):
         raise TypeError(f"cannot save {path!r} inside of jit: it has no value there")
     kind, impl = "scalar" if isinstance(x, np.generic) else "numpy", None
@@ -247,7 +248,8 @@ def is_known(dtype: np.dtype) -> bool:
     return is_native(dtype) or small
 
 
-# Python scalars: their type, how JSON holds them, and the way back. JSON has no infinities.
+# Python scalars: their type, how JSON holds them, and how they are read from it. JSON has no
+# infinities.
 SCALARS: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "bool": (bool, bool, bool),
     "int": (int, int, int),

@@ -22,6 +22,7 @@ from jaxopt_compress.storage.processes import is_first, sum_of_all, wait_for_all
 from jaxopt_compress.storage.schema import Entry
 from jaxopt_compress.storage.templates import is_split
 from jaxopt_compress.storage.words import from_words, to_words
+from jaxopt_compress.typing import Leaf
 
 # Small arrays are read together up to this many bytes, larger ones alone.
 _TOGETHER = 2**24
@@ -115,7 +116,7 @@ def damaged(where: Any, why: Any) -> CheckpointError:
 
 
 def _check_stored(handler: Any, folder: Any, entries: Sequence[Entry]) -> None:
-    """Compares names, shapes and dtypes of what lies there, before memory is taken for it."""
+    """Compares names, shapes and dtypes of the file, before memory is taken for it."""
     if not entries:
         return
     try:
@@ -185,7 +186,7 @@ def reads_shards(entry: Entry, sharding: Any) -> bool:
     return holds_whole_parts(boxes, entry.parts)
 
 
-def stored(entry: Entry, x: Any) -> Any:
+def stored(entry: Entry, x: Leaf) -> Any:
     """The array that is written for an entry."""
     if not isinstance(x, jax.Array):
         # A scalar becomes an array of rank 0, and the bytes get the order of this machine.
@@ -227,14 +228,14 @@ def entries_shape(entry: Entry, stored: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n * 8 // bits if d - len(stored) == axis else n for d, n in enumerate(stored))
 
 
-def placed(entry: Entry, x: Any, sharding: Any) -> Any:
+def placed(entry: Entry, x: Leaf, sharding: Any) -> Any:
     """An array of an entry's shape and dtype as what it was, on ``sharding`` if there is one."""
     if entry.kind == "scalar":
         return x[()]
     if entry.kind == "numpy" and sharding is None:
         return x
     if sharding is None:
-        # Of an array of NumPy, jnp.asarray makes a copy that it copies to the device.
+        # jnp.asarray would copy an array of NumPy once more before it goes to the device.
         x = jax.device_put(x)
     elif not isinstance(x, jax.Array):
         host = x

@@ -11,10 +11,11 @@ from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.arrays.fields import is_key
 from jaxopt_compress.storage.schema import Outside
 from jaxopt_compress.tree import named_leaves
+from jaxopt_compress.typing import PyTree
 
 
 class ReplicatedWarning(UserWarning):
-    """A compressed array lies whole on each device, although its template is split."""
+    """A compressed array is whole on each device, although its template is split."""
 
 
 def match(stored: Any, like: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -42,11 +43,11 @@ def match(stored: Any, like: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def is_split(sharding: Any) -> bool:
-    """Whether an array of this sharding lies on several devices."""
+    """Whether an array of this sharding is on several devices."""
     return isinstance(sharding, NamedSharding) and len(sharding.device_set) > 1
 
 
-def _by_name(tree: Any, what: str) -> dict[str, Any]:
+def _by_name(tree: PyTree, what: str) -> dict[str, Any]:
     leaves = named_leaves(tree)
     named = dict(leaves)
     if len(named) < len(leaves):
@@ -70,7 +71,7 @@ def _check_names(stored: dict[str, Any], templates: dict[str, Any]) -> None:
 def _shardings(name: str, stored: Any, template: Any) -> Any:
     """A sharding or None per entry of one stored leaf, from its template."""
     if getattr(stored, "kind", None) == "key" and is_key(template):
-        # What lies in the file is the key's data, of one more axis, on one device.
+        # The file holds the key's data, of one more axis, on one device.
         template = jax.eval_shape(jax.random.key_data, template)
     if hasattr(stored, "shape") and hasattr(template, "shape"):
         ours, theirs = (f"{x.dtype}{list(x.shape)}" for x in (stored, template))

@@ -66,7 +66,7 @@ def gradients_of_values(grads: PyTree) -> PyTree:
 
 
 def _value_of(g: Leaf) -> Leaf:
-    """The gradient of the weight inside of what rounds activations too."""
+    """The gradient of the weight inside of a form that rounds activations too."""
     weight = g.weight if isinstance(g, InputQuantizedArray) else g
     return weight.form.codes if isinstance(weight, FakeQuantizedArray) else weight
 
@@ -75,7 +75,7 @@ def at_view(grads: PyTree, seen: PyTree, parts: list[dict[str, Any]]) -> PyTree:
     """Gradients of parameters as gradients at what they are seen as, if they are not that already.
 
     Args:
-        grads: Of either form.
+        grads: Gradients of either form.
         seen: The view.
         parts: The learned parts of the compressions.
 

@@ -31,7 +31,7 @@ def scalars(state_or_view: Any, params: PyTree) -> dict[str, jax.Array]:
         ``"path/low"`` and ``"path/high"``, the smallest and largest entry that it sees;
         ``"path/error"``, the distance to the parameter over its norm; from a state also
         ``"path/clipped"``, the share of entries beyond the ends of their grid; and ``"sparsity"``
-        of all of them together. Of a view, floating leaves of rank 2 and more.
+        of all of them together; for a view, floating leaves of rank 2 and more.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxopt_compress as jc

@@ -125,12 +125,17 @@ def compressed_training(
 
 
 def _pull_back(
-    compression: Compression, grads: PyTree, state: PyTree, params: PyTree, parts: Any, factor: Any
+    compression: Compression,
+    grads: PyTree,
+    state: PyTree,
+    params: PyTree,
+    parts: PyTree,
+    factor: Any,
 ) -> tuple[Any, Any]:
     """Gradients at the view as gradients at parameters and learned parts, with the penalty's."""
     floats, rest = partition(params)
 
-    def view(floats: PyTree, parts: Any) -> tuple[PyTree, PyTree]:
+    def view(floats: PyTree, parts: PyTree) -> tuple[PyTree, PyTree]:
         learned, whole = replace_learned(state.compression, parts), combine(floats, rest)
         seen = partition(compression.loss_view(whole, learned))[0]
         if factor is None or compression.penalty is None:

@@ -7,7 +7,7 @@ class Bytes(NamedTuple):
     """A budget of stored bytes.
 
     Attributes:
-        share: Of the bytes of all parameters as they are.
+        share: The share of the bytes of all parameters before compression.
     """
 
     share: float

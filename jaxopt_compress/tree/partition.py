@@ -130,7 +130,7 @@ def shard(tree: PyTree, shardings: PyTree) -> PyTree:
     return map_named(_place, tree, shardings)
 
 
-def _place(path: str, leaf: Leaf, sharding: Any) -> Leaf:
+def _place(path: str, leaf: Leaf, sharding: jax.sharding.Sharding | None) -> Leaf:
     if not (is_compressed(leaf) and isinstance(sharding, NamedSharding)):
         return _put(leaf, sharding)
 
@@ -150,7 +150,7 @@ def _place(path: str, leaf: Leaf, sharding: Any) -> Leaf:
         ) from error
 
 
-def _put(x: Leaf, sharding: Any) -> Leaf:
+def _put(x: Leaf, sharding: jax.sharding.Sharding | None) -> Leaf:
     if not isinstance(x, jax.ShapeDtypeStruct):
         return jax.device_put(x, sharding)
     if sharding is not None:

@@ -44,7 +44,7 @@ _ENTERED = {
     "custom_vjp_call": "call_jaxpr",
 }
 
-# Of which batches choose entries of a parameter.
+# Primitives by which data choose entries of a parameter.
 _LOOKUPS = ("gather", "dynamic_slice")
 
 

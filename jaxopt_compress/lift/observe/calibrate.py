@@ -103,7 +103,7 @@ def calibrate(
 
 
 class UnmeasuredWarning(UserWarning):
-    """A parameter is summed over, and nothing could be measured of what meets it."""
+    """A parameter is summed over, and nothing could be measured of its inputs."""
 
 
 def _measured_call(
@@ -195,12 +195,12 @@ def _way(meeting: Meeting, lead: tuple[int, ...]) -> Way:
     if len(places) == 1:
         taken = tuple((index, meeting.shape[axis]) for axis, index in axes)
         way = way._replace(at=places.pop(), taken=taken)
-    # Otherwise none is taken; or others lie between them, and all entries count as one.
+    # Otherwise none is taken; or others are between them, and all entries count as one.
     return way._replace(stack=_stack(meeting, [axis for axis, _ in axes if way.taken]))
 
 
 def _stack(meeting: Meeting, taken: Sequence[int]) -> tuple[int, ...]:
-    """The parameter's axes that the leading ones of what is measured are; () if unknown."""
+    """The parameter's axes that the measured values have in front; () if unknown."""
     cut = [a.names for a in meeting.sliced if a.names]
     if any(len(names) > 1 for names in cut) or (taken and meeting.looked_up):
         return ()
@@ -211,7 +211,7 @@ def _stack(meeting: Meeting, taken: Sequence[int]) -> tuple[int, ...]:
 
 
 def _before(meeting: Meeting, axes: Sequence[int]) -> int:
-    """How many leading axes of what is measured come before some axes of the parameter."""
+    """How many leading axes of the measured values come before some axes of the parameter."""
     lead = [n for a in meeting.sliced for n in a.names] + list(meeting.shared)
     return sum(n < min(axes) for n in lead)
 

@@ -64,7 +64,7 @@ def looked_up(
 
 
 def chosen_axes(w: Probe, member: Member, contracting: Sequence[int]) -> list[int]:
-    """The axes of a probe along which there are different entries of what was looked up."""
+    """The axes of a probe along which different entries were looked up."""
     axes = w.axes_of(member)
     return [d for d in range(len(axes)) if d not in contracting and not axes[d].names]
 

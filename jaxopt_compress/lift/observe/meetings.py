@@ -192,7 +192,7 @@ def _vectors(operation: Operation, member: Member, lead: int) -> Rows | None:
             "it whole"
         )
     x = x.reshape(*x.shape[: lead + 1], whole)
-    # Of weights that are joined along a shared axis each one meets its own part of the activation.
+    # Each of several weights that are joined along a shared axis meets its part of the activation.
     for i, d in reversed(list(enumerate(operation.batch))):
         cut = axes[d]
         if cut.size is not None and operation.op == "dot_general":

@@ -81,7 +81,7 @@ class Statistics:
 
         Args:
             inputs: ``[*stack, k, r]``, or None for ``x`` itself.
-            contracting: The contracted axes of what meets it.
+            contracting: The contracted axes of the activation.
 
         Returns:
             Statistics with the moments that these have, and means without mean magnitudes. Ranges

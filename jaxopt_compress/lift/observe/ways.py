@@ -18,7 +18,7 @@ class Way(NamedTuple):
 
     Attributes:
         contracting: The contracted axes, negative.
-        shape: Of the leading axes that the parameter shares with the activation.
+        shape: The sizes of the leading axes that the parameter shares with the activation.
         parts: ``(start, size, whole)`` of the parameter in each axis that scans strip: size -1 is
             all of it; not ``whole`` are those made by stacking parameters.
         at: Where `taken` goes among the leading axes.
@@ -36,7 +36,7 @@ class Way(NamedTuple):
     stack: tuple[int, ...] = ()
 
 
-# The kind of what is measured of gradients.
+# The kind of values that are measured on gradients.
 GRADIENT = Way((), (-1,))
 
 

@@ -31,7 +31,7 @@ def _front(w: CodebookArray) -> int:
 def _transposed(w: CodebookArray, order: Sequence[int]) -> CodebookArray:
     codes = base.transposed(w.codes, order)
     if isinstance(w.codes, SparseArray) and not isinstance(codes, SparseArray):
-        raise NoView  # Codes of what is left out are those of no value.
+        raise NoView  # The codes of entries that are left out stand for no value.
     axis = tuple(order).index(_front(w)) - w.ndim
     return w.replace(codes=codes, centroids=jnp.transpose(w.centroids, order), axis=axis)
 

@@ -65,7 +65,7 @@ class Joined(CompressedArray):
         return Joined(tuple(map(fn, self.parts)), self.axis if axis is None else axis)
 
     def bounds(self) -> list[Cut]:
-        """Where each part lies along ``axis``."""
+        """The cut along ``axis`` that each part is."""
         starts = itertools.accumulate(self.sizes, initial=0)
         return [Cut(s, n) for s, n in zip(starts, self.sizes, strict=False)]
 

@@ -1,4 +1,4 @@
-"""Views of arrays whose axes come in another order: views of what they hold, along its own axes."""
+"""Views of arrays whose axes come in another order: views of the array inside, along its axes."""
 
 from collections.abc import Mapping, Sequence
 

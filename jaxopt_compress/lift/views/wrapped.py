@@ -1,4 +1,4 @@
-"""Views of arrays that hold another form of the same array: views of what they hold."""
+"""Views of arrays around another form of the same array: views of the form inside."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,7 +71,7 @@ def _of_form(view: Value) -> None:
         return w.replace(form=view(w.form, how))
 
 
-# Values are cast after they were rounded: a shorter float may lie next to another level.
+# Values are cast after they were rounded: a shorter float may be next to another level.
 for _view in (
     base.transposed,
     base.cut,

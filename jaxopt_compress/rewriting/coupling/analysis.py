@@ -14,6 +14,7 @@ from jaxopt_compress.rewriting.coupling.equations import Body, build
 from jaxopt_compress.rewriting.coupling.graph import Axes, Graph
 from jaxopt_compress.tree.globs import glob_matches
 from jaxopt_compress.tree.paths import named_leaves
+from jaxopt_compress.typing import PyTree, Value
 
 Names = str | Callable[[str], bool] | Sequence[str] | None
 
@@ -49,7 +50,7 @@ class Analysis(NamedTuple):
     inputs: dict[str, Axes]
     outputs: dict[str, Axes]
     values: list[Any]
-    out_tree: Any
+    out_tree: PyTree
 
 
 def chosen(names: Names, name: str) -> bool:
@@ -67,7 +68,7 @@ def named_inputs(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     return {f"in/{path}": x for path, x in leaves if hasattr(x, "shape")}
 
 
-def type_of(x: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
+def type_of(x: Value, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
     """The type of an array or tracer, of its own or of another shape."""
     own = jnp.shape(x) if shape is None else shape
     weak = bool(getattr(x, "weak_type", False))
@@ -76,7 +77,7 @@ def type_of(x: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruc
 
 def analyze(
     fn: Callable[..., Any],
-    params: Any,
+    params: PyTree,
     args: tuple,
     kwargs: dict[str, Any],
     frame: Frame,
@@ -98,7 +99,7 @@ def analyze(
     flat, in_tree = jax.tree.flatten(tree)
     arrays = [i for i, x in enumerate(flat) if hasattr(x, "shape")]
 
-    def call(params: Any, inputs: list[Any]) -> Any:
+    def call(params: PyTree, inputs: list[Any]) -> Any:
         full = list(flat)
         for i, x in zip(arrays, inputs, strict=True):
             full[i] = x

@@ -24,6 +24,7 @@ from jaxopt_compress.rewriting.coupling.elementwise import ELEMENTWISE
 from jaxopt_compress.rewriting.coupling.equations import Body, Node
 from jaxopt_compress.rewriting.coupling.graph import Axes
 from jaxopt_compress.rewriting.coupling.replay import Kept
+from jaxopt_compress.typing import Value
 
 
 class Background(NamedTuple):
@@ -92,12 +93,12 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def unknown(axes: Sequence[Any]) -> Background:
-    """Of a value of which nothing is known."""
+    """The background of a value about which nothing is known."""
     return Background((None,) * len(axes))
 
 
-def uniform(axes: Sequence[Any], value: Any) -> Background:
-    """Of a value that is one constant at all indices, or what a loop carries."""
+def uniform(axes: Sequence[Any], value: Value) -> Background:
+    """The background of a value that is one constant at all indices, or that a loop carries."""
     own = None if isinstance(value, Carried) else value
     return Background((own,) * len(axes), value)
 
@@ -119,7 +120,7 @@ def backgrounds(body: Body, walk: Walk, ins: Sequence[Background]) -> list[Backg
     env = dict(zip(jaxpr.constvars, map(_of_array, body.constants), strict=True))
     env.update((v, _filled(b, filled.get(v))) for v, b in zip(jaxpr.invars, ins, strict=True))
 
-    def read(v: Any) -> Background:
+    def read(v: Value) -> Background:
         return _of_array(v.val) if isinstance(v, core.Literal) else env[v]
 
     for node in body.nodes:
@@ -147,7 +148,7 @@ def _filled(b: Background, axes: Collection[int] | None) -> Background:
     return Background(tuple(MINUS_INFINITY if k in axes else v for k, v in enumerate(b.axes)))
 
 
-def _of_array(x: Any) -> Background:
+def _of_array(x: Value) -> Background:
     """A constant array: that its entries are all equal is seen up to some size."""
     rank = np.ndim(x)
     if not hasattr(x, "dtype") or not 0 < np.size(x) <= 2**20 or constants.no_numbers(x):

@@ -1,4 +1,4 @@
-"""Backgrounds of what called functions, loops and branches return."""
+"""Backgrounds of the results of called functions, loops and branches."""
 
 from jaxopt_compress.rewriting.coupling.background import (
     Background,

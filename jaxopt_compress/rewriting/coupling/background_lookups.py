@@ -1,4 +1,4 @@
-"""Backgrounds of what reads or writes entries at positions, or puts them in order."""
+"""Backgrounds of operations that read or write entries at positions, or sort them."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def _copies(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     """Copies beside each other, or taken apart again."""
     own = [b.axes for b in ins]
     if node.name == "tile":
-        # Of copies that go, entries are not masked.
+        # The entries of removed copies are not masked.
         all_stay = lambda k, n: (
             walk.kept.size(node.outs[0][k]) == n * walk.kept.size(node.ins[0][k])
         )
@@ -66,7 +66,7 @@ def _copies(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
 
 @rule("top_k")
 def _top_k(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
-    """Of the largest entries none is a removed one, if these are smaller than all others."""
+    """No removed entry is among the largest, if removed ones are smaller than all others."""
     (axes, _), k = node.outs, node.notes["axis"]
     if walk.shrinks(node.ins[0][k]):
         value = walk.chosen(node, ins[0], k)

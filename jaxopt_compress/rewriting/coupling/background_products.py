@@ -16,6 +16,7 @@ from jaxopt_compress.rewriting.coupling.constants import LANE, is_infinite, is_z
 from jaxopt_compress.rewriting.coupling.elementwise import CUMULATIVE, REDUCTIONS
 from jaxopt_compress.rewriting.coupling.equations import Node
 from jaxopt_compress.rewriting.coupling.products import dot_numbers
+from jaxopt_compress.typing import Value
 
 _NEUTRAL = {
     "reduce_sum": 0, "reduce_prod": 1, "reduce_and": 1, "reduce_or": 0, "reduce_xor": 0,
@@ -38,7 +39,7 @@ def _reduce(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
             walk.reduced(node, False, f"{what}{known}")
     count = np.prod([len(node.ins[0][i]) for i in reduced], dtype=int)
 
-    def of(value: Any) -> Any:
+    def of(value: Value) -> Any:
         if value is None or value is LANE:
             return None
         if node.name in ("reduce_max", "reduce_min") or value == neutral:

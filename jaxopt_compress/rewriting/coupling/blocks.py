@@ -14,6 +14,7 @@ from jax.extend import core
 from jaxopt_compress.rewriting.coupling.analysis import Analysis
 from jaxopt_compress.rewriting.coupling.control import CALLS, DERIVATIVES
 from jaxopt_compress.rewriting.coupling.equations import Body, shape_of
+from jaxopt_compress.typing import Value
 
 _SUMS = ("add", "add_any")
 _SAME = ("copy", "convert_element_type", "name", "optimization_barrier", "sharding_constraint")
@@ -68,7 +69,7 @@ def _steps(body: Body, ins: list[int], count: Iterator[int], steps: list[Step]) 
     """Appends the equations of a function, and returns its results."""
     env: dict[Any, int] = dict(zip(body.jaxpr.invars, ins, strict=True))
 
-    def read(v: Any) -> int:
+    def read(v: Value) -> int:
         if isinstance(v, core.Literal) or v not in env:
             return next(count)  # a constant
         return env[v]

@@ -9,6 +9,7 @@ from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.elementwise import ZERO_TO_ZERO
 from jaxopt_compress.rewriting.coupling.equations import Node, shape_of
+from jaxopt_compress.typing import Value
 
 _UNARY = {
     "neg": np.negative, "abs": np.abs, "sign": np.sign, "sin": np.sin, "cos": np.cos,
@@ -45,12 +46,12 @@ LANE = Lane()
 _ARITHMETIC = frozenset({"add", "add_any", "sub", "mul", "div", "rem", "pow", "atan2"})
 
 
-def is_zero(x: Any) -> bool:
+def is_zero(x: Value) -> bool:
     """Whether a constant is known, and 0."""
     return x is not None and not isinstance(x, (Carried, Lane)) and bool(x == 0)
 
 
-def is_infinite(x: Any) -> bool:
+def is_infinite(x: Value) -> bool:
     """Whether a constant is known, and infinite or NaN."""
     if x is None or isinstance(x, (Carried, Lane)) or x.dtype.kind in "biu":
         return False
@@ -138,7 +139,7 @@ def _select(values: list[Any]) -> Any:
     return first if all(v is not None and v == first for v in cases) else None
 
 
-def no_numbers(x: Any) -> bool:
+def no_numbers(x: Value) -> bool:
     """Whether it is a tracer, spread over processes, or made of keys."""
     if isinstance(x, (np.ndarray, np.generic)):
         return False

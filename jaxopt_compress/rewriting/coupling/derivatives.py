@@ -9,6 +9,7 @@ import jax
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.equations import Node, replays
 from jaxopt_compress.rewriting.coupling.replay import Gone, Kept, run, run_without
+from jaxopt_compress.typing import PyTree
 
 
 def _types(values: Sequence[Any], gone: Sequence[Gone]) -> list[jax.ShapeDtypeStruct]:
@@ -26,7 +27,7 @@ def _jvp(kept: Kept, node: Node, values: list[Any]) -> list[Any]:
     gone = list(map(kept.gone, node.ins))
     fn = jax.custom_jvp(lambda *operands: run(node.bodies[0], kept, operands))
 
-    def rule(primals: Any, tangents: Any) -> tuple[Any, Any]:
+    def rule(primals: PyTree, tangents: PyTree) -> tuple[Any, Any]:
         whole = _types(primals, gone), _types(tangents, gone)
         push = lambda x, t: jax.jvp(lambda *a: _compat.bind(node.eqn, a), tuple(x), tuple(t))
         staged = jax.make_jaxpr(push)(*whole)
@@ -45,7 +46,7 @@ class _Pull:
 
     gone: list[Gone]
     types: list[jax.ShapeDtypeStruct]
-    tree: Any
+    tree: PyTree
 
 
 @replays("custom_vjp_call")

@@ -11,6 +11,7 @@ from jax.extend import core
 from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.graph import Axes, Axis, Graph
+from jaxopt_compress.typing import Value
 
 _LARGEST_CONSTANT = 2**20  # entries; larger index arrays are taken for data
 
@@ -139,7 +140,7 @@ def replays(*names: str) -> Callable[[Replay], Replay]:
     return register
 
 
-def shape_of(v: Any) -> tuple[int, ...]:
+def shape_of(v: Value) -> tuple[int, ...]:
     """The shape of a variable or literal; that of tokens and the like is ()."""
     return tuple(getattr(_compat.type_of(v), "shape", ()))
 
@@ -179,10 +180,10 @@ def build(
     }
     values.update({v: c for v, c in zip(jaxpr.invars, known or (), strict=False) if c is not None})
 
-    def read(v: Any) -> Axes:
+    def read(v: Value) -> Axes:
         return graph.axes(np.shape(v.val)) if isinstance(v, core.Literal) else env[v]
 
-    def constant(v: Any) -> Constant | None:
+    def constant(v: Value) -> Constant | None:
         if isinstance(v, core.Literal):
             return Constant(lambda: np.asarray(v.val))
         return values.get(v)

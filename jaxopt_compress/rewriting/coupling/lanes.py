@@ -9,6 +9,7 @@ from jax.extend import core
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.constants import LANE
 from jaxopt_compress.rewriting.coupling.equations import Body, Node
+from jaxopt_compress.typing import Value
 
 
 class Lanes:
@@ -19,7 +20,7 @@ class Lanes:
     """
 
     def __init__(self, kept: Any, operands: dict[Node, list[Any]]):
-        """Of the indices that are left, and the backgrounds of operands by `operands_of`."""
+        """The lanes of kept indices, with the backgrounds of operands by `operands_of`."""
         self._kept, self._operands = kept, operands
         self._values: dict[Body, dict[Any, Any]] = {}
         self._makers: dict[Body, dict[Any, Node]] = {}
@@ -52,7 +53,7 @@ class Lanes:
         shape = [1 if j == k else self._kept.size(a) for j, a in enumerate(axes)]
         return jnp.full(shape, known, _compat.type_of(v).dtype)
 
-    def _made(self, body: Body, v: Any, k: int) -> Any:
+    def _made(self, body: Body, v: Value, k: int) -> Any:
         """The lane of a value, by the equation that makes it."""
         node = self._makers[body].get(v)
         if node is None:
@@ -74,7 +75,7 @@ class Lanes:
         ]
         return _compat.bind(node.eqn, operands)[0]
 
-    def _broadcast(self, body: Body, node: Node, v: Any, k: int) -> Any:
+    def _broadcast(self, body: Body, node: Node, v: Value, k: int) -> Any:
         dims, out = node.params["broadcast_dimensions"], node.outs[0]
         if k in dims and len(node.ins[0][dims.index(k)]) == len(out[k]):
             shape = [1 if j == k else self._kept.size(a) for j, a in enumerate(out)]
@@ -83,5 +84,5 @@ class Lanes:
         # It is the same at all indices, those that are left included.
         return lax.slice_in_dim(self._value(body, v), 0, 1, axis=k)
 
-    def _value(self, body: Body, v: Any) -> Any:
+    def _value(self, body: Body, v: Value) -> Any:
         return v.val if isinstance(v, core.Literal) else self._values[body][v]

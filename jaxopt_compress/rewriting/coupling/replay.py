@@ -15,6 +15,7 @@ from jaxopt_compress.rewriting.coupling.equations import REPLAY, Body, Node, bui
 from jaxopt_compress.rewriting.coupling.graph import Axes, Axis, Graph
 from jaxopt_compress.rewriting.coupling.lanes import Lanes
 from jaxopt_compress.rewriting.coupling.shapes import take
+from jaxopt_compress.typing import Value
 
 Gone = tuple[np.ndarray, ...]  # per axis of a value, booleans, true where an index is removed
 
@@ -49,7 +50,7 @@ class Kept:
     """
 
     def __init__(self, coupling: Coupling, gone: np.ndarray):
-        """Of a solved graph, with flags of the components that are removed."""
+        """The replay of a solved graph, with flags of the components that are removed."""
         self._gone = gone[coupling.component]
         self._sizes: dict[int, int] = {}
         self._touched: dict[Node, bool] = {}
@@ -80,14 +81,14 @@ class Kept:
         return any(self.size(a) < len(a) for a in axes)
 
     def gone(self, axes: Axes) -> Gone:
-        """Flags of what a value loses."""
+        """Flags of the indices that a value loses."""
         return tuple(self._gone[a] for a in axes)
 
-    def cut(self, x: Any, axes: Axes) -> Any:
+    def cut(self, x: Value, axes: Axes) -> Any:
         """What is left of a whole value."""
         return cut(x, self.gone(axes)) if self.shrinks(axes) else x
 
-    def cut_constant(self, x: Any, axes: Axes) -> Any:
+    def cut_constant(self, x: Value, axes: Axes) -> Any:
         """What is left of a constant, which is not staged as an operation where it need not be."""
         if is_traced(x):
             return self.cut(x, axes)
@@ -104,7 +105,7 @@ class Kept:
         return self._touched[node]
 
 
-def cut(x: Any, gone: Gone) -> Any:
+def cut(x: Value, gone: Gone) -> Any:
     """What is left of a whole value."""
     for k, flags in enumerate(gone):
         if flags.any():
@@ -128,7 +129,7 @@ def run(body: Body, kept: Kept, args: Sequence[Any]) -> list[Any]:
     env.update(filled(jaxpr.invars, args))
     kept.lanes.enter(body, env)
 
-    def read(v: Any, axes: Axes) -> Any:
+    def read(v: Value, axes: Axes) -> Any:
         if isinstance(v, core.Literal):
             return v.val
         if v in skipped.known or (skipped is not _WHOLE and v not in env):
@@ -160,7 +161,7 @@ def run(body: Body, kept: Kept, args: Sequence[Any]) -> list[Any]:
     return [read(v, axes) for v, axes in zip(jaxpr.outvars, body.outs, strict=True)]
 
 
-def _filled(x: Any, fills: Sequence[tuple[int, np.ndarray]]) -> Any:
+def _filled(x: Value, fills: Sequence[tuple[int, np.ndarray]]) -> Any:
     for k, flags in fills:
         shape = [-1 if i == k else 1 for i in range(jnp.ndim(x))]
         x = jnp.where(flags.reshape(shape), jnp.asarray(-jnp.inf, x.dtype), x)

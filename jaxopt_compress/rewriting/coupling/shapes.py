@@ -11,6 +11,7 @@ from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.equations import Node, couples, replays
 from jaxopt_compress.rewriting.coupling.graph import Axes, Axis, Graph
 from jaxopt_compress.rewriting.coupling.products import bind_with
+from jaxopt_compress.typing import Value
 
 
 @couples("broadcast_in_dim")
@@ -109,7 +110,7 @@ def _slice_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
     return [x]
 
 
-def take(x: Any, positions: np.ndarray, axis: int) -> Any:
+def take(x: Value, positions: np.ndarray, axis: int) -> Any:
     """Entries along an axis; a slice where positions are evenly spaced."""
     n = len(positions)
     if n == x.shape[axis] and np.array_equal(positions, np.arange(n)):

@@ -26,6 +26,7 @@ from jaxopt_compress.rewriting.coupling.control import INLINE
 from jaxopt_compress.rewriting.coupling.coupling import NotRemovable
 from jaxopt_compress.rewriting.coupling.equations import Body, Node
 from jaxopt_compress.rewriting.coupling.replay import Kept, Skipped
+from jaxopt_compress.typing import Leaf, Value
 
 _ENTERED = (*INLINE, "remat2", "checkpoint")
 _SUMS = ("add", "add_any")
@@ -115,7 +116,7 @@ def _other(node: Node, everywhere: dict[Any, Any]) -> int | None:
     return None
 
 
-def _alike(v: Any, w: Any) -> bool:
+def _alike(v: Value, w: Leaf) -> bool:
     a, b = _compat.type_of(v), _compat.type_of(w)
     return a.shape == b.shape and a.dtype == b.dtype
 

@@ -28,7 +28,7 @@ _CONTEXTS = len(_EDGES) + 1
 _ZERO, _SIGN, _LONGER, _BITS = 0, 1, 2, 11
 _NODES = _BITS + 9 * 8
 _MODELED = 3
-# Weight of the answers in all contexts beside those in one, and of what comes before a row.
+# Weight of the answers in all contexts beside those in one, and of the entries before a row.
 _COMMON, _BEFORE = 16, 4
 _MOST = 256
 _ONE = 2**20

@@ -13,12 +13,13 @@ from jaxopt_compress.storage.coding import chunks
 from jaxopt_compress.storage.coding.blocks import check_coding
 from jaxopt_compress.storage.processes import is_first, sum_of_all, wait_for_all
 from jaxopt_compress.storage.schema import Chunk, Entry, encode
+from jaxopt_compress.typing import PyTree
 
 # Numbers that processes tell each other about a part: its checksum, and those of a `Chunk`.
 _TOLD = 5
 
 
-def coded_bytes(tree: Any, coding: str = "ans") -> int:
+def coded_bytes(tree: PyTree, coding: str = "ans") -> int:
     """Bytes that the arrays of a tree take in a file of ``save(path, tree, coding=coding)``.
 
     Codes them, one at a time, and writes nothing. The document beside the arrays, which says what

@@ -1,12 +1,13 @@
 """What other formats take of a `QuantizedArray`: plain integers and steps along the last axis."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.arrays import QuantizedArray, is_compressed
 from jaxopt_compress.numerics.integers import Integers
+from jaxopt_compress.typing import Leaf
 
 
 class Linear(NamedTuple):
@@ -28,18 +29,18 @@ class Linear(NamedTuple):
 
 
 def check_layout(layout: str) -> None:
-    """Refuses what is no layout of a matrix."""
+    """Refuses a word that is not a layout of a matrix."""
     if layout not in ("out,in", "in,out"):
         raise ValueError(f"layout={layout!r}: 'out,in' or 'in,out'")
 
 
-def linear_of(path: str, leaf: Any, layout: str) -> Linear:
+def linear_of(path: str, leaf: Leaf, layout: str) -> Linear:
     """The fields of a leaf.
 
     Args:
         path: For messages.
         leaf: A `QuantizedArray` of rank 2.
-        layout: ``"out,in"`` or ``"in,out"``, how the leaf lies.
+        layout: ``"out,in"`` or ``"in,out"``, the order of the leaf's axes.
 
     Raises:
         ValueError: Its form has no counterpart; says which one has.

@@ -12,6 +12,7 @@ from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.extras import require
 from jaxopt_compress.storage.interchange.fields import Linear, leaf_of, linear_of
 from jaxopt_compress.tree import named_leaves
+from jaxopt_compress.typing import Leaf, PyTree
 
 _BLOCK = 32
 _PLAIN = ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64")
@@ -69,7 +70,7 @@ def _read(gguf: Any, tensor: Any) -> Any:
 
 def save_gguf(
     path: str | os.PathLike[str],
-    tree: Any,
+    tree: PyTree,
     architecture: str,
     layout: str = "out,in",
     types: Mapping[str, str] | None = None,
@@ -85,7 +86,7 @@ def save_gguf(
         tree: Dicts of arrays; names are paths joined by dots, and have to be those that the
             architecture knows.
         architecture: What the file says it is, such as ``"llama"``.
-        layout: How quantized matrices lie, as in `save_safetensors`.
+        layout: The order of the axes of quantized matrices, as in `save_safetensors`.
         types: Path of a dense matrix -> block type, such as ``{"output/weight": "Q4_1"}``, for
             matrices that are rounded here, by the package gguf.
         overwrite: Whether a file that is there is replaced.
@@ -115,7 +116,7 @@ def save_gguf(
     os.replace(beside, file)
 
 
-def _blocks(gguf: Any, name: str, leaf: Any, layout: str, kind: str | None) -> tuple[Any, Any]:
+def _blocks(gguf: Any, name: str, leaf: Leaf, layout: str, kind: str | None) -> tuple[Any, Any]:
     types = gguf.GGMLQuantizationType
     if is_compressed(leaf):
         own = linear_of(name, leaf, layout)

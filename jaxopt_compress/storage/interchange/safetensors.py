@@ -12,10 +12,11 @@ from jaxopt_compress.extras import require
 from jaxopt_compress.storage.interchange import sparse
 from jaxopt_compress.storage.interchange.fields import Linear, linear_of, pack_words
 from jaxopt_compress.tree import named_leaves
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 def save_safetensors(
-    path: str | os.PathLike[str], tree: Any, layout: str = "out,in", overwrite: bool = False
+    path: str | os.PathLike[str], tree: PyTree, layout: str = "out,in", overwrite: bool = False
 ) -> None:
     """Writes a tree as a folder of safetensors, for PyTorch and servers such as vLLM.
 
@@ -30,8 +31,8 @@ def save_safetensors(
         path: A new folder.
         tree: Dicts of arrays, and of `QuantizedArray` matrices of integers and 2:4 sparse ones
             whose paths end in ``weight``; paths are joined by dots.
-        layout: How quantized matrices lie: ``"out,in"`` as in PyTorch, or ``"in,out"`` as in Flax;
-            these are turned. Dense arrays are never turned.
+        layout: The axes of quantized matrices: ``"out,in"`` as in PyTorch, or ``"in,out"`` as in
+            Flax; these are turned. Dense arrays are never turned.
         overwrite: Whether a file that is there is replaced.
 
     Raises:
@@ -63,7 +64,7 @@ def save_safetensors(
     _write_config(root, config)
 
 
-def _written(tree: Any, layout: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _written(tree: PyTree, layout: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors of a tree, and what ``config.json`` says of them."""
     tensors: dict[str, np.ndarray] = {}
     schemes: dict[str, list[str]] = {}
@@ -118,7 +119,7 @@ def _write_config(root: pathlib.Path, own: dict[str, Any]) -> None:
 _QUANTIZATION = ("quantization_config", "compression_config")
 
 
-def _without_inputs(name: str, leaf: Any) -> tuple[Any, dict[str, Any] | None]:
+def _without_inputs(name: str, leaf: Leaf) -> tuple[Any, dict[str, Any] | None]:
     """The weight itself, and how activations that meet it are rounded."""
     if not isinstance(leaf, InputQuantizedArray):
         return leaf, None

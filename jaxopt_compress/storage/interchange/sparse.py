@@ -20,8 +20,8 @@ def tensors_of(path: str, leaf: SparseArray, layout: str) -> dict[str, np.ndarra
 
     Args:
         path: For messages.
-        leaf: Of rank 2, with two floats among each four inputs.
-        layout: ``"out,in"`` or ``"in,out"``, how the leaf lies.
+        leaf: A matrix with two floats among each four inputs.
+        layout: ``"out,in"`` or ``"in,out"``, the order of the leaf's axes.
 
     Raises:
         ValueError: It has another pattern, or runs along another axis; says what has a form.
