@@ -118,7 +118,7 @@ def main():
     parser.add_argument("--peer", choices=["torch", "numpy"], default="torch")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
-    peer = gptq.Numpy if args.peer == "numpy" else gptq.torch_peer()
+    peer = gptq.Numpy if args.peer == "numpy" else gptq.torch_peer(1)
     asked = [(size, pattern) for size in args.sizes for pattern in args.patterns]
     found = [measure(*each, args.rounds, args.seed, peer) for each in asked]
     if args.json:
