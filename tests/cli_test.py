@@ -159,6 +159,7 @@ def test_recipes_that_do_not_fit_are_refused_before_anything_is_read(
     [
         ('quantize = {format="int8", begin=10}', "begins at update 10, and a checkpoint is"),
         ('progressive = {5={format="int8"}}', "begins at update 5"),
+        ('progressive = {0={format="int8"}, 9={format="int4"}}', "begins at update 9"),
         (
             'quantize = {format="int8", activations={format="int8", step="calibrated"}}',
             "the command runs no model.*stats=calibrate",

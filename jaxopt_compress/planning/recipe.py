@@ -31,7 +31,7 @@ class Rule(NamedTuple):
         where: The globs of the leaves that it takes of those that no earlier rule took.
         compression: What to do with them.
         name: How errors name it, such as ``"recipe.toml, rule 2 (where='**/kernel')"``.
-        begin: The update from which on all of its methods act.
+        begin: The update from which on all of its methods do what was asked for.
     """
 
     where: Globs
@@ -217,7 +217,7 @@ def _read_step(method: str, arguments: Any, name: str) -> Compression:
 
 
 def _begin(method: str, arguments: Mapping[str, Any]) -> int:
-    """The update from which on a method acts."""
+    """The update from which on a method does all that was asked for."""
     if method == "progressive":
-        return min(map(int, arguments))
+        return max(map(int, arguments))
     return arguments.get("begin", 0)

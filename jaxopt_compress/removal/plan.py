@@ -49,7 +49,11 @@ class Plan:
     def __repr__(self) -> str:
         before, after = self.flops
         counts = ", ".join(f"{name}: {len(u)}" for name, u in self.units.items())
-        return f"<Plan that removes {{{counts}}}, {after / max(before, 1):.1%} of the FLOPs left>"
+        # One that was read from indices knows no units.
+        what = (
+            f"{{{counts}}}" if self.units or not self.gone else f"indices of {', '.join(self.gone)}"
+        )
+        return f"<Plan that removes {what}, {after / max(before, 1):.1%} of the FLOPs left>"
 
     @property
     def kept(self) -> KeptIndices:
@@ -86,22 +90,22 @@ class Plan:
 
         Args:
             params: Parameters of the original shapes, such as those that training with
-                ``compression`` left; by default those that groups were found on.
+                ``compression`` left; by default those that groups were found on. Of types
+                (`jax.ShapeDtypeStruct`) the smaller parameters are types too, so that a file of
+                small parameters is run again without the whole ones.
 
         Returns:
             A `Rewrite`; its reference is the masked function, which skips units if the plan does.
 
         Raises:
-            ValueError: Groups were found on types, and there are no parameters; or a parameter has
-                another shape.
+            ValueError: A parameter has another shape.
         """
         params = self.params if params is None else params
-        leaves = jax.tree.leaves(params)
-        if any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):
-            raise ValueError("groups were found on types alone: pass the parameters to rewrite()")
+        types = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(params))
         shapes = jax.tree.map(type_of, self.params)
         empty = Removed(None, shapes, self.gone, self.inputs, self.frame, self.skip)
-        return empty._replace(params=empty.tree(params))
+        smaller = jax.eval_shape(empty.tree, params) if types else empty.tree(params)
+        return empty._replace(params=smaller)
 
     def check(
         self, params: PyTree, *args: PyTree, tolerance: float | None = None, **kwargs: Any

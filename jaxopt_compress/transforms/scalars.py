@@ -9,6 +9,7 @@ from jaxopt_compress.arrays import is_compressed, materialize
 from jaxopt_compress.compression.leaf_states import apply_leaves, factor_owner, map_states
 from jaxopt_compress.compression.states import compression_states, method_states
 from jaxopt_compress.numerics.codes import round_to_grid
+from jaxopt_compress.quantization.products import ProductState
 from jaxopt_compress.quantization.state import QuantizedState
 from jaxopt_compress.tree import named_leaves
 from jaxopt_compress.tree.paths import is_float
@@ -68,6 +69,8 @@ def _of_states(
 
     def note(path: str, w: Leaf, leaf: Leaf, learned: PyTree) -> Leaf:
         chosen.append(factor_owner(path, paths))
+        if isinstance(leaf, ProductState):  # Its activations have grids of their own.
+            leaf, learned = leaf.weights, (learned or {}).get("weight")
         current = getattr(leaf, "current", None)
         if isinstance(getattr(leaf, "grid", None), QuantizedState) and current is not None:
             clipped[path] = _clipped(w, current(learned))

@@ -133,6 +133,17 @@ class TestPlans:
         assert plan.kept == {k: {a: [0, 2, 3, 5]} for k, a in (("b", 0), ("v", 0), ("w", 1))}
         again = groups.plan(kept=json.loads(json.dumps(plan.kept)))
         assert again.kept == plan.kept and again.flops == plan.flops == (240, 160)
+        assert repr(again) == "<Plan that removes indices of b, v, w, 66.7% of the FLOPs left>"
+
+    def test_small_parameters_run_without_the_whole_ones(self, groups):
+        plan, fn = groups.plan({"w:1": [4, 1]}), net(jax.nn.relu)
+        types = jax.eval_shape(lambda: PARAMS)
+        again = jc.find_groups(fn, types, X).plan(kept=plan.kept).rewrite()
+        small = plan.rewrite().params
+        assert jax.tree.map(jnp.shape, again.params) == jax.tree.map(jnp.shape, small)
+        np.testing.assert_array_equal(
+            again.function(fn)(small, X), plan.rewrite().function(fn)(small, X)
+        )
 
     @pytest.mark.parametrize(
         "kept, why",

@@ -37,6 +37,16 @@ def test_scalars_are_those_of_the_view():
 
 
 @pytest.mark.ci
+def test_weights_beside_rounded_activations_are_clipped_as_without():
+    shares = []
+    for activations in (None, "int8"):
+        c = jc.quantize("int8", bounds=UNTIL, activations=activations)
+        tx = jc.compressed_training(optax.sgd(0.1), c, layout="in,out")
+        shares.append(float(jc.scalars(tx.init(PARAMS), PARAMS)["w/clipped"]))
+    assert 0 < shares[0] == shares[1]
+
+
+@pytest.mark.ci
 def test_factors_and_learned_steps_are_followed():
     c = jc.chain(jc.low_rank(rank=2), jc.lsq("int4"))
     tx = jc.compressed_training(optax.sgd(0.1), c, layout="in,out")
