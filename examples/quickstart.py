@@ -52,7 +52,7 @@ def main():
         jc.prune(jc.scores.magnitude(), schedule, where="layer2/kernel"),
         jc.quantize("int8", where="**/kernel"),
     )
-    tx = jc.compressed_training(optax.adam(3e-3), c)
+    tx = jc.compressed_training(optax.adam(3e-3), c, uses=jc.uses(model, params, x))
     opt_state = tx.init(params)
 
     @jax.jit

@@ -22,6 +22,7 @@ from jaxopt_compress.demo.training import BATCH, CNN, DEFAULT, Epochs, Trained, 
 from jaxopt_compress.extras import require
 from jaxopt_compress.typing import PyTree
 
+LONGER = "dense, longer"
 VERSIONS = ("jaxopt-compress", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
@@ -81,9 +82,10 @@ def run(
     equal = evaluation.same_bits(expected, logits(jc.load(folder), test_set.images))
 
     rows = [v.row for v in variants]
-    plots.sparsity(out / "sparsity.png", {v.name: v.trained for v in variants[1:]})
+    compressed = variants[2:]
+    plots.sparsity(out / "sparsity.png", {v.name: v.trained for v in compressed})
     plots.accuracy(out / "accuracy.png", rows, len(test_set.labels))
-    plots.layer_error(out / "layer_error.png", {v.name: v.report for v in variants[1:]})
+    plots.layer_error(out / "layer_error.png", {v.name: v.report for v in compressed})
     device = jax.devices()[0].device_kind
     document = {
         "seed": seed,
@@ -122,10 +124,11 @@ def run(
 
 
 def _variants(out, seed, epochs, methods, sets, logits, console) -> list[Variant]:
-    """The dense network, and what each method makes of it."""
+    """The dense network, trained on as long as the others too, and what each method makes of it."""
     train_set, test_set = sets
     model = CNN()
-    names = {"dense": epochs.dense, **{method.name: epochs.compressed for method in methods}}
+    tuned = [LONGER, *(method.name for method in methods)]
+    names = {"dense": epochs.dense, **dict.fromkeys(tuned, epochs.compressed)}
     with _bars(console, names) as (start, advance):
 
         def fit(name: str, *args: PyTree) -> Trained:
@@ -143,11 +146,13 @@ def _variants(out, seed, epochs, methods, sets, logits, console) -> list[Variant
         variants = [measure("dense", "dense", params, params, trained)]
         uses = jc.uses(model.apply, params, train_set.images[:1])
         steps = steps_of(train_set, epochs.compressed)
+        adam = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
+        # All see the same batches.
+        trained = fit(LONGER, params, adam, train_set, tuning_key, epochs.compressed)
+        variants.append(measure("dense_longer", LONGER, trained.params, params, trained))
         for method in methods:
             c = method.make(gradual(steps))
-            tx = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
-            tx = jc.compressed_training(tx, c, uses=uses)
-            # All methods see the same batches.
+            tx = jc.compressed_training(adam, c, uses=uses)
             trained = fit(method.name, params, tx, train_set, tuning_key, epochs.compressed, c)
             small = jc.compress(trained.params, c, state=trained.opt_state)
             once = jc.compress(params, method.make(at_once()), uses=uses)
