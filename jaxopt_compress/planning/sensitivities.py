@@ -187,8 +187,12 @@ def sensitivities(
 
     def small_row(row: str, name: str) -> dict[str, Any] | None:
         part = Part({path: leaves[path] for path in rows[row]})
-        state = candidates[name].init(part, uses=uses, stats=stats)
-        small = dict(candidates[name].compress(part, state))
+        try:
+            state = candidates[name].init(part, uses=uses, stats=stats)
+            small = dict(candidates[name].compress(part, state))
+        except ValueError as error:
+            error.add_note(f"candidate {name!r} has to take {row!r}, or leave it out by where=")
+            raise
         return small if all(map(is_compressed, small.values())) else None
 
     others = params
