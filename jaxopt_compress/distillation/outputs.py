@@ -97,7 +97,10 @@ def jensen_shannon(
     if not 0 < weight < 1:
         raise ValueError(f"weight={weight!r}; it lies between 0 and 1")
     s, t = log_probabilities(student, teacher, temperature)
-    middle = jnp.logaddexp(jnp.log(weight) + t, jnp.log1p(-weight) + s)
+    # The derivative of logaddexp is NaN where both have no probability.
+    gone = (s == -jnp.inf) & (t == -jnp.inf)
+    shares = [jnp.where(gone, 0, x) for x in (jnp.log(weight) + t, jnp.log1p(-weight) + s)]
+    middle = jnp.where(gone, -jnp.inf, jnp.logaddexp(*shares))
     both = weight * divergence(t, middle) + (1 - weight) * divergence(s, middle)
     return temperature**2 * both
 
@@ -177,4 +180,6 @@ def _target_and_others(x: jax.Array, is_target: jax.Array) -> tuple[jax.Array, j
     target = jnp.sum(jnp.where(is_target, x, 0), -1)
     others = jnp.where(is_target, -jnp.inf, x)
     rest = jax.nn.logsumexp(others, -1)
-    return jnp.stack([target, rest], -1), others - rest[..., None]
+    # Without others none has a probability among them.
+    some = jnp.where(rest == -jnp.inf, 0, rest)[..., None]
+    return jnp.stack([target, rest], -1), others - some

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxopt_compress.arrays import QuantizedArray
+from jaxopt_compress.arrays import QuantizedArray, is_compressed
 from jaxopt_compress.arrays.quantized import steps_of
 from jaxopt_compress.numerics.codes import encode, round_to_grid
 from jaxopt_compress.numerics.formats import Format, format_of
@@ -17,12 +17,15 @@ from jaxopt_compress.numerics.noise import noise_of
 from jaxopt_compress.quantization.rule import measured, rule_of
 from jaxopt_compress.quantization.state import QuantizedState
 from jaxopt_compress.tree import Where, map_named, named_leaves
-from jaxopt_compress.tree.paths import fit_of, is_float
+from jaxopt_compress.tree.paths import fit_of, is_float, paths_of
 from jaxopt_compress.typing import Leaf, PyTree
 
-# How optax names what it keeps per parameter: sums of squares, and others.
-_SECOND = frozenset({"nu", "nu_max", "sum_of_squares", "v", "v_row", "v_col"})
-_OTHERS = frozenset({"mu", "trace", "m", "ema", "acc_grads"})
+# Fields of the states of optax: averages of squares, and of gradients and updates. Others, such as
+# the point where training began, or an average of parameters, are no moments.
+_SECOND = frozenset(
+    {"nu", "nu_max", "sum_of_squares", "v", "v_row", "v_col", "exp_avg_sq", "n", "e_g", "e_x"}
+)
+_FIRST = frozenset({"mu", "trace", "m", "ema", "acc_grads", "exp_avg"})
 
 
 class SmallStates(NamedTuple):
@@ -61,18 +64,19 @@ def small_states(
             integers and nf4.
         block: Consecutive entries, along the longest axis, that share a float32 scale.
         where: Which leaves of the state, by their path in it, such as ``"**/mu/**"``, or a
-            predicate ``(path, leaf) -> bool``; by default all floating ones of ``min_size`` entries
-            and more. Leave out embeddings, whose rows are seldom updated:
+            predicate ``(path, leaf) -> bool``; by default the moments that optax keeps, of
+            ``min_size`` entries and more. Leave out embeddings, whose rows are seldom updated:
             ``lambda path, leaf: "embed" not in path``.
         min_size: Entries below which a leaf stays as it is.
-        second_moments: Which of them are second moments, by path; by default those that optax names
-            ``nu``, ``nu_max``, ``sum_of_squares``, ``v``.
+        second_moments: Which of them are second moments, by path; by default the fields that optax
+            names ``nu``, ``nu_max``, ``sum_of_squares``, ``v``, ``exp_avg_sq`` and alike.
 
     Returns:
         An optax transformation; extra arguments go to ``inner``.
 
     Raises:
-        ValueError: In ``init``: a format without a grid for second moments, or nothing is chosen.
+        ValueError: In ``init``: a format without a grid for second moments, nothing is chosen, or
+            a variance is, which optax computes as a difference of two moments.
 
     Example:
         >>> import jax.numpy as jnp, optax, jaxopt_compress as jc
@@ -89,15 +93,23 @@ def small_states(
     """
     fmt = format_of(format)
     inner = optax.with_extra_args_support(inner)
-    squares = _is_second_moment if second_moments is None else second_moments
     if block < 1:
         raise ValueError(f"block={block!r}; it is a number of entries")
 
     def chosen(state: PyTree) -> dict[str, bool]:
         """Path -> whether it is a second moment, of the leaves that are kept in few bits."""
-        large = {p: x for p, x in named_leaves(state) if is_float(x) and x.size >= min_size}
-        taken = {p: x for p, x in large.items() if where is None or fit_of(where, p, x)}
-        return {p: bool(fit_of(squares, p, x)) for p, x in taken.items() if x.ndim}
+        fields, found = _fields(state), {}
+        for path, x in named_leaves(state):
+            known = fields[path] in _SECOND | _FIRST
+            taken = known if where is None else fit_of(where, path, x)
+            if taken and is_float(x) and x.size >= min_size and x.ndim:
+                found[path] = is_square(path, x, fields[path])
+        return found
+
+    def is_square(path: str, x: Leaf, field: str) -> bool:
+        if second_moments is None:
+            return field in _SECOND
+        return bool(fit_of(second_moments, path, x))
 
     def init(params: PyTree) -> SmallStates:
         state = inner.init(params)
@@ -106,6 +118,11 @@ def small_states(
             raise ValueError(
                 f"small_states: no leaf of the state has {min_size} entries or more and is chosen "
                 f"by where={where!r}; its leaves are {', '.join(p for p, _ in named_leaves(state))}"
+            )
+        if _rounds_a_variance(state, found):
+            raise ValueError(
+                "small_states: centered RMSProp divides by the root of nu - mu^2, which rounding can "
+                "make negative: take centered=False, or leave mu and nu out by where="
             )
         for path, root in found.items():
             if root and not isinstance(fmt.grid, Minifloat):
@@ -125,11 +142,13 @@ def small_states(
         return map_named(one, state)
 
     def restore(state: PyTree) -> PyTree:
+        fields = _fields(state)
+
         def one(path: str, x: Leaf) -> Leaf:
             if not isinstance(x, QuantizedArray):
                 return x
             value = x.materialize()
-            return value * jnp.abs(value) if fit_of(squares, path, value) else value
+            return value * jnp.abs(value) if is_square(path, value, fields[path]) else value
 
         return map_named(one, state)
 
@@ -141,11 +160,25 @@ def small_states(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _is_second_moment(path: str, leaf: Leaf) -> bool:
-    """By the first name in a path that optax uses; parameters may have the same names behind it."""
-    del leaf
-    names = (name for name in path.split("/") if name in _SECOND or name in _OTHERS)
-    return next(names, "") in _SECOND
+def _fields(state: PyTree) -> dict[str, str]:
+    """Path -> the first field of optax's states on it that is a moment, or an empty string.
+
+    Labels of `optax.multi_transform` are keys, not fields; parameters come behind.
+    """
+    flat = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_compressed)
+    named = lambda keys: [k.name for k in keys if isinstance(k, jax.tree_util.GetAttrKey)]
+    first = lambda keys: next((n for n in named(keys) if n in _SECOND | _FIRST), "")
+    keyed = [keys for keys, _ in flat]
+    return dict(zip(paths_of(keyed), map(first, keyed), strict=True))
+
+
+def _rounds_a_variance(state: PyTree, found: dict[str, bool]) -> bool:
+    """Whether moments are chosen whose difference is a variance."""
+    centered = lambda x: isinstance(x, optax.ScaleByRStdDevState)
+    marked = jax.tree.map(
+        lambda x: jax.tree.map(lambda _: True, x) if centered(x) else False, state, is_leaf=centered
+    )
+    return any(inside and path in found for path, inside in named_leaves(marked))
 
 
 def _stored(x: jax.Array, fmt: Format, block: int, count: jax.Array, root: bool) -> QuantizedArray:

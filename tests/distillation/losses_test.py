@@ -162,3 +162,22 @@ def test_wrong_calls():
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_classes_that_both_mask_have_no_derivative():
+    """Against the same losses of the other classes alone."""
+    s, t = jnp.array([[1.0, 2.0, 0.5]]), jnp.array([[2.0, 1.0, 0.0]])
+    masked = lambda x: jnp.concatenate([x, jnp.full((1, 2), -jnp.inf)], 1)
+    for loss in (
+        jc.distillation.jensen_shannon,
+        jc.distillation.reverse_kl,
+        jc.distillation.soft_targets,
+    ):
+        value, slope = jax.value_and_grad(lambda s, f=loss: f(s, masked(t)).sum())(masked(s))
+        want, alone = jax.value_and_grad(lambda s, f=loss: f(s, t).sum())(s)
+        np.testing.assert_allclose(value, want, rtol=1e-6)
+        np.testing.assert_allclose(slope[:, :3], alone, rtol=1e-5, atol=1e-7)
+        np.testing.assert_array_equal(slope[:, 3:], 0)
+    one = lambda s: jc.distillation.decoupled(s, jnp.zeros((1, 1)), jnp.array([0])).sum()
+    for found in jax.value_and_grad(one)(jnp.ones((1, 1))):
+        np.testing.assert_array_equal(found, 0)

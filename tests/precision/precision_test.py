@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import jaxopt_compress as jc
+from jaxopt_compress.tree import named_leaves
 
 KEY = jax.random.key(0)
 
@@ -256,3 +257,21 @@ def test_stochastic_rounding_moves_bfloat16_parameters_as_float32_ones():
         tx.update(step, tx.init(params))
     bad, _ = tx.update(jnp.full((2000,), jnp.nan), tx.init(params), params)
     assert bool(jnp.all(jnp.isnan(bad)))
+
+
+def test_moments_are_told_by_the_fields_of_states():
+    """Not by labels; other copies of parameters, such as where training began, stay."""
+    params = {"w": jnp.ones((64, 128))}
+    labelled = optax.multi_transform({"m": optax.adam(1e-2)}, {"w": "m"})
+    with pytest.raises(ValueError, match=r"for the second moment 'inner_states/m/.*nu/w'"):
+        jc.small_states(labelled, "int8").init(params)
+    few = lambda tx: {
+        path.split("/")[-2]
+        for path, x in named_leaves(jc.small_states(tx).init(params).inner)
+        if isinstance(x, jc.QuantizedArray)
+    }
+    assert few(optax.contrib.prodigy()) == {"exp_avg", "exp_avg_sq"}
+    assert few(optax.adam(1e-2)) == {"mu", "nu"}
+    with pytest.raises(ValueError, match="centered RMSProp"):
+        jc.small_states(optax.rmsprop(1e-2, centered=True)).init(params)
+    assert few(optax.rmsprop(1e-2)) == {"nu"}

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -78,9 +78,9 @@ def _gptq(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) 
     if config.get("checkpoint_format", "gptq") != "gptq_v2":
         # The first format keeps one less, so that 15 stands for 16 or, by overflow, -1 for 0.
         zero = zero + np.uint8(1)
-    group = codes.shape[1] // groups
-    order = tensors.get("g_idx")
-    if order is not None and not np.array_equal(order, np.arange(codes.shape[1]) // group):
+    group = _group(codes.shape[1], groups, [config.get("group_size")])
+    order, size = tensors.get("g_idx"), group or codes.shape[1]
+    if order is not None and not np.array_equal(order, np.arange(codes.shape[1]) // size):
         warnings.warn(
             f"{path!r} comes back dense: its groups are of columns that do not follow each other "
             "(desc_act), which no QuantizedArray says",
@@ -88,7 +88,7 @@ def _gptq(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) 
         )
         scales, zeros = (np.asarray(x, np.float32)[:, order] for x in (scale, zero))
         return jnp.asarray((codes - zeros) * scales, scale.dtype)
-    return leaf_of(Linear(codes, scale, zero, bits, None if groups == 1 else group), signed=False)
+    return leaf_of(Linear(codes, scale, zero, bits, group), signed=False)
 
 
 def _awq(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -> Any:
@@ -104,8 +104,29 @@ def _awq(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -
         return codes.reshape(len(codes), out // 8, 8)[..., place].reshape(len(codes), out).T
 
     codes, zero = columns(tensors["qweight"]), columns(tensors["qzeros"])
-    group = None if groups == 1 else codes.shape[1] // groups
+    asked = [config.get("group_size"), config.get("q_group_size")]
+    group = _group(codes.shape[1], groups, asked)
     return leaf_of(Linear(codes, scale, zero, 4, group), signed=False)
+
+
+def _group(columns: int, groups: int, asked: Sequence[Any]) -> int | None:
+    """How many columns share a scale, the last ones perhaps fewer; None for all.
+
+    Raises:
+        ValueError: No size that the configuration names makes so many groups, or several do.
+    """
+    if groups == 1:
+        return None
+    named = {int(size) for size in asked if size is not None and int(size) > 0}
+    fits = sorted(size for size in named if -(-columns // size) == groups)
+    if len(fits) == 1:
+        return fits[0]
+    if fits or columns % groups:
+        raise ValueError(
+            f"{groups} scales for {columns} columns: the configuration's sizes of groups are "
+            f"{sorted(named) or 'missing'}, and one of them has to make so many"
+        )
+    return columns // groups
 
 
 def _compressed(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -> Any:
@@ -137,7 +158,8 @@ def _compressed(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, 
             zero = unpack_words(np.ascontiguousarray(zero.T), bits, out).T.astype(np.int16) - half
     order = tensors.get("weight_g_idx")
     groups = scale.shape[1] if scale.ndim == 2 else 1
-    group = None if groups == 1 else codes.shape[1] // groups
+    asked = [each["weights"].get("group_size") for each in _groups(path, config)]
+    group = _group(codes.shape[1], groups, asked)
     if order is not None and (order >= 0).all() and group is not None:
         if not np.array_equal(order, np.arange(codes.shape[1]) // group):
             raise ValueError("its groups are of columns that do not follow each other")

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -281,3 +282,26 @@ def test_weights_that_other_packages_packed(name, tmp_path):
     leaf = jc.load_safetensors(tmp_path)["fc"]["weight"]
     np.testing.assert_array_equal(np.asarray(leaf.unpacked()).astype(int), codes)
     np.testing.assert_allclose(np.asarray(leaf.materialize(), np.float32), want, rtol=2**-10)
+
+
+def test_a_shorter_last_group_has_the_scale_of_its_own_columns(tmp_path):
+    """The size of groups is the configuration's, not the columns over the number of scales."""
+    codes = np.random.default_rng(0).integers(-127, 128, (4, 100)).astype(np.int8)
+    scale = np.tile(np.float32([1, 10, 100, 1000]), (4, 1))
+    tensors = {"w.weight": codes, "w.weight_scale": scale}
+    group = {"targets": ["Linear"], "weights": {"num_bits": 8, "group_size": 32}}
+
+    def read(weights):
+        method = {
+            "quant_method": "compressed-tensors",
+            "config_groups": {"g": {**group, "weights": weights}},
+        }
+        save_file(tensors, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps({"quantization_config": method}))
+        return jax.tree.leaves(jc.materialize(jc.load_safetensors(tmp_path)))[0]
+
+    want = codes * scale[:, np.arange(100) // 32]
+    np.testing.assert_array_equal(np.asarray(read(group["weights"])), want)
+    tensors["w.weight"] = codes[:, :99]
+    with pytest.raises(ValueError, match=r"4 scales for 99 columns: .* missing"):
+        read({"num_bits": 8})
