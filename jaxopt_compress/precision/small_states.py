@@ -121,7 +121,7 @@ def small_states(
             )
         if _rounds_a_variance(state, found):
             raise ValueError(
-                "small_states: centered RMSProp divides by the root of nu - mu^2, which rounding can "
+                "small_states: centered RMSProp divides by the root of nu - mu^2, and rounding can "
                 "make negative: take centered=False, or leave mu and nu out by where="
             )
         for path, root in found.items():
