@@ -68,7 +68,7 @@ def learn_rounding(
         >>> params = {"w": jax.random.normal(keys[0], (16, 16))}
         >>> fn, x = lambda p, x: jnp.tanh(x @ p["w"]), jax.random.normal(keys[1], (256, 16))
         >>> small = jc.compress(params, jc.quantize("int2"), uses=jc.uses(fn, params, x))
-        >>> better = jc.learn_rounding(fn, params, small, [x], steps=50)
+        >>> better = jc.learn_rounding(fn, params, small, [x])
         >>> error = lambda p: jnp.linalg.norm(jc.lift(fn)(p, x) - fn(params, x))
         >>> bool(error(better) < error(small))
         True

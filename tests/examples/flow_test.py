@@ -34,8 +34,9 @@ def test_ratings_are_split_by_time_and_ranked_as_defined():
     # An oracle for precision and recall: the right films first, then noise.
     scores = RNG.normal(size=(944, 1683)).astype(np.float32)
     batches = movielens.ranking_batches(seen, held_out, size=944)
-    metrics = [movielens._at_top("precision"), movielens._at_top("recall")]
-    found = jc.evaluate(lambda p, users: p[users], jnp.asarray(scores), batches, metrics)
+    metrics = [jc.metrics.precision_at(10), jc.metrics.recall_at(10)]
+    ranked = lambda p, users, candidates: jnp.where(candidates, p[users], -jnp.inf)
+    found = jc.evaluate(ranked, jnp.asarray(scores), batches, metrics)
     precision, recall = [], []
     for user in range(1, 31):
         right = {f for u, f, r, _ in held_out if u == user and r >= 4}
