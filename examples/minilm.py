@@ -29,8 +29,8 @@ from examples.results import Results, show
 KERNELS = "**/kernel"
 METHODS = {
     "nearest": jc.quantize,
-    "percentile": functools.partial(jc.quantize, bounds=jc.bounds.percentile(99.9)),
     "squares": functools.partial(jc.quantize, bounds=jc.bounds.mse()),
+    "percentile": functools.partial(jc.quantize, bounds=jc.bounds.percentile(99.9)),
     "hqq": jc.hqq,
     "awq": jc.awq,
     "smooth_quant": jc.smooth_quant,

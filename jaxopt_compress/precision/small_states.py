@@ -121,8 +121,8 @@ def small_states(
             )
         if _rounds_a_variance(state, found):
             raise ValueError(
-                "small_states: centered RMSProp divides by the root of nu - mu^2, and rounding can "
-                "make negative: take centered=False, or leave mu and nu out by where="
+                "small_states: centered RMSProp divides by the root of nu - mu^2, which rounding "
+                "can make negative: take centered=False, or leave mu and nu out by where="
             )
         for path, root in found.items():
             if root and not isinstance(fmt.grid, Minifloat):
