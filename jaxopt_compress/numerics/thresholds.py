@@ -34,7 +34,8 @@ from jaxopt_compress.numerics.ranking import (
 from jaxopt_compress.numerics.rounding import promoted
 
 _OCTAVES = range(-13, 2)  # without a hint, first thresholds are these powers of two
-_HINT_DISTANCES = (*(-(8**i) for i in range(7, 0, -1)), 0, *(8**i for i in range(1, 8)))
+# In float32 from a few of the smallest steps to a factor of 8 and more, either way.
+_HINT_DISTANCES = (*(-(12**i) for i in range(7, 0, -1)), 0, *(12**i for i in range(1, 8)))
 
 
 class Largest(NamedTuple):

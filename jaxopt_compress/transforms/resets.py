@@ -31,29 +31,14 @@ def check_resting(params: PyTree, state: PyTree) -> None:
         )
 
 
-def at_rest(
-    updates: PyTree, params: PyTree, inner_state: PyTree, state: PyTree, new: Leaf
-) -> tuple[Any, Any]:
-    """Updates that end at 0 where entries rest, and an optimizer's state with 0 there.
+def without_moments(rests: dict[str, jax.Array], params: PyTree, inner_state: PyTree) -> Any:
+    """An optimizer's state with moments of 0 at rest, for the optimizer to read.
 
-    Moments are found by what ends their path and by their shape, so in whatever wrapper they are.
-
-    Args:
-        updates: What the optimizer wants to add.
-        params: The parameters.
-        inner_state: The state of the optimizer.
-        state: The state of the compression before the update; entries at rest in it begin at 0.
-        new: The state after it.
+    In what it returns they would be written a second time. Moments are found by what ends their path and by
+    their shape, so in whatever wrapper they are.
     """
-    before = resting(state)
-    rests = {path: mask | before[path] for path, mask in resting(new).items()}
     if not rests:
-        return updates, inner_state
-    values = dict(named_leaves(params))
-
-    def to_zero(path: str, u: Leaf) -> Leaf:
-        return jnp.where(rests[path], -values[path], u).astype(u.dtype) if path in rests else u
-
+        return inner_state
     masks = map_named(lambda path, w: rests.get(path, False), params)
     ends = {key: mask for key, mask in jax.tree_util.tree_leaves_with_path(masks)}
 
@@ -64,5 +49,11 @@ def at_rest(
             return x
         return jnp.where(found, jnp.zeros((), x.dtype), x)
 
-    moved = jax.tree_util.tree_map_with_path(moment, inner_state)
-    return map_named(to_zero, updates), moved
+    return jax.tree_util.tree_map_with_path(moment, inner_state)
+
+
+def to_zero(rests: dict[str, jax.Array], updates: PyTree, params: PyTree) -> Any:
+    """Updates that end at 0 at rest."""
+    values = dict(named_leaves(params))
+    end = lambda path, u: jnp.where(rests[path], -values[path], u).astype(u.dtype)
+    return map_named(lambda path, u: end(path, u) if path in rests else u, updates)

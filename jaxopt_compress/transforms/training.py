@@ -11,7 +11,7 @@ from jaxopt_compress.compression.compress import Recipe, given_uses
 from jaxopt_compress.compression.states import learned_parts, method_states, replace_learned
 from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.transforms.gradients import at_view, gradients_of_values
-from jaxopt_compress.transforms.resets import at_rest, check_resting
+from jaxopt_compress.transforms.resets import check_resting, resting, to_zero, without_moments
 from jaxopt_compress.tree import combine, map_named, named_leaves, partition
 from jaxopt_compress.tree.paths import is_float
 from jaxopt_compress.typing import Leaf, PyTree
@@ -33,8 +33,8 @@ def compressed_training(
     ``inner`` update them, and advances the compression from the ``params`` passed in. A parameter
     that `low_rank` replaces by factors, and an integer one, gets no update, whatever ``inner``
     decays; gradients of ``allow_int=True`` may be passed as they are. Entries that
-    ``prune(pruned="zero")`` holds at 0 are set to 0, and so are their moments: a wrapper that
-    scales these updates only moves entries towards it. Where a wrapper compares
+    ``prune(pruned="zero")`` holds at 0 are set to 0, and so are their moments, before ``inner``
+    reads them: a wrapper that scales these updates only moves entries towards it. Where a wrapper compares
     gradients with parameters and the view is for lifted functions, see `weight_gradients`.
 
     Args:
@@ -107,18 +107,19 @@ def compressed_training(
         grads = gradients_of_values(updates)
         factor = weight(_count(new)) if penalized else None
         updates, part_updates = _pull_back(compression, updates, state, params, parts, factor)
-        if trained is None:
-            new = compression.update(new, params, grads=grads)
-            updates = _before(updates, new)
-        updates, inner_state = outer.update(updates, state.inner, params, **extra_args)
-        updates = _hold(updates, params, new)
         if trained is not None:
             part_updates, trained = trainer.update(part_updates, trained, parts, **extra_args)
             trained_parts: Any = optax.apply_updates(parts, part_updates)
-            new = replace_learned(new, trained_parts)
             # Grids of factors follow the factors that the next view is made of.
-            new = compression.update(new, params, grads=grads)
-        updates, inner_state = at_rest(updates, params, inner_state, state.compression, new)
+            new = replace_learned(new, trained_parts)
+        new = compression.update(new, params, grads=grads)
+        # What comes back now begins at 0, as what the gradients were taken at had it.
+        before = resting(state.compression)
+        inner_state = without_moments(before, params, state.inner)
+        updates = _before(updates, new)
+        updates, inner_state = outer.update(updates, inner_state, params, **extra_args)
+        ends = {path: mask | before[path] for path, mask in resting(new).items()}
+        updates = to_zero(ends, _hold(updates, params, new), params)
         return updates, TrainingState(inner_state, trained, new)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

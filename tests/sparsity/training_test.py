@@ -119,10 +119,11 @@ def test_rigl_by_hand():
     # The dropped entry has the largest gradient of all, and does not come back at once.
     np.testing.assert_array_equal(opt_state.compression.leaves["w"].mask[:, 0], [1, 0, 0, 1])
     np.testing.assert_array_equal(params["w"][:, 0], [3.5, 0, 0, 0])
-    np.testing.assert_array_equal(opt_state.inner[0].trace["w"][:, 0], [1, 0, 0, 0])
+    np.testing.assert_array_equal(opt_state.inner[0].trace["w"][:, 0], [1, 9, 0, 0])
     updates, opt_state = tx.update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
     np.testing.assert_allclose(params["w"][:, 0], [3.5 - 0.5 * 1.9, 0, 0, -1], rtol=1e-6)
+    np.testing.assert_allclose(opt_state.inner[0].trace["w"][:, 0], [1.9, 0, 0, 2], rtol=1e-6)
 
 
 @pytest.mark.slow
