@@ -34,8 +34,8 @@ def check_resting(params: PyTree, state: PyTree) -> None:
 def without_moments(rests: dict[str, jax.Array], params: PyTree, inner_state: PyTree) -> Any:
     """An optimizer's state with moments of 0 at rest, for the optimizer to read.
 
-    In what it returns they would be written a second time. Moments are found by what ends their path and by
-    their shape, so in whatever wrapper they are.
+    In what it returns they would be written a second time. Moments are found by what ends their
+    path and by their shape, so in whatever wrapper they are.
     """
     if not rests:
         return inner_state

@@ -34,8 +34,8 @@ def compressed_training(
     that `low_rank` replaces by factors, and an integer one, gets no update, whatever ``inner``
     decays; gradients of ``allow_int=True`` may be passed as they are. Entries that
     ``prune(pruned="zero")`` holds at 0 are set to 0, and so are their moments, before ``inner``
-    reads them: a wrapper that scales these updates only moves entries towards it. Where a wrapper compares
-    gradients with parameters and the view is for lifted functions, see `weight_gradients`.
+    reads them: a wrapper that scales these updates only moves entries towards it. Where a wrapper
+    compares gradients with parameters and the view is for lifted functions, see `weight_gradients`.
 
     Args:
         inner: Any optax optimizer, but one that accumulates gradients: for that use
