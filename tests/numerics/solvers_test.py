@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxopt_compress.numerics.formats import format_of
 from jaxopt_compress.numerics.solvers.ada_round import ada_round
 from jaxopt_compress.numerics.solvers.admm import admm
-from jaxopt_compress.numerics.solvers.factor import conditioned, upper_factor
+from jaxopt_compress.numerics.solvers.factor import conditioned, rolled_cholesky, upper_factor
 from jaxopt_compress.numerics.solvers.gptq import gptq
 from jaxopt_compress.numerics.solvers.grids import Grid
 from jaxopt_compress.numerics.solvers.half_quadratic import half_quadratic
@@ -200,6 +200,16 @@ def test_factor_is_that_of_float64():
     inverse = reference_factor(moment[order][:, order]) * np.sqrt(np.mean(np.diag(moment)))
     got = np.asarray(upper_factor(jnp.asarray(moment), order=jnp.asarray(order)))
     np.testing.assert_allclose(got, np.linalg.inv(inverse), atol=1e-5)
+
+
+def test_a_factor_by_blocks_is_the_factor():
+    """Stacked, of a size that blocks do not divide; one of the two has no factor."""
+    x = np.random.default_rng(0).standard_normal((40, 21))
+    h = x.T @ x + np.eye(21)
+    both = jnp.asarray([h, h - 20 * np.eye(21)], jnp.float32)
+    found = jax.jit(jax.vmap(functools.partial(rolled_cholesky, block=8)))(both)
+    np.testing.assert_allclose(found[0], np.linalg.cholesky(h), rtol=0, atol=1e-5)
+    assert np.isnan(np.diag(found[1])).any()
 
 
 @pytest.mark.parametrize("kind", ["zero", "rank one", "one dead", "huge", "tiny", "indefinite"])
