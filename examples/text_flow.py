@@ -153,6 +153,21 @@ def objective(fn, params, key, ids, labels, share=0.2):
     return losses.mean(), key
 
 
+def fit(fn, params, examples, epochs, rate, compression=None, uses=None):
+    """Trains a model of `MODELS`; returns its parameters, or what `compression` stores of them."""
+    return train(
+        functools.partial(objective, fn),
+        params,
+        *examples,
+        epochs,
+        jax.random.key(1),
+        batch=BATCH,
+        rate=rate,
+        compression=compression,
+        uses=uses,
+    )[0]
+
+
 def variants():
     """How to compress: weights by rounding in training, pruning, and both."""
     sparse = functools.partial(flow.sparse, where=WEIGHTS)
@@ -182,21 +197,8 @@ def main(argv=None):
         print(json.dumps(found))
         return found
 
-    def fit(params, epochs, rate, compression=None, uses=None):
-        return train(
-            functools.partial(objective, fn),
-            params,
-            *training,
-            epochs,
-            jax.random.key(1),
-            batch=BATCH,
-            rate=rate,
-            compression=compression,
-            uses=uses,
-        )[0]
-
-    params = fit(init(jax.random.key(0)), args.epochs, 3e-3)
-    tune = functools.partial(fit, params, args.tune, 1e-3)
+    params = fit(fn, init(jax.random.key(0)), training, args.epochs, 3e-3)
+    tune = functools.partial(fit, fn, params, training, args.tune, 1e-3)
     task = flow.Task(fn, params, test, metrics, tune, args.tune * (len(training[1]) // BATCH))
     made = flow.chosen(parser, variants(), args.variants)
     title = f"BBC news, {args.model}, {len(held_out[1])} held-out articles"
