@@ -80,6 +80,25 @@ def compile_for(fn, args, platform, **jit_options):
     return traced.lower(lowering_platforms=(platform,)).compile()
 
 
+def dumped(folder):
+    """Options of a compiler that writes the optimized program into a folder, for `text_of`."""
+    return {"xla_dump_to": str(folder), "xla_dump_hlo_as_text": True}
+
+
+def text_of(compiled, folder):
+    """The optimized program, which libtpu 0.0.52 cannot always hand over, though it runs.
+
+    Args:
+      compiled: what `compile_for` returned, with the options of `dumped`.
+      folder: the folder of these.
+    """
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        texts = list(pathlib.Path(folder).glob("*.after_optimizations.txt"))
+        return max(texts, key=lambda path: path.stat().st_size).read_text()
+
+
 class Buffer(NamedTuple):
     """One array that the optimized program materializes.
 

@@ -17,6 +17,7 @@ import functools
 import json
 import math
 import sys
+import tempfile
 import time
 from typing import Any, NamedTuple
 
@@ -175,14 +176,15 @@ def measure(what, build, size, pod, options=None):
     """Compiles one case, with options of the compiler; one row of figures."""
     mesh = PODS[pod]()
     program, begin = build(size, mesh), time.perf_counter()
-    compiled = hlo_tools.compile_for(
-        program.fn,
-        program.args,
-        "tpu",
-        donate_argnums=program.donated,
-        compiler_options=options or None,
-    )
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = hlo_tools.compile_for(
+            program.fn,
+            program.args,
+            "tpu",
+            donate_argnums=program.donated,
+            compiler_options={**(options or {}), **hlo_tools.dumped(folder)},
+        )
+        memory, text = compiled.memory_analysis(), hlo_tools.text_of(compiled, folder)
     row = {"program": what, "model": size, "pod": pod, "chips": mesh.devices.size}
     row["compile_s"] = round(time.perf_counter() - begin, 1)
     row["argument_bytes"] = memory.argument_size_in_bytes

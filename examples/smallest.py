@@ -5,7 +5,7 @@ no choice has seen.
 
     python -m examples.smallest lenet         # accuracy on MNIST falls by 0.2 points at most
     python -m examples.smallest movielens     # rmse rises by 0.005 at most
-    python -m examples.smallest bbc           # accuracy of a GRU on BBC news by one point at most
+    python -m examples.smallest bbc           # a GRU on BBC news: accuracy falls by a point at most
     python -m examples.smallest minilm        # rank correlation on STS falls by 0.005 at most
     jaxopt-compress auto examples.smallest:lenet out --recipe recipe.toml
 """
@@ -81,9 +81,9 @@ def _movielens(epochs=10):
 
 @functools.cache
 def _bbc(epochs=6):
-    training, held_out = text_flow.split(data.bbcnews())
-    # Every other held-out article chooses, and the others test.
-    choose, test = ([x[i::2] for x in held_out] for i in range(2))
+    (ids, labels), test = text_flow.split(data.bbcnews())
+    chooses = np.arange(len(labels)) % 5 == 0
+    training = ids[~chooses], labels[~chooses]
     init, apply = text_flow.MODELS["gru"]
     params = text_flow.fit(apply, init(jax.random.key(0)), training, epochs, 3e-3)
     return {
@@ -93,8 +93,9 @@ def _bbc(epochs=6):
         "loss": lambda params, ids, labels: jnp.mean(
             optax.softmax_cross_entropy_with_integer_labels(apply(params, ids), labels)
         ),
-        "within": {"accuracy": -0.01},
-        "held_out": batches(*choose, 107),
+        # One article is 0.3 points: the cross-entropy sees smaller changes.
+        "within": {"accuracy": -0.01, "cross_entropy": 0.02},
+        "held_out": batches(ids[chooses], labels[chooses], 85),
         "candidates": grouped(2, 3, 4, size=32)
         | {
             "int8": {"quantize": {"format": "int8"}},
