@@ -26,8 +26,9 @@ def sums_of_centroids(
     r"""Codes and centroids of a small :math:`\sum_{ij} h_{ij} (x_i - \sum_m c_{m, a_m(i)})_j^2`.
 
     Codebooks start as k-means of the residual of the ones before (residual quantization). Then they
-    are improved in turn with codes, as long as this lowers the error: centroids as weighted means
-    of what the other codebooks leave, one codebook after the other, and codes by a beam search.
+    are improved in turn with codes, as long as this lowers the error. The centroids of a codebook
+    become weighted means of the residuals without it, one codebook after the other; codes are
+    found by a beam search.
 
     Args:
         x: ``[books, members, vector]``, float32; each book is a problem of its own.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,15 @@ from jax import lax
 
 from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.integers import Integers
-
-Range = tuple[jax.Array, jax.Array]
+from jaxopt_compress.numerics.ranges import (
+    CANDIDATES,
+    LEAST,
+    Measure,
+    has_level,
+    least_squares,
+    whole,
+    whole_on_grid,
+)
 
 
 class Bounds(NamedTuple):
@@ -26,7 +33,7 @@ class Bounds(NamedTuple):
         check: ``check(fmt, symmetric)`` raises where such a range has no meaning; or None.
     """
 
-    measure: Callable[[jax.Array, tuple[int, ...], Format, bool, Callable[..., Any]], Range]
+    measure: Measure
     decay: float | None = None
     clips: bool = True
     check: Callable[[Format, bool], None] | None = None
@@ -60,47 +67,8 @@ def absmax(on_grid: bool = False) -> Bounds:
         >>> largest(jc.bounds.absmax()).round(2), largest(jc.bounds.absmax(on_grid=True)).round(2)
         (Array(0.93, dtype=float32), Array(1., dtype=float32))
     """
-
-    def measure(x, axes, fmt, symmetric, view):
-        del view
-        if symmetric:
-            high = jnp.max(jnp.abs(x), axes, keepdims=True)
-            high = _capped(high, _reach(fmt)) * _reach(fmt) if on_grid else high
-            return -high, high
-        return jnp.min(x, axes, keepdims=True), jnp.max(x, axes, keepdims=True)
-
-    return Bounds(measure, clips=False, check=_has_level if on_grid else None)
-
-
-def _has_level(fmt: Format, symmetric: bool) -> None:
-    if symmetric and not fmt.grid.high > 0:
-        raise ValueError(
-            f"on_grid=True makes the largest magnitude a level, and {fmt.name!r} has none above 0"
-        )
-
-
-def _reach(fmt: Format) -> float:
-    """The range over the magnitude of its largest level, on a symmetric grid."""
-    return fmt.top / fmt.grid.high
-
-
-def _capped(high: jax.Array, by: float) -> jax.Array:
-    """Magnitudes whose products with a number are finite where they are."""
-    most = float(jnp.finfo(jnp.float32).max) * (1 - 2.0**-22) / by
-    return jnp.where(jnp.isinf(high), high, jnp.minimum(high, most))
-
-
-def _absmean(x, axes, fmt, symmetric, view):
-    del fmt, symmetric, view
-    count = math.prod(x.shape[d] for d in axes)
-    # The sum of large magnitudes would overflow.
-    high = jnp.sum(jnp.abs(x) / count, axes, keepdims=True)
-    return -high, high
-
-
-# The mean magnitude, as of binary weights (Rastegari et al., 2016, XNOR-Net) and ternary ones (Ma
-# et al., 2024, The Era of 1-bit LLMs).
-ABSMEAN = Bounds(_absmean)
+    measure, check = (whole_on_grid, has_level) if on_grid else (whole, None)
+    return Bounds(measure, clips=False, check=check)
 
 
 def percentile(percent: float) -> Bounds:
@@ -125,10 +93,7 @@ def percentile(percent: float) -> Bounds:
     return Bounds(measure)
 
 
-_CANDIDATES, _LEAST = 80, 0.2
-
-
-def mse(candidates: int = _CANDIDATES, least: float = _LEAST, on_grid: bool = False) -> Bounds:
+def mse(candidates: int = CANDIDATES, least: float = LEAST, on_grid: bool = False) -> Bounds:
     """The part of the whole range that leaves the smallest squared error.
 
     Args:
@@ -143,47 +108,7 @@ def mse(candidates: int = _CANDIDATES, least: float = _LEAST, on_grid: bool = Fa
     if candidates < 1 or not 0 < least <= 1:
         raise ValueError(f"mse({candidates}, {least}): at least one candidate, in (0, 1]")
     measure = least_squares(candidates, least, on_grid=on_grid)
-    return Bounds(measure, check=_has_level if on_grid else None)
-
-
-def least_squares(
-    candidates: int = _CANDIDATES,
-    least: float = _LEAST,
-    weights: jax.Array | None = None,
-    on_grid: bool = False,
-) -> Callable[[jax.Array, tuple[int, ...], Format, bool, Callable[..., Any]], Range]:
-    """The ``measure`` of `mse`, each squared error counted by a weight of its entry.
-
-    Args:
-        candidates: As in `mse`.
-        least: As in `mse`.
-        weights: Of the shape of what is measured, or None.
-        on_grid: As in `mse`.
-    """
-    whole = absmax()
-
-    def measure(x, axes, fmt, symmetric, view):
-        low, high = whole.measure(x, axes, fmt, symmetric, view)
-
-        def better(best, part):
-            error, chosen = best
-            squares = (view(low * part, high * part) - x) ** 2
-            new = jnp.sum(squares if weights is None else squares * weights, axes, keepdims=True)
-            return (jnp.minimum(new, error), jnp.where(new < error, part, chosen)), None
-
-        start = (jnp.full_like(high, jnp.inf), jnp.ones_like(high))
-        # The whole range first: it stays where nothing is better.
-        parts = jnp.linspace(1.0, least, candidates, dtype=high.dtype)
-        if on_grid and symmetric:
-            most, gap = _reach(fmt), (1 - least) / max(candidates - 1, 1)
-            more = math.ceil((most - 1) / gap) if gap else 1
-            wider = jnp.linspace(most, 1, more, endpoint=False, dtype=high.dtype)
-            parts, high = jnp.append(parts, wider), _capped(high, most)
-            low = -high
-        (_, part), _ = lax.scan(better, start, parts)
-        return low * part, high * part
-
-    return measure
+    return Bounds(measure, check=has_level if on_grid else None)
 
 
 def entropy(bins: int = 2048) -> Bounds:

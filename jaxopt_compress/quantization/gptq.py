@@ -62,7 +62,7 @@ def gptq(
         A `Compression` that stores `QuantizedArray`.
 
     Raises:
-        NeedsStats: In ``init``: there are no second moments of what meets a parameter.
+        NeedsStats: In ``init``: a parameter has no second moments of its inputs.
         ValueError: As `quantize`; or ``damping`` is not positive.
 
     Example:

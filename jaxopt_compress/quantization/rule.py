@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.arrays import QuantizedArray
-from jaxopt_compress.numerics.bounds import ABSMEAN, Bounds, absmax
+from jaxopt_compress.numerics.bounds import Bounds, absmax
 from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.groups import by_groups
 from jaxopt_compress.numerics.integers import Integers
+from jaxopt_compress.numerics.ranges import absmean
 from jaxopt_compress.numerics.steps import (
     STEP_DTYPES,
     float8_steps,
@@ -53,7 +54,8 @@ def rule_of(
     scale: str | None,
 ) -> Rule:
     """The rule that options ask for, once they are known to be possible for some parameter."""
-    rule = Rule(bounds or (ABSMEAN if fmt.absmean else absmax()), symmetric, scale or fmt.scale)
+    usual = Bounds(absmean) if fmt.absmean else absmax()
+    rule = Rule(bounds or usual, symmetric, scale or fmt.scale)
     if any(g is not None and g < 1 for g in group):
         given = group[0] if group[1] is None else group
         raise ValueError(f"group_size={given}; a group holds at least one entry")
@@ -67,7 +69,7 @@ def rule_of(
         rule.bounds.check(fmt, rule.symmetric)
     if rule.symmetric and fmt.top < 1:
         raise ValueError(f"{fmt.name!r} has no positive code; pass symmetric=False")
-    if fmt.absmean and rule.bounds.measure is not ABSMEAN.measure:
+    if fmt.absmean and rule.bounds.measure is not absmean:
         raise ValueError(f"the scale of {fmt.name!r} is the mean magnitude; leave bounds out")
     return rule
 

@@ -18,10 +18,11 @@ from jaxopt_compress.arrays import (
 from jaxopt_compress.compression import Decision, LeafMethod, LeafState, NeedsStats, Parameter
 from jaxopt_compress.compression.leaf_states import GRID
 from jaxopt_compress.compression.matrices import Matrices, matrices_of
-from jaxopt_compress.numerics.bounds import Bounds, absmax, least_squares
+from jaxopt_compress.numerics.bounds import Bounds, absmax
 from jaxopt_compress.numerics.codes import encode
 from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.groups import grouped
+from jaxopt_compress.numerics.ranges import least_squares
 from jaxopt_compress.numerics.solvers.grids import Grid
 from jaxopt_compress.quantization.rule import Rule, measured, rule_of
 from jaxopt_compress.quantization.state import (

@@ -11,6 +11,7 @@ import scipy.special
 from jaxopt_compress.numerics import bounds
 from jaxopt_compress.numerics.codes import decode, round_to_grid
 from jaxopt_compress.numerics.formats import FORMATS, format_of
+from jaxopt_compress.numerics.ranges import absmean
 from jaxopt_compress.numerics.steps import step_of
 
 AXES = (1, 2)
@@ -61,7 +62,7 @@ def test_absmax():
 
 
 def test_absmean():
-    low, high = measured(bounds.ABSMEAN, "binary")
+    low, high = measured(bounds.Bounds(absmean), "binary")
     np.testing.assert_allclose(high, np.abs(flat().astype(float)).mean(1), rtol=1e-6)
     np.testing.assert_array_equal(low, -high)
 
@@ -223,7 +224,7 @@ def test_ranges_stay_finite():
         bounds.absmax(),
         bounds.absmax(on_grid=True),
         bounds.mse(8, on_grid=True),
-        bounds.ABSMEAN,
+        bounds.Bounds(absmean),
         bounds.percentile(99),
         bounds.mse(8),
         bounds.entropy(64),

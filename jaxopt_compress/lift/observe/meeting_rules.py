@@ -1,6 +1,7 @@
 """Which operations are meetings of a parameter and an activation."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -56,32 +57,41 @@ def _dot_general(call: Call, at: int) -> Value:
 
 @leaf_rule("ragged_dot_general ragged_dot", Probe)
 def _ragged_dot(call: Call, at: int) -> Value:
-    result = _bind(call)
-    if isinstance(call.operands[1], Ref):
-        w, x = call.operands[1].array, _value(call.operands[0])
+    def met(w: Probe, x: Any, result: Any) -> Operation:
         # rhs is [group, k, n]: each row of x meets the matrix of its group.
         rows = math.prod(x.shape[:-1]) / max(w.shape[0], 1)
         sizes = _value(call.operands[2])
         order = lambda: rows_of_groups(x, sizes)
         outputs = {2: len(result.shape) - 1}
-        met = Operation("ragged_dot_general", w, (1,), (0,), (), rows, x, order, outputs)
-        announce(call, met, result)
-    return result
+        return Operation("ragged_dot_general", w, (1,), (0,), (), rows, x, order, outputs)
+
+    return _meeting_of_rhs(call, met)
 
 
 @leaf_rule("conv_general_dilated", Probe)
 def _conv(call: Call, at: int) -> Value:
-    result = _bind(call)
-    if isinstance(call.operands[1], Ref):
-        w, x = call.operands[1].array, _value(call.operands[0])
+    def met(w: Probe, x: Any, result: Any) -> Operation:
         spec = call.params["dimension_numbers"]
-        summed = tuple(sorted(spec.rhs_spec[1:]))
+        summed, window = tuple(sorted(spec.rhs_spec[1:])), tuple(spec.rhs_spec[2:])
         rows = math.prod(n for d, n in enumerate(result.shape) if d != spec.out_spec[1])
         order = lambda: patches_of(call, x, w.shape)
         outputs = {spec.rhs_spec[0]: spec.out_spec[1]}
-        window = tuple(spec.rhs_spec[2:])
-        met = Operation("conv_general_dilated", w, summed, (), (), rows, x, order, outputs, window)
-        announce(call, met, result)
+        name = "conv_general_dilated"
+        return Operation(name, w, summed, (), (), rows, x, order, outputs, window)
+
+    return _meeting_of_rhs(call, met)
+
+
+def _meeting_of_rhs(call: Call, met: Callable[[Probe, Any, Any], Operation]) -> Value:
+    """Runs an operation whose weight is the right operand, and announces it if that is a parameter.
+
+    Args:
+        call: The operation.
+        met: ``met(weight, activation, result)`` describes it.
+    """
+    result, rhs = _bind(call), call.operands[1]
+    if isinstance(rhs, Ref):
+        announce(call, met(rhs.array, _value(call.operands[0]), result), result)
     return result
 
 

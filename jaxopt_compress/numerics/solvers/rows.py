@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,73 +66,105 @@ def settle_rows(
     diagonal = jnp.pad(jnp.diagonal(factor), (0, -k % part), constant_values=1)
     factor = jnp.pad(factor, [(0, -k % part)] * 2) / diagonal
 
-    def settle_step(i, carry, first, sums, corner, scales):
-        wrong, settled, own = carry
-        at = i * step
-        before = _rows(first, at, step)
-        due = _rows(sums, at, step) + _dot(_columns(corner, at, step).T, wrong)
-        mine = jax.tree.map(lambda x: _rows(x, at, step), own)
-        small = _columns(_rows(corner, at, step), at, step)
+    def settle_part(i, own, held):
+        # The last part may end before its rows do.
+        some = jnp.minimum(blocks, count - i * blocks)
+        return _in_turn(settle_block, own, held, block, some)
+
+    def settle_block(i, own, held):
+        del i
+        if of_block is not None:
+            held = of_block(own.w + _free(own), own.diagonal, held)
+        return _in_turn(settle_step, own, held, step, block // step)
+
+    def settle_step(i, own, held):
+        del i
         if of_step is not None:
-            mine = of_step(before + _free(small, due), _rows(scales, at, step), mine)
-            own = jax.tree.map(lambda x, new: _with_rows(x, new, at), own, mine)
+            held = of_step(own.w + _free(own), own.diagonal, held)
 
         def settle_row(j, carry):
             apart, made = carry
-            row = before[j] + (due[j] + _dot(small[:, j], apart))
-            value = settle(row, jax.tree.map(lambda x: x[j], mine))
-            return apart.at[j].set(before[j] - value), made.at[j].set(value)
+            row = own.w[j] + (own.sums[j] + _dot(own.factor[:, j], apart))
+            value = settle(row, jax.tree.map(lambda x: x[j], held))
+            return apart.at[j].set(own.w[j] - value), made.at[j].set(value)
 
-        blank = jnp.zeros_like(due)
-        apart, made = lax.fori_loop(0, step, settle_row, (blank, blank))
-        return _with_rows(wrong, apart, at), _with_rows(settled, made, at), own
+        blank = jnp.zeros_like(own.w)
+        return (*lax.fori_loop(0, step, settle_row, (blank, blank)), held)
 
-    def settle_block(b, carry, first, sums, corner, scales):
-        wrong, settled, held = carry
-        at = b * block
-        columns, rows = _columns(corner, at, block), _rows(first, at, block)
-        due = _rows(sums, at, block) + _dot(columns.T, wrong)
-        own_corner, own_scales = _rows(columns, at, block), _rows(scales, at, block)
-        own = jax.tree.map(lambda x: _rows(x, at, block), held)
-        if of_block is not None:
-            own = of_block(rows + _free(own_corner, due), own_scales, own)
-        blank = jnp.zeros_like(rows)
-        given = {"first": rows, "sums": due, "corner": own_corner, "scales": own_scales}
-        run = functools.partial(settle_step, **given)
-        apart, made, own = lax.fori_loop(0, block // step, run, (blank, blank, own))
-        held = jax.tree.map(lambda x, new: _with_rows(x, new, at), held, own)
-        return _with_rows(wrong, apart, at), _with_rows(settled, made, at), held
-
-    def settle_part(p, carry):
-        wrong, settled, held = carry
-        at = p * part
-        first, columns = _rows(w, at, part), _columns(factor, at, part)
-
-        def add(i, sums):
-            done = i * part
-            return sums + _dot(_rows(columns, done, part).T, _rows(wrong, done, part))
-
-        blank = jnp.zeros_like(first)
-        given = {"first": first, "sums": lax.fori_loop(0, p, add, blank)}
-        given |= {"corner": _rows(columns, at, part), "scales": _rows(diagonal, at, part)}
-        own = jax.tree.map(lambda x: _rows(x, at, part), held)
-        run = functools.partial(settle_block, **given)
-        # The last part may end before its rows do.
-        some = jnp.minimum(blocks, count - p * blocks)
-        apart, made, own = lax.fori_loop(0, some, run, (blank, blank, own))
-        held = jax.tree.map(lambda x, new: _with_rows(x, new, at), held, own)
-        return _with_rows(wrong, apart, at), _with_rows(settled, made, at), held
-
+    whole = Rows(w, jnp.zeros_like(w), factor, diagonal)
     # One compiled body for all parts, blocks, steps and rows.
-    start = (jnp.zeros_like(w), jnp.zeros_like(w), held)
-    _, settled, held = lax.fori_loop(0, len(w) // part, settle_part, start)
+    _, settled, held = _in_turn(settle_part, whole, held, part, len(w) // part, _sums_by_parts)
     return settled[:k], jax.tree.map(lambda x: x[:k], held)
 
 
-def _free(corner: jax.Array, sums: jax.Array) -> jax.Array:
+class Rows(NamedTuple):
+    """Consecutive rows, and what corrects them.
+
+    Attributes:
+        w: ``[k, n]``, as they were given.
+        sums: ``[k, n]``: the corrections for the errors of all rows before these.
+        factor: ``[k, k]``: how their own errors are passed on, with a diagonal of ones.
+        diagonal: ``[k]``: what the factor was divided by.
+    """
+
+    w: jax.Array
+    sums: jax.Array
+    factor: jax.Array
+    diagonal: jax.Array
+
+
+def _in_turn(
+    run: Callable[..., tuple[jax.Array, jax.Array, Held]],
+    rows: Rows,
+    held: Held,
+    size: int,
+    count: Any,
+    sums: Callable[..., jax.Array] | None = None,
+) -> tuple[jax.Array, jax.Array, Held]:
+    """Settles rows ``size`` by ``size``, each time corrected for the errors before.
+
+    Args:
+        run: ``run(i, rows, held) -> errors, settled, held`` settles ``size`` of them.
+        rows: All of them.
+        held: What belongs to them.
+        size: How many at a time.
+        count: How often.
+        sums: ``sums(factor [k, size], errors [k, n], i) -> [size, n]``, by default one product.
+
+    Returns:
+        The errors and the values of the rows, 0 where they were not settled, and ``held``.
+    """
+
+    def body(i, carry):
+        wrong, settled, held = carry
+        at = i * size
+        columns = _columns(rows.factor, at, size)
+        added = _dot(columns.T, wrong) if sums is None else sums(columns, wrong, i)
+        w, before, diagonal = (_rows(x, at, size) for x in (rows.w, rows.sums, rows.diagonal))
+        own = Rows(w, before + added, _rows(columns, at, size), diagonal)
+        apart, made, mine = run(i, own, jax.tree.map(lambda x: _rows(x, at, size), held))
+        held = jax.tree.map(lambda x, new: _with_rows(x, new, at), held, mine)
+        return _with_rows(wrong, apart, at), _with_rows(settled, made, at), held
+
+    blank = jnp.zeros_like(rows.w)
+    return lax.fori_loop(0, count, body, (blank, blank, held))
+
+
+def _sums_by_parts(columns: jax.Array, wrong: jax.Array, i: Any) -> jax.Array:
+    """Products with the parts that are settled, and none with the others."""
+    size = columns.shape[1]
+
+    def add(part, sums):
+        done = part * size
+        return sums + _dot(_rows(columns, done, size).T, _rows(wrong, done, size))
+
+    return lax.fori_loop(0, i, add, jnp.zeros((size, wrong.shape[1]), wrong.dtype))
+
+
+def _free(rows: Rows) -> jax.Array:
     """The corrections of rows that are all free yet, from the sums over those before them."""
     return lax.linalg.triangular_solve(
-        corner, sums, left_side=True, transpose_a=True, unit_diagonal=True
+        rows.factor, rows.sums, left_side=True, transpose_a=True, unit_diagonal=True
     )
 
 
