@@ -189,7 +189,7 @@ def test_a_penalty_is_part_of_the_loss(weight, chained):
 
 
 def test_a_penalty_of_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"penalty=0\.1: this compression has no penalty"):
+    with pytest.raises(ValueError, match=r"penalty=0\.1: .* has no penalty"):
         jc.compressed_training(optax.sgd(0.1), jc.quantize("int8"), penalty=0.1)
 
 
