@@ -271,7 +271,7 @@ def _costs(measured: _Measured, name: str) -> dict[str, Any]:
 
 
 def _times(measured: _Measured, rounds: int) -> dict[str, dict[str, Any]]:
-    """By variant, the median of a call's time and of its ratio to the first variant's of a round."""
+    """By variant, the median of a call's time, and of its ratio to the first one's of a round."""
     if rounds < 1:
         return {}
     assert measured.batch is not None
