@@ -35,6 +35,11 @@ app = tyro.extras.SubcommandApp()
 _Json = Annotated[bool, tyro.conf.arg(name="json")]
 _Checkpoint = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="CKPT")]
 _Recipe = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
+_named = lambda metavar: tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+_Layout = Annotated[Literal["in,out", "out,in"] | None, _named("in,out|out,in")]
+_Coding = Annotated[
+    Literal["ans", "huffman", "zstd", "context"] | None, _named("ans|huffman|zstd|context")
+]
 _Out = Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 
 
@@ -44,10 +49,10 @@ def compress(
     recipe: _Recipe,
     out: _Out,
     /,
-    layout: Literal["in,out", "out,in"] | None = None,
+    layout: _Layout = None,
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False,
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False,
-    coding: Literal["ans", "huffman", "zstd", "context"] | None = None,
+    coding: _Coding = None,
     resume: tyro.conf.FlagCreatePairsOff[bool] = False,
     as_json: tyro.conf.FlagCreatePairsOff[_Json] = False,
 ) -> None:
@@ -58,8 +63,9 @@ def compress(
         recipe: A TOML file with a list of [[rule]] tables, such as: where = "**/kernel",
             quantize = {format = "int8"}.
         out: The new checkpoint, for jaxopt_compress.load.
-        layout: The axes of kernels of rank 2, and of others accordingly: in,out as Flax writes
-            them, or out,in as PyTorch does; by default what the checkpoint says, else in,out.
+        layout: Which axis of a matrix the model sums over: "in,out" the first, as Flax writes
+            kernels; "out,in" the last, as PyTorch writes weights. Kernels of convolutions follow.
+            By default "out,in" for safetensors that PyTorch wrote, otherwise "in,out".
         dry_run: Compress and report, but write nothing.
         overwrite: Replace OUT, if it is a checkpoint of this command.
         coding: Code the arrays without loss, as jaxopt_compress.save does: ans is fast, context

@@ -18,6 +18,7 @@ from jaxopt_compress.compression.method import (
     Method,
     compression_of,
     each,
+    made,
     spelled,
 )
 from jaxopt_compress.compression.parameter import Parameter
@@ -44,5 +45,6 @@ __all__ = [
     "compress",
     "compression_of",
     "each",
+    "made",
     "spelled",
 ]

@@ -44,6 +44,7 @@ class Compression(NamedTuple):
             activations that they meet; by default ``apply``.
         penalty: ``penalty(params, state) -> scalar``, or None. A differentiable term of the loss,
             for `compressed_training(..., penalty=weight)`.
+        call: The call that made it, with the arguments that are literals; its ``repr``.
 
     The contract, bit for bit: ``materialize(compress(params, state)) == apply(params, state)``.
     """
@@ -54,11 +55,10 @@ class Compression(NamedTuple):
     compress: Callable[..., PyTree]
     forward: Callable[..., PyTree] | None = None
     penalty: Callable[[PyTree, PyTree], jax.Array] | None = None
+    call: str = ""
 
     def __repr__(self) -> str:
-        made = getattr(self.init, "__qualname__", type(self.init).__name__)
-        name = made.removesuffix(".init").removesuffix(".<locals>").lstrip("_")
-        return f"<Compression by {name}>"
+        return self.call or f"<Compression by {self.init.__qualname__}>"
 
     def view(self, params: Params, opt_state: PyTree) -> Params:
         """The parameters that the forward pass uses during training.

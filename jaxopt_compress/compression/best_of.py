@@ -117,7 +117,7 @@ def best_of(
         values = dict(named_leaves(params))
         return [Part({path: values[path] for path in own}) for own in state.paths]
 
-    return in_parts(candidates, init, parts_of)
+    return in_parts(candidates, init, parts_of, f"best_of({', '.join(map(repr, candidates))})")
 
 
 def _paths_of(state: PyTree, values: Mapping[str, Any]) -> set[str]:

@@ -121,7 +121,9 @@ def chain(*compressions: Compression | Recipe) -> Compression:
         return jnp.sum(jnp.stack(terms))
 
     any_penalty = any(c.penalty is not None for c in elements)
-    return Compression(init, update, apply, compress, forward, penalty if any_penalty else None)
+    term = penalty if any_penalty else None
+    call = f"chain({', '.join(map(repr, elements))})"
+    return Compression(init, update, apply, compress, forward, term, call)
 
 
 def _pairs(elements: Sequence[Compression], state: PyTree) -> list[tuple[Compression, Any]]:

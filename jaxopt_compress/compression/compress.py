@@ -192,7 +192,8 @@ def as_compression(recipe: Compression | Recipe) -> Compression:
         pairs = zip(rules.values(), parts, strict=True)
         return ChainState(tuple(c.init(part, uses=uses, stats=stats) for c, part in pairs))
 
-    return in_parts(tuple(rules.values()), init, lambda params, state: subtrees(params))
+    parts_of = lambda params, state: subtrees(params)
+    return in_parts(tuple(rules.values()), init, parts_of, repr(rules))
 
 
 def _holds_compressions(params: PyTree) -> bool:
@@ -208,6 +209,7 @@ def in_parts(
     compressions: Sequence[Compression],
     init: Callable[..., PyTree],
     parts_of: Callable[[PyTree, PyTree], list[Part]],
+    call: str,
 ) -> Compression:
     """The compression that gives each of several ones parameters of its own.
 
@@ -215,6 +217,7 @@ def in_parts(
         compressions: In order.
         init: The whole compression's ``init``, whose state has ``states``, one per compression.
         parts_of: ``parts_of(params, state)``: path -> parameter, for each compression.
+        call: The call that makes the whole.
     """
 
     def each(params: PyTree, state: PyTree) -> list[tuple[Compression, Part, Any]]:
@@ -248,7 +251,8 @@ def in_parts(
         return jnp.sum(jnp.stack(terms))
 
     any_penalty = any(c.penalty is not None for c in compressions)
-    return Compression(init, update, apply, compress, forward, penalty if any_penalty else None)
+    term = penalty if any_penalty else None
+    return Compression(init, update, apply, compress, forward, term, call)
 
 
 def replace_states(state: PyTree, states: tuple[PyTree, ...]) -> PyTree:

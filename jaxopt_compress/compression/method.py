@@ -197,7 +197,7 @@ def compression_of(
 
     term = method.penalty and penalty
     apply, compress, forward = map(checked, (apply_leaves, compress_leaves, forward_leaves))
-    return Compression(init, update, apply, compress, forward, term)
+    return Compression(init, update, apply, compress, forward, term, asked)
 
 
 def spelled(name: str, *args: PyTree, **kwargs: Any) -> str:
@@ -211,6 +211,25 @@ def spelled(name: str, *args: PyTree, **kwargs: Any) -> str:
     words = [repr(x) for x in args if simple(x)]
     words += [f"{k}={x!r}" for k, x in kwargs.items() if simple(x)]
     return f"{name}({', '.join(words)})"
+
+
+def made(x: Any) -> str:
+    """The call that made a function, or a tuple of them, for `spelled`; its arguments are unknown.
+
+    Example:
+        >>> import jaxopt_compress as jc
+        >>> spelled("prune", made(jc.scores.magnitude()), made(jc.schedules.constant(0.5)))
+        'prune(magnitude(...), constant(...))'
+    """
+    fn = x[0] if isinstance(x, tuple) else x
+    name = getattr(fn, "__qualname__", type(fn).__name__)
+    return _Unquoted(f"{name.partition('.<locals>')[0].lstrip('_')}(...)")
+
+
+class _Unquoted(str):
+    """Text that stands for itself."""
+
+    __repr__ = str.__str__
 
 
 def _check_asked(asked: str, state: PyTree) -> None:

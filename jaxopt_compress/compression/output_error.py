@@ -16,11 +16,12 @@ class OutputError(NamedTuple):
 
     Attributes:
         whole: ``sqrt(tr(D^T H D) / tr(W^T H W))`` over the whole parameter.
-        worst: The largest of these over the entries of its stack, such as layers or experts.
+        each: The same of each entry of its stack, such as layers or experts, as far as statistics
+            tell their inputs apart; a scalar if they do not.
     """
 
     whole: jax.Array
-    worst: jax.Array
+    each: jax.Array
 
 
 def output_error(w: jax.Array, approximation: jax.Array, stats: Statistics | None) -> OutputError:
@@ -44,7 +45,7 @@ def output_error(w: jax.Array, approximation: jax.Array, stats: Statistics | Non
     wide = [x.astype(jnp.float32) for x in (w, approximation)]
     energy = lambda x: output_energy(matrices.of(x), moment)
     norm, error = energy(wide[0]), energy(wide[1] - wide[0])
-    return OutputError(_root(jnp.sum(error), jnp.sum(norm)), jnp.max(_root(error, norm)))
+    return OutputError(_root(jnp.sum(error), jnp.sum(norm)), _root(error, norm))
 
 
 def _layout(ndim: int, stats: Statistics | None) -> Layout:

@@ -271,7 +271,7 @@ def _costs(measured: _Measured, name: str) -> dict[str, Any]:
 
 
 def _times(measured: _Measured, rounds: int) -> dict[str, dict[str, Any]]:
-    """By variant, the median of a call's time and its interval, and examples per second."""
+    """By variant, the median of a call's time, and of its ratio to the first one's of a round."""
     if rounds < 1:
         return {}
     assert measured.batch is not None
@@ -282,9 +282,15 @@ def _times(measured: _Measured, rounds: int) -> dict[str, dict[str, Any]]:
         for name, params in measured.variants.items()
     }
     found: dict[str, dict[str, Any]] = {}
-    for name, each in interleave(calls, rounds, warmup=1).items():
+    samples = interleave(calls, rounds, warmup=1)
+    for name, each in samples.items():
         estimate = median([1e3 * s for s in each.wall])
         found[name] = {"milliseconds": estimate._asdict()}
+        if name != measured.first:
+            first = samples[measured.first].wall
+            ratio = median([own / other for own, other in zip(each.wall, first, strict=True)])
+            noise = ratio.low <= 1 <= ratio.high
+            found[name]["time_ratio"] = {**ratio._asdict(), "noise": noise}
         shapes = [x.shape for x in jax.tree.leaves(targets) if getattr(x, "shape", ())]
         if shapes:
             found[name]["examples_per_second"] = 1e3 * shapes[0][0] / estimate.median

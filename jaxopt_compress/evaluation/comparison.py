@@ -44,9 +44,11 @@ class Comparison(dict[str, dict[str, Any]]):
       and outputs, once; and ``microjoules``, an estimate from both by published energies per
       operation and byte (Horowitz, 2014);
     - ``milliseconds``: ``{"median", "low", "high"}`` of a compiled call on the first batch, with a
-      95% confidence interval; ``examples_per_second`` by the median; ``compile_seconds``, with
-      tracing; ``peak_bytes``, what the program needs, arguments and results included, by its
-      compiler. They are there if there were rounds.
+      95% confidence interval; ``time_ratio``: likewise, of the ratio to the first variant's time in
+      the same round, and whether it is ``noise``, its interval holding 1;
+      ``examples_per_second`` by the median; ``compile_seconds``, with tracing; ``peak_bytes``, what
+      the program needs, arguments and results included, by its compiler. They are there if there
+      were rounds.
 
     `json.dumps` takes it as it is, up to metrics that are NaN; `str` and rich print it as tables.
     """
@@ -158,6 +160,7 @@ _TITLES = {
     "moved_bytes": "moved",
     "microjoules": "uJ",
     "milliseconds": "ms",
+    "time_ratio": "time, of the first's",
     "examples_per_second": "examples/s",
     "compile_seconds": "compile s",
     "peak_bytes": "peak",
@@ -170,6 +173,9 @@ COSTS: dict[str, Callable[[Any], str]] = {
     "moved_bytes": "{:,}".format,
     "microjoules": "{:.3g}".format,
     "milliseconds": lambda t: "{median:.4g} [{low:.4g}, {high:.4g}]".format(**t),
+    "time_ratio": lambda t: (
+        "{median:.2f} [{low:.2f}, {high:.2f}]".format(**t) + ", noise" * t["noise"]
+    ),
     "examples_per_second": "{:,.0f}".format,
     "compile_seconds": "{:.2f}".format,
     "peak_bytes": "{:,}".format,

@@ -77,7 +77,8 @@ def low_rank_correction(
         raise ValueError(f"rounds={rounds}; it is at least 1")
     thin = low_rank(rank=rank, where=where, whiten=whiten, stack=stack)
     pair = _LowRankCorrection(as_compression(compression), thin, rounds, factors_first)
-    return Compression(pair.init, pair.update, pair.apply, pair.compress, pair.forward)
+    call = f"low_rank_correction({pair.base!r}, {rank})"
+    return Compression(pair.init, pair.update, pair.apply, pair.compress, pair.forward, call=call)
 
 
 class _LowRankCorrection(NamedTuple):

@@ -60,20 +60,22 @@ def check_keys(table: Mapping[str, Any], known: Sequence[str], name: str) -> Non
     """Refuses keys that there are not.
 
     Raises:
-        ValueError: Names the nearest one that there is.
+        ValueError: Names a near one, if there is one, and all that there are.
     """
     for key in table:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise ValueError(
-                f"{name}: unknown key {key!r}; did you mean {near[0]!r}? "
-                f"There are {', '.join(known)}"
-            )
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            meant = f"did you mean {near[0]!r}? It takes" if near else "it takes"
+            raise ValueError(f"{name}: unknown key {key!r}; {meant} {', '.join(known)}")
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     kinds = typing.get_args(hint) if union else (hint,)
+    for kind in kinds:
+        # Before strings as they are, so that a format is looked up under the name of its key.
+        if (read := _READERS.get(kind)) and type(value) in read.takes:
+            return read.make(value, name)
     for kind in kinds:
         # Python takes true for 1, and whole numbers for numbers: only the latter is meant.
         if type(value) is kind or (kind is float and type(value) is int):
@@ -84,9 +86,6 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         if typing.get_origin(kind) is tuple and isinstance(value, list):
             if [type(x) for x in value] == list(typing.get_args(kind)):
                 return tuple(value)
-        if read := _READERS.get(kind):
-            if type(value) in read.takes:
-                return read.make(value, name)
     words = [_word(kind) for kind in kinds if kind is not type(None)]
     raise ValueError(f"{name}={value!r}: it is {' or '.join(w for w in words if w)}")
 
@@ -116,15 +115,20 @@ def _read_bounds(value: Any, name: str) -> Bounds:
     return call(_BOUNDS[chosen], own, f"{name}, {chosen}", "{percentile = {percent = 99.9}}")
 
 
-def _reader_of(function: Callable[..., Any], example: str = '{format = "int8"}') -> _Reader:
-    make = lambda table, name: call(function, table, name, example)
-    return _Reader((dict,), make, "a table of arguments")
+def _read_products(function: Callable[..., Any]) -> _Reader:
+    def make(value: Any, name: str) -> Any:
+        table = {"format": value} if isinstance(value, str) else value
+        return call(function, table, name, '{format = "int8"}')
+
+    return _Reader((str, dict), make, "a format, or a table of arguments")
 
 
 _READERS = {
-    Activations: _reader_of(activations),
-    Backward: _reader_of(backward),
-    Bytes: _reader_of(bytes, "{share = 0.5}"),
+    Activations: _read_products(activations),
+    Backward: _read_products(backward),
+    Bytes: _Reader(
+        (dict,), lambda table, name: call(bytes, table, name, "{share = 0.5}"), "a table of share"
+    ),
     Bounds: _Reader((str, dict), _read_bounds, f"one of {', '.join(_BOUNDS)}, or a table of one"),
     jax.Array: _Reader((int,), lambda seed, _: jax.random.key(seed), "the seed of a random key"),
 }

@@ -1,7 +1,9 @@
 """Measurements that are made one after the other, kept in a file as they are made."""
 
+import itertools
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 from jaxopt_compress.extras import require
@@ -33,6 +35,14 @@ class Kept:
             entry = {"key": self.key, "row": row, "candidate": name, "increase": increase}
             with self.path.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
+
+
+def in_turns(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Row by row, so that all rows have some measurements when time runs out."""
+    turns: dict[str, list[tuple[str, str]]] = {}
+    for row, name in pairs:
+        turns.setdefault(row, []).append((row, name))
+    return [pair for turn in itertools.zip_longest(*turns.values()) for pair in turn if pair]
 
 
 def tracked(todo: list[Any], progress: bool) -> Any:

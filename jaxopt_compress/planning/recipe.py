@@ -21,6 +21,7 @@ from jaxopt_compress.quantization import (
 )
 from jaxopt_compress.sharing import share
 from jaxopt_compress.sparsity import prune, reconstruct, schedules, scores, sparse_gpt
+from jaxopt_compress.sparsity.units import read_pattern
 from jaxopt_compress.tree import Glob, select
 
 
@@ -46,6 +47,11 @@ def _prune(
     scope: str | None = None,
     threshold: float | None = None,
 ) -> Compression:
+    if sparsity is None and threshold is None and not read_pattern(pattern).n_m:
+        raise ValueError(
+            "it needs sparsity or threshold, such as {sparsity = 0.5}, or a pattern that decides, "
+            'such as {pattern = "2:4"}'
+        )
     schedule = None if sparsity is None else schedules.constant(sparsity)
     return prune(scores.magnitude(), schedule, pattern, scope=scope, threshold=threshold)
 
@@ -117,10 +123,15 @@ def read_rules(path: str | os.PathLike[str]) -> list[Rule]:
             document = tomllib.load(file)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{name} is not TOML: {error}") from error
-    check_keys(document, ["rule"], name)
+    for key in document:
+        if key != "rule":
+            raise ValueError(
+                f"{name}: {key!r} is in no rule; a recipe is a list of [[rule]] tables"
+            )
     tables = document.get("rule")
-    good = isinstance(tables, list) and all(isinstance(t, dict) for t in tables)
-    if not tables or not good:
+    if isinstance(tables, dict):
+        raise ValueError(f"{name}: [rule] is one table, and a recipe is a list: write [[rule]]")
+    if not tables or not (isinstance(tables, list) and all(isinstance(t, dict) for t in tables)):
         raise ValueError(f"{name} has no [[rule]] table; a recipe is a list of them")
     rules = [_read_rule(table, f"{name}, rule {i}") for i, table in enumerate(tables, 1)]
     seen: set[Globs] = set()
@@ -159,9 +170,9 @@ def assign(rules: Sequence[Rule], leaves: Mapping[str, Any]) -> dict[str, Rule]:
 
 
 def _read_rule(table: Mapping[str, Any], name: str) -> Rule:
+    check_keys(table, ["where", "min_ndim", *_METHODS], name)
     given = table.get("where", "**")
     name = f"{name} (where={given!r})"
-    check_keys(table, ["where", "min_ndim", *_METHODS], name)
     where = _read_globs(given, table.get("min_ndim"), name)
     methods = {key: value for key, value in table.items() if key in _METHODS}
     compression = read_methods(methods, name)

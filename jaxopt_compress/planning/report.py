@@ -1,6 +1,5 @@
 """What a compression has saved, and what it has cost."""
 
-import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.arrays import describe, is_compressed, materialize
+from jaxopt_compress.arrays import describe, is_compressed
 from jaxopt_compress.arrays.base import stored_bytes
 from jaxopt_compress.compression.best_of import BestState
-from jaxopt_compress.compression.output_error import output_error
-from jaxopt_compress.lift import Statistics, Stats
+from jaxopt_compress.compression.compress import Globs
+from jaxopt_compress.lift import Statistics, Stats, Uses
 from jaxopt_compress.planning.html import (
     Section,
     as_html,
@@ -21,6 +20,13 @@ from jaxopt_compress.planning.html import (
     recipe_section,
     schedule_section,
     write_page,
+)
+from jaxopt_compress.planning.leaf_errors import (
+    entry_errors,
+    histogram,
+    norms,
+    output_errors,
+    stacks_of,
 )
 from jaxopt_compress.planning.tables import Table, as_rich, as_text
 from jaxopt_compress.sparsity.schedule import Schedule
@@ -34,11 +40,13 @@ class Report(dict[str, Any]):
     A row has ``path``, ``shape``, ``dtype``, ``method``, ``bits_per_weight``, ``stored_bytes``,
     ``dense_bytes``, ``ratio`` (of these two), ``sparsity`` (the share of zeros in the dense form)
     and ``relative_error`` (``||w - materialize(small)||_F / ||w||_F``). With statistics it has
-    ``output_error``, ``sqrt(tr(D^T H D) / tr(W^T H W))``, and ``worst_output_error``, the largest
-    of these over the entries of a stack. With the state of `best_of` it has ``choice``, the
-    position of the candidate that was chosen, from 0, and ``choices``, the errors of all. The total
-    has ``size``, the number of entries, in the place of shape and dtype. Unknown values are None.
-    `json.dumps` takes it as it is; `str` and rich print it as a table.
+    ``output_error``, ``sqrt(tr(D^T H D) / tr(W^T H W))``. Where it is a stack, as ``uses=`` or
+    ``stack=`` say or statistics show, it has the same for each entry, as lists ``errors`` and
+    ``output_errors``, with their largest, ``worst_error`` and ``worst_output_error``. With the
+    state of `best_of` it has ``choice``, the position of the candidate that was chosen, from 0, and
+    ``choices``, the errors of all. The total has ``size``, the number of entries, in the place of
+    shape and dtype. Unknown values are None. `json.dumps` takes it as it is; `str` and rich print
+    it as a table.
     """
 
     def __str__(self) -> str:
@@ -97,8 +105,9 @@ _COLUMNS = {
     "ratio": ("ratio", lambda v: f"{v:.2f}{' (larger)' * (v < 1)}"),
     "sparsity": ("sparsity", "{:.1%}".format),
     "relative_error": ("rel. error", "{:.2e}".format),
+    "worst_error": ("worst of stack", "{:.2e}".format),
     "output_error": ("output error", "{:.2e}".format),
-    "worst_output_error": ("worst of stack", "{:.2e}".format),
+    "worst_output_error": ("worst output", "{:.2e}".format),
     "choice": ("choice", str),
 }
 _LEFT = ("path", "shape", "method", "layout")
@@ -111,6 +120,8 @@ def report(
     state: PyTree = None,
     *,
     histograms: int = 0,
+    uses: Uses | None = None,
+    stack: Mapping[Globs, int] | None = None,
 ) -> Report:
     """Compares a compressed tree with what it was made of, leaf by leaf.
 
@@ -123,13 +134,18 @@ def report(
             chosen.
         histograms: Into how many bins weights are counted, before and after: adds ``histogram`` to
             floating leaves, for `Report.html`. By default they are not.
+        uses: What `uses` found: adds the errors of each entry of the stacks that it knows, such as
+            scanned layers.
+        stack: Glob -> how many leading axes are stacks, whatever uses say, such as
+            ``{"experts/*": 1}`` where all experts meet the same inputs.
 
     Returns:
         The `Report`; at no time is more than one leaf materialized.
 
     Raises:
         TypeError: The first tree has compressed leaves and the second one has none.
-        ValueError: The two trees have different leaves, or a leaf has another shape.
+        ValueError: The two trees have different leaves, a leaf has another shape, or ``stack``
+            takes all axes of a leaf.
 
     Example:
         >>> import jax.numpy as jnp, jaxopt_compress as jc
@@ -137,6 +153,10 @@ def report(
         >>> found = jc.report(params, jc.compress(params, jc.quantize("int8")))
         >>> found["leaves"][0]["method"], found["total"]["stored_bytes"]
         ('int8', 16)
+        >>> experts = {"w": jnp.stack([params["w"], params["w"] / 100])}
+        >>> one_step = {"w": jnp.round(experts["w"] * 100) / 100}
+        >>> jc.report(experts, one_step, stack={"w": 1})["leaves"][0]["errors"]
+        [0.004..., 0.46...]
     """
     before, after = ({k: x for k, x in named_leaves(t) if _is_array(x)} for t in (params, small))
     if any(map(is_compressed, before.values())) and not any(map(is_compressed, after.values())):
@@ -148,11 +168,15 @@ def report(
     if unmatched:
         where = "params" if unmatched[0] in before else "small"
         raise ValueError(f"only {where} has {unmatched[0]!r}: these trees have different leaves")
-    rows = [leaf_report(path, w, after[path]) for path, w in before.items()]
-    for row in rows:
-        _add_output_error(row, before[row["path"]], after[row["path"]], stats)
-        if histograms and jnp.issubdtype(before[row["path"]].dtype, jnp.floating):
-            row["histogram"] = _histogram(histograms, before[row["path"]], after[row["path"]])
+    stacks = stacks_of(before, uses, stack)
+    rows = []
+    for path, w in before.items():
+        row, new = leaf_report(path, w, after[path]), after[path]
+        _add_entries(row, w, new, stacks[path])
+        _add_outputs(row, w, new, stats, stacks[path])
+        if histograms and jnp.issubdtype(w.dtype, jnp.floating):
+            row["histogram"] = histogram(histograms, w, new)
+        rows.append(row)
     for best in _best_states(state):
         for row in rows:
             if row["path"] in best.chosen:
@@ -161,34 +185,25 @@ def report(
     return summarize(rows)
 
 
-def _add_output_error(row: dict[str, Any], w: Leaf, small: PyTree, stats: Stats | None) -> None:
+def _add_entries(row: dict[str, Any], w: Leaf, small: PyTree, stack: int) -> None:
+    """The error of each entry of a stack."""
+    if stack and jnp.issubdtype(w.dtype, jnp.floating):
+        errors = entry_errors(w, small, stack)
+        row["errors"], row["worst_error"] = _finite(errors.tolist()), _finite(float(errors.max()))
+
+
+def _add_outputs(
+    row: dict[str, Any], w: Leaf, small: PyTree, stats: Stats | None, stack: int
+) -> None:
+    """The errors of the outputs of products, as far as there are statistics."""
     own = next(iter((stats or {}).get(row["path"], ())), None)
     if own is None or not own.has("moments"):
         return
-    found = _output_error(w, small, own)
+    found = output_errors(w, small, own, stack)
     row["output_error"] = _finite(float(found.whole))
-    if own.rows.ndim:
-        row["worst_output_error"] = _finite(float(found.worst))
-
-
-@jax.jit
-def _output_error(w: Leaf, small: PyTree, stats: Statistics) -> Any:
-    return output_error(materialize(w), materialize(small), stats)
-
-
-def _histogram(bins: int, w: Leaf, small: PyTree) -> dict[str, Any]:
-    low, high, *counts = _counts(bins, w, small)
-    before, after = (x.tolist() for x in counts)
-    return {"low": float(low), "high": float(high), "before": before, "after": after}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _counts(bins: int, w: Leaf, small: PyTree) -> Any:
-    both = [materialize(x).astype(jnp.float32).ravel() for x in (w, small)]
-    low, high = (f(jnp.stack([f(x) for x in both])) for f in (jnp.min, jnp.max))
-    width = jnp.where(high > low, high - low, 1)
-    at = [jnp.clip((x - low) / width * bins, 0, bins - 1).astype(jnp.int32) for x in both]
-    return low, low + width, *(jnp.zeros(bins, jnp.int32).at[i].add(1) for i in at)
+    if found.each.ndim:
+        row["output_errors"] = _finite(found.each.tolist())
+        row["worst_output_error"] = _finite(float(found.each.max()))
 
 
 def _best_states(state: PyTree) -> list[BestState]:
@@ -196,8 +211,10 @@ def _best_states(state: PyTree) -> list[BestState]:
     return [x for x in jax.tree.leaves(state, is_leaf=is_best) if is_best(x)]
 
 
-def _finite(x: float) -> float | None:
-    """``x``, or None where JSON has no number for it."""
+def _finite(x: Any) -> Any:
+    """A number, or numbers in lists, with None where JSON has no number for it."""
+    if isinstance(x, list):
+        return [_finite(each) for each in x]
     return x if math.isfinite(x) else None
 
 
@@ -228,13 +245,7 @@ def leaf_report(path: str, w: Leaf, small: PyTree) -> dict[str, Any]:
         "relative_error": None,
     }
     if w is not None and jnp.issubdtype(source.dtype, jnp.number):
-        # Numbers on the host are added up in double precision, at any scale.
-        zeros, *norms = (float(x) for x in _compare(w, small, same=w is small))
-        row["zeros"] = zeros
-        row["norm"], row["error_norm"] = (
-            norms[0] * math.sqrt(norms[1]),
-            norms[2] * math.sqrt(norms[3]),
-        )
+        row |= norms(w, small)
     return row
 
 
@@ -268,27 +279,6 @@ def _finish(row: dict[str, Any], size: int, measured: int) -> dict[str, Any]:
 def _quotient(a: float, b: float) -> float | None:
     """``a / b``, or None where that is no finite number, which JSON cannot hold."""
     return a / b if b and math.isfinite(a) and math.isfinite(b) else None
-
-
-@jax.jit
-def _measure(w: Leaf, small: PyTree) -> tuple[jax.Array, ...]:
-    w, small = materialize((w, small))
-    wide = jnp.complex64 if jnp.iscomplexobj(w) else jnp.float32
-    zeros = jnp.sum(small == jnp.zeros((), small.dtype), dtype=jnp.uint32)
-    return zeros, *_norm(w.astype(wide)), *_norm(w.astype(wide) - small.astype(wide))
-
-
-def _norm(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The Frobenius norm as ``largest * sqrt(sum)``, which neither overflows nor underflows."""
-    magnitude = jnp.abs(x)
-    largest = jnp.max(magnitude, initial=0)
-    return largest, jnp.sum((magnitude / jnp.where(largest > 0, largest, 1)) ** 2)
-
-
-def _compare(w: Leaf, small: PyTree, same: bool) -> tuple[jax.Array, ...]:
-    found = _measure(w, small)
-    # A leaf with NaNs that was left alone is still equal to itself.
-    return (*found[:3], jnp.zeros(()), jnp.zeros(())) if same else found
 
 
 def _is_array(x: Any) -> bool:

@@ -1,10 +1,9 @@
 """What each way to compress each parameter costs in loss, measured or estimated."""
 
-import itertools
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ from jaxopt_compress.compression import Compression, compress
 from jaxopt_compress.compression.compress import Recipe
 from jaxopt_compress.planning.costs import Running, running
 from jaxopt_compress.planning.fisher import squared_gradients
-from jaxopt_compress.planning.kept import Kept, tracked
+from jaxopt_compress.planning.kept import Kept, in_turns, tracked
 from jaxopt_compress.planning.tables import Table, as_rich, as_text
 from jaxopt_compress.post_training.fingerprint import fingerprint
 from jaxopt_compress.tree import Part, Where, map_named, named_leaves, nbytes, select
@@ -101,10 +100,14 @@ class Sensitivities(NamedTuple):
         names = list(self.candidates)
         rows = []
         for row, cells in self.cells.items():
-            shown = [_shown(self, row, name) if name in cells else "-" for name in names]
+            shown = [self._shown(row, name) if name in cells else "-" for name in names]
             rows.append([row, f"{cells[DENSE].bytes:,}", *shown])
         titles = ["increase of the loss (~: estimated)", "bytes", *names]
         return Table(titles, rows, [], [False] + [True] * (len(names) + 1))
+
+    def _shown(self, row: str, name: str) -> str:
+        sign = "~" if self.cells[row][name].measured is None else ""
+        return f"{sign}{self.increase(row, name):.3g}"
 
 
 def sensitivities(
@@ -184,17 +187,6 @@ def sensitivities(
     rows = _rows(params, uses, groups)
     taken = {path for paths in rows.values() for path in paths}
     leaves = {path: w for path, w in named_leaves(params) if path in taken}
-
-    def small_row(row: str, name: str) -> dict[str, Any] | None:
-        part = Part({path: leaves[path] for path in rows[row]})
-        try:
-            state = candidates[name].init(part, uses=uses, stats=stats)
-            small = dict(candidates[name].compress(part, state))
-        except ValueError as error:
-            error.add_note(f"candidate {name!r} has to take {row!r}, or leave it out by where=")
-            raise
-        return small if all(map(is_compressed, small.values())) else None
-
     others = params
     if beside is not None:
         others = materialize(compress(params, beside, uses=uses, stats=stats))
@@ -202,36 +194,57 @@ def sensitivities(
     cells: dict[str, dict[str, Cell]] = {}
     forms: dict[tuple[str, str], dict[str, Any]] = {}
     for row, paths in rows.items():
-        stored = {name: small_row(row, name) for name in candidates}
-        stored = {name: small for name, small in stored.items() if small is not None}
-        if stored:
-            own = {path: leaves[path] for path in paths}
+        own = {path: leaves[path] for path in paths}
+        if stored := _stored(own, row, candidates, uses, stats):
             cells[row] = _estimated(own, squares, stored, size, uses)
             forms |= {(row, name): stored[name] for name in _frontier(cells[row])[:measured]}
     if not cells:
         raise ValueError(f"no candidate of {sorted(candidates)} takes any of {sorted(leaves)[:8]}")
 
-    run = jax.jit(loss)
-    mean = lambda tree: sum(float(run(tree, *batch)) for batch in held_out) / len(held_out)
-    with_row = lambda own: mean(map_named(lambda p, w: own.get(p, w), others))
-    base, deadline = mean(params), time.monotonic() + seconds
-    # With all others as they were, a dense row costs what the dense model does.
-    dense_row = {row: base for row in cells} if beside is None else {}
     asked = (params, dict(candidates), batches, held_out, loss)
     kept = Kept(resume, fingerprint(*asked, *([] if beside is None else [others])))
-    for row, name in tracked(_in_turns(forms), progress):
+    run = jax.jit(loss)
+    mean = lambda tree: sum(float(run(tree, *batch)) for batch in held_out) / len(held_out)
+    base, deadline = mean(params), time.monotonic() + seconds
+    with_row = lambda own: mean(map_named(lambda path, w: own.get(path, w), others))
+    # With all others as they were, a dense row costs what the dense model does.
+    dense = {row: base for row in cells} if beside is None else {}
+    for row, name in tracked(in_turns(forms), progress):
         found, small = kept.get(row, name), forms.pop((row, name))
         if found is None and time.monotonic() < deadline:
-            if row not in dense_row:
-                dense_row[row] = with_row({path: leaves[path] for path in rows[row]})
-            found = with_row({p: materialize(w) for p, w in small.items()}) - dense_row[row]
+            if row not in dense:
+                dense[row] = with_row({path: leaves[path] for path in rows[row]})
+            found = with_row({path: materialize(w) for path, w in small.items()}) - dense[row]
             kept.put(row, name, found)
         cells[row][name] = cells[row][name]._replace(measured=found)
-    counted = {path for row in cells for path in rows[row]}
-    held = {p: w for p, w in named_leaves(params) if hasattr(w, "dtype") and p not in counted}
-    after = None if uses is None else running(uses, held)
     chosen = {row: rows[row] for row in cells}
+    held = _outside(params, chosen)
+    after = None if uses is None else running(uses, held)
     return Sensitivities(cells, chosen, dict(candidates), base, size(held), after)
+
+
+def _stored(
+    own: dict[str, Any], row: str, candidates: Mapping[str, Compression], uses: Any, stats: Any
+) -> dict[str, dict[str, Any]]:
+    """Name -> the leaves of a row as a candidate stores them, of those that take all of them."""
+    found, part = {}, Part(own)
+    for name, candidate in candidates.items():
+        try:
+            state = candidate.init(part, uses=uses, stats=stats)
+            small = dict(candidate.compress(part, state))
+        except ValueError as error:
+            error.add_note(f"candidate {name!r} has to take {row!r}, or leave it out by where=")
+            raise
+        if all(map(is_compressed, small.values())):
+            found[name] = small
+    return found
+
+
+def _outside(params: Any, rows: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The arrays that are in no row."""
+    inside = {path for paths in rows.values() for path in paths}
+    leaves = named_leaves(params)
+    return {path: w for path, w in leaves if hasattr(w, "dtype") and path not in inside}
 
 
 def _estimated(
@@ -251,14 +264,6 @@ def _estimated(
         terms = [float(jnp.sum(squares[p] * jnp.square(m))) for p, m in moved.items()]
         cells[name] = Cell(size(dict(small)), sum(terms) / 2, None, after(small))
     return cells
-
-
-def _in_turns(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Row by row, so that all rows have some measurements when time runs out."""
-    turns: dict[str, list[tuple[str, str]]] = {}
-    for row, name in pairs:
-        turns.setdefault(row, []).append((row, name))
-    return [pair for turn in itertools.zip_longest(*turns.values()) for pair in turn if pair]
 
 
 def _rows(params: Any, uses: Any, groups: Sequence[Where]) -> dict[str, list[str]]:
@@ -293,8 +298,3 @@ def _ratios(cells: Any) -> list[float]:
     """Measured over estimated increases, of those that are more than nothing."""
     both = [(c.measured, c.estimate) for c in cells if c.measured is not None and c.estimate > 0]
     return [m / e for m, e in both if m > 0 and math.isfinite(m / e)]
-
-
-def _shown(table: Sensitivities, row: str, name: str) -> str:
-    sign = "~" if table.cells[row][name].measured is None else ""
-    return f"{sign}{table.increase(row, name):.3g}"

@@ -91,73 +91,97 @@ def small_states(
         Dettmers et al., 2022, 8-bit Optimizers via Block-wise Quantization. Li et al., 2023, Memory
         Efficient Optimizers with 4-bit States.
     """
-    fmt = format_of(format)
-    inner = optax.with_extra_args_support(inner)
     if block < 1:
         raise ValueError(f"block={block!r}; it is a number of entries")
+    kept = _Kept(format_of(format), block, where, min_size, second_moments)
+    inner = optax.with_extra_args_support(inner)
 
-    def chosen(state: PyTree) -> dict[str, bool]:
+    def init_fn(params: PyTree) -> SmallStates:
+        state, count = inner.init(params), jnp.zeros((), jnp.int32)
+        _check(state, kept)
+        return SmallStates(count, _store(state, kept, count))
+
+    def update_fn(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any
+    ) -> tuple[Any, SmallStates]:
+        wide = _restore(state.inner, kept)
+        updates, new = inner.update(updates, wide, params, **extra_args)
+        count = jnp.where(state.count < 2**31 - 1, state.count + 1, state.count)
+        return updates, SmallStates(count, _store(new, kept, count))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class _Kept(NamedTuple):
+    """Which leaves of a state are kept in few bits, and how: the arguments of `small_states`."""
+
+    fmt: Format
+    block: int
+    where: Where
+    min_size: int
+    second_moments: Where
+
+    def is_square(self, path: str, x: Leaf, field: str) -> bool:
+        """Whether a leaf is a second moment."""
+        if self.second_moments is None:
+            return field in _SECOND
+        return bool(fit_of(self.second_moments, path, x))
+
+    def chosen(self, state: PyTree) -> dict[str, bool]:
         """Path -> whether it is a second moment, of the leaves that are kept in few bits."""
         fields, found = _fields(state), {}
         for path, x in named_leaves(state):
             known = fields[path] in _SECOND | _FIRST
-            taken = known if where is None else fit_of(where, path, x)
-            if taken and is_float(x) and x.size >= min_size and x.ndim:
-                found[path] = is_square(path, x, fields[path])
+            taken = known if self.where is None else fit_of(self.where, path, x)
+            if taken and is_float(x) and x.size >= self.min_size and x.ndim:
+                found[path] = self.is_square(path, x, fields[path])
         return found
 
-    def is_square(path: str, x: Leaf, field: str) -> bool:
-        if second_moments is None:
-            return field in _SECOND
-        return bool(fit_of(second_moments, path, x))
 
-    def init(params: PyTree) -> SmallStates:
-        state = inner.init(params)
-        found = chosen(state)
-        if not found:
-            raise ValueError(
-                f"small_states: no leaf of the state has {min_size} entries or more and is chosen "
-                f"by where={where!r}; its leaves are {', '.join(p for p, _ in named_leaves(state))}"
-            )
-        if _rounds_a_variance(state, found):
-            raise ValueError(
-                "small_states: centered RMSProp divides by the root of nu - mu^2, which rounding "
-                "can make negative: take centered=False, or leave mu and nu out by where="
-            )
-        for path, root in found.items():
-            if root and not isinstance(fmt.grid, Minifloat):
-                raise ValueError(
-                    f"small_states: {fmt.name!r} for the second moment {path!r}: evenly spaced or "
-                    "few levels have diverged; use 'float8_e4m3fn' or 'float4_e2m1fn', or leave it "
-                    "out by where="
-                )
-        return SmallStates(jnp.zeros((), jnp.int32), store(state, jnp.zeros((), jnp.int32)))
+def _check(state: PyTree, kept: _Kept) -> None:
+    """Refuses a choice of nothing, of variances, and formats that diverge for second moments."""
+    found = kept.chosen(state)
+    if not found:
+        raise ValueError(
+            f"small_states: no leaf of the state has {kept.min_size} entries or more and is chosen "
+            f"by where={kept.where!r}; its leaves are "
+            f"{', '.join(path for path, _ in named_leaves(state))}"
+        )
+    if _rounds_a_variance(state, found):
+        raise ValueError(
+            "small_states: centered RMSProp divides by the root of nu - mu^2, which rounding "
+            "can make negative: take centered=False, or leave mu and nu out by where="
+        )
+    squares = [path for path, root in found.items() if root]
+    if squares and not isinstance(kept.fmt.grid, Minifloat):
+        raise ValueError(
+            f"small_states: {kept.fmt.name!r} for the second moment {squares[0]!r}: evenly spaced "
+            "or few levels have diverged; use 'float8_e4m3fn' or 'float4_e2m1fn', or leave it out "
+            "by where="
+        )
 
-    def store(state: PyTree, count: jax.Array) -> PyTree:
-        found = chosen(state)
 
-        def one(path: str, x: Leaf) -> Leaf:
-            return _stored(x, fmt, block, count, found[path]) if path in found else x
+def _store(state: PyTree, kept: _Kept, count: jax.Array) -> PyTree:
+    """The state of the inner optimizer with its chosen leaves in few bits."""
+    found = kept.chosen(state)
 
-        return map_named(one, state)
+    def stored(path: str, x: Leaf) -> Leaf:
+        return _stored(x, kept.fmt, kept.block, count, found[path]) if path in found else x
 
-    def restore(state: PyTree) -> PyTree:
-        fields = _fields(state)
+    return map_named(stored, state)
 
-        def one(path: str, x: Leaf) -> Leaf:
-            if not isinstance(x, QuantizedArray):
-                return x
-            value = x.materialize()
-            return value * jnp.abs(value) if is_square(path, value, fields[path]) else value
 
-        return map_named(one, state)
+def _restore(state: PyTree, kept: _Kept) -> PyTree:
+    """The state of the inner optimizer as it computes with it."""
+    fields = _fields(state)
 
-    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any) -> PyTree:
-        updates, new = inner.update(updates, restore(state.inner), params, **extra)
-        count = jnp.where(state.count < 2**31 - 1, state.count + 1, state.count)
-        return updates, SmallStates(count, store(new, count))
+    def restored(path: str, x: Leaf) -> Leaf:
+        if not isinstance(x, QuantizedArray):
+            return x
+        value = x.materialize()
+        return value * jnp.abs(value) if kept.is_square(path, value, fields[path]) else value
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return map_named(restored, state)
 
 
 def _fields(state: PyTree) -> dict[str, str]:

@@ -138,7 +138,8 @@ def progressive(stages: Mapping[int, Compression]) -> Compression:
         return state._replace(count=count, leaves=leaves)
 
     first = order[0]
-    return Compression(init, update, first.apply, first.compress, first.forward)
+    call = f"progressive({dict(zip(begins, order, strict=True))})"
+    return Compression(init, update, first.apply, first.compress, first.forward, call=call)
 
 
 def _check(begin: int, state: PyTree, first: Any) -> None:

@@ -12,6 +12,7 @@ from jaxopt_compress.compression import (
     Method,
     Parameter,
     compression_of,
+    made,
     spelled,
 )
 from jaxopt_compress.compression.keywords import answers
@@ -144,8 +145,11 @@ def prune(
         lambda parameters: first(rules, parameters),
         lambda decisions, count, parameters: later(rules, decisions, count, parameters),
     )
-    asked = spelled("prune", pattern=pattern, where=where, stack=stack or None)
-    return compression_of(method, where, stack=stack, asked=asked)
+    asked = {"pattern": pattern, "where": where, "stack": stack or None}
+    by_what = [made(x) for x in (by, schedule) if x is not None]
+    call = spelled("prune", *by_what, threshold=threshold, scope=scope, pruned=pruned, **asked)
+    compression = compression_of(method, where, stack=stack, asked=spelled("prune", **asked))
+    return compression._replace(call=call)
 
 
 def _schedule(schedule: Any, threshold: Any, pattern: Pattern, signed: bool) -> Schedule | None:

@@ -157,7 +157,11 @@ def given(tree: PyTree, signed: bool = False) -> Score:
     return Score(accumulated, keep, signed=signed)
 
 
-_MAGNITUDE = Score(lambda parameter, kept: jnp.abs(parameter.dense()))
+def _magnitude(parameter: Parameter, kept: PyTree) -> jax.Array:
+    return jnp.abs(parameter.dense())
+
+
+_MAGNITUDE = Score(_magnitude)
 
 __all__ = [
     "Score",

@@ -76,20 +76,15 @@ def compressed_training(
     penalized = callable(penalty) or penalty != 0
     if penalized and compression.penalty is None:
         raise ValueError(
-            f"penalty={penalty}: this compression has no penalty to weigh; leave it out"
+            f"penalty={penalty}: {compression!r} has no penalty to weigh; leave it out"
         )
 
     def init_fn(params: PyTree) -> TrainingState:
         found = given_uses(params, uses, layout)
         state = compression.init(params, uses=found, stats=stats)
-        if callable(penalty) and not method_states(state):
-            raise ValueError(
-                "a schedule of the penalty follows the updates that a compression counts, and the "
-                f"{type(state).__name__} of this one counts none: pass a number"
-            )
-        parts = learned_parts(state)
+        inner_state, parts = outer.init(params), learned_parts(state)
+        _check_scheduled(penalty, state)
         check_resting(params, state)
-        inner_state = outer.init(params)
         _refuse_accumulation(inner_state)
         trained = trainer.init(parts) if jax.tree.leaves(parts) else None
         return TrainingState(inner_state, trained, state)
@@ -181,6 +176,15 @@ def _hold(updates: PyTree, params: PyTree, new: Leaf) -> PyTree:
     held = {path for path, state in pairs if state.replaces}
     held |= {path for path, leaf in named_leaves(params) if not is_float(leaf)}
     return map_named(lambda path, u: jnp.zeros_like(u) if path in held else u, updates)
+
+
+def _check_scheduled(penalty: float | optax.Schedule, state: PyTree) -> None:
+    """Refuses a schedule of the penalty where no updates are counted."""
+    if callable(penalty) and not method_states(state):
+        raise ValueError(
+            "a schedule of the penalty follows the updates that a compression counts, and the "
+            f"{type(state).__name__} of this one counts none: pass a number"
+        )
 
 
 def _refuse_accumulation(inner_state: PyTree) -> None:

@@ -50,8 +50,38 @@ def test_each_entry_of_a_stack_has_an_error_of_its_own():
     coarse = {"w": jnp.round(params["w"] / 10) * 10}
     row = jc.report(params, coarse, stats)["leaves"][0]
     each = [relative(x[e] @ coarse["w"][e], x[e] @ params["w"][e]) for e in range(3)]
+    np.testing.assert_allclose(row["output_errors"], each, rtol=1e-4)
     np.testing.assert_allclose(row["worst_output_error"], max(each), rtol=1e-4)
     assert row["output_error"] < 0.02 < 0.9 < row["worst_output_error"]
+
+
+def test_entries_that_share_inputs_have_errors_where_the_stack_is_said():
+    """Experts that all meet the same rows: uses take their axis for an output."""
+    size = jnp.array([1.0, 1e-3])[:, None, None]
+    params, x = {"w": normal(0, 2, 8, 4) * size, "b": jnp.ones(4)}, normal(1, 50, 8)
+    fn = lambda p, x: jnp.einsum("nk,ekm->enm", x, p["w"]) + p["b"]
+    stats = jc.calibrate(fn, params, [x])
+    coarse = {"w": jnp.round(params["w"] * 10) / 10, "b": params["b"]}
+    row = jc.report(params, coarse, stats, stack={"w": 1})["leaves"][1]
+    outputs = [relative(x @ coarse["w"][e], x @ params["w"][e]) for e in range(2)]
+    entries = [relative(coarse["w"][e], params["w"][e]) for e in range(2)]
+    np.testing.assert_allclose(row["output_errors"], outputs, rtol=1e-4)
+    np.testing.assert_allclose(row["errors"], entries, rtol=1e-4)
+    assert row["worst_error"] == max(row["errors"]) > 0.9 > 0.1 > row["relative_error"]
+    assert "errors" not in jc.report(params, coarse, stats)["leaves"][1]
+    with pytest.raises(ValueError, match=r"3 leading axes of 'w' of shape \(2, 8, 4\)"):
+        jc.report(params, coarse, stack={"w": 3})
+
+
+def test_scanned_layers_have_errors_of_their_own():
+    params = {"w": normal(0, 3, 4, 4) * jnp.array([1.0, 1e-2, 1e2])[:, None, None]}
+    fn = lambda p, x: jax.lax.scan(lambda x, w: (x @ w, None), x, p["w"])[0]
+    found = jc.uses(fn, params, jnp.ones((2, 4)))
+    small = jc.compress(params, jc.quantize("int4"), uses=found)
+    row = jc.report(params, small, uses=found)["leaves"][0]
+    dense = jc.materialize(small)["w"]
+    each = [relative(dense[i], params["w"][i]) for i in range(3)]
+    np.testing.assert_allclose(row["errors"], each, rtol=1e-4)
 
 
 def test_groups_of_a_convolution():

@@ -128,6 +128,18 @@ def test_comparisons_are_what_direct_computations_give(params, batches):
         assert row["resident_bytes"] == jc.resident_bytes(small)
         times = row["milliseconds"]
         assert 0 < times["low"] <= times["median"] <= times["high"]
+        if name != "dense":
+            ratio = row["time_ratio"]
+            assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+            assert ratio["noise"] == (ratio["low"] <= 1 <= ratio["high"])
+    assert "time_ratio" not in found["dense"]
+    slow = {"median": 2.0, "low": 1.5, "high": 2.5, "noise": False}
+    found["int2"]["time_ratio"], found["factors"]["time_ratio"] = (
+        slow,
+        slow | {"low": 0.5, "noise": True},
+    )
+    assert "2.00 [1.50, 2.50]\n" in str(found).replace("  ", "\n")
+    assert "2.00 [0.50, 2.50], noise" in str(found)
     assert found["dense"]["difference"] == 0 and found["dense"]["agreement"] == 1
     assert found["dense"]["flops"] == found["int2"]["flops"] == 2 * 20 * (16 * 32 + 32 * 8)
     assert found["factors"]["flops"] == 2 * 20 * (16 * 32 + 3 * (32 + 8))

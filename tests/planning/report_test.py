@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxopt_compress as jc
-from jaxopt_compress.planning.report import _measure
+from jaxopt_compress.planning.leaf_errors import _norms
 from tests.array_contract import LEAVES
 
 
@@ -118,6 +118,6 @@ def test_no_leaf_is_compiled_twice():
     leaf = next(leaf for leaf in LEAVES if leaf.name == "int4").example().leaf
     dense = leaf.materialize()
     jc.report({"a": dense}, {"a": leaf})
-    before = _measure._cache_size()
+    before = _norms._cache_size()
     jc.report({"a": dense, "b": dense + 1}, {"a": leaf, "b": leaf})
-    assert _measure._cache_size() == before
+    assert _norms._cache_size() == before
