@@ -522,23 +522,37 @@ def fn(w, x):
     for each in w:
         x = jnp.tanh(x @ each)
     return x
-methods = {
-    "quantize": lambda: jc.quantize("int3", activations=jc.activations("int4", "calibrated")),
-    "gptq": lambda: jc.gptq("int3", group_size=4, symmetric=False),
-    "auto_round": lambda: jc.auto_round("int3", steps=20),
-}
 small = jc.compress_in_order(
-    fn, w, methods[sys.argv[1]](), [x + 1 for x in w[:2]], resume=sys.argv[2], progress=False
+    fn, w, eval(sys.argv[1]), [x + 1 for x in w[:2]], resume=sys.argv[2], progress=False
 )
 jc.save(sys.argv[4], small)
 """
 
 
+RESUMED = {
+    "quantize": 'jc.quantize("int3", activations=jc.activations("int4", "calibrated"))',
+    "gptq": 'jc.gptq("int3", group_size=4, symmetric=False)',
+    "auto_round": 'jc.auto_round("int3", steps=20)',
+    "auto_round, relaxed": 'jc.auto_round("int3", method="relaxed", steps=20)',
+    "awq": 'jc.awq("int3", group_size=4)',
+    "hqq": 'jc.hqq("int3", symmetric=False)',
+    "smooth_quant": 'jc.smooth_quant(activations=jc.activations("int8", "calibrated"))',
+    "sparse_gpt, gptq": 'jc.chain(jc.sparse_gpt(0.5, "2:4"), jc.gptq("int4"))',
+    "prune, reconstruct": (
+        "jc.chain(jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)), jc.reconstruct())"
+    ),
+    "low_rank_correction": 'jc.low_rank_correction(jc.gptq("int3"), 2, whiten=True)',
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["quantize", "gptq", "auto_round"])
+@pytest.mark.parametrize("method", RESUMED)
 def test_killed_processes_resume_to_the_same_bits(method, tmp_path):
     def run(folder, at, out):
-        given = [sys.executable, "-c", KILLED, method, tmp_path / folder, str(at), tmp_path / out]
+        given = [
+            *(sys.executable, "-c", KILLED, RESUMED[method]),
+            *(tmp_path / folder, str(at), tmp_path / out),
+        ]
         return subprocess.run(given, env={**os.environ, "JAX_PLATFORMS": "cpu"}).returncode
 
     assert run("whole", 99, "want") == 0

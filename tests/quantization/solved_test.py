@@ -141,13 +141,22 @@ def test_pruned_parameters_move_under_the_mask():
 
 SHARDED = {
     **METHODS,
+    "auto_round-relaxed": lambda: jc.auto_round("int3", method="relaxed", steps=50),
     "hqq": lambda: jc.hqq("int3"),
     "low_rank_correction": lambda: jc.low_rank_correction(jc.quantize("int3"), rank=2, whiten=True),
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", SHARDED)
+SPLIT_IN_CI = ("gptq-grouped-asymmetric", "auto_round-relaxed", "sparse_gpt-2:4")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(m, marks=pytest.mark.ci if m in SPLIT_IN_CI else pytest.mark.slow)
+        for m in SHARDED
+    ],
+)
 def test_split_inputs_and_parameters_give_the_same_codes(method):
     """On eight devices. Inputs are integers, whose sums are exact in any order."""
     params, uses, _, x = measured()
