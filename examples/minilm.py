@@ -38,9 +38,11 @@ METHODS = {
     "gptq": jc.gptq,
     "rotated nearest": jc.quantize,
     "rotated gptq": jc.gptq,
+    "learned nearest": jc.quantize,
+    "learned gptq": jc.gptq,
     "share": functools.partial(jc.share, centroid_dtype="float16", iterations=15),
 }
-WITHOUT_DATA = ("nearest", "percentile", "squares", "hqq", "rotated nearest")
+WITHOUT_DATA = ("nearest", "percentile", "squares", "hqq", "rotated nearest", "learned nearest")
 _zero = {"symmetric": False}
 # What methods are given; "w4a8" rounds weights to 4 bits and activations to 8.
 FORMATS = {
@@ -93,12 +95,21 @@ def calibration(tokenize, count):
     return [(np.concatenate(batches[i][0]),) for i in sorted(chosen)]
 
 
+def learned(params, small, seen, rows=32):
+    """Codes chosen anew on the grid of ``small``, all together, by the vectors of few sentences."""
+    whole = [ids[(ids > 0).any(1)] for (ids,) in seen]
+    batches = [(ids[:rows],) for ids in whole if len(ids) >= rows]
+    return jc.learn_rounding(minilm.apply, params, small, batches)
+
+
 def fits(format, method):
     """Whether a method takes a format."""
     given = FORMATS[format]
     if "vector" in given or method == "share":
         return "vector" in given and method == "share"
     both = "activations" in given
+    if method.startswith("learned"):
+        return given["format"].startswith("int") and not both
     refused = {
         "smooth_quant": not both,
         "awq": both,
@@ -144,6 +155,8 @@ def main(argv=None):
         c = METHODS[method](given.pop("format"), **given)
         stats = None if method in WITHOUT_DATA else model.stats()
         small = jc.compress(model.params, c, uses=model.uses, stats=stats)
+        if method.startswith("learned"):
+            small = learned(model.params, small, seen)
         jax.block_until_ready(jax.tree.leaves(small))
         seconds = time.perf_counter() - start
         # Dense weights are the same numbers, and one program serves them all.

@@ -203,7 +203,7 @@ def _bases(
                 moment = own.second_moment.astype(wide)
                 if not is_traced(moment) and not bool(jnp.isfinite(moment).all()):
                     raise ValueError(
-                        f"the second moments of what meets {path!r} along axis {axis} are NaN or "
+                        f"the second moments of the inputs of {path!r} along axis {axis} are NaN or "
                         "infinite: calibrate with batches of which all activations are finite"
                     )
                 if path in found.scales:

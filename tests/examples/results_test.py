@@ -26,6 +26,9 @@ def test_cells_follow_their_globs():
     assert list(chosen)[:2] == ["int4-g64, nearest", "int4-g64, squares"]
     assert "mxfp4, hqq" not in chosen and "nf4-g64, hqq" in chosen
     assert not minilm.cells(["int5, *"])
+    assert list(minilm.cells(["*-g64, learned gptq"])) == [
+        f"{f}-g64, learned gptq" for f in ("int4", "int3-zero", "int2-zero")
+    ]
 
 
 def test_near_ties_explain_changed_answers():

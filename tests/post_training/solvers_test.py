@@ -171,7 +171,7 @@ SOLVERS = {
         least_squares,
         never_worse=True,
     ),
-    # Its grids weigh errors by each input alone, and inputs are correlated here.
+    # Its grids count errors input by input, and ignore that inputs are correlated here.
     "awq": Solver(lambda w: jc.awq("int3", where=w), least_squares, 1.02),
     "sparse_gpt": Solver(lambda w: jc.sparse_gpt(0.5, where=w), pruned),
     "reconstruct": Solver(lambda w: jc.chain(pruned(w), jc.reconstruct(w)), pruned),
@@ -249,7 +249,7 @@ def test_weights_are_nearer_in_the_norm_that_chooses_their_grid(own, method):
     assert np.all(got <= (1 + 1e-5) * want) and got.sum() < want.sum()
 
 
-# One of each library, of each kind of stack, and of what is used twice.
+# A model of each library, one of each kind of stack, and one that uses a parameter twice.
 WALKED = (
     "linen_attention",
     "linen_tied_embedding",

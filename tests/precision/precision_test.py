@@ -275,3 +275,32 @@ def test_moments_are_told_by_the_fields_of_states():
     with pytest.raises(ValueError, match="centered RMSProp"):
         jc.small_states(optax.rmsprop(1e-2, centered=True)).init(params)
     assert few(optax.rmsprop(1e-2)) == {"nu"}
+
+
+@pytest.mark.ci
+def test_distances_estimated_from_moments_in_few_bits():
+    """D-Adaptation multiplies its averages by an estimate; its sum of gradients is no moment."""
+    want = jax.random.normal(KEY, (64, 128))
+    small = jc.small_states(optax.contrib.dadapt_adamw())
+    state = small.init({"w": jnp.zeros_like(want)})
+    kept = {p for p, x in named_leaves(state.inner) if isinstance(x, jc.QuantizedArray)}
+    assert kept == {"exp_avg/w", "exp_avg_sq/w"}
+
+    def distances(tx, steps=60):
+        def step(carry, _):
+            params, state = carry
+            grads = {"w": params["w"] - want}
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        params = {"w": jnp.zeros_like(want)}
+        (params, state), _ = jax.lax.scan(step, (params, tx.init(params)), length=steps)
+        return jnp.linalg.norm(params["w"] - want), getattr(state, "inner", state).estim_lr
+
+    (got, estimate), (plain, exact) = (
+        distances(tx) for tx in (small, optax.contrib.dadapt_adamw())
+    )
+    # Rounded without bias: both near as fast, by about the same estimate of the distance.
+    assert float(plain) < 0.5 * float(jnp.linalg.norm(want))
+    assert float(got) < 1.1 * float(plain)
+    np.testing.assert_allclose(estimate, exact, rtol=0.1)

@@ -97,17 +97,27 @@ def test_gptq_in_another_order_is_dense_with_a_warning(tmp_path):
         check(tmp_path / "m", dense(codes, zeros + 1, scales, order), jnp.ndarray)
 
 
+def awq_words(x):
+    """Nibbles of a word, lowest first, hold the columns 0, 2, 4, 6, 1, 3, 5, 7 of eight."""
+    shuffled = x.reshape(len(x), -1, 8)[..., [0, 2, 4, 6, 1, 3, 5, 7]].reshape(x.shape)
+    return gptq_words(shuffled, 1)
+
+
 def test_awq(tmp_path):
     codes, zeros, scales = numbers()
-
-    def words(x):
-        # Nibbles of a word, lowest first, hold the columns 0, 2, 4, 6, 1, 3, 5, 7 of eight.
-        shuffled = x.reshape(len(x), -1, 8)[..., [0, 2, 4, 6, 1, 3, 5, 7]].reshape(x.shape)
-        return gptq_words(shuffled, 1)
-
-    tensors = {"fc.qweight": words(codes), "fc.qzeros": words(zeros), "fc.scales": scales}
+    tensors = {"fc.qweight": awq_words(codes), "fc.qzeros": awq_words(zeros), "fc.scales": scales}
     write(tmp_path / "m", tensors, {"quant_method": "awq", "bits": 4, "group_size": GROUP})
     check(tmp_path / "m", dense(codes, zeros, scales, np.arange(IN) // GROUP))
+
+
+@pytest.mark.parametrize("key", ["group_size", "q_group_size"])
+def test_awq_with_a_short_last_group(key, tmp_path):
+    """Groups of 24, 24 and 16 inputs: their size is none that 64 over 3 could tell."""
+    codes, zeros, scales = numbers()
+    zeros, scales = zeros[:3], scales[:3] * np.float16([[1], [4], [16]])
+    tensors = {"fc.qweight": awq_words(codes), "fc.qzeros": awq_words(zeros), "fc.scales": scales}
+    write(tmp_path / "m", tensors, {"quant_method": "awq", "bits": 4, key: 24})
+    check(tmp_path / "m", dense(codes, zeros, scales, np.arange(IN) // 24))
 
 
 METHODS = {
