@@ -95,10 +95,11 @@ def loss_of(apply, share):
 
 def train(loss, params, data, seed, steps, tx, view=lambda params, state: params):
     """Trains by an optimizer; returns parameters and its state."""
-    images, labels, logits = data
+    count = len(data[1])
 
     @jax.jit
-    def step(params, opt_state, rows, key):
+    def step(params, opt_state, data, rows, key):
+        images, labels, logits = data
         places = jax.random.randint(key, rows.shape, 0, 9)
         own = None if logits is None else logits[places, rows]
         at_view = lambda view: loss(view, shifted(images[rows], places), labels[rows], own)
@@ -106,13 +107,13 @@ def train(loss, params, data, seed, steps, tx, view=lambda params, state: params
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    per_epoch = len(labels) // BATCH
+    per_epoch = count // BATCH
     now, rng, key = (params, tx.init(params)), np.random.default_rng(seed), jax.random.key(seed)
     for i in track(range(steps), "training", transient=True, disable=not sys.stdout.isatty()):
         if i % per_epoch == 0:
-            order = jnp.asarray(rng.permutation(len(labels)))
+            order = jnp.asarray(rng.permutation(count))
         rows = order[i % per_epoch * BATCH :][:BATCH]
-        now = step(*now, rows, jax.random.fold_in(key, i))
+        now = step(*now, data, rows, jax.random.fold_in(key, i))
         if i % 20 == 0:
             jax.block_until_ready(now)  # Steps are dispatched ahead: progress would be a lie.
     return now
