@@ -5,20 +5,21 @@
     rate    cross-entropy plus the bits that a coder would need, with steps that are trained
 
 Both start from a dense network, trained once and kept in ``--folder``. ``--flops 0.2`` then removes
-hidden units and channels of least magnitude until this share of the operations is left, and trains
-on with what stays. ``--teacher 0.7`` makes the dense LeNet-5 a teacher: that share of the loss is
-distance to its logits, at the same shift of the same image. Training is by Adam on images that are
-shifted by up to one pixel at random; the last 5000 of the 60000 are held out, and choices are made
-by the error on them (``validation``).
+hidden units and channels of least magnitude until this share of the operations is left, ``--units
+9 20 80`` until so many are left of each layer, and training goes on with what stays. ``--teacher
+0.7`` makes the dense LeNet-5 a teacher: that share of the loss is distance to its logits, at the
+same shift of the same image. Training is by Adam on images that are shifted by up to one pixel at
+random; the last 5000 of the 60000 are held out, and choices are made by the error on them
+(``validation``).
 
 The tree is saved, coded; a new process loads the file and evaluates it on the 10000 test images.
 `bytes` are those of the coded arrays, biases included, `folder` those of all files of the
 checkpoint, with the document that says what the tree is made of, and checksums.
 
-    python -m examples.deep_compression --strengths 0.94 0.97 --seeds 0 1 2 --out deep.json --resume
-    python -m examples.deep_compression --method rate --strengths 1e-6 2e-6 4e-6 --teacher 0.7 \\
-        --seeds 0 1 2 --epochs 60 --out rate.json --resume
-    python -m examples.deep_compression --plot curve.png --out rate.json --resume
+    python -m examples.deep_compression --strengths 0.94 0.97 --seeds 0 1 2 --out deep.json
+    python -m examples.deep_compression --method rate --model LeNet-300-100 --strengths 1e-5 3e-5 \\
+        --teacher 0.7 --epochs 60 --out rate.json
+    python -m examples.deep_compression --plot curve.png --out rate.json
     python -m examples.deep_compression --quick                     # a minute, to see it run
 
 References:
@@ -39,15 +40,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from rich import box
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import jaxopt_compress as jc
 from examples.data import mnist
-from examples.models.lenet import MODELS, WEIGHTS
+from examples.models.lenet import FASTER, MODELS, WEIGHTS
 from examples.models.training import batches
+from examples.results import Results, show
 from jaxopt_compress.extras import require
 
 BATCH, EVERY, HELD_OUT, TEMPERATURE = 128, 50, 5000, 2.0
@@ -96,10 +95,11 @@ def loss_of(apply, share):
 
 def train(loss, params, data, seed, steps, tx, view=lambda params, state: params):
     """Trains by an optimizer; returns parameters and its state."""
-    images, labels, logits = data
+    count = len(data[1])
 
     @jax.jit
-    def step(params, opt_state, rows, key):
+    def step(params, opt_state, data, rows, key):
+        images, labels, logits = data
         places = jax.random.randint(key, rows.shape, 0, 9)
         own = None if logits is None else logits[places, rows]
         at_view = lambda view: loss(view, shifted(images[rows], places), labels[rows], own)
@@ -107,13 +107,13 @@ def train(loss, params, data, seed, steps, tx, view=lambda params, state: params
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    per_epoch = len(labels) // BATCH
+    per_epoch = count // BATCH
     now, rng, key = (params, tx.init(params)), np.random.default_rng(seed), jax.random.key(seed)
     for i in track(range(steps), "training", transient=True, disable=not sys.stdout.isatty()):
         if i % per_epoch == 0:
-            order = jnp.asarray(rng.permutation(len(labels)))
+            order = jnp.asarray(rng.permutation(count))
         rows = order[i % per_epoch * BATCH :][:BATCH]
-        now = step(*now, rows, jax.random.fold_in(key, i))
+        now = step(*now, data, rows, jax.random.fold_in(key, i))
         if i % 20 == 0:
             jax.block_until_ready(now)  # Steps are dispatched ahead: progress would be a lie.
     return now
@@ -141,12 +141,17 @@ def teacher(epochs, data, folder):
     return jnp.asarray(np.load(path), jnp.float16)
 
 
-def smaller(apply, params, images, share):
+def smaller(apply, params, images, args):
     """The parameters without the units of least magnitude; the function fits them as it is."""
-    if share == 1:
+    if args.flops == 1 and not args.units:
         return params
     groups = jc.find_groups(apply, params, images[:1])
-    return groups.plan(budget=jc.flops(share)).rewrite().params
+    if not args.units:
+        return groups.plan(budget=jc.flops(args.flops)).rewrite().params
+    # In the order of layers, as --units are.
+    pairs = zip(groups.scores().items(), args.units, strict=True)
+    gone = {name: np.argsort(scores)[: len(scores) - left] for (name, scores), left in pairs}
+    return groups.plan(units=gone).rewrite().params
 
 
 def optimizers(steps, speed):
@@ -164,27 +169,26 @@ def run(name, method, strength, seed, args, data, folder):
     whole = dense(name, args.dense, training, folder)
     logits = teacher(args.dense, training, folder) if args.teacher else None
     start = time.process_time()
-    params = smaller(apply, whole, training[0], args.flops)
+    params = smaller(apply, whole, training[0], args)
     uses = jc.uses(apply, params, training[0][:1])
     steps = args.epochs * (len(training[1]) // BATCH)
     c, price = METHODS[method](strength, args, steps)
     tx = optimizers(steps, args.rate)
     tx = jc.compressed_training(tx, c, uses=uses, penalty=price)
-    loss = loss_of(apply, args.teacher)
+    loss = loss_of(FASTER.get(apply, apply), args.teacher)
     params, opt_state = train(loss, params, (*training, logits), seed, steps, tx, c.view)
     small = jc.compress(params, c, state=opt_state)
     path = folder / f"{name}-{method}-{strength:g}-{seed}"
     jc.save(path, small, overwrite=True, coding=args.coding)
     told = [sys.executable, "-m", "examples.deep_compression", "--model", name]
-    # The test images may be fewer, of a quick run.
-    told += ["--evaluate", str(path), "--images", str(len(test[1]))]
-    told += ["--held-out", str(args.held_out)]
+    told += ["--evaluate", str(path), "--held-out", str(args.held_out)]
+    told += ["--images", str(len(test[1]))]  # They may be fewer, of a quick run.
     found = json.loads(subprocess.run(told, capture_output=True, text=True, check=True).stdout)
     kept = sum(int(jnp.sum(x != 0)) for x in jax.tree.leaves(jc.materialize(small)))
     files = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    row = asked(name, method, strength, seed, args)
     return {
-        **row,
+        "model": name,
+        "method": method,
         **{key: 100 - 100 * value for key, value in found.items()},
         "kept": kept,
         "plain": jc.nbytes(small),
@@ -195,12 +199,13 @@ def run(name, method, strength, seed, args, data, folder):
     }
 
 
-def asked(name, method, strength, seed, args):
-    """What tells a run from others."""
-    found = {"model": name, "method": method, "strength": strength, "seed": seed}
-    for key in ("epochs", "clusters", "step", "rate", "flops", "teacher", "dense"):
-        found[key] = getattr(args, key)
-    return found
+def named(name, method, strength, seed, args):
+    """A name that tells a run from others: it says all that may differ."""
+    keys = {"deep": ("clusters",), "rate": ("step",)}[method]
+    keys += ("epochs", "dense", "rate", "flops", "units", "teacher")
+    found = [name, method, f"{strength:g}", f"seed={seed}"]
+    values = {key: getattr(args, key) for key in keys}
+    return " ".join(found + [f"{k}={v}" for k, v in values.items() if v is not None])
 
 
 def evaluated(name, path, images, held_out):
@@ -214,23 +219,10 @@ def evaluated(name, path, images, held_out):
     return {key: figures["accuracy"] for key, figures in found.items()}
 
 
-def show(rows):
-    """A table of the runs."""
-    columns = ("model", "method", "strength", "seed", "validation", "error", "kept", "bytes")
-    columns += ("folder", "ratio")
-    table = Table(*columns, box=box.SIMPLE, title="MNIST, 10000 test images")
-    for row in rows:
-        text = row | {key: f"{row[key]:.2f}" for key in ("validation", "error")}
-        text["ratio"] = f"{row['ratio']:.1f}"
-        table.add_row(*(str(text[k]) for k in columns))
-    Console(width=120).print(table)
-
-
 def plot(rows, path):
     """Test error against the ratio, a panel per network."""
-    figure = require("matplotlib.figure", extra="examples").Figure(
-        figsize=(9, 4), layout="constrained"
-    )
+    matplotlib = require("matplotlib.figure", extra="examples")
+    figure = matplotlib.Figure(figsize=(9, 4), layout="constrained")
     names = sorted({row["model"] for row in rows})
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for name, panel in zip(names, panels, strict=True):
@@ -248,15 +240,17 @@ def parsed():
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--model", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--method", default="deep", choices=list(METHODS))
+    left = parser.add_mutually_exclusive_group()
+    left.add_argument("--flops", type=float, default=1.0, help="share that removal leaves")
+    about = "how many units removal leaves of each hidden layer, such as 9 20 80"
+    left.add_argument("--units", type=int, nargs="+", help=about)
     about = "of deep: the sparsity; of rate: what a bit costs in nats, at most"
     parser.add_argument("--strengths", type=float, nargs="+", help=about)
     parser.add_argument("--clusters", type=int, default=16)
     parser.add_argument("--step", type=float, default=0.125, help="of rate: where steps start")
     parser.add_argument("--rate", type=float, default=2e-3, help="the learning rate")
-    parser.add_argument("--flops", type=float, default=1.0, help="share that removal leaves")
-    parser.add_argument(
-        "--teacher", type=float, default=0.0, help="share of its logits in the loss"
-    )
+    about = "share of its logits in the loss"
+    parser.add_argument("--teacher", type=float, default=0.0, help=about)
     parser.add_argument("--coding", default="context", help="as of jaxopt_compress.save")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=15)
@@ -264,8 +258,8 @@ def parsed():
     parser.add_argument("--held-out", type=int, default=HELD_OUT)
     parser.add_argument("--quick", action="store_true", help="few images and epochs")
     parser.add_argument("--folder", type=Path, help="keep networks and checkpoints here")
-    parser.add_argument("--out", type=Path, help="write results to this JSON, run by run")
-    parser.add_argument("--resume", action="store_true", help="skip what --out holds already")
+    about = "keep the figures of runs in this JSON; those that it holds are not run again"
+    parser.add_argument("--out", help=about)
     parser.add_argument("--plot", type=Path, help="draw all that --out holds")
     parser.add_argument("--json", action="store_true", help="print one JSON line, not a table")
     parser.add_argument("--evaluate", type=Path, help="print the accuracy of this file as JSON")
@@ -285,24 +279,21 @@ def main():
     data = [[jnp.asarray(x), jnp.asarray(y, jnp.int32)] for x, y in mnist()]
     if args.quick:
         data = [[x[-n:] for x in part] for part, n in zip(data, (6800, 1000), strict=True)]
-    strengths = args.strengths or {"deep": [0.97], "rate": [2e-6]}[args.method]
-    rows = []
-    if args.resume and args.out and args.out.exists():
-        rows = json.loads(args.out.read_text())
+    strengths = args.strengths or {"deep": [0.97], "rate": [1e-5]}[args.method]
+    results = Results(args.out, {"held out": args.held_out, "images": len(data[1][1])})
+    asked = [(n, args.method, s, r) for n in args.model for s in strengths for r in args.seeds]
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(exist_ok=True)
-        for name, strength, seed in (
-            (n, s, r) for n in args.model for s in strengths for r in args.seeds
-        ):
-            same = asked(name, args.method, strength, seed, args)
-            if not any(same.items() <= row.items() for row in rows):
-                rows.append(run(name, args.method, strength, seed, args, data, folder))
-            if args.out:
-                args.out.write_text(json.dumps(rows, indent=1))
+        for one in asked:
+            results.row(named(*one, args), lambda one=one: run(*one, args, data, folder))
     if args.plot:
-        plot(rows, args.plot)
-    return print(json.dumps(rows)) if args.json else show(rows)
+        plot(results.rows.values(), args.plot)
+    if args.json:
+        return print(json.dumps(results.rows))
+    columns = ("validation", "error", "kept", "bytes", "folder", "ratio")
+    figures = lambda row: [f"{row[key]:,.2f}".removesuffix(".00") for key in columns]
+    show("MNIST", columns, {name: figures(row) for name, row in results.rows.items()})
 
 
 if __name__ == "__main__":

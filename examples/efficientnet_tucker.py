@@ -53,9 +53,9 @@ def main(argv=None):
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     args = parser.parse_args(argv)
     (train, _), (test, _) = data.fashion_mnist()
-    first, second = np.split(crops(), 2)
+    first, second = np.split(crops(rows=6), 2)
     sets = {"clothes": resized(test[: args.images]), "photographs": first[: args.images]}
-    seen = [*np.split(np.asarray(resized(train[:100])), 5), *np.split(second[:60], 3)]
+    seen = [*np.split(np.asarray(resized(train[:100])), 5), *np.split(second, 3)]
     params = load(fetch("efficientnet_lite0"))
     uses = jc.uses(apply, params, seen[0])
     stats = jc.calibrate(apply, params, seen, where=POINTWISE)

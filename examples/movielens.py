@@ -119,6 +119,10 @@ def variants():
             jc.low_rank(rank=8, where=TABLES), jc.quantize("int8", where=BOTH)
         ),
         "Kronecker sums": lambda steps: jc.kronecker(ratio=4.0, where=TABLES),
+        "Kronecker sums, int8": lambda steps: jc.chain(
+            jc.kronecker(ratio=4.0, where=TABLES), jc.quantize("int8", where=BOTH)
+        ),
+        "tensor trains": lambda steps: jc.tensor_train(ratio=4.0, where=TABLES),
         "50% pruned, int8": lambda steps: jc.chain(
             sparse(0.5, steps), jc.quantize("int8", where=BOTH)
         ),

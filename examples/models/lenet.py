@@ -64,6 +64,18 @@ def apply_5(params, images):
     return dense(params["head"], x)
 
 
+def products_5(params, images):
+    """As `apply_5`, by products with patches: with few channels, faster to train on a CPU."""
+    x = images[..., None] / jnp.float32(255)
+    for name in ("conv1", "conv2"):
+        kernel, side = params[name]["kernel"], x.shape[1] - 4
+        moved = [x[:, i : i + side, j : j + side] for i in range(5) for j in range(5)]
+        kernel = kernel.reshape(-1, kernel.shape[-1])
+        x = halved(jnp.concatenate(moved, -1) @ kernel + params[name]["bias"])
+    x = jax.nn.relu(dense(params["dense1"], x.reshape(x.shape[0], -1)))
+    return dense(params["head"], x)
+
+
 def halved(x):
     """The largest of each two by two pixels."""
     n, height, width, channels = x.shape
@@ -94,6 +106,7 @@ def dropped_128(params, images, key):
 
 
 DROPPED = {apply_128: dropped_128}
+FASTER = {apply_5: products_5}
 MODELS = {"LeNet-300-100": (init_300_100, apply_300_100), "LeNet-5": (init_5, apply_5)}
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxopt_compress.storage.coding import check_coding
+from jaxopt_compress.storage.coding import check_coding, check_sizes
 from jaxopt_compress.storage.coding import read as read_coded
 from jaxopt_compress.storage.coding import write as write_coded
 from jaxopt_compress.storage.decoding import decode
@@ -66,7 +66,8 @@ def save(
             `flax.nnx.State`, dataclasses) are saved as dicts of their children.
         overwrite: Whether a checkpoint that is there is replaced.
         coding: How arrays are coded, without loss: ``"ans"`` by how often each code occurs (fast),
-            ``"huffman"`` likewise, in whole bits, ``"zstd"``; None stores them plain.
+            ``"context"`` by what the row and the column of a code tell too (the smallest, slow),
+            ``"huffman"`` as ``"ans"`` in whole bits, ``"zstd"``; None stores them plain.
             What would grow is stored plain. Needs the extra ``coding``.
 
     Raises:
@@ -131,7 +132,8 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
         like: A tree of any containers whose leaves have the same paths: the result has its
             structure, and its shardings where its leaves have any (arrays, or
             `jax.ShapeDtypeStruct` with a sharding; that of a dense leaf also places a compressed
-            array, as in `shard`). Without it, dicts, lists and tuples come back as they were, and
+            array, as in `shard`). A leaf that is ``...`` is not read and stays ``...``, as with
+            orbax's ``PLACEHOLDER``. Without it, dicts, lists and tuples come back as they were, and
             other containers as dicts.
 
     Returns:
@@ -142,6 +144,15 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
         CheckpointError: It is no checkpoint of this package, is of another version, or is damaged;
             names the file and the leaf.
         ValueError: ``like`` does not fit.
+
+    Example:
+        Only a part of a checkpoint:
+
+        >>> import tempfile, jax.numpy as jnp, jaxopt_compress as jc
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     jc.save(f"{folder}/small", {"head": jnp.ones(2), "body": jnp.ones(3)})
+        ...     jc.load(f"{folder}/small", like={"head": ..., "body": jnp.zeros(3)})
+        {'body': Array([1., 1., 1.], dtype=float32), 'head': Ellipsis}
     """
     root = resolve(path)
     while True:
@@ -242,5 +253,9 @@ def _read_arrays(root: Any, opened: _Opened, tree: PyTree, shardings: Any) -> An
     leaves, treedef = jax.tree.flatten(tree)
     pairs = list(zip(leaves, treedef.flatten_up_to(shardings), strict=True))
     wanted = [(x, s) for x, s in pairs if isinstance(x, Entry)]
-    found = (read_coded if opened.coded else read)(root / (opened.data or ""), wanted)
+    folder = root / (opened.data or "")
+    if opened.coded and wanted:
+        every = jax.tree.leaves(opened.decoded.tree)
+        check_sizes(folder, [x for x in every if isinstance(x, Entry)])
+    found = (read_coded if opened.coded else read)(folder, wanted)
     return treedef.unflatten([next(found) if isinstance(x, Entry) else x for x in leaves])

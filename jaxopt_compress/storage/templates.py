@@ -27,7 +27,7 @@ def match(stored: Any, like: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Returns:
         ``(leaves, shardings)``: path -> leaf, and path -> a sharding or None per entry of it.
-        Functions are those of the template.
+        Functions are those of the template, and leaves that it has as ``...`` stay so.
 
     Raises:
         ValueError: Paths, shapes or dtypes differ.
@@ -39,6 +39,8 @@ def match(stored: Any, like: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             if not callable(templates[name]):
                 raise ValueError(f"{name!r} is the function {x.name} in the checkpoint")
             leaves[name] = templates[name]
+        if templates[name] is ...:
+            leaves[name] = ...
     return leaves, {name: _shardings(name, x, templates[name]) for name, x in leaves.items()}
 
 

@@ -1,6 +1,6 @@
 """Entropy-coded arrays of checkpoints."""
 
 from jaxopt_compress.storage.coding.blocks import CODINGS, check_coding
-from jaxopt_compress.storage.coding.files import coded_bytes, read, write
+from jaxopt_compress.storage.coding.files import check_sizes, coded_bytes, read, write
 
-__all__ = ["CODINGS", "check_coding", "coded_bytes", "read", "write"]
+__all__ = ["CODINGS", "check_coding", "check_sizes", "coded_bytes", "read", "write"]

@@ -104,7 +104,6 @@ def read(folder: Any, wanted: Sequence[tuple[Entry, Any]]) -> Iterator[Any]:
         ValueError: One cannot be held without 64-bit types.
     """
     stored.check_widths(wanted)
-    _check_sizes(folder, [entry for entry, _ in wanted])
     for entry, sharding in wanted:
         if entry.key is None:
             x = np.zeros(entry.stored_shape, entry.stored_dtype)
@@ -117,8 +116,16 @@ def read(folder: Any, wanted: Sequence[tuple[Entry, Any]]) -> Iterator[Any]:
         del x
 
 
-def _check_sizes(folder: Any, entries: Sequence[Entry]) -> None:
-    """Compares the sizes of files with what the document says, before memory is taken."""
+def check_sizes(folder: Any, entries: Sequence[Entry]) -> None:
+    """Compares the sizes of files with what the document says, before memory is taken.
+
+    Args:
+        folder: Where `write` has written.
+        entries: All arrays of the checkpoint.
+
+    Raises:
+        CheckpointError: A file is missing, or of another size.
+    """
     sizes: dict[int, int] = {}
     for entry in entries:
         for chunk in entry.chunks:

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,6 +17,8 @@ from jaxopt_compress.typing import Leaf, PyTree
 
 _BLOCK = 32
 _PLAIN = ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64")
+# The dtypes that the package gguf takes as they are.
+_DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "bfloat16")
 
 
 def load_gguf(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def load_gguf(path: str | os.PathLike[str]) -> dict[str, Any]:
         path: A file.
 
     Returns:
-        Name -> array or `QuantizedArray`.
+        Name -> array or `QuantizedArray`; 64 bits as a numpy array where JAX has only 32.
 
     Raises:
         FileNotFoundError: There is nothing at ``path``.
@@ -64,7 +67,9 @@ def _read(gguf: Any, tensor: Any) -> Any:
     if kind.name == "BF16":
         return jnp.asarray(data.view(jnp.bfloat16))
     if kind.name in _PLAIN:
-        return jnp.asarray(data)
+        # JAX would round 64 bits to 32, and wrap integers, unless it is told not to.
+        same = jax.dtypes.canonicalize_dtype(data.dtype) == data.dtype
+        return jnp.asarray(data) if same else data
     return jnp.asarray(gguf.quants.dequantize(data, kind))
 
 
@@ -128,12 +133,32 @@ def _blocks(gguf: Any, name: str, leaf: Leaf, layout: str, kind: str | None) -> 
             ) from error
     x = np.ascontiguousarray(leaf).reshape(np.shape(leaf))
     if kind is not None:
-        if kind not in types.__members__ or x.ndim < 2:
-            raise ValueError(f"{name!r} of shape {x.shape} as {kind!r}: no type of its blocks")
-        return gguf.quants.quantize(np.asarray(x, np.float32), types[kind]), types[kind]
+        return _rounded(gguf, name, x, kind), types[kind]
+    if x.dtype.name not in _DTYPES:
+        raise ValueError(
+            f"{name!r} of shape {x.shape} and {x.dtype} cannot be written: GGUF has floats of 16 "
+            "to 64 bits and signed integers of 8 to 64; cast it, or leave it out"
+        )
     if x.dtype == jnp.bfloat16:
-        return x.view(np.uint8), types.BF16
+        # Words of bytes have an axis at least, so a scalar takes the next larger float.
+        return (x.view(np.uint8), types.BF16) if x.ndim else (x.astype(np.float32), None)
     return x, None
+
+
+def _rounded(gguf: Any, name: str, x: np.ndarray, kind: str) -> np.ndarray:
+    """The blocks of a dense matrix, by the package gguf."""
+    refuse = lambda why: ValueError(f"{name!r} of shape {x.shape} as {kind!r}: {why}")
+    types = gguf.GGMLQuantizationType
+    if kind not in types.__members__ or x.ndim < 2:
+        raise refuse("no type of its blocks")
+    if not np.isfinite(x := np.asarray(x, np.float32)).all():
+        raise refuse("blocks hold no NaN and no infinity")
+    if x.shape[-1] % (size := gguf.GGML_QUANT_SIZES[types[kind]][0]):
+        raise refuse(f"its last axis is no multiple of the {size} entries of a block")
+    try:
+        return gguf.quants.quantize(x, types[kind])
+    except NotImplementedError as error:
+        raise refuse("the package gguf cannot write this type") from error
 
 
 def from_blocks(raw: np.ndarray, kind: str) -> Linear:
@@ -144,7 +169,7 @@ def from_blocks(raw: np.ndarray, kind: str) -> Linear:
         kind: ``"Q4_0"`` or ``"Q8_0"``.
     """
     size = 18 if kind == "Q4_0" else 34
-    blocks = np.ascontiguousarray(raw).reshape(len(raw), -1, size)
+    blocks = np.ascontiguousarray(raw).reshape(len(raw), raw.shape[1] // size, size)
     scale = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0].astype(np.float16)
     if kind == "Q8_0":
         codes = np.ascontiguousarray(blocks[..., 2:]).view(np.int8)
@@ -152,7 +177,13 @@ def from_blocks(raw: np.ndarray, kind: str) -> Linear:
         # Entries i and i + 16 share a byte.
         both = np.concatenate([blocks[..., 2:] & 15, blocks[..., 2:] >> 4], -1)
         codes = both.astype(np.int8) - np.int8(8)
-    return Linear(codes.reshape(len(raw), -1), scale, None, 8 if kind == "Q8_0" else 4, _BLOCK)
+    return Linear(
+        codes.reshape(len(raw), blocks.shape[1] * _BLOCK),
+        scale,
+        None,
+        8 if kind == "Q8_0" else 4,
+        _BLOCK,
+    )
 
 
 def to_blocks(own: Linear) -> np.ndarray:
@@ -168,12 +199,13 @@ def to_blocks(own: Linear) -> np.ndarray:
         raise ValueError("GGUF has no zero points; materialize it, and ask for Q4_1 by types=")
     if not np.array_equal(scale.astype(np.float64), own.scale.astype(np.float64)):
         raise ValueError("scales are stored in float16; quantize with scale_dtype='float16'")
-    rows = len(own.codes)
-    codes = own.codes.reshape(rows, -1, _BLOCK)
+    rows, columns = own.codes.shape
+    codes = own.codes.reshape(rows, columns // _BLOCK, _BLOCK)
     if own.bits == 8:
         body = codes.view(np.uint8)
     else:
         shifted = (codes + np.int8(8)).astype(np.uint8)
         body = shifted[..., :16] | shifted[..., 16:] << np.uint8(4)
     head = np.ascontiguousarray(scale.astype("<f2"))[..., None].view(np.uint8)
-    return np.concatenate([head, body], -1).reshape(rows, -1)
+    blocks = np.concatenate([head, body], -1)
+    return blocks.reshape(rows, columns // _BLOCK * blocks.shape[-1])

@@ -106,6 +106,23 @@ def test_each_flipped_bit_is_refused_by_the_name_of_its_leaf(saved):
     assert_equal(jc.load(path), tree)
 
 
+@pytest.mark.parametrize("coding", ["ans", None])
+def test_leaves_that_are_left_out_are_not_read(coding, tmp_path):
+    """So what is whole can be had from a damaged file, if its size is right."""
+    tree = {"a": np.arange(300), "b": [np.arange(20.0), jax.random.key(0)], "c": {"d": 2}}
+    jc.save(tmp_path / "ckpt", tree, coding=coding)
+    part = {"a": ..., "b": [tree["b"][0], ...], "c": {"d": ...}}
+    assert_equal(jc.load(tmp_path / "ckpt", like=part), part)
+    with pytest.raises(ValueError, match="like has no 'a'"):
+        jc.load(tmp_path / "ckpt", like={"b": part["b"], "c": part["c"]})
+    if coding:
+        (file,) = (tmp_path / "ckpt").glob("data-*/chunks-0")
+        with replaced(file, flipped(file.read_bytes(), 0)):
+            with pytest.raises(jc.CheckpointError, match="'a'"):
+                jc.load(tmp_path / "ckpt")
+            assert_equal(jc.load(tmp_path / "ckpt", like=part), part)
+
+
 @pytest.mark.parametrize("how", ["truncated", "emptied", "lengthened", "removed"])
 def test_files_of_another_size_are_refused(how, saved):
     path, _ = saved

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxopt_compress as jc
+from jaxopt_compress.storage.interchange.fields import Linear
 from jaxopt_compress.storage.interchange.gguf import from_blocks, to_blocks
 
 KNOWN = pathlib.Path(__file__).parents[2] / "known_answers"
@@ -74,6 +75,47 @@ def test_forms_without_a_counterpart_are_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         jc.save_gguf(tmp_path / "m.gguf", small("out,in", **options), "llama")
     assert not (tmp_path / "m.gguf").exists()
+
+
+def test_dense_arrays_of_any_shape_come_back(tmp_path):
+    """Also what JAX would narrow, as it was, and scalars of bfloat16."""
+    tree = {
+        "scalar": jnp.float32(3),
+        "half": jnp.bfloat16(2),
+        "none": np.zeros((0, 3), np.float16),
+        "five": np.arange(12, dtype=np.int16).reshape(1, 2, 1, 2, 3),
+        "large": np.array([2**40 + 1, -(2**50)]),
+        "double": np.array([1 + 2.0**-40]),
+        "special": np.array([np.nan, -np.inf, -0.0], jnp.bfloat16),
+    }
+    jc.save_gguf(tmp_path / "m.gguf", tree, "llama")
+    found = jc.load_gguf(tmp_path / "m.gguf")
+    for name, want in tree.items():
+        assert found[name].shape == want.shape
+        a, b = (np.asarray(x).astype(found[name].dtype) for x in (found[name], want))
+        assert a.tobytes() == b.tobytes()
+    assert found["large"].dtype == np.int64 and found["double"].dtype == np.float64
+
+
+def test_matrices_without_rows_have_blocks():
+    own = Linear(np.zeros((0, 64), np.int8), np.zeros((0, 2), np.float16), None, 4, 32)
+    assert from_blocks(to_blocks(own), "Q4_0").codes.shape == (0, 64)
+
+
+@pytest.mark.parametrize(
+    ("x", "types", "message"),
+    [
+        (np.ones((2, 3), bool), {}, r"'w' of shape \(2, 3\) and bool cannot be written: GGUF has"),
+        (np.ones(3, np.uint8), {}, "uint8 cannot be written"),
+        (np.ones((2, 40)), {"w": "Q4_1"}, "multiple of the 32 entries"),
+        (np.ones((2, 256)), {"w": "Q2_K"}, "'w' .* the package gguf cannot write this type"),
+        (np.full((2, 32), np.nan), {"w": "Q8_0"}, "no NaN"),
+    ],
+)
+def test_arrays_without_a_counterpart_are_refused_by_their_path(x, types, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        jc.save_gguf(tmp_path / "m.gguf", {"w": x}, "llama", types=types)
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_are_replaced_on_request_and_others_refused(tmp_path):
