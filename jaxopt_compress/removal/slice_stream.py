@@ -203,8 +203,8 @@ def _bases(
                 moment = own.second_moment.astype(wide)
                 if not is_traced(moment) and not bool(jnp.isfinite(moment).all()):
                     raise ValueError(
-                        f"the second moments of the inputs of {path!r} along axis {axis} are NaN or "
-                        "infinite: calibrate with batches of which all activations are finite"
+                        f"the second moments of the inputs of {path!r} along axis {axis} are NaN "
+                        "or infinite: calibrate with batches of which all activations are finite"
                     )
                 if path in found.scales:
                     # Before the norm's scale, which is folded into the reader.
