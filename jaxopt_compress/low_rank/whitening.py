@@ -15,10 +15,11 @@ _MEASURES = {True: "moments", "scale": "means", "fisher": "fisher"}
 
 
 def check_whitening(whiten: Whiten, parameter: Parameter) -> None:
-    """Refuses missing statistics.
+    """Refuses statistics that are missing, or not finite.
 
     Raises:
         NeedsStats: Names the parameter and what is missing.
+        ValueError: They are infinite or NaN.
     """
     if whiten is False:
         return
@@ -29,6 +30,7 @@ def check_whitening(whiten: Whiten, parameter: Parameter) -> None:
             f"{parameter.describe()}: pass stats=jaxopt_compress.calibrate(fn, params, batches, "
             "measures=...), or run compress_in_order; or leave it out by where="
         )
+    stats.check_finite(parameter.describe(), name)
 
 
 def weighed(

@@ -96,7 +96,8 @@ def correct_biases(
         with the reason.
 
     Raises:
-        ValueError: No bias can be corrected; says why for each weight. Or statistics have no means.
+        ValueError: No bias can be corrected; says why for each weight. Or statistics have no
+            means, or such that are infinite or NaN.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxopt_compress as jc
@@ -131,6 +132,7 @@ def correct_biases(
             skipped[path] = str(why)
             continue
         bias, w = group.direct[0], old[path]
+        stats[path][0].check_finite(repr(path), "means")
         layers = tuple(w.shape[d] for d in group.writer.stack)
         shift = _shift(w, new[path], stats[path][0]).reshape(*layers, group.size)
         shifts[names[bias.leaf]] = beside(np.asarray(shift), bias, structs[bias.leaf].shape)

@@ -245,6 +245,8 @@ def _check_stats(parameter: Parameter, activations: Activations) -> None:
             "step='dynamic'. If they were passed: what is only looked up meets no activations, and "
             "calibrate warns of what it cannot measure; leave these out by where="
         )
+    if stats.has("ranges"):
+        stats.check_finite(parameter.describe(), "ranges")
     takes = fmt.grid.low < 0 or activations.offset or activations.step == "clipped"
     if takes or is_traced(stats.low) or not stats.low.size:
         return

@@ -163,7 +163,7 @@ def weighted(state: QuantizedState, w: jax.Array, weights: jax.Array, rule: Rule
 
 
 def check_stats(kind: str, parameter: Parameter, *measures: str) -> None:
-    """Refuses missing statistics.
+    """Refuses statistics that are missing, or not finite.
 
     Args:
         kind: The method's name.
@@ -172,9 +172,11 @@ def check_stats(kind: str, parameter: Parameter, *measures: str) -> None:
 
     Raises:
         NeedsStats: Names the parameter and what is missing.
+        ValueError: They are infinite or NaN.
     """
     stats = parameter.stats
     if stats is not None and stats.contracting and all(map(stats.has, measures)):
+        stats.check_finite(parameter.describe(), *measures)
         return
     needed = ", ".join(f"jaxopt_compress.measures.{name}()" for name in measures)
     raise NeedsStats(

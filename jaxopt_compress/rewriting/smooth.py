@@ -52,6 +52,7 @@ def smooth(
 
     Raises:
         ValueError: ``alpha`` is out of range; or no channels can be scaled; says why for each.
+            Or ranges are infinite or NaN.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxopt_compress as jc
@@ -96,6 +97,8 @@ def smooth(
             skipped.update(dict.fromkeys(readers, why))
             continue
         seen = [stats[path][0] for path in readers]
+        for path, own in zip(readers, seen, strict=True):
+            own.check_finite(repr(path), "ranges")
         s = _scales(group, leaves, seen, alpha, exact)
         writers = [(m, 1 / s) for m in (group.writer, *group.biases)]
         for member, by in (*writers, *((m, s) for m in group.readers)):

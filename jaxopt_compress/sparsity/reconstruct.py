@@ -115,6 +115,7 @@ def reconstruct(
                 "batches), whose measures include moments(), or run compress_in_order; leave what "
                 "is only looked up out by where="
             )
+        parameter.stats.check_finite(parameter.describe(), "moments")
 
     def init(parameter: Parameter) -> Decision:
         w = parameter.value.values.astype(jnp.float32)

@@ -139,6 +139,7 @@ def sparse_gpt(
                 "batches), whose measures include moments(), or run compress_in_order; prune what "
                 "is only looked up by jaxopt_compress.prune, or leave it out by where="
             )
+        stats.check_finite(parameter.describe(), "moments")
         along = layout.group_axis
         ragged = n_m is not None and along is not None and value.shape[along] % n_m[1]
         if ragged and len(layout.contracting) > 1:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.tree import Layout
@@ -75,6 +76,34 @@ class Statistics:
         traced = any(map(is_traced, jax.tree.leaves((values, self.rows))))
         with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
             return result(values, self.rows)
+
+    def check_finite(self, parameter: str, *measures: str) -> None:
+        """Refuses activations that were infinite or NaN, where their statistics are known.
+
+        A solver would take them for no statistics at all, or pass them on to weights.
+
+        Args:
+            parameter: What is met, for the message.
+            *measures: Those that are read.
+
+        Raises:
+            ValueError: Names the parameter and the measure.
+        """
+        known = lambda x: isinstance(x, jax.Array | np.ndarray) and not is_traced(x)
+        for name in measures:
+            arrays = jax.tree.leaves((self.values.get(name), self.rows))
+            if not self.has(name) or not all(map(known, arrays)):
+                continue
+            with jax.ensure_compile_time_eval():
+                # Finished ones: the range of an expert that met no row begins as infinite.
+                arrays = jax.tree.leaves(self.value(name))
+                finite = all(bool(jnp.all(jnp.isfinite(x))) for x in arrays)
+            if not finite:
+                raise ValueError(
+                    f"the {name} measured for {parameter} are infinite or NaN: calibrate on "
+                    "batches whose activations are finite, without rows that are padding alone, or "
+                    "leave the parameter out by where="
+                )
 
     def through(self, inputs: jax.Array | None, contracting: tuple[int, ...]) -> "Statistics":
         """The statistics of ``x @ inputs`` instead of ``x``, as far as they follow.
