@@ -21,9 +21,10 @@ def small(method):
 
 
 def read_compressed_tensors(folder):
-    """Codes and zero points are those that were written, for each width."""
+    """Codes, zero points and dense weights are those that were written, for each width."""
     from compressed_tensors.compressors.pack_quantized import helpers
     from compressed_tensors.quantization import QuantizationConfig
+    from compressed_tensors.quantization.lifecycle.forward import dequantize
 
     for bits in range(2, 9):
         for symmetric in (True, False):
@@ -43,7 +44,10 @@ def read_compressed_tensors(folder):
             )
             if not symmetric:
                 np.testing.assert_array_equal(zero.numpy(), np.asarray(leaf.zero))
-            QuantizationConfig.model_validate(config_of(path))
+            config = QuantizationConfig.model_validate(config_of(path))
+            args = config.config_groups["group_0"].weights
+            dense = dequantize(codes, tensors["fc.weight_scale"], zero, args)
+            np.testing.assert_allclose(dense, jc.materialize(tree)["fc"]["weight"], rtol=1e-6)
 
 
 def config_of(path):
