@@ -94,6 +94,9 @@ def _largest(leaves, keep, hint, stack_ndim=0) -> tuple[list[jax.Array], jax.Arr
     top = top_pattern(dtype)
     size = sum(_size(x, stack_ndim) for x in leaves)
     keep = _per_stack(jnp.clip(keep, 0, size), leaves[0], stack_ndim)
+    # What the loops carry differs between devices where scores do, inside of `jax.shard_map`.
+    for x in leaves:
+        keep += jnp.zeros_like(jnp.sum(x, tuple(range(stack_ndim, x.ndim))), keep.dtype)
     integer = promoted(integer_type(dtype), jnp.int32)
     if hint is None:
         likely = [jnp.full_like(keep, pattern, integer) for pattern in _octaves(dtype)]

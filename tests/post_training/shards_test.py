@@ -109,3 +109,32 @@ def test_rounding_is_learned():
     for path in ("layers", "out"):
         pairs = zip(jax.tree.leaves(got[path]), jax.tree.leaves(want[path]), strict=True)
         assert np.mean([np.mean(np.asarray(a) == np.asarray(b)) for a, b in pairs]) > 0.98
+
+
+# Each device has columns of its own, and the moments of all inputs.
+BY_COLUMNS = {
+    "gptq": lambda: jc.gptq("int3", 8, symmetric=False),
+    "gptq, float4": lambda: jc.gptq("nf4", 8),
+    "awq": lambda: jc.awq("int3", 8),
+    "hqq": lambda: jc.hqq("int3", 8),
+    "auto_round": lambda: jc.auto_round("int3", 8, steps=10),
+    "sparse_gpt": lambda: jc.sparse_gpt(0.5),
+    "prune": lambda: jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)),
+}
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("solver", BY_COLUMNS)
+def test_columns_on_devices_of_their_own(solver):
+    """Inside of `jax.shard_map`, where arrays that differ between devices are typed so."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    w, x = {"w": normal(0, 16, 32)}, normal(1, 64, 16)
+    fn = lambda params, x: x @ params["w"]
+    uses, stats, c = jc.uses(fn, w, x), jc.calibrate(fn, w, [x]), BY_COLUMNS[solver]()
+    solve = lambda w, stats: jc.materialize(c.apply(w, c.init(w, uses=uses, stats=stats)))
+    columns = P(None, "x")
+    on_parts = jax.shard_map(solve, mesh=mesh, in_specs=(columns, P()), out_specs=columns)
+    got = jax.jit(on_parts)(jax.device_put(w, NamedSharding(mesh, columns)), stats)
+    parts = [{"w": w["w"][:, i : i + 4]} for i in range(0, 32, 4)]
+    want = jnp.concatenate([solve(part, stats)["w"] for part in parts], 1)
+    np.testing.assert_allclose(got["w"], want, rtol=1e-5, atol=1e-6)

@@ -158,7 +158,8 @@ def _sums_by_parts(columns: jax.Array, wrong: jax.Array, i: Any) -> jax.Array:
         done = part * size
         return sums + _dot(_rows(columns, done, size).T, _rows(wrong, done, size))
 
-    return lax.fori_loop(0, i, add, jnp.zeros((size, wrong.shape[1]), wrong.dtype))
+    # As split among devices as the errors are, under `jax.shard_map`.
+    return lax.fori_loop(0, i, add, jnp.zeros_like(wrong[:size]))
 
 
 def _free(rows: Rows) -> jax.Array:

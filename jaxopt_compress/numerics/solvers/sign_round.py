@@ -57,7 +57,7 @@ def sign_round(
         rates = jnp.linspace(1, 0, steps, endpoint=False, dtype=jnp.float32) / steps
         # One more, whose move nobody sees: it measures where the last one has led.
         rates = jnp.append(rates, 0)
-        start = (jnp.zeros_like(w), grid.levels(w, fmt), jnp.full(w.shape[1], jnp.inf))
+        start = (jnp.zeros_like(w), grid.levels(w, fmt), jnp.full_like(w[0], jnp.inf))
         return lax.scan(step, start, rates)[0][1]
 
     args = (w.astype(jnp.float32), moment.astype(jnp.float32), grid)

@@ -68,7 +68,7 @@ def sparse_gpt(
             made = settle_rows(w, factor, held, settle, of_step=choose, step=pattern[1])
         return made[0], made[1][0]
 
-    keep = jnp.ones(w.shape, bool) if keep is None else keep
+    keep = jnp.ones_like(w, bool) if keep is None else keep
     args = (w.astype(jnp.float32), moment.astype(jnp.float32), keep)
     return per_entry(one, w.ndim - 2)(*args)
 
