@@ -205,8 +205,7 @@ def named(name, method, strength, seed, args):
     keys += ["flops", "units", "teacher"]
     found = [name, method, f"{strength:g}", f"seed={seed}"]
     values = {key: getattr(args, key) for key in keys}
-    told = [f"{k}={v}".replace(" ", "") for k, v in values.items() if v is not None]
-    return " ".join(found + told)
+    return " ".join(found + [f"{k}={v}" for k, v in values.items() if v is not None])
 
 
 def evaluated(name, path, images, held_out):
@@ -260,7 +259,7 @@ def parsed():
     parser.add_argument("--folder", type=Path, help="keep networks and checkpoints here")
     parser.add_argument("--out", help="a JSON of figures; runs that it holds are not run again")
     parser.add_argument("--plot", type=Path, help="draw all that --out holds")
-    parser.add_argument("--json", action="store_true", help="print one JSON line, not a table")
+    parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     parser.add_argument("--evaluate", type=Path, help="print the accuracy of this file as JSON")
     parser.add_argument("--images", type=int, default=10000, help="test images of --evaluate")
     args = parser.parse_args()
@@ -278,8 +277,9 @@ def main():
     data = [[jnp.asarray(x), jnp.asarray(y, jnp.int32)] for x, y in mnist()]
     if args.quick:
         data = [[x[-n:] for x in part] for part, n in zip(data, (6800, 1000), strict=True)]
+    # A plot alone runs nothing.
     default = [] if args.plot else [{"deep": 0.97, "rate": 1e-5}[args.method]]
-    strengths = default if args.strengths is None else args.strengths
+    strengths = args.strengths or default
     results = Results(args.out, {"held out": args.held_out, "images": len(data[1][1])})
     asked = [(n, args.method, s, r) for n in args.model for s in strengths for r in args.seeds]
     with tempfile.TemporaryDirectory() as temporary:
