@@ -95,7 +95,7 @@ def loss_of(apply, share):
 
 def train(loss, params, data, seed, steps, tx, view=lambda params, state: params):
     """Trains by an optimizer; returns parameters and its state."""
-    count = len(data[1])
+    per_epoch = len(data[1]) // BATCH
 
     @jax.jit
     def step(params, opt_state, data, rows, key):
@@ -107,11 +107,10 @@ def train(loss, params, data, seed, steps, tx, view=lambda params, state: params
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    per_epoch = count // BATCH
     now, rng, key = (params, tx.init(params)), np.random.default_rng(seed), jax.random.key(seed)
     for i in track(range(steps), "training", transient=True, disable=not sys.stdout.isatty()):
         if i % per_epoch == 0:
-            order = jnp.asarray(rng.permutation(count))
+            order = jnp.asarray(rng.permutation(len(data[1])))
         rows = order[i % per_epoch * BATCH :][:BATCH]
         now = step(*now, data, rows, jax.random.fold_in(key, i))
         if i % 20 == 0:
@@ -203,9 +202,9 @@ def named(name, method, strength, seed, args):
     """A name that tells a run from others: it says all that may differ."""
     keys = ["clusters" if method == "deep" else "step", "epochs", "dense", "rate"]
     keys += ["flops", "units", "teacher"]
-    found = [name, method, f"{strength:g}", f"seed={seed}"]
-    values = {key: getattr(args, key) for key in keys}
-    return " ".join(found + [f"{k}={v}" for k, v in values.items() if v is not None])
+    values = {"seed": seed} | {key: getattr(args, key) for key in keys}
+    own = [f"{k}={v}" for k, v in values.items() if v is not None]
+    return " ".join([name, method, f"{strength:g}", *own])
 
 
 def evaluated(name, path, images, held_out):
@@ -291,7 +290,7 @@ def main():
         plot(results.rows.values(), args.plot)
     if args.json:
         return print(json.dumps(results.rows))
-    columns = ("validation", "error", "kept", "bytes", "folder", "ratio")
+    columns = ["validation", "error", "kept", "bytes", "folder", "ratio"]
     figures = lambda row: [f"{row[key]:,.2f}".removesuffix(".00") for key in columns]
     show("MNIST", columns, {name: figures(row) for name, row in results.rows.items()})
 
