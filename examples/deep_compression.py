@@ -87,7 +87,7 @@ def loss_of(apply, share):
         hard = optax.softmax_cross_entropy_with_integer_labels(found, labels)
         if logits is None:
             return hard.mean()
-        soft = jc.distillation.soft_targets(found, logits.astype(jnp.float32), TEMPERATURE)
+        soft = jc.distillation.soft_targets(found, logits, TEMPERATURE)
         return jnp.mean((1 - share) * hard + share * soft)
 
     return loss
@@ -95,7 +95,7 @@ def loss_of(apply, share):
 
 def train(loss, params, data, seed, steps, tx, view=lambda params, state: params):
     """Trains by an optimizer; returns parameters and its state."""
-    count = len(data[1])
+    per_epoch = len(data[1]) // BATCH
 
     @jax.jit
     def step(params, opt_state, data, rows, key):
@@ -107,11 +107,10 @@ def train(loss, params, data, seed, steps, tx, view=lambda params, state: params
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    per_epoch = count // BATCH
     now, rng, key = (params, tx.init(params)), np.random.default_rng(seed), jax.random.key(seed)
     for i in track(range(steps), "training", transient=True, disable=not sys.stdout.isatty()):
         if i % per_epoch == 0:
-            order = jnp.asarray(rng.permutation(count))
+            order = jnp.asarray(rng.permutation(len(data[1])))
         rows = order[i % per_epoch * BATCH :][:BATCH]
         now = step(*now, data, rows, jax.random.fold_in(key, i))
         if i % 20 == 0:
@@ -131,14 +130,14 @@ def dense(name, epochs, data, folder):
 
 
 def teacher(epochs, data, folder):
-    """Logits of the dense LeNet-5, float16 (9, images, 10), at each shift."""
+    """Logits of the dense LeNet-5, float32 (9, images, 10), at each shift."""
     path, name = folder / f"logits-{epochs}.npy", "LeNet-5"
     if not path.exists():
         params, apply = dense(name, epochs, data, folder), jax.jit(MODELS[name][1])
         found = lambda place, x: apply(params, shifted(x, jnp.full(len(x), place)))
         parts = [data[0][i : i + 500] for i in range(0, len(data[0]), 500)]
         np.save(path, [np.concatenate([found(p, x) for x in parts]) for p in range(9)])
-    return jnp.asarray(np.load(path), jnp.float16)
+    return jnp.asarray(np.load(path), jnp.float32)
 
 
 def smaller(apply, params, images, args):
@@ -201,11 +200,11 @@ def run(name, method, strength, seed, args, data, folder):
 
 def named(name, method, strength, seed, args):
     """A name that tells a run from others: it says all that may differ."""
-    keys = {"deep": ("clusters",), "rate": ("step",)}[method]
-    keys += ("epochs", "dense", "rate", "flops", "units", "teacher")
-    found = [name, method, f"{strength:g}", f"seed={seed}"]
-    values = {key: getattr(args, key) for key in keys}
-    return " ".join(found + [f"{k}={v}" for k, v in values.items() if v is not None])
+    keys = ["clusters" if method == "deep" else "step", "epochs", "dense", "rate"]
+    keys += ["flops", "units", "teacher"]
+    values = {"seed": seed} | {key: getattr(args, key) for key in keys}
+    own = [f"{k}={v}" for k, v in values.items() if v is not None]
+    return " ".join([name, method, f"{strength:g}", *own])
 
 
 def evaluated(name, path, images, held_out):
@@ -230,7 +229,7 @@ def plot(rows, path):
             own = [row for row in rows if (row["model"], row["method"]) == (name, method)]
             points = [[row[key] for row in own] for key in ("ratio", "error")]
             panel.plot(*points, marker, label=method)
-        panel.set(title=name, xlabel="times smaller", ylabel="test error, %", xscale="log")
+        panel.set(title=name, xlabel="times smaller", ylabel="test error, %", xlim=(0, None))
         panel.legend(frameon=False)
     figure.savefig(path)
 
@@ -249,8 +248,7 @@ def parsed():
     parser.add_argument("--clusters", type=int, default=16)
     parser.add_argument("--step", type=float, default=0.125, help="of rate: where steps start")
     parser.add_argument("--rate", type=float, default=2e-3, help="the learning rate")
-    about = "share of its logits in the loss"
-    parser.add_argument("--teacher", type=float, default=0.0, help=about)
+    parser.add_argument("--teacher", type=float, default=0.0, help="share of it in the loss")
     parser.add_argument("--coding", default="context", help="as of jaxopt_compress.save")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=15)
@@ -258,10 +256,9 @@ def parsed():
     parser.add_argument("--held-out", type=int, default=HELD_OUT)
     parser.add_argument("--quick", action="store_true", help="few images and epochs")
     parser.add_argument("--folder", type=Path, help="keep networks and checkpoints here")
-    about = "keep the figures of runs in this JSON; those that it holds are not run again"
-    parser.add_argument("--out", help=about)
+    parser.add_argument("--out", help="a JSON of figures; runs that it holds are not run again")
     parser.add_argument("--plot", type=Path, help="draw all that --out holds")
-    parser.add_argument("--json", action="store_true", help="print one JSON line, not a table")
+    parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     parser.add_argument("--evaluate", type=Path, help="print the accuracy of this file as JSON")
     parser.add_argument("--images", type=int, default=10000, help="test images of --evaluate")
     args = parser.parse_args()
@@ -279,7 +276,9 @@ def main():
     data = [[jnp.asarray(x), jnp.asarray(y, jnp.int32)] for x, y in mnist()]
     if args.quick:
         data = [[x[-n:] for x in part] for part, n in zip(data, (6800, 1000), strict=True)]
-    strengths = args.strengths or {"deep": [0.97], "rate": [1e-5]}[args.method]
+    # A plot alone runs nothing.
+    default = [] if args.plot else [{"deep": 0.97, "rate": 1e-5}[args.method]]
+    strengths = args.strengths or default
     results = Results(args.out, {"held out": args.held_out, "images": len(data[1][1])})
     asked = [(n, args.method, s, r) for n in args.model for s in strengths for r in args.seeds]
     with tempfile.TemporaryDirectory() as temporary:
@@ -291,7 +290,7 @@ def main():
         plot(results.rows.values(), args.plot)
     if args.json:
         return print(json.dumps(results.rows))
-    columns = ("validation", "error", "kept", "bytes", "folder", "ratio")
+    columns = ["validation", "error", "kept", "bytes", "folder", "ratio"]
     figures = lambda row: [f"{row[key]:,.2f}".removesuffix(".00") for key in columns]
     show("MNIST", columns, {name: figures(row) for name, row in results.rows.items()})
 
