@@ -130,6 +130,7 @@ def test_states_of_other_grids_are_refused(held, asked):
         asked.update(state, params)
 
 
+@pytest.mark.ci
 def test_pruned_parameters_move_under_the_mask():
     params, uses, stats, _ = measured()
     c = jc.sparse_gpt(0.5)
@@ -385,7 +386,7 @@ def test_convolutions_take_the_scales_of_their_input_channels(groups):
         assert error(small) < (1.05 if groups == 6 else 1.0) * error(nearest), name
 
 
-@pytest.mark.fast("def", "fde")
+@pytest.mark.fast("fde")
 @pytest.mark.parametrize("layout", ["edf", "def", "dfe", "efd", "fed", "fde"])
 def test_experts_have_moments_of_their_own_wherever_their_axis_lies(layout):
     """The numbers are the same in each layout, and so are the errors of the products."""
