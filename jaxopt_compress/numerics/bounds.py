@@ -11,6 +11,16 @@ from jax import lax
 from jaxopt_compress.numerics.formats import Format
 from jaxopt_compress.numerics.integers import Integers
 
+__all__ = [
+    "Bounds",
+    "absmax",
+    "entropy",
+    "least_squares",
+    "moving_average",
+    "mse",
+    "percentile",
+]
+
 Range = tuple[jax.Array, jax.Array]
 
 
