@@ -70,6 +70,7 @@ def ckpt(request, tmp_path):
 
 
 @pytest.mark.fast("own", "manager")
+@pytest.mark.ci
 def test_orbax_checkpoints_are_compressed_without_a_template(ckpt, recipe, tmp_path, capsys):
     text = run(capsys, "compress", ckpt, recipe, tmp_path / "out")
     assert "int4 g8" in text and "low rank" in text and "rel. error" in text

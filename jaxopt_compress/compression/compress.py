@@ -85,7 +85,8 @@ def compress(
         >>> type(small["embed"]).__name__, type(small["mlp"]["kernel"]).__name__
         ('QuantizedArray', 'LowRankArray')
     """
-    if isinstance(params, Compression) or _holds_compressions(params):
+    held = params.values() if isinstance(params, Mapping) else (params,)
+    if any(isinstance(x, Compression) for x in held):
         raise TypeError(
             "compress(params, compression) takes the parameters first; its first argument here is "
             f"{kind_of(params)}{' of Compressions' * isinstance(params, Mapping)}"
@@ -194,10 +195,6 @@ def as_compression(recipe: Compression | Recipe) -> Compression:
 
     parts_of = lambda params, state: subtrees(params)
     return in_parts(tuple(rules.values()), init, parts_of, repr(rules))
-
-
-def _holds_compressions(params: PyTree) -> bool:
-    return isinstance(params, Mapping) and any(isinstance(x, Compression) for x in params.values())
 
 
 def _is_globs(key: Any) -> bool:

@@ -76,26 +76,24 @@ class LeafState:
 
 def apply_leaves(params: PyTree, state: PyTree, *, materialize: bool = True) -> PyTree:
     """The view that leaf states describe, also those of several methods in order."""
-    view = _applied(params, state, lambda leaf: leaf.apply)
+    view = _applied(params, state, for_loss=False)
     return dense_like(view, params) if materialize else view
 
 
 def forward_leaves(params: PyTree, state: PyTree, *, materialize: bool = True) -> PyTree:
     """As `apply_leaves`, the view at which the loss is taken."""
-    view = _applied(params, state, lambda leaf: leaf.forward)
+    view = _applied(params, state, for_loss=True)
     return dense_like(view, params) if materialize else view
 
 
-def _applied(
-    params: PyTree, state: PyTree, method: Callable[[LeafState], Callable[..., Any]]
-) -> PyTree:
+def _applied(params: PyTree, state: PyTree, for_loss: bool) -> PyTree:
     if describes_itself(state) and not isinstance(state, CompressionState):
         for inner in state.states:
-            params = _applied(params, inner, method)
+            params = _applied(params, inner, for_loss)
         return params
 
     def run(path: str, w: Leaf, leaf: LeafState) -> PyTree:
-        made = method(leaf)(w, state.learned.get(path))
+        made = (leaf.forward if for_loss else leaf.apply)(w, state.learned.get(path))
         # Later elements of a chain learn the mask from the view.
         masked = isinstance(w, MaskedArray) and not is_compressed(made)
         return w.replace(values=made) if masked else made
@@ -125,17 +123,12 @@ def compress_leaves(params: PyTree, state: PyTree) -> PyTree:
     return map_states(run, params, state)
 
 
-def matrices(params: PyTree) -> frozenset[str]:
-    """The paths of floating leaves of rank 2 and more."""
-    return frozenset(p for p, w in named_leaves(params) if is_float(w) and len(w.shape) >= 2)
-
-
 def left_alone(params: PyTree, chosen: Iterable[str]) -> frozenset[str] | None:
     """The matrices that a compression does not choose; None if optax hides some from it."""
     hidden = lambda x: isinstance(x, optax.MaskedNode)
     if any(map(hidden, jax.tree.leaves(params, is_leaf=hidden))):
         return None
-    found = matrices(params)
+    found = frozenset(p for p, w in named_leaves(params) if is_float(w) and len(w.shape) >= 2)
     return found - {factor_owner(path, found) for path in chosen}
 
 

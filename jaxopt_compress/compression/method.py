@@ -20,10 +20,10 @@ from jaxopt_compress.compression.leaf_states import (
     parameters_of,
 )
 from jaxopt_compress.compression.parameter import Parameter
-from jaxopt_compress.compression.selection import chosen_parameters, flops_of
+from jaxopt_compress.compression.selection import chosen_parameters
 from jaxopt_compress.compression.states import Asked, CompressionState
 from jaxopt_compress.lift import Stats, Uses
-from jaxopt_compress.tree import Layout, Where, named_leaves
+from jaxopt_compress.tree import Where, named_leaves
 from jaxopt_compress.tree.meshes import on_auto_axes
 from jaxopt_compress.typing import Leaf, PyTree
 
@@ -153,11 +153,7 @@ def compression_of(
     def init(
         params: PyTree, *, uses: Uses | None = None, stats: Stats | None = None
     ) -> CompressionState:
-        found = chosen_parameters(params, where, uses, stats, stack)
-        parameters = {
-            path: _parameter(path, *fields)._replace(flops=flops_of(uses, path))
-            for path, fields in found.items()
-        }
+        parameters = chosen_parameters(params, where, uses, stats, stack)
         method.check(parameters)
         for path, parameter in parameters.items():
             check_finite(path, parameter.value)
@@ -185,11 +181,12 @@ def compression_of(
         return same
 
     def current(state: CompressionState, params: PyTree, grads: PyTree = None) -> Parameters:
-        slopes = _by_path(grads)
-        return {
-            path: _parameter(path, w, state.layouts[path])._replace(grad=slopes.get(path))
-            for path, w in parameters_of(params, state).items()
-        }
+        slopes, found = _by_path(grads), {}
+        for path, w in parameters_of(params, state).items():
+            keep = w.kept() if is_compressed(w) else None
+            layout, slope = state.layouts[path], slopes.get(path)
+            found[path] = Parameter(path, w, layout, keep=keep, grad=slope)
+        return found
 
     def penalty(params: PyTree, state: CompressionState) -> jax.Array:
         assert method.penalty is not None
@@ -242,11 +239,6 @@ def _check_asked(asked: str, state: PyTree) -> None:
             f"the recipe asks for {asked}, and the state holds {state.asked.method} of {paths}: "
             "compress with what was trained, and compress its result further, without state"
         )
-
-
-def _parameter(path: str, value: Leaf, layout: Layout, stats: Stats | None = None) -> Parameter:
-    keep = value.kept() if is_compressed(value) else None
-    return Parameter(path, value, layout, stats, keep)
 
 
 def _state(

@@ -1,11 +1,11 @@
 """Which parameters a compression takes, with the roles of their axes and their statistics."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.compression.leaf_states import as_jax
+from jaxopt_compress.compression.parameter import Parameter
 from jaxopt_compress.lift import Statistics, Stats, Use, Uses, layout_of, statistics_for
 from jaxopt_compress.tree import (
     Fit,
@@ -24,8 +24,8 @@ from jaxopt_compress.typing import Leaf, PyTree
 
 def chosen_parameters(
     params: PyTree, where: Where, uses: Uses | None, stats: Stats | None, stack: int = 0
-) -> dict[str, tuple[Any, Layout, Any]]:
-    """Path -> value, layout and `Statistics` (or None) of the leaves that ``where`` chooses.
+) -> dict[str, Parameter]:
+    """Path -> parameter, of the leaves that ``where`` chooses and the factors in them.
 
     Args:
         params: A pytree.
@@ -49,7 +49,7 @@ def chosen_parameters(
         chosen = {path for path in fit if fit[path] is Fit.NAMED or uses.get(path)}
         if not chosen and not may_miss(params):
             raise ValueError(f"uses name no product, convolution or lookup of {sorted(fit)[:8]}")
-    found: dict[str, tuple[Any, Layout, Any]] = {}
+    found: list[Parameter] = []
     assumed = []
     for path, leaf in named_leaves(params):
         if path not in chosen:
@@ -66,22 +66,24 @@ def chosen_parameters(
         stat = statistics_for(stats, path, layout)
         factors = leaf.factors() if is_compressed(leaf) else {}
         if not factors:
-            found[path] = (leaf, layout, stat)
+            flops = _flops(uses.get(path, [])) if uses is not None else None
+            keep = leaf.kept() if is_compressed(leaf) else None
+            found.append(Parameter(path, leaf, layout, stat, keep, flops=flops))
             continue
         layouts = leaf.factor_layouts(layout)
         for name, factor in factors.items():
             own = layouts[name]
             seen = None if stat is None else _of_factor(stat, leaf, name, layout, own)
-            found[f"{path}/{name}"] = (factor, own, seen)
+            keep = factor.kept() if is_compressed(factor) else None
+            found.append(Parameter(f"{path}/{name}", factor, own, seen, keep))
     warn_assumed(assumed, where)
-    return found
+    return {parameter.path: parameter for parameter in found}
 
 
-def flops_of(uses: Uses | None, path: str) -> int | None:
+def _flops(used: Sequence[Use]) -> int | None:
     """The operations of a parameter's products in a call of the function, where uses tell."""
-    counts = [use.flops for use in (uses or {}).get(path, [])]
-    known = [n for n in counts if n is not None]
-    return sum(known) if known and len(known) == len(counts) else None
+    known = [use.flops for use in used if use.flops is not None]
+    return sum(known) if known and len(known) == len(used) else None
 
 
 def _stacked(path: str, shape: tuple[int, ...], layout: Layout, count: int) -> Layout:

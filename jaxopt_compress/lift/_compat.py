@@ -51,11 +51,18 @@ def source_line(eqn: core.JaxprEqn) -> str:
     return source_info_util.summarize(eqn.source_info)
 
 
-def dense_type(
-    shape: tuple[int, ...], dtype: DTypeLike, fields: Sequence[Any]
+def dense_type(leaf: Value) -> jax.ShapeDtypeStruct:
+    """The type of a compressed array's dense form, on the mesh that its fields are on."""
+    kinds = [jax.typeof(x) for x in jax.tree.leaves(leaf)]
+    if any(entry is not None for kind in kinds for entry in kind.sharding.spec):
+        return jax.eval_shape(lambda x: x.materialize(), leaf)
+    return varying_type(leaf.shape, leaf.dtype, kinds)
+
+
+def varying_type(
+    shape: tuple[int, ...], dtype: DTypeLike, kinds: Sequence[Any]
 ) -> jax.ShapeDtypeStruct:
-    """The type of a dense array that varies over a manual mesh as any of its fields does."""
-    kinds = [jax.typeof(x) for x in fields]
+    """The type of an array that varies over a manual mesh as any of some types does."""
     every = frozenset().union(*(kind.manual_axis_type.varying for kind in kinds))
     if not every:
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -64,16 +71,13 @@ def dense_type(
     return jax.ShapeDtypeStruct(shape, dtype, sharding=whole, manual_axis_type=manual)
 
 
-def explicit_mesh(x: Value) -> bool:
-    """Whether the type of an array names mesh axes."""
-    return any(entry is not None for entry in jax.typeof(x).sharding.spec)
-
-
 def explicit_sharding(x: Value) -> Any:
     """The sharding that the type of an array, tracer or type names; None without one."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return x.sharding
-    return jax.typeof(x).sharding if isinstance(x, jax.Array) and explicit_mesh(x) else None
+    sharding = jax.typeof(x).sharding if isinstance(x, jax.Array) else None
+    named = sharding is not None and any(entry is not None for entry in sharding.spec)
+    return sharding if named else None
 
 
 def call_origin(jaxpr: core.Jaxpr) -> core.DebugInfo | None:

@@ -96,31 +96,18 @@ def replay_call(fn: Callable[..., PyTree], replay: Replay, args: tuple, kwargs: 
         return fn(*inner_args, **inner_kwargs)
 
     flat.__name__ = getattr(fn, "__name__", type(fn).__name__)  # Errors of staging name it.
-    types = [_type_of(leaves[i]) for i in staged]
+    given = [leaves[i] for i in staged]
+    types = [_compat.dense_type(x) if is_compressed(x) else x for x in given]
     closed, out_tree = jax.make_jaxpr(flat, return_shape=True)(*types)
     operands = [
         Ref(leaves[i], _argument_path(keyed[i][0])) if is_compressed(leaves[i]) else leaves[i]
         for i in staged
     ]
     results = replay_jaxpr(replay, closed, operands)
-    results = [_result(x) for x in results]
+    results = [x.array if isinstance(x, Ref) else x for x in results]
+    # What only exists inside of a replay becomes an array.
+    results = [x.materialize() if isinstance(x, Joined) else x for x in results]
     return jax.tree.unflatten(jax.tree.structure(out_tree), results)
-
-
-def _result(x: Value) -> Value:
-    """A result, out of its `Ref`; what only exists inside a replay becomes an array."""
-    if not isinstance(x, Ref):
-        return x
-    return x.array.materialize() if isinstance(x.array, Joined) else x.array
-
-
-def _type_of(leaf: Value) -> Value:
-    if not is_compressed(leaf):
-        return leaf
-    fields = jax.tree.leaves(leaf)
-    if any(_compat.explicit_mesh(x) for x in fields):
-        return jax.eval_shape(lambda x: x.materialize(), leaf)
-    return _compat.dense_type(leaf.shape, leaf.dtype, fields)
 
 
 def _argument_path(keys: tuple[Any, ...]) -> str:

@@ -18,12 +18,6 @@ from jaxopt_compress.typing import Value
 _PLANES = (1, 2, 4)
 
 
-def in_planes(w: QuantizedArray) -> bool:
-    """Whether codes are packed in planar words that shifts to either side bring to int8."""
-    grid = w.fmt.grid
-    return w.block is not None and w.bits in _PLANES and isinstance(grid, Integers) and grid.signed
-
-
 class Matrices(NamedTuple):
     """A product with a quantized weight as ``[*batch, m, k]`` times ``[*batch, k, n]``.
 
@@ -76,7 +70,10 @@ class Matrices(NamedTuple):
             scale: Its steps as matrices, if not those of ``w``.
             transposed: Whether its codes are ``[n, k]`` and stay so.
         """
-        w, words = self.w, in_planes(self.w)
+        w, grid = self.w, self.w.fmt.grid
+        # In planar words, which shifts to either side bring to int8.
+        signed = isinstance(grid, Integers) and grid.signed
+        words = w.block is not None and w.bits in _PLANES and signed
         return Operand(
             self.matrix(w.codes if words else w.unpacked(), transposed),
             self.matrix(w.scale) if scale is None else scale,

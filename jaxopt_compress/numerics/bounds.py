@@ -20,6 +20,8 @@ from jaxopt_compress.numerics.ranges import (
     whole_on_grid,
 )
 
+__all__ = ["Bounds", "absmax", "entropy", "moving_average", "mse", "percentile"]
+
 
 class Bounds(NamedTuple):
     """How a range is chosen.

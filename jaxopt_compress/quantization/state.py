@@ -99,7 +99,8 @@ class QuantizedState(LeafState):
         """``w`` rounded to the grid, or ``w`` itself before quantization begins."""
         del learned
         w = dense(w)
-        view = fake_quantize(w, *self._grid(w), self._noise(w), self.format, self.clips)
+        grid, noise = self.spread(w.shape), _noise(self.key, w.shape)
+        view = fake_quantize(w, *grid, noise, self.format, self.clips)
         return view if self.active is None else jnp.where(self.active, view, w)
 
     def before(self, g: jax.Array) -> jax.Array:
@@ -115,7 +116,7 @@ class QuantizedState(LeafState):
         """
         values = dense(w) if self.key is None else self.apply(w, learned)
         if self.key is None and self.clips:
-            values = rounded_later(values, *self._grid(values), self.format)
+            values = rounded_later(values, *self.spread(values.shape), self.format)
         return self.gridded(values)
 
     def gridded(self, values: jax.Array) -> FakeQuantizedArray:
@@ -130,7 +131,11 @@ class QuantizedState(LeafState):
             check_known(path, self.active)
             if not bool(jnp.all(self.active)):
                 return w
-        return self._stored(w)
+        full = dense(w)
+        codes = _codes(full, self.scale, self.zero, self.key, self.cuts, self.format)
+        if isinstance(w, SparseArray):
+            return self._form(w.with_entries(codes), full.dtype)
+        return self.holding(codes, full.dtype)
 
     def _form(self, codes: Any, dtype: Any) -> QuantizedArray:
         return QuantizedArray(
@@ -145,13 +150,6 @@ class QuantizedState(LeafState):
             self.tile,
         )
 
-    def _stored(self, w: Leaf) -> QuantizedArray:
-        full = dense(w)
-        codes = _codes(full, self.scale, self.zero, self.key, self.cuts, self.format)
-        if isinstance(w, SparseArray):
-            return self._form(w.with_entries(codes), full.dtype)
-        return self.holding(codes, full.dtype)
-
     def holding(self, codes: jax.Array, dtype: Any) -> QuantizedArray:
         """Codes, one per entry, on this grid; in words where the format is packed."""
         small = self._form(codes, dtype)
@@ -163,12 +161,6 @@ class QuantizedState(LeafState):
     def spread(self, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array | None]:
         """Float32 steps and zero points that broadcast against an array of a shape."""
         return _spread(self.scale, self.zero, self.cuts, shape)
-
-    def _grid(self, w: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        return self.spread(w.shape)
-
-    def _noise(self, w: jax.Array) -> jax.Array | None:
-        return _noise(self.key, w.shape)
 
 
 def _spread(

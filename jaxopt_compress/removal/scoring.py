@@ -27,13 +27,13 @@ def entry_scores(
 ) -> dict[str, Any]:
     """Path -> the scores of a parameter's entries; none where what a score reads cannot be."""
     scored = {}
-    for path, (value, layout, stat) in _parameters(by, params, paths, uses, stats).items():
-        parameter = Parameter(path, value, layout, stat, grad=grads.get(path))
+    for path, parameter in _parameters(by, params, paths, uses, stats).items():
+        parameter = parameter._replace(grad=grads.get(path))
         try:
             kept = by.keep(parameter)
         except AttributeError as error:
             # Nothing meets a bias; `parameter.stats` is None then.
-            if stat is not None or "NoneType" not in str(error):
+            if parameter.stats is not None or "NoneType" not in str(error):
                 raise
             if stats is None:
                 raise NeedsStats(
@@ -44,7 +44,7 @@ def entry_scores(
         # Scores that accumulate gradients see these.
         kept = kept if by.advance is None else by.advance(parameter, kept)
         found = by.score(parameter, kept)
-        if jnp.shape(found) != tuple(value.shape):
+        if jnp.shape(found) != tuple(parameter.value.shape):
             raise ValueError(
                 f"the score has shape {jnp.shape(found)} for {parameter.describe()}; it has to "
                 "score each entry"
@@ -53,12 +53,14 @@ def entry_scores(
     return scored
 
 
-def _parameters(by: Score, params: Any, paths: frozenset[str], uses: Any, stats: Any) -> Any:
-    """Path -> value, layout and statistics."""
+def _parameters(
+    by: Score, params: Any, paths: frozenset[str], uses: Any, stats: Any
+) -> dict[str, Parameter]:
+    """Path -> parameter, of those at some paths."""
     if is_magnitude(by):
         # It reads no layout, and to assume one would be worth a warning.
         leaves = [(path, as_jax(x)) for path, x in named_leaves(params) if path in paths]
-        return {path: (x, assume_layout(x.shape), None) for path, x in leaves}
+        return {path: Parameter(path, x, assume_layout(x.shape)) for path, x in leaves}
     return chosen_parameters(params, lambda path, leaf: path in paths, uses, stats)
 
 

@@ -72,11 +72,11 @@ def glob_matches(pattern: str, path: str) -> bool:
         >>> [name for name in ("0", "1", "2") if glob_matches("[!2]", name)]
         ['0', '1']
     """
-    pieces = _pieces(pattern)
+    pieces, match = _pieces(pattern), fnmatch.fnmatchcase
     # All positions that a name may be compared with next: nothing is tried twice.
     at = _past_stars(pieces, {0})
     for name in path.split("/"):
-        fits = {i for i in at if i < len(pieces) and _name_fits(pieces[i], name)}
+        fits = {i for i in at if i < len(pieces) and (pieces[i] == "**" or match(name, pieces[i]))}
         at = _past_stars(pieces, {i if pieces[i] == "**" else i + 1 for i in fits})
     return len(pieces) in at
 
@@ -94,10 +94,6 @@ def _pieces(pattern: str) -> tuple[str, ...]:
                 f"{better!r}?"
             )
     return pieces
-
-
-def _name_fits(piece: str, name: str) -> bool:
-    return piece == "**" or fnmatch.fnmatchcase(name, piece)
 
 
 def _past_stars(pieces: tuple[str, ...], at: set[int]) -> set[int]:

@@ -39,9 +39,7 @@ def small(method):
     return laws.made(method, params), params
 
 
-@pytest.mark.fast(
-    "int2-grouped-asymmetric", "unstructured", "energy", "2:4+int4", "rank+int4", "recipe"
-)
+@pytest.mark.fast("int2-grouped-asymmetric", "energy", "2:4+int4", "rank+int4", "recipe")
 @each
 def test_stored_form_is_the_view_bit_for_bit(method):
     run = compiled(method)

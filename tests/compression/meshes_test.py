@@ -42,6 +42,7 @@ STORED = [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else []) fo
 )
 @pytest.mark.parametrize("spec", [P("model", None), COLUMNS], ids=str)
 @pytest.mark.parametrize("name", STORED)
+@pytest.mark.ci
 def test_explicit_axes(name, spec):
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Explicit,))
     w = jnp.sin(jnp.arange(64.0 * 64)).reshape(64, 64)

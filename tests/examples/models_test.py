@@ -138,6 +138,7 @@ def test_compressed_weights_run_as_stored(name):
     np.testing.assert_allclose(out, expected, atol=2e-4 * np.abs(expected).max())
 
 
+@pytest.mark.ci
 @pytest.mark.fast("minilm")
 @pytest.mark.parametrize("name", ["minilm", "smollm2", "vit"])
 def test_stacked_layers_are_the_same_function(name):

@@ -89,6 +89,7 @@ def test_preferred_type():
     assert y.dtype == jnp.bfloat16
 
 
+@pytest.mark.ci
 def test_forms_agree_across_row_counts():
     """Few rows, many rows, and rows enough for the dense weight to be the smaller buffer."""
     for rows in (1, 15, 16, 17, 64):

@@ -38,11 +38,9 @@ def run(product, arrays, specs):
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("transposed", [False, True], ids=["", "transposed"])
 @pytest.mark.fast(
-    "-columns-nf4",
     "-K-mxfp6",
     "-both-int3",
     "-rows-nf4",
-    "transposed-columns-mxfp6",
     "transposed-K-int3",
     "-K, of rows that are whole-nf4",
 )

@@ -57,6 +57,7 @@ for dtype, hlo, group, decode in [
 
 @pytest.mark.xdist_group("libtpu")
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
+@pytest.mark.ci
 def test_stack_streams_on_v5e():
     # A process keeps libtpu until it ends, and locks others out unless told not to.
     path = os.pathsep.join(

@@ -20,7 +20,7 @@ def both(fn, small, *args):
     return jc.lift(fn, on_fallback="error")(small, *args), fn(jc.materialize(small), *args)
 
 
-@pytest.mark.parametrize("pattern", [None, "2:4"])
+@pytest.mark.parametrize("pattern", [None, pytest.param("2:4", marks=pytest.mark.slow)])
 def test_asymmetric_codes_of_a_sparse_weight(pattern):
     c = jc.chain(
         jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), pattern),

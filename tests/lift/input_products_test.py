@@ -197,6 +197,7 @@ def test_teacher_and_student_do_not_leak():
     assert not np.array_equal(teacher, student)
 
 
+@pytest.mark.ci
 def test_nothing_follows_rounded_inputs_in_a_chain():
     c = jc.chain(
         jc.quantize("int8", activations="int8"),

@@ -228,6 +228,7 @@ def test_custom_rules_are_used_for_activations_and_for_weights():
         assert_close(got["mlp"]["w"].scale, sign * plain["mlp"]["w"].scale, 1e-4)
 
 
+@pytest.mark.ci
 def test_custom_rules_may_close_over_arrays():
     """JAX makes operands of them, for which there are no derivatives."""
     gate = jnp.arange(5.0)

@@ -167,7 +167,7 @@ def test_where_takes_lists_classes_and_ranks(tmp_path):
     [
         ("rule = 3", r"no \[\[rule\]\] table"),
         ("", r"no \[\[rule\]\] table"),
-        ("[[rules]]", r"'rules' is in no rule; write it into a \[\[rule\]\]"),
+        ("[[rules]]", r"'rules' is in no rule; a recipe is a list of"),
         ("[rule]\nprune = {sparsity=0.5}", r"\[rule\] is one table, .* write \[\[rule\]\]"),
         ("[[rule]", "is not TOML"),
         (

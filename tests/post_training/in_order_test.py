@@ -355,6 +355,7 @@ def test_recipes_are_told_apart_by_all_their_arguments():
     assert [fingerprint(r) for r in again] == [marks[11], marks[5], marks[1]]
 
 
+@pytest.mark.ci
 def test_entries_that_do_not_fit_together_are_decided_again_from_a_folder(tmp_path):
     """Layers of ranks 2, 5 and 9 have no common stack; the decision about all needs statistics."""
     thin = [normal(i, 16, r) @ normal(9 + i, r, 16) for i, r in enumerate((2, 5, 9))]

@@ -79,6 +79,7 @@ def everything():
     }
 
 
+@pytest.mark.ci
 def test_a_fresh_process_gets_equal_leaves_without_a_template(tmp_path):
     tree = everything()
     jc.save(tmp_path / "ckpt", tree)

@@ -16,7 +16,7 @@ def _types(values: Sequence[Any], gone: Sequence[Gone]) -> list[jax.ShapeDtypeSt
     """The types of operands as they were before indices were removed."""
     shape = lambda flags: tuple(map(len, flags))
     return [
-        _compat.dense_type(shape(flags), jax.typeof(x).dtype, [x])
+        _compat.varying_type(shape(flags), jax.typeof(x).dtype, [jax.typeof(x)])
         for x, flags in zip(values, gone, strict=True)
     ]
 
