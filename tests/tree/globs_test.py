@@ -1,5 +1,6 @@
 """Globs against a reference that follows their definition, and how long they take."""
 
+import fnmatch
 import re
 
 import pytest
@@ -7,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxopt_compress as jc
-from jaxopt_compress.tree import globs
 from jaxopt_compress.tree.globs import Glob, glob_matches
 
 
@@ -67,11 +67,11 @@ def test_globs_fit_what_their_definition_says(pattern, names):
 
 def test_globs_compare_each_name_with_each_piece_at_most_once(monkeypatch):
     calls = []
-    fits = globs._name_fits
-    monkeypatch.setattr(globs, "_name_fits", lambda *a: calls.append(a) or fits(*a))
+    fits = fnmatch.fnmatchcase
+    monkeypatch.setattr(fnmatch, "fnmatchcase", lambda *a: calls.append(a) or fits(*a))
     names, pieces = ["a"] * 40, [*["**", "a"] * 15, "z"]
     assert not glob_matches("/".join(pieces), "/".join(names))
-    assert len(calls) <= len(names) * len(pieces)
+    assert 0 < len(calls) <= len(names) * len(pieces)
 
 
 def test_wildcards_within_a_name_end():
