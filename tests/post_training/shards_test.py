@@ -122,9 +122,13 @@ BY_COLUMNS = {
     "prune": lambda: jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)),
 }
 
+LOOPS = ("gptq", "auto_round", "sparse_gpt")
 
-@pytest.mark.ci
-@pytest.mark.parametrize("solver", BY_COLUMNS)
+
+@pytest.mark.parametrize(
+    "solver",
+    [pytest.param(s, marks=pytest.mark.ci if s in LOOPS else pytest.mark.slow) for s in BY_COLUMNS],
+)
 def test_columns_on_devices_of_their_own(solver):
     """Inside of `jax.shard_map`, where arrays that differ between devices are typed so."""
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
