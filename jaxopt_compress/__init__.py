@@ -112,6 +112,7 @@ from jaxopt_compress.storage import (
     load_safetensors,
     register_flax_serialization,
     save,
+    save_async,
     save_gguf,
     save_safetensors,
 )
@@ -225,6 +226,7 @@ __all__ = [
     "rotate",
     "rotate_inputs",
     "save",
+    "save_async",
     "save_gguf",
     "save_safetensors",
     "scalars",

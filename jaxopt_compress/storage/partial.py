@@ -8,8 +8,9 @@ import warnings
 import zlib
 from typing import Any
 
-from jaxopt_compress.storage.checkpoint import load, save
 from jaxopt_compress.storage.folder import CheckpointError
+from jaxopt_compress.storage.loading import load
+from jaxopt_compress.storage.saving import save
 from jaxopt_compress.typing import Leaf
 
 _JOB = "job.json"

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.extras import require
-from jaxopt_compress.storage.checkpoint import is_checkpoint, load, load_shapes
 from jaxopt_compress.storage.interchange import packed
+from jaxopt_compress.storage.loading import is_checkpoint, load, load_shapes
 from jaxopt_compress.tree import map_named, named_leaves
 from jaxopt_compress.typing import Leaf, PyTree
 

@@ -3,7 +3,7 @@
 import gc
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from jaxopt_compress.storage.checksums import (
     verify,
 )
 from jaxopt_compress.storage.folder import CheckpointError
-from jaxopt_compress.storage.processes import is_first, sum_of_all, wait_for_all
+from jaxopt_compress.storage.processes import Meeting, is_first
 from jaxopt_compress.storage.schema import Entry
 from jaxopt_compress.storage.templates import is_split
 from jaxopt_compress.storage.words import from_words, to_words
@@ -40,7 +40,7 @@ def _handler() -> Any:
     return ocp.PyTreeCheckpointHandler(use_compression=False)
 
 
-def write(folder: Any, arrays: dict[str, Wanted]) -> dict[str, list[Part]]:
+def write(folder: Any, arrays: dict[str, Wanted], meeting: Meeting) -> dict[str, list[Part]]:
     """Writes arrays, given as ``(entry, array)`` by their keys, into a new folder.
 
     Each process writes the shards that it holds, and computes their checksums.
@@ -52,13 +52,13 @@ def write(folder: Any, arrays: dict[str, Wanted]) -> dict[str, list[Part]]:
 
     held = {key: stored(entry, x) for key, (entry, x) in arrays.items()}
     boxes = {key: boxes_of(x) for key, x in held.items()}
-    sums = sum_of_all(np.concatenate([own_sums(x, boxes[key]) for key, x in held.items()]))
+    sums = meeting.sum_of_all(np.concatenate([own_sums(x, boxes[key]) for key, x in held.items()]))
     if is_first():
         folder.mkdir()
-    wait_for_all("folder")
+    meeting.wait_for_all("folder")
     handler = _handler()
     handler.save(folder, args=ocp.args.PyTreeSave(held))
-    wait_for_all("written")
+    meeting.wait_for_all("written")
     if is_first():
         handler.finalize(folder)
     handler.close()
@@ -188,6 +188,8 @@ def reads_shards(entry: Entry, sharding: Any) -> bool:
 
 def stored(entry: Entry, x: Leaf) -> Any:
     """The array that is written for an entry."""
+    if isinstance(x, Copied):
+        return x.stored
     if not isinstance(x, jax.Array):
         # A scalar becomes an array of rank 0, and the bytes get the order of this machine.
         x = np.asarray(x, entry.dtype)
@@ -201,6 +203,22 @@ def stored(entry: Entry, x: Leaf) -> Any:
         # No shard holds whole words of it.
         x = multihost_utils.process_allgather(x, tiled=True)
     return pack(np.asarray(x))
+
+
+class Copied(NamedTuple):
+    """What `stored` has made: split over the memories of hosts as it was over devices, or whole."""
+
+    stored: Any
+
+
+def copied(entry: Entry, x: Leaf) -> Copied:
+    """A copy that `stored` takes in the place of ``x``. All processes have to be here."""
+    held = stored(entry, x)
+    if is_split(getattr(held, "sharding", None)):
+        # Words and floats, so every backend can move them; codes narrower than a byte it might not.
+        there = held.sharding.with_memory_kind("pinned_host")
+        return Copied(jax.block_until_ready(jax.device_put(held, there)))
+    return Copied(np.array(held))
 
 
 def restored(entry: Entry, stored: Any, sharding: Any) -> Any:

@@ -66,6 +66,15 @@ assert len(list(pathlib.Path(folder).glob("coded/data-*/chunks-*"))) == 2
 check(jc.load(f"{folder}/coded"))
 check(jc.load(f"{folder}/coded", like=like))
 
+# In threads, while devices compute and tell each other: nothing of the save waits for a device.
+saving = [jc.save_async(f"{folder}/{i}", small, coding="ans" if i else None) for i in range(2)]
+total = jax.jit(lambda x: x.sum(), out_shardings=NamedSharding(mesh, P()))
+for _ in range(50):
+    total(dense["raw"]).block_until_ready()
+for i in range(2):
+    saving[i].result()
+    check(jc.load(f"{folder}/{i}"))
+
 # What the first process finds is what all of them say.
 try:
     jc.save(path, small)

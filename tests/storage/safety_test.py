@@ -82,13 +82,13 @@ def names(path):
 def test_an_interrupted_save_leaves_the_old_checkpoint(moment, error, tmp_path, monkeypatch):
     jc.save(tmp_path / "ckpt", {"w": jnp.zeros(3)})
 
-    def interrupted(folder, _):
+    def interrupted(folder, *_):
         (folder / "half").parent.mkdir(exist_ok=True)
         (folder / "half").write_text("")
         raise error
 
     with monkeypatch.context() as patched, pytest.raises(error):
-        patched.setattr(f"jaxopt_compress.storage.checkpoint.{moment}", interrupted)
+        patched.setattr(f"jaxopt_compress.storage.saving.{moment}", interrupted)
         jc.save(tmp_path / "ckpt", {"w": jnp.ones(3)}, overwrite=True)
     assert_equal(jc.load(tmp_path / "ckpt"), {"w": jnp.zeros(3)})
     if moment == "write":

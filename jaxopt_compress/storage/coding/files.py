@@ -11,7 +11,7 @@ from jaxopt_compress.storage import stored
 from jaxopt_compress.storage.checksums import Box, Part, boxes_of, crc32, own_parts, parts_in
 from jaxopt_compress.storage.coding import chunks
 from jaxopt_compress.storage.coding.blocks import check_coding
-from jaxopt_compress.storage.processes import is_first, sum_of_all, wait_for_all
+from jaxopt_compress.storage.processes import Meeting, is_first
 from jaxopt_compress.storage.schema import Chunk, Entry, encode
 from jaxopt_compress.typing import PyTree
 
@@ -47,7 +47,7 @@ def coded_bytes(tree: PyTree, coding: str = "ans") -> int:
 
 
 def write(
-    folder: Any, arrays: dict[str, tuple[Entry, Any]], coding: str
+    folder: Any, arrays: dict[str, tuple[Entry, Any]], coding: str, meeting: Meeting
 ) -> tuple[dict[str, list[Part]], dict[str, list[Chunk]]]:
     """Writes arrays, given as ``(entry, array)`` by their keys, into a new folder, one at a time.
 
@@ -58,7 +58,7 @@ def write(
     """
     if is_first():
         folder.mkdir()
-    wait_for_all("folder")
+    meeting.wait_for_all("folder")
     process, boxes, told = jax.process_index(), {}, []
     with (folder / _name(process)).open("wb") as file:
         for key, (entry, x) in arrays.items():
@@ -77,8 +77,8 @@ def write(
                 )
             told.append(own)
             del held
-    rows = iter(sum_of_all(np.concatenate(told)).tolist())
-    wait_for_all("written")
+    rows = iter(meeting.sum_of_all(np.concatenate(told)).tolist())
+    meeting.wait_for_all("written")
     ends: dict[int, int] = {}
     parts: dict[str, list[Part]] = {}
     places: dict[str, list[Chunk]] = {}

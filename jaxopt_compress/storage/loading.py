@@ -1,32 +1,23 @@
-"""Saving and restoring trees that hold compressed arrays, through orbax."""
+"""Restoring trees that hold compressed arrays, whole or in part."""
 
-import contextlib
 import os
-import threading
 import warnings
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxopt_compress.storage.coding import check_coding, check_sizes
+from jaxopt_compress.storage.coding import check_sizes
 from jaxopt_compress.storage.coding import read as read_coded
-from jaxopt_compress.storage.coding import write as write_coded
 from jaxopt_compress.storage.decoding import decode
 from jaxopt_compress.storage.folder import (
     DOCUMENT,
     LOCK,
     CheckpointError,
-    claimed,
-    flush,
     is_data,
     read_raw,
-    replace_document,
     resolve,
-    sealed,
     unsealed,
 )
-from jaxopt_compress.storage.processes import from_first, is_first, wait_for_all
 from jaxopt_compress.storage.schema import (
     CODED_VERSION,
     NAME,
@@ -34,94 +25,11 @@ from jaxopt_compress.storage.schema import (
     Decoded,
     Entry,
     Outside,
-    encode,
 )
-from jaxopt_compress.storage.stored import damaged, read, write
+from jaxopt_compress.storage.stored import damaged, read
 from jaxopt_compress.storage.templates import match
 from jaxopt_compress.tree import map_named, named_leaves
 from jaxopt_compress.typing import PyTree
-
-# Orbax counts what it does by process, not by thread.
-_ONE_AT_A_TIME = threading.Lock()
-
-
-def save(
-    path: str | os.PathLike[str],
-    tree: PyTree,
-    overwrite: bool = False,
-    *,
-    coding: str | None = None,
-) -> None:
-    """Saves a tree with compressed arrays, so that `load` needs no template.
-
-    Codes are packed to their true width, so that the files take `nbytes` of the tree and some KB. A
-    process that is killed, or a disk that is full, leaves the old checkpoint or the new one, whole.
-    Sharded arrays are packed shard by shard and written by the processes that hold them. Several
-    threads and processes may save at once, also to one path.
-
-    Args:
-        path: A new directory, local or remote as orbax understands it.
-        tree: Arrays of JAX or NumPy, compressed arrays, numbers, strings and None in dicts, lists
-            and tuples, with string or integer keys. Other pytree nodes (named tuples,
-            `flax.nnx.State`, dataclasses) are saved as dicts of their children.
-        overwrite: Whether a checkpoint that is there is replaced.
-        coding: How arrays are coded, without loss: ``"ans"`` by how often each code occurs (fast),
-            ``"context"`` by what the row and the column of a code tell too (the smallest, slow),
-            ``"huffman"`` as ``"ans"`` in whole bits, ``"zstd"``; None stores them plain.
-            What would grow is stored plain. Needs the extra ``coding``.
-
-    Raises:
-        FileExistsError: There is a checkpoint at ``path``, or something else, which ``overwrite``
-            does not replace.
-        ModuleNotFoundError: ``coding`` needs a package that is not installed.
-        TypeError: A leaf that has no form in a file; names its path.
-        ValueError: ``coding`` is not known; or the fields of a compressed array do not fit each
-            other; names its path.
-
-    Example:
-        >>> import tempfile, jax.numpy as jnp, jaxopt_compress as jc
-        >>> small = jc.compress({"w": jnp.ones((4, 2))}, jc.quantize("int4"))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     jc.save(f"{folder}/small", small)
-        ...     jc.load(f"{folder}/small")["w"].codes.dtype
-        dtype(int4)
-    """
-    root = resolve(path)
-    if coding is not None:
-        check_coding(coding)
-    encoded = encode(tree)
-    with _ONE_AT_A_TIME, _claimed_by_all(root, overwrite) as name:
-        described: dict[str, Any] = {"version": VERSION, "checksums": {}}
-        if coding is not None:
-            described |= {"version": CODED_VERSION, "coding": coding, "chunks": {}}
-        if encoded.arrays and coding is not None:
-            parts, chunks = write_coded(root / name, encoded.arrays, coding)
-            described |= {"checksums": parts, "chunks": chunks}
-        elif encoded.arrays:
-            described["checksums"] = write(root / name, encoded.arrays)
-        if is_first():
-            if encoded.arrays:
-                flush(root / name)
-            data = name if encoded.arrays else None
-            document = {"format": NAME, "data": data, **described, "tree": encoded.node}
-            replace_document(root, sealed(document))
-
-
-@contextlib.contextmanager
-def _claimed_by_all(root: Any, overwrite: bool) -> Iterator[str]:
-    """As `claimed`, by the first process, in all that save together."""
-    with contextlib.ExitStack() as stack:
-        name = ""
-        try:
-            if is_first():
-                name = stack.enter_context(claimed(root, overwrite))
-        finally:
-            # Those who wait are told, also if it was in vain.
-            name = from_first(name)
-        if not name:
-            raise FileExistsError(f"{root} cannot be saved to; the first process says why")
-        yield name
-    wait_for_all("saved")
 
 
 def load(path: str | os.PathLike[str], like: Any = None) -> Any:
