@@ -17,11 +17,11 @@ from jaxopt_compress.compression import (
 )
 from jaxopt_compress.compression.keywords import answers
 from jaxopt_compress.compression.method import Decisions, Parameters
-from jaxopt_compress.low_rank.ranks import Asked, WholeState, allocated, check_operations
+from jaxopt_compress.low_rank.ranks import Asked, WholeState, allocated, check_operations, written
 from jaxopt_compress.low_rank.reading import reading_of
 from jaxopt_compress.low_rank.whitening import WAYS, Whiten, check_whitening, weighed
 from jaxopt_compress.numerics.svd import balanced_factors, error_curve
-from jaxopt_compress.tree import Bytes, Flops, Where
+from jaxopt_compress.tree import Bytes, Flops, Traffic, Where
 from jaxopt_compress.tree.meshes import on_auto_axes
 
 ELSEWHERE = {
@@ -44,7 +44,7 @@ def low_rank(
     error: float | None = None,
     bytes: int | None = None,
     ratio: float | None = None,
-    budget: Bytes | Flops | None = None,
+    budget: Bytes | Flops | Traffic | None = None,
     whiten: Whiten = False,
     damping: float = 1e-4,
     key: jax.Array | None = None,
@@ -78,7 +78,9 @@ def low_rank(
             lose the least, by the sum of the squares of all relative errors, and a parameter whose
             factors would be as large as itself is kept whole. Or `jaxopt_compress.flops` of a share
             of the operations of their products, which ``uses`` tell: kernels that meet many
-            positions then get lower ranks.
+            positions then get lower ranks. Or `jaxopt_compress.traffic`, of the bytes that a call
+            reads, or of the time in which a chip's memory brings them: tables that are only looked
+            up then stay whole.
         whiten: What weighs errors: False for nothing, True for the second moments of ``stats``,
             ``"scale"`` for the roots of the mean magnitudes of inputs, or ``"fisher"`` for the
             squared gradients of each input's weights, from `measures.fisher`.
@@ -120,10 +122,10 @@ def low_rank(
         raise ValueError(f"damping={damping}; it is above 0, such as 1e-4")
 
     method = _Factors(asked, whiten, damping, key)
-    written = {k: v for k, v in asked._asdict().items() if k != "budget"}
+    given = {k: v for k, v in asked._asdict().items() if k != "budget"}
     if budget is not None:
-        written["budget"] = f"{type(budget).__name__.lower()}({budget.share:g})"
-    text = spelled("low_rank", **written, where=where, whiten=whiten or None, stack=stack or None)
+        given["budget"] = written(budget)
+    text = spelled("low_rank", **given, where=where, whiten=whiten or None, stack=stack or None)
     return compression_of(Method(method.check, method.init), where, stack=stack, asked=text)
 
 

@@ -14,7 +14,7 @@ from jaxopt_compress.compression.leaf_states import GRID, N_M, RANK, ZEROS
 from jaxopt_compress.low_rank.reading import Reading
 from jaxopt_compress.numerics.rank_budget import Offer, ranks_within
 from jaxopt_compress.numerics.svd import error_curve, rank_for_energy, rank_for_error
-from jaxopt_compress.tree import Bytes, Flops
+from jaxopt_compress.tree import Bytes, Flops, Traffic
 from jaxopt_compress.typing import Leaf, PyTree
 
 
@@ -27,7 +27,7 @@ class Asked(NamedTuple):
         error: The largest relative error.
         bytes: The most bytes that the factors of one parameter may take.
         ratio: How many times smaller than the parameter its factors are, at least.
-        budget: The share of the bytes, or of the operations, of all parameters together.
+        budget: What all parameters together may take, of bytes or operations.
     """
 
     rank: int | None
@@ -35,7 +35,7 @@ class Asked(NamedTuple):
     error: float | None
     bytes: int | None
     ratio: float | None
-    budget: Bytes | Flops | None
+    budget: Bytes | Flops | Traffic | None
 
     def check(self) -> None:
         """Refuses more or less than one, and values out of range.
@@ -52,9 +52,10 @@ class Asked(NamedTuple):
             )
         [(name, value)] = given.items()
         if name == "budget":
-            if not isinstance(value, Bytes | Flops):
+            if not isinstance(value, Bytes | Flops | Traffic):
                 raise TypeError(
-                    f"budget={value!r}; jaxopt_compress.bytes(0.8) and flops(0.8) are some"
+                    f"budget={value!r}; there are jaxopt_compress.bytes(0.8), flops(0.8) and "
+                    "traffic(0.8)"
                 )
             return
         good, what = {
@@ -131,17 +132,18 @@ def check_operations(parameter: Parameter) -> None:
 
 
 def allocated(
-    budget: Bytes | Flops,
+    budget: Bytes | Flops | Traffic,
     parameters: Mapping[str, Parameter],
     readings: Mapping[str, Reading],
     curves: Mapping[str, np.ndarray],
 ) -> dict[str, int | None]:
-    """Path -> rank, or None for a parameter that stays whole, within a share of the total.
+    """Path -> rank, or None for a parameter that stays whole, within a budget of all of them.
 
     The sum of the squares of relative errors is the least.
 
     Args:
-        budget: A share of the bytes of these parameters, or of the operations of their products.
+        budget: Of the bytes of these parameters, of the operations of their products, or of the
+            bytes that a call reads of them.
         parameters: Path -> parameter.
         readings: Path -> how it is read.
         curves: Path -> relative errors by rank ``[*stack, ranks]``.
@@ -153,20 +155,37 @@ def allocated(
     for path, parameter in parameters.items():
         squares = np.square(curves[path].astype(np.float64))
         losses = squares.reshape(-1, squares.shape[-1]).sum(0)
-        one, whole = cost_of_rank(parameter, readings[path]), _nbytes(parameter)
-        if isinstance(budget, Flops):
-            rows, columns = readings[path].rows_and_columns
-            whole = parameter.flops or 0
-            # Upwards, so that the budget holds.
-            one = -(-whole * (rows + columns) // (rows * columns))
-        offers.append(Offer(losses, one, whole))
+        offers.append(Offer(losses, *_costs(budget, parameter, readings[path])))
+    most = budget.most if isinstance(budget, Traffic) else None
+    if most is None:
+        most = (budget.share or 1.0) * sum(offer.whole for offer in offers)
     try:
-        ranks = ranks_within(offers, int(budget.share * sum(offer.whole for offer in offers)))
+        ranks = ranks_within(offers, int(most))
     except ValueError as error:
-        name = type(budget).__name__.lower()
-        text = f"low_rank(budget=jaxopt_compress.{name}({budget.share:g})): {error}"
+        text = f"low_rank(budget=jaxopt_compress.{written(budget)}): {error}"
         raise ValueError(text) from None
     return dict(zip(parameters, ranks, strict=True))
+
+
+def _costs(
+    budget: Bytes | Flops | Traffic, parameter: Parameter, reading: Reading
+) -> tuple[int, int]:
+    """What one rank of a parameter costs, and the parameter itself."""
+    if isinstance(budget, Flops):
+        whole, (rows, columns) = parameter.flops or 0, reading.rows_and_columns
+        # Upwards, so that the budget holds.
+        return -(-whole * (rows + columns) // (rows * columns)), whole
+    # Of a table that is only looked up, a call reads a few rows, in whichever form.
+    is_free = isinstance(budget, Traffic) and parameter.flops == 0
+    return cost_of_rank(parameter, reading), 0 if is_free else _nbytes(parameter)
+
+
+def written(budget: Bytes | Flops | Traffic) -> str:
+    """A budget as it is written in calls."""
+    name = type(budget).__name__.lower()
+    if isinstance(budget, Traffic) and budget.share is None:
+        return f"{name}(most={budget.most:g})"
+    return f"{name}({budget.share:g})"
 
 
 @jax.tree_util.register_dataclass

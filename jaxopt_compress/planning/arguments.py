@@ -12,9 +12,10 @@ import jax
 
 from jaxopt_compress.numerics import bounds
 from jaxopt_compress.numerics.bounds import Bounds
+from jaxopt_compress.planning.budgets import traffic
 from jaxopt_compress.quantization import activations, backward
 from jaxopt_compress.quantization.activations import Activations, Backward
-from jaxopt_compress.tree.budgets import Bytes, bytes
+from jaxopt_compress.tree.budgets import Bytes, bytes, flops
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 _BOUNDS = {
@@ -123,12 +124,22 @@ def _read_products(function: Callable[..., Any]) -> _Reader:
     return _Reader((str, dict), make, "a format, or a table of arguments")
 
 
+def _read_budget(table: dict[str, Any], name: str) -> Any:
+    if {"microseconds", "chip"} & table.keys():
+        return call(traffic, table, name, '{microseconds = 100, chip = "tpu v5e"}')
+    check_keys(table, [*_BUDGETS, "microseconds", "chip"], name)
+    if len(table) != 1:
+        raise ValueError(f"{name}={table!r}: it is of one share, such as {{bytes = 0.5}}")
+    [(chosen, share)] = table.items()
+    return _BUDGETS[chosen](share)
+
+
+_BUDGETS = {"bytes": bytes, "flops": flops, "traffic": traffic, "share": bytes}
+
 _READERS = {
     Activations: _read_products(activations),
     Backward: _read_products(backward),
-    Bytes: _Reader(
-        (dict,), lambda table, name: call(bytes, table, name, "{share = 0.5}"), "a table of share"
-    ),
+    Bytes: _Reader((dict,), _read_budget, "a table of one share, such as {bytes = 0.5}"),
     Bounds: _Reader((str, dict), _read_bounds, f"one of {', '.join(_BOUNDS)}, or a table of one"),
     jax.Array: _Reader((int,), lambda seed, _: jax.random.key(seed), "the seed of a random key"),
 }

@@ -1,22 +1,7 @@
 """Budgets of what a table of sensitivities counts."""
 
-from typing import NamedTuple
-
 from jaxopt_compress.planning.chips import Chip, chip_of
-from jaxopt_compress.removal.budget import Flops
-from jaxopt_compress.tree.budgets import Bytes
-
-
-class Traffic(NamedTuple):
-    """A budget of the bytes of parameters that a call reads.
-
-    Attributes:
-        share: The share of the bytes read before compression; None for ``most``.
-        most: So many bytes; None for ``share``.
-    """
-
-    share: float | None
-    most: float | None = None
+from jaxopt_compress.tree.budgets import Bytes, Flops, Traffic
 
 
 def traffic(
@@ -34,7 +19,7 @@ def traffic(
         chip: Whose memory, by name or a `jaxopt_compress.planning.Chip`, as `plan` takes it.
 
     Returns:
-        The budget, for `allocate`.
+        The budget, for `allocate` and `low_rank`.
 
     Raises:
         ValueError: Not one of the two ways, or a number that is none.
@@ -61,3 +46,5 @@ def traffic(
 
 
 Budget = Bytes | Flops | Traffic
+
+__all__ = ["Budget", "Bytes", "Flops", "Traffic", "traffic"]

@@ -1,6 +1,6 @@
 """Paths and selection, partition and combine, sizes, and the roles of axes."""
 
-from jaxopt_compress.tree.budgets import Bytes, Flops
+from jaxopt_compress.tree.budgets import Bytes, Flops, Traffic
 from jaxopt_compress.tree.globs import Glob
 from jaxopt_compress.tree.layout import AssumedLayout, Layout, assume_layout
 from jaxopt_compress.tree.mismatches import kind_of
@@ -29,6 +29,7 @@ __all__ = [
     "Layout",
     "NoLeaf",
     "Part",
+    "Traffic",
     "Where",
     "assume_layout",
     "combine",

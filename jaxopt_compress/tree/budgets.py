@@ -74,4 +74,16 @@ def flops(share: float) -> Flops:
     return Flops(float(share))
 
 
-__all__ = ["Bytes", "Flops", "bytes", "flops"]
+class Traffic(NamedTuple):
+    """A budget of the bytes of parameters that a call reads; `jaxopt_compress.traffic` makes it.
+
+    Attributes:
+        share: The share of the bytes read before compression; None for ``most``.
+        most: So many bytes; None for ``share``.
+    """
+
+    share: float | None
+    most: float | None = None
+
+
+__all__ = ["Bytes", "Flops", "Traffic", "bytes", "flops"]

@@ -116,7 +116,11 @@ def test_a_whole_parameter_is_quantized_as_one():
     [
         (lambda: jc.low_rank(error=1.0), ValueError, r"error=1.0; .*\[0, 1\)"),
         (lambda: jc.low_rank(ratio=0.5), ValueError, "ratio=0.5; .* at least 1"),
-        (lambda: jc.low_rank(budget=0.5), TypeError, r"budget=0.5; jaxopt_compress.bytes\(0.8\)"),
+        (
+            lambda: jc.low_rank(budget=0.5),
+            TypeError,
+            r"budget=0.5; there are jaxopt_compress",
+        ),
         (
             lambda: jc.low_rank(budget=jc.bytes(0.1)).init({"w": jnp.ones((4, 4))}),
             ValueError,
@@ -157,3 +161,20 @@ def test_a_budget_of_operations_spares_what_meets_few_positions():
     assert share(small["wide"]) < share(small["deep"])
     with pytest.raises(ValueError, match=r"needs the operations of 'deep' .* pass uses="):
         jc.low_rank(budget=jc.flops(0.6)).init(params)
+
+
+def test_a_budget_of_what_a_call_reads_leaves_tables_whole_that_are_looked_up():
+    params = {k: decaying(16, 16, 0.5) for k in ("table", "a", "b")}
+    fn = lambda p, ids: p["table"][ids] @ p["a"] @ p["b"]
+    uses = jc.uses(fn, params, jnp.arange(3))
+    small = jc.compress(params, jc.low_rank(budget=jc.traffic(0.6)), uses=uses)
+    assert small["table"] is params["table"]
+    read = jc.nbytes({k: small[k] for k in "ab"})
+    assert 0.4 < read / (2 * params["a"].nbytes) <= 0.6
+    # 1228 of 2048 bytes.
+    chip = jc.planning.Chip("slow", 819e6, 1e12, 1e12, 1e9, "nowhere")
+    budget = jc.traffic(microseconds=1.5, chip=chip)
+    small = jc.compress(params, jc.low_rank(budget=budget), uses=uses)
+    assert 0.8 * 1228 < jc.nbytes({k: small[k] for k in "ab"}) <= 1228
+    with pytest.raises(ValueError, match=r"budget=jaxopt_compress.traffic\(most=81.9\)\): rank 1"):
+        jc.low_rank(budget=jc.traffic(microseconds=0.1, chip=chip)).init(params, uses=uses)

@@ -85,6 +85,12 @@ def test_a_recipe_is_read_in_order(tmp_path):
         ),
         ("low_rank = {energy=0.9}", lambda: jc.low_rank(energy=0.9)),
         ("low_rank = {budget={share=0.9}}", lambda: jc.low_rank(budget=jc.bytes(0.9))),
+        ("low_rank = {budget={bytes=0.9}}", lambda: jc.low_rank(budget=jc.bytes(0.9))),
+        ("low_rank = {budget={traffic=0.9}}", lambda: jc.low_rank(budget=jc.traffic(0.9))),
+        (
+            'low_rank = {budget={microseconds=9.5, chip="h100"}}',
+            lambda: jc.low_rank(budget=jc.traffic(microseconds=9.5, chip="h100")),
+        ),
         (
             'low_rank = {rank=2}\nquantize = {format="int8"}',
             lambda: jc.chain(jc.low_rank(rank=2), jc.quantize("int8")),
@@ -108,6 +114,14 @@ def test_methods_take_what_their_functions_take(text, expected, tmp_path):
     wanted = jc.compress({"w": W}, expected())
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_a_budget_of_operations_asks_for_uses_and_one_share_is_given(tmp_path):
+    text = "[[rule]]\nlow_rank = {budget={%s}}"
+    with pytest.raises(ValueError, match="needs the operations of 'w'"):
+        jc.compress({"w": W}, recipe(tmp_path, text % "flops=0.9"))
+    with pytest.raises(ValueError, match=r"of one share, such as \{bytes = 0.5\}"):
+        recipe(tmp_path, text % "flops=0.9, bytes=0.5")
 
 
 def test_every_argument_of_every_method_has_a_form_in_files():
