@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.compression import Parameter
-from jaxopt_compress.sparsity.score import Score, accumulated, gradient_of, wide
+from jaxopt_compress.sparsity.score import Score, accumulated, gradient_of, statistic, wide
 
 
 def saliency(decay: float = 0.99) -> Score:
@@ -86,7 +86,7 @@ def fisher(decay: float | None = None) -> Score:
         return 0.5 * kept * jnp.square(wide(parameter.dense()))
 
     if decay is None:
-        return Score(score, lambda parameter: wide(parameter.stats.fisher))
+        return Score(score, lambda parameter: wide(statistic(parameter, "fisher", "fisher")))
     if decay == 1:
         raise ValueError("decay=1 would never forget the start; 0.99 is usual")
     mean = lambda parameter, w, g: (1 - decay) * jnp.square(g)

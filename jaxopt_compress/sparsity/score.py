@@ -67,6 +67,17 @@ def gradient_of(parameter: Parameter) -> jax.Array:
     return parameter.grad
 
 
+def statistic(parameter: Parameter, measure: str, name: str) -> jax.Array:
+    """A statistic of what the parameter meets, such as ``second_moment`` of ``moments``.
+
+    Raises:
+        ValueError: Activations were infinite or NaN: their scores would be compared as if they were
+            not.
+    """
+    parameter.stats.check_finite(parameter.describe(), measure)
+    return getattr(parameter.stats, name)
+
+
 def accumulated(parameter: Parameter, kept: jax.Array) -> jax.Array:
     """What is kept, as the score."""
     del parameter

@@ -9,7 +9,7 @@ from jaxopt_compress.compression import Parameter
 from jaxopt_compress.sparsity.gradient_scores import fisher, movement, saliency
 from jaxopt_compress.sparsity.keys import impl_of, key_of, renewed, words_for
 from jaxopt_compress.sparsity.loss_scores import grasp, snip, synflow
-from jaxopt_compress.sparsity.score import Score, accumulated, wide
+from jaxopt_compress.sparsity.score import Score, accumulated, statistic, wide
 from jaxopt_compress.sparsity.unit_scores import apoz, fpgm, mean_activation
 from jaxopt_compress.tree import named_leaves
 from jaxopt_compress.typing import PyTree
@@ -89,7 +89,7 @@ def wanda() -> Score:
     """
 
     def norms(parameter: Parameter) -> jax.Array:
-        moments = parameter.stats.second_moment
+        moments = statistic(parameter, "moments", "second_moment")
         return jnp.sqrt(jnp.diagonal(moments, axis1=-2, axis2=-1))
 
     def score(parameter: Parameter, kept: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxopt_compress.compression import Parameter
-from jaxopt_compress.sparsity.score import Score, wide
+from jaxopt_compress.sparsity.score import Score, statistic, wide
 
 
 def fpgm() -> Score:
@@ -88,7 +88,7 @@ def mean_activation() -> Score:
         Molchanov et al., 2017, Pruning Convolutional Neural Networks for Resource Efficient
         Inference.
     """
-    return Score(_of_inputs, lambda parameter: parameter.stats.mean_magnitude)
+    return Score(_of_inputs, lambda parameter: statistic(parameter, "means", "mean_magnitude"))
 
 
 def _of_inputs(parameter: Parameter, kept: jax.Array) -> jax.Array:

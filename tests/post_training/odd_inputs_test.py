@@ -20,6 +20,10 @@ SOLVERS = {
     "reconstruct": lambda: jc.chain(
         jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5), where="w"), jc.reconstruct("w")
     ),
+    "wanda": lambda: jc.prune(jc.scores.wanda(), jc.schedules.constant(0.5), where="w"),
+    "mean_activation": lambda: jc.prune(
+        jc.scores.mean_activation(), jc.schedules.constant(0.5), where="w", pattern="inputs"
+    ),
     "low_rank_correction": lambda: jc.low_rank_correction(
         jc.quantize("int3", where="w"), 2, "w", whiten=True
     ),
@@ -47,7 +51,8 @@ def compressed(fn, params, c, x):
 
 @functools.cache
 def spoiled(bad):
-    return jc.calibrate(product, PARAMS, [X, X.at[3, 2].set(bad)])
+    measures = (jc.measures.moments(), jc.measures.ranges(), jc.measures.means())
+    return jc.calibrate(product, PARAMS, [X, X.at[3, 2].set(bad)], measures=measures)
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
