@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 import jaxopt_compress as jc
-from examples import allocation, data, movielens, text_flow
+from examples import allocation_cases, data, movielens, text_flow
 from examples.fetching import fetch
 from examples.models import lenet as networks
 from examples.models import minilm as sentences
@@ -110,11 +110,11 @@ def _bbc(epochs=6):
 def _minilm(count=64):
     folder = fetch("minilm")
     tokenize, params = sentences.tokenizer(folder), sentences.load(folder)
-    loss, made = allocation.moved(sentences.apply, params)
+    loss, made = allocation_cases.moved(sentences.apply, params)
     return {
         "fn": sentences.similarity,
         "params": params,
-        "batches": list(map(made, allocation.sentences(tokenize, count))),
+        "batches": list(map(made, allocation_cases.sentences(tokenize, count))),
         "loss": loss,
         "within": {"spearman": -0.005},
         "held_out": sentences.pairs(tokenize, "dev"),
