@@ -22,11 +22,13 @@ import jax
 import jaxopt_compress as jc
 from examples import minilm as sentences
 from examples import smollm2 as language
+from examples.allocation_cases import CASES
 from examples.fetching import fetch
 from examples.models import minilm, smollm2
 from jaxopt_compress.tree import named_leaves
 
 KERNELS, TABLE = "**/kernel", "embeddings/word/embedding"
+SENSITIVE = "whitened, by sensitivities"
 
 
 def variants(share):
@@ -45,6 +47,27 @@ def variants(share):
             jc.low_rank(**budget(3.9 * share), whiten=True), int8
         ),
     }
+
+
+def by_sensitivities(args, share, uses, stats):
+    """Ranks where the loss says: from estimates beside the uniform ones, and some measurements."""
+    case = CASES[args.model](args.count)
+    of = lambda share: jc.low_rank(where=KERNELS, ratio=1 / share, whiten=True)
+    shares = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+    table = jc.sensitivities(
+        case.loss,
+        case.params,
+        {str(own): of(own) for own in shares},
+        case.batches,
+        held_out=case.held_out,
+        beside=of(share),
+        uses=uses,
+        stats=stats,
+        measured=args.measured,
+        progress=True,
+    )
+    kernels = sum(x.nbytes for path, x in named_leaves(case.params) if path.endswith("kernel"))
+    return jc.allocate(table, jc.bytes(1 - (1 - share) * kernels / table.dense_bytes))
 
 
 def tables(share):
@@ -108,6 +131,8 @@ def main(argv=None):
     parser.add_argument("--shares", nargs="*", type=float, default=[0.9, 0.8, 0.6, 0.2])
     parser.add_argument("--variants", nargs="*", help="names; all by default")
     parser.add_argument("--batches", type=int, default=16, help="to calibrate on")
+    parser.add_argument("--count", type=int, default=64, help="sentences or windows of losses")
+    parser.add_argument("--measured", type=int, default=1, help="candidates of each kernel")
     parser.add_argument("--tokens", type=int, default=2048, help="to measure SmolLM2 on")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     args = parser.parse_args(argv)
@@ -124,10 +149,15 @@ def main(argv=None):
     found = {"float32": {"score": score(params), "share": 1.0, "seconds": 0.0}}
     _say("float32", found["float32"], args.json)
     for share in args.shares:
-        for name, compression in made(share).items():
+        offered = made(share)
+        if args.study == "kernels":
+            offered[SENSITIVE] = lambda s=share: by_sensitivities(args, s, uses, stats)
+        for name, compression in offered.items():
             if args.variants and name not in args.variants:
                 continue
             start = time.perf_counter()
+            if name == SENSITIVE:
+                compression = compression()
             small = jc.compress(params, compression, uses=uses, stats=stats)
             jax.block_until_ready(jax.tree.leaves(small))
             row = {"share": chosen(small) / whole, "seconds": time.perf_counter() - start}

@@ -16,9 +16,6 @@ import math
 import time
 
 import jax
-import jax.numpy as jnp
-import optax
-from rich.progress import track
 
 import jaxopt_compress as jc
 from examples.fetching import fetch
@@ -26,7 +23,6 @@ from examples.models import smollm2
 from examples.results import Results
 
 KERNELS = "**/kernel"
-TUNED = ("**/scale",)
 CALIBRATED = ("lore", "government", "romance", "hobbies")
 LENGTH = 256
 FORMATS = [f"int{bits}{zero}" for bits in (8, 4, 3, 2) for zero in ("", "-zero")]
@@ -82,43 +78,6 @@ def texts(tokenize, categories, tokens):
     ]
 
 
-def tuned(fn, params, small, windows, steps, rate):
-    """Trains scales of grids and of norms, so that next tokens are guessed as by ``params``.
-
-    Codes stay, and so does the form that is stored: unlabelled text is all that it needs (Chen et
-    al., 2024, EfficientQAT). Rates are relative to each parameter's size.
-    """
-    kept, (floats, rest) = small, jc.partition(small, TUNED)
-    floats = jax.tree.map(lambda x: x.astype(jnp.float32), floats)
-    tx = optax.chain(
-        optax.scale_by_adam(b2=0.99),
-        optax.scale_by_param_block_rms(),
-        optax.scale_by_learning_rate(optax.cosine_decay_schedule(rate, steps)),
-    )
-    run = jc.lift(fn, on_fallback="error")
-
-    @jax.jit
-    def step(floats, state, rest, params, ids):
-        teacher = fn(params, ids)
-
-        def loss(floats):
-            return jnp.mean(
-                jc.distillation.soft_targets(run(jc.combine(floats, rest), ids), teacher, 1.0)
-            )
-
-        value, grads = jax.value_and_grad(loss)(floats)
-        updates, state = tx.update(grads, state, floats)
-        return optax.apply_updates(floats, updates), state, value
-
-    state = tx.init(floats)
-    bar = track(range(steps), "training", transient=True)
-    for i in bar:
-        floats, state, _ = step(floats, state, rest, params, *windows[i % len(windows)])
-        jax.block_until_ready(floats)
-    trained = jc.combine(floats, rest)
-    return jax.tree.map(lambda x, old: x.astype(old.dtype), trained, kept)
-
-
 def arguments(argv):
     """What the command was given."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -130,7 +89,7 @@ def arguments(argv):
     parser.add_argument("--damping", type=float, default=0.01, help="of gptq")
     parser.add_argument("--rank", type=int, default=32, help="of corrections")
     parser.add_argument("--rotate", choices=["stream", "inputs"], help="rotate before")
-    parser.add_argument("--tune", type=int, default=0, help="steps of training of the scales")
+    parser.add_argument("--tune", type=int, default=0, help="steps of distilling into scales")
     parser.add_argument("--rate", type=float, default=3e-3, help="of that training, relative")
     parser.add_argument("--tokens", type=int, default=2048, help="to measure")
     parser.add_argument("--calibrate", type=int, default=4096, help="tokens to calibrate on")
@@ -171,7 +130,13 @@ def main(argv=None):
             known = None if name in WITHOUT_DATA else stats()
             small = jc.compress(params, c, uses=uses, stats=known)
         if args.tune:
-            small = tuned(fn, params, small, seen, args.tune, args.rate)
+            small = jc.distill(
+                *(fn, params, small, seen, "**/scale"),
+                loss=lambda got, want: jc.distillation.soft_targets(got, want, 1.0).mean(),
+                steps=args.tune,
+                rate=args.rate,
+                progress=True,
+            )
         jax.block_until_ready(jax.tree.leaves(small))
         seconds = time.perf_counter() - start
         # Weights alone say the same when they are dense, and one program serves them all.

@@ -58,7 +58,12 @@ from jaxopt_compress.planning import (
     sensitivities,
     traffic,
 )
-from jaxopt_compress.post_training import compress_in_order, correct_biases, learn_rounding
+from jaxopt_compress.post_training import (
+    compress_in_order,
+    correct_biases,
+    distill,
+    learn_rounding,
+)
 from jaxopt_compress.precision import (
     dynamic_loss_scale,
     loss_scale,
@@ -172,6 +177,7 @@ __all__ = [
     "correct_biases",
     "corruptions",
     "cp",
+    "distill",
     "distillation",
     "distributions",
     "dorefa",

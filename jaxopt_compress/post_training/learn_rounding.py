@@ -16,8 +16,8 @@ from jaxopt_compress.numerics.groups import spread_to
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.packing import pack
 from jaxopt_compress.numerics.solvers.ada_round import between, logit, pull_at
+from jaxopt_compress.post_training.outputs import as_arguments, squares
 from jaxopt_compress.tree import Where, map_named, named_leaves, select
-from jaxopt_compress.tree.paths import is_float
 
 _WEIGHT = 30.0  # of the pull, beside a relative error of 1
 
@@ -77,14 +77,14 @@ def learn_rounding(
         Nagel et al., 2020, Up or Down? Adaptive Rounding for Post-Training Quantization. Li et al.,
         2021, BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction.
     """
-    given = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
+    given = as_arguments(batches)
     chosen = _chosen(small, where)
     if not given or steps < 1:
         raise ValueError(f"{len(given)} batches and steps={steps}; at least 1 of each")
     dense, run = dict(named_leaves(params)), jax.jit(lift(fn))
     sides = {path: _next_to(dense[path], leaf) for path, leaf in chosen.items()}
     pairs = [(batch, run(params, *batch)) for batch in given]
-    error = lambda tree, batch, want: _squares(lift(fn)(tree, *batch), want)
+    error = lambda tree, batch, want: squares(lift(fn)(tree, *batch), want)
     measured = jax.jit(error)
     over_all = lambda tree: sum(float(measured(tree, *pair)) for pair in pairs)
     before = over_all(small)
@@ -133,14 +133,6 @@ def _learned(
     for i in range(steps):
         v, state = step(v, state, jnp.float32(i / steps), *rest(i))
     return {path: between(x) >= 0.5 for path, x in v.items()}
-
-
-def _squares(got: Any, want: Any) -> jax.Array:
-    """The summed squares of the differences of all floats."""
-    leaves = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
-    wide = lambda x: jnp.asarray(x, jnp.float32)
-    gaps = [wide(a) - wide(b) for a, b in leaves if is_float(b)]
-    return jnp.sum(jnp.stack([jnp.sum(jnp.square(gap)) for gap in gaps]))
 
 
 def _chosen(small: Any, where: Where) -> dict[str, QuantizedArray]:
