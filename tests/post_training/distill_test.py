@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_compress as jc
 from jaxopt_compress.post_training.distill import _sizes
@@ -144,3 +145,24 @@ def test_sizes_follow_every_axis():
     np.testing.assert_array_equal(_sizes(scales), scales)
     np.testing.assert_array_equal(_sizes(jnp.zeros((2, 3))), jnp.ones((2, 3)))
     np.testing.assert_allclose(_sizes(jnp.array([[0.0, 0.0], [3.0, -4.0]])).min(), 2.5, rtol=1e-6)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_split_parameters_and_batches_learn_the_same(kind):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+    put = lambda x, *axes: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
+    fn = lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"]
+    params = {"up": normal(1, 12, 16) / 3, "down": normal(2, 16, 8) / 4}
+    split = {"up": put(params["up"]), "down": put(params["down"], None, "model")}
+    c = jc.quantize("int2", 4)
+    uses = jc.uses(fn, params, SEEN[0])
+    got, want = (jc.compress(p, c, uses=uses) for p in (split, params))
+    batches = [put(x, "data") for x in SEEN]
+    with jax.set_mesh(mesh):
+        got = jc.distill(fn, split, got, batches, steps=12)
+    want = jc.distill(fn, params, want, SEEN, steps=12)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-3)
+    scale = got["down"].scale
+    assert scale.sharding.is_equivalent_to(put(scale, None, "model").sharding, 2)
