@@ -123,7 +123,8 @@ def auto(
             integers of 2 to 8 bits, and 8 bits with half of the entries pruned.
         uses: What `uses` found; by default it is found here.
         stats: What `calibrate` found, for candidates that need it, such as `gptq`.
-        tune: ``tune(recipe) -> tree``: trains with a recipe, and returns the stored form.
+        tune: ``tune(recipe) -> tree``: trains with a recipe, and returns the stored form, as in
+            `frontier`.
         evaluations: How many shares are tried at most.
         measured: As in `sensitivities`.
         progress: As in `sensitivities`.

@@ -55,7 +55,8 @@ def frontier(
         uses: What `uses` found.
         stats: What `calibrate` found, for candidates that need it.
         tune: ``tune(recipe) -> tree``: trains with a recipe, and returns the stored form. By
-            default parameters are compressed without training.
+            default parameters are compressed without training. Without labels it is
+            ``lambda recipe: distill(fn, params, compress(params, recipe), batches)``.
         rounds: The rounds of timing, as in `compare`; 0 for no times.
 
     Returns:
