@@ -18,7 +18,7 @@ import jaxopt_compress as jc
 from jaxopt_compress.compression import Decision, LeafMethod, LeafState, NeedsStats, compression_of
 from jaxopt_compress.lift.lockstep import WholeWarning
 from jaxopt_compress.post_training.fingerprint import fingerprint
-from tests.method_contract import assert_same_bits
+from tests.compression.laws import assert_same_bits
 from tests.models import CASES as MODELS
 
 

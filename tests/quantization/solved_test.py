@@ -11,7 +11,7 @@ import pytest
 import jaxopt_compress as jc
 from jaxopt_compress.compression import NeedsStats
 from jaxopt_compress.compression.output_error import output_error
-from tests import method_contract as laws
+from tests.compression import laws
 
 pytestmark = pytest.mark.filterwarnings("ignore::jaxopt_compress.AssumedLayout")
 
