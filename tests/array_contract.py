@@ -1,4 +1,7 @@
-"""Examples of every compressed array; whatever joins `LEAVES` is held to the contract."""
+"""Examples of every compressed array; whatever joins `LEAVES` is held to the contract.
+
+What makes an example, and the contract, are in `tests/arrays/`.
+"""
 
 import pickle
 import tempfile

@@ -1,4 +1,4 @@
-"""Damage that a checkpoint tells: flipped bits, torn files, and arrays of another one."""
+"""Damage that is refused when a checkpoint is loaded: flipped bits, torn files, other arrays."""
 
 import contextlib
 import shutil

@@ -1,4 +1,4 @@
-"""2:4 sparse weights in safetensors of compressed-tensors, and forms that it has no place for."""
+"""2:4 sparse weights in safetensors of compressed-tensors, and forms without a place there."""
 
 import json
 
