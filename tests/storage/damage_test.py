@@ -3,6 +3,9 @@
 import contextlib
 import shutil
 
+# Else pytest's plugin of hypothesis imports it after the last test, where this has failed at times
+# behind the many reads that are refused here: "AST constructor recursion depth mismatch".
+import hypothesis  # noqa: F401
 import jax
 import jax.numpy as jnp
 import numpy as np
