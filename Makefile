@@ -33,7 +33,7 @@ test-slow: $(VENV)/.installed
 	$(PYTEST) -n 2 --dist loadgroup -m "slow or ci" tests $(PYTEST_ARGS)
 
 # The part of the slow tests that continuous integration runs: killed saves and flipped bits.
-SLOW_PART := tests/storage/safety_test.py
+SLOW_PART := tests/storage/safety_test.py tests/storage/damage_test.py
 
 test-slow-part: $(VENV)/.installed
 	$(PYTEST) -n 2 --dist loadgroup -m slow $(SLOW_PART) $(PYTEST_ARGS)

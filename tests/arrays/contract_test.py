@@ -1,66 +1,17 @@
-"""The laws of every compressed array."""
+"""The laws of every compressed array; those of its parts on devices are in `shards_test.py`."""
 
-import functools
 import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from jaxopt_compress.tree import combine, nbytes, partition, resident_bytes, shard
-from tests.array_contract import LEAVES, ROUND_TRIPS, STACK, assert_same_bits, float_fields
-
-# Those that differ from others in sizes or combine them run when asked for.
-ALIKE = (
-    *("int8_tensor", "int8_scalar", "int8_last", "int8_one_group", "int2_unpacked", "int1"),
-    *("1:4", "low_rank_out", "int4_2:4", "nf4_rows", "int4_and_low_rank_and_2:4"),
-)
-each_leaf = pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=case.name, marks=pytest.mark.slow if case.name in ALIKE else [])
-        for case in LEAVES
-    ],
-)
-both_meshes = pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-
-
-@functools.cache
-def made(case, stack=(), seed=0):
-    """An example and its dense array, computed once for all tests."""
-    leaf, formula = case.example(stack, seed)
-    dense = jax.jit(materialize)(leaf) if stack else leaf.materialize()
-    return leaf, jax.jit(formula), np.asarray(dense)
-
-
-def materialize(leaf):
-    return leaf.materialize()
-
-
-def assert_parts(case, got, want):
-    """Equal bits where the form promises them, else equal up to the order of a sum over ranks."""
-    if case.exact:
-        return assert_same_bits(got, want)
-    got, want = np.asarray(got), np.asarray(want)
-    assert (got.dtype, got.shape) == (want.dtype, want.shape)
-    # Two sums of three products, in units of the last place of the largest.
-    bound = 3 * float(jnp.finfo(want.dtype).eps) * np.abs(want.astype("float32")).max()
-    np.testing.assert_allclose(got.astype("float32"), want.astype("float32"), rtol=0, atol=bound)
-
-
-def is_spec(x):
-    return isinstance(x, PartitionSpec)
-
-
-def spec_of(ndim, axis):
-    """Splits one negative axis."""
-    return PartitionSpec(*("x" if i - ndim == axis else None for i in range(ndim)))
-
-
-def mesh_of(kind):
-    return jax.make_mesh((STACK,), ("x",), axis_types=(kind,))
+from jaxopt_compress.tree import combine, nbytes, partition, resident_bytes
+from tests.array_contract import LEAVES, ROUND_TRIPS, STACK, assert_same_bits
+from tests.arrays.cases import assert_parts, each_leaf, made, materialize
+from tests.arrays.example import float_fields
 
 
 @pytest.mark.fast(
@@ -166,56 +117,6 @@ def test_other_axes_are_named_where_fields_are_of_equal_length():
     for name in ("int8", "int4_grouped_asymmetric", "int2", "2:4"):
         with pytest.raises(ValueError, match="only leading axes can be mapped over or scanned"):
             jax.vmap(materialize, in_axes=-1)(made(cases[name])[0])
-
-
-@pytest.mark.fast(
-    "int8-AxisType.Auto",
-    "int8_qkv-AxisType.Explicit",
-    "int4_grouped_asymmetric-AxisType.Explicit",
-    "int2-AxisType.Auto",
-    "float8_tiles-AxisType.Explicit",
-    "nvfp4-AxisType.Auto",
-    "rows-AxisType.Explicit",
-    "2:4-AxisType.Auto",
-    "low_rank-AxisType.Explicit",
-    "quantized_factors-AxisType.Auto",
-)
-@both_meshes
-@each_leaf
-def test_shards(case, kind):
-    """Parts by `specs` are the parts of the dense array, along every axis that can be split."""
-    mesh = mesh_of(kind)
-    for stack, axes in (((), case.splits), ((STACK,), (-1 - made(case)[2].ndim,))):
-        leaf, _, dense = made(case, stack)
-        for axis in axes:
-            spec = spec_of(dense.ndim, axis)
-            # From the host: to cut what is on a device compiles a program.
-            placed = shard({"w": jax.device_get(leaf)}, NamedSharding(mesh, spec))["w"]
-            specs = leaf.specs(spec)
-            for x, s in zip(
-                jax.tree.leaves(placed), jax.tree.leaves(specs, is_leaf=is_spec), strict=True
-            ):
-                assert x.sharding.is_equivalent_to(NamedSharding(mesh, s), x.ndim)
-            parts = jax.shard_map(materialize, mesh=mesh, in_specs=(specs,), out_specs=spec)
-            if kind == AxisType.Auto or stack:
-                assert_parts(case, jax.jit(parts)(placed), dense)
-            if kind == AxisType.Explicit or stack:
-                whole = jax.jit(materialize)(placed)
-                assert_parts(case, whole, dense)
-                assert whole.sharding.is_equivalent_to(NamedSharding(mesh, spec), dense.ndim)
-
-
-@each_leaf
-def test_refused_shards(case):
-    leaf, _, dense = made(case)
-    mesh = mesh_of(AxisType.Auto)
-    for axis in case.whole:
-        with pytest.raises(ValueError, match="cannot be split by"):
-            leaf.specs(spec_of(dense.ndim, axis))
-        with pytest.raises(ValueError, match=r"'layer/w' of shape .* cannot be split by"):
-            shard({"layer": {"w": leaf}}, NamedSharding(mesh, spec_of(dense.ndim, axis)))
-    with pytest.raises(ValueError, match=f"entries for an array of rank {dense.ndim}"):
-        leaf.specs(PartitionSpec(*[None] * (dense.ndim + 1)))
 
 
 @pytest.mark.fast(

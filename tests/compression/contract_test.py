@@ -1,4 +1,4 @@
-"""The laws of `tests.method_contract` for every method and every allowed chain."""
+"""The laws of `tests.compression.laws` for every method and every allowed chain."""
 
 import functools
 
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import jaxopt_compress as jc
-from tests import method_contract as laws
-from tests.method_contract import CHAINS, DTYPES, KINDS, METHODS
+from tests.compression import laws
+from tests.compression.laws import DTYPES, KINDS
+from tests.method_contract import CHAINS, METHODS, Method, chained, prune, quantize
 
 pytestmark = pytest.mark.filterwarnings("ignore::jaxopt_compress.AssumedLayout")
 
@@ -53,8 +54,8 @@ def test_stored_form_is_the_view_bit_for_bit(method):
             laws.check_zeros(run, params, state)
 
 
-INT4 = laws.Method("int4-asymmetric", laws.quantize("int4", symmetric=False))
-PRUNED = laws.Method("prune+int8", laws.chained(laws.prune(0.5), laws.quantize("int8")))
+INT4 = Method("int4-asymmetric", quantize("int4", symmetric=False))
+PRUNED = Method("prune+int8", chained(prune(0.5), quantize("int8")))
 
 
 @pytest.mark.fast(

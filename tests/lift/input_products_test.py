@@ -199,19 +199,13 @@ def test_teacher_and_student_do_not_leak():
 
 @pytest.mark.ci
 def test_nothing_follows_rounded_inputs_in_a_chain():
-    c = jc.chain(
-        jc.quantize("int8", activations="int8"),
-        jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)),
-    )
+    rounded = jc.quantize("int8", activations="int8")
+    pruned = jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5))
     with pytest.raises(
         ValueError, match=r"prune cannot follow quantize at .w.* it has to come last"
     ):
-        c.init({"w": W})
-    first = jc.chain(
-        jc.prune(jc.scores.magnitude(), jc.schedules.constant(0.5)),
-        jc.quantize("int8", activations="int8"),
-    )
-    small = jc.compress({"w": W}, first)
+        jc.chain(rounded, pruned).init({"w": W})
+    small = jc.compress({"w": W}, jc.chain(pruned, rounded))
     got = jax.jit(jc.lift(dense))(small, X)
     want = X @ jc.materialize(small)["w"]
     assert jnp.linalg.norm(got - want) < 0.02 * jnp.linalg.norm(want)

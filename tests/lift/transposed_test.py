@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxopt_compress as jc
-from tests.lift.pallas_test import CASES, IN_STACKS, ON_GPUS, check_gradients, run_as_on
+from tests.lift.in_kernels import CASES, IN_STACKS, ON_GPUS, check_gradients, run_as_on
 from tests.lift.platforms import KERNEL_CALLS, lowered_for
 from tests.quantization.cases import normal
 

@@ -1,6 +1,5 @@
 """Solvers against the published algorithms, written anew in float64, and their laws."""
 
-import functools
 import itertools
 
 import jax
@@ -13,40 +12,21 @@ from hypothesis import strategies as st
 from jaxopt_compress.numerics.formats import format_of
 from jaxopt_compress.numerics.solvers.ada_round import ada_round
 from jaxopt_compress.numerics.solvers.admm import admm
-from jaxopt_compress.numerics.solvers.factor import conditioned, rolled_cholesky, upper_factor
+from jaxopt_compress.numerics.solvers.factor import conditioned
 from jaxopt_compress.numerics.solvers.gptq import gptq
 from jaxopt_compress.numerics.solvers.grids import Grid
 from jaxopt_compress.numerics.solvers.half_quadratic import half_quadratic
 from jaxopt_compress.numerics.solvers.sign_round import sign_round
 from jaxopt_compress.numerics.solvers.sparse_gpt import sparse_gpt
+from tests.numerics.problems import K, N, problem, reference_factor
 
-K, N, ROWS = 200, 48, 1000  # more than one block of rows, the last one not whole
 INT4, INT3 = format_of("int4"), format_of("int3")
-
-
-@functools.cache
-def problem(seed=0, k=K, n=N):
-    """Weights, correlated inputs of which half are held out, and their second moment."""
-    rng = np.random.default_rng(seed)
-    mix = rng.standard_normal((k // 4, k)) / np.sqrt(k // 4)
-    x = rng.standard_normal((2 * ROWS, k // 4)) @ mix + 0.3 * rng.standard_normal((2 * ROWS, k))
-    x = (x * np.exp(rng.normal(size=k) / 2)).astype(np.float32)
-    w = rng.standard_normal((k, n)).astype(np.float32)
-    seen = x[:ROWS]
-    return w, seen.T @ seen / ROWS, x[ROWS:]
 
 
 def steps(w, group, top):
     """A step per group of rows, one per entry."""
     high = np.abs(w).reshape(-1, group, w.shape[1]).max(1)
     return np.repeat(high / top, group, 0).astype(np.float32)
-
-
-def reference_factor(moment, damping=0.01):
-    """The upper factor of the inverse, by the inverse itself."""
-    h = moment.astype(np.float64)
-    h = h + damping * np.mean(np.diag(h)) * np.eye(len(h))
-    return np.linalg.cholesky(np.linalg.inv(h)).T
 
 
 def reference_gptq(w, factor, scale, zero, low, high, keep=None):
@@ -192,40 +172,6 @@ def test_sign_round_is_never_worse_than_rounding_in_any_column():
     assert np.all(cost(grid.values(levels, INT3)) <= cost(nearest) * (1 + 1e-5))
     # Next to the entries: rounded up or down.
     assert np.max(np.abs(np.asarray(levels) - np.clip(w / np.asarray(grid.scale), -4, 3))) <= 1.0
-
-
-def test_factor_is_that_of_float64():
-    _, moment, _ = problem()
-    order = np.argsort(-np.diag(moment))
-    inverse = reference_factor(moment[order][:, order]) * np.sqrt(np.mean(np.diag(moment)))
-    got = np.asarray(upper_factor(jnp.asarray(moment), order=jnp.asarray(order)))
-    np.testing.assert_allclose(got, np.linalg.inv(inverse), atol=1e-5)
-
-
-def test_a_factor_by_blocks_is_the_factor():
-    """Stacked, of a size that blocks do not divide; one of the two has no factor."""
-    x = np.random.default_rng(0).standard_normal((40, 21))
-    h = x.T @ x + np.eye(21)
-    both = jnp.asarray([h, h - 20 * np.eye(21)], jnp.float32)
-    found = jax.jit(jax.vmap(functools.partial(rolled_cholesky, block=8)))(both)
-    np.testing.assert_allclose(found[0], np.linalg.cholesky(h), rtol=0, atol=1e-5)
-    assert np.isnan(np.diag(found[1])).any()
-
-
-@pytest.mark.parametrize("kind", ["zero", "rank one", "one dead", "huge", "tiny", "indefinite"])
-def test_factor_is_finite_for_any_moment(kind):
-    x = np.random.default_rng(0).standard_normal((1, 12)).astype(np.float32)
-    moments = {
-        "zero": np.zeros((12, 12)),
-        "rank one": x.T @ x,
-        "one dead": np.diag(np.arange(12.0)),
-        "huge": np.eye(12) * 1e38,
-        "tiny": np.eye(12) * 1e-42,
-        "indefinite": x.T @ x + np.triu(np.ones((12, 12)), 1) + np.tril(np.ones((12, 12)), -1),
-    }
-    factor = np.asarray(upper_factor(jnp.asarray(moments[kind], jnp.float32), 1e-6))
-    assert np.all(np.isfinite(factor))
-    assert np.all(np.diag(factor) > 0)
 
 
 SMALL = (12, 5)  # one shape, so that examples share a program

@@ -1,4 +1,4 @@
-"""Methods that need data: the contract, layouts, and what they refuse."""
+"""Methods that need data: the contract, parts on several devices, and what they refuse."""
 
 import functools
 
@@ -11,7 +11,7 @@ import pytest
 import jaxopt_compress as jc
 from jaxopt_compress.compression import NeedsStats
 from jaxopt_compress.compression.output_error import output_error
-from tests import method_contract as laws
+from tests.compression import laws
 
 pytestmark = pytest.mark.filterwarnings("ignore::jaxopt_compress.AssumedLayout")
 
@@ -144,7 +144,6 @@ SHARDED = {
     "low_rank_correction": lambda: jc.low_rank_correction(jc.quantize("int3"), rank=2, whiten=True),
 }
 
-
 SPLIT_IN_CI = ("gptq-grouped-asymmetric", "auto_round-relaxed", "sparse_gpt-2:4")
 
 
@@ -239,65 +238,3 @@ def test_layers_in_order_are_decided_one_by_one_and_stacked(method):
     first = lambda tree: jc.materialize(tree)["w"][0]
     np.testing.assert_allclose(first(small), first(whole), atol=1e-5)
     assert output_error(params["w"], small["w"].materialize(), stats["w"][0]).whole < 0.1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("groups", [1, 2, 6])
-def test_convolutions_take_the_scales_of_their_input_channels(groups):
-    """Channels of very different sizes: products of codes, and smaller errors than without."""
-
-    def fn(params, x):
-        numbers = ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(
-            x, params["w"], (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=groups
-        )
-        return jnp.tanh(y / 30) @ params["v"]
-
-    rng = np.random.default_rng(0)
-    sizes = np.array([30, 1, 1, 1, 0.3, 3], np.float32)
-    x = jnp.asarray(rng.standard_normal((8, 6, 6, 6)) * sizes, jnp.float32)
-    params = {
-        "w": jnp.asarray(rng.standard_normal((3, 3, 6 // groups, 12)), jnp.float32),
-        "v": jnp.asarray(rng.standard_normal((12, 4)), jnp.float32),
-    }
-    given = {"uses": jc.uses(fn, params, x), "stats": jc.calibrate(fn, params, [x])}
-    pairs = {
-        "awq": (jc.awq("int4", where="w"), jc.quantize("int4", where="w")),
-        "smooth_quant": (
-            jc.smooth_quant(where="w"),
-            jc.quantize("int8", where="w", activations="int8"),
-        ),
-    }
-    for name, (method, plain) in pairs.items():
-        small = jc.compress(params, method, **given)
-        assert small["w"].factors.shape == (1, 1, 6 // groups, groups), name
-        run = jax.jit(jc.lift(fn, on_fallback="error"))
-        error = lambda small: float(jnp.abs(run(small, x) - fn(params, x)).mean())  # noqa: B023
-        nearest = jc.compress(params, plain, **given)
-        # With one input channel per output there are no channels that share a step of the weight.
-        assert error(small) < (1.05 if groups == 6 else 1.0) * error(nearest), name
-
-
-@pytest.mark.fast("fde")
-@pytest.mark.parametrize("layout", ["edf", "def", "dfe", "efd", "fed", "fde"])
-def test_experts_have_moments_of_their_own_wherever_their_axis_lies(layout):
-    """The numbers are the same in each layout, and so are the errors of the products."""
-    rng = np.random.default_rng(3)
-    experts, rows, k, n = 3, 128, 8, 5
-    loud = np.where(np.arange(k) % 3 == np.arange(experts)[:, None], 30.0, 0.3)
-    mix = rng.normal(size=(experts, k, k))
-    x = np.einsum("bed,edc->bec", rng.normal(size=(rows, experts, k)), mix) * loud
-    w = rng.normal(size=(experts, k, n))
-    fn = lambda p, x: jnp.einsum(f"bed,{layout}->bef", x, p["w"])
-
-    def errors(layout, w, fn):
-        params, seen = {"w": jnp.asarray(w, jnp.float32)}, jnp.asarray(x, jnp.float32)
-        uses, stats = jc.uses(fn, params, seen), jc.calibrate(fn, params, [seen])
-        assert stats["w"][0].stack == (layout.index("e") - 3,)
-        for c in (jc.gptq("int4"), jc.awq("int4"), jc.sparse_gpt(0.5)):
-            small = jc.compress(params, c, uses=uses, stats=stats)
-            yield float(jnp.linalg.norm(fn(jc.materialize(small), seen) - fn(params, seen)))
-
-    usual = list(errors("edf", w, lambda p, x: jnp.einsum("bed,edf->bef", x, p["w"])))
-    turned = w.transpose(["edf".index(a) for a in layout])
-    np.testing.assert_allclose(list(errors(layout, turned, fn)), usual, rtol=1e-3)

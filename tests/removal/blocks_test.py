@@ -9,7 +9,7 @@ import pytest
 
 import jaxopt_compress as jc
 from tests.removal import law
-from tests.removal.models import IMAGE, LM, ResNet, linen
+from tests.removal.networks import IMAGE, LM, ResNet, linen
 
 pytestmark = pytest.mark.ci
 

@@ -12,7 +12,7 @@ import pytest
 
 import jaxopt_compress as jc
 from tests.removal import law
-from tests.removal.models import linen
+from tests.removal.networks import linen
 
 pytestmark = pytest.mark.ci
 

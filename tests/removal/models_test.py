@@ -6,7 +6,8 @@ import pytest
 
 import jaxopt_compress as jc
 from tests.removal import law
-from tests.removal.models import CNN, IMAGE, LM, MODELS, Gated, equinox_transformer, experts, linen
+from tests.removal.models import MODELS
+from tests.removal.networks import CNN, IMAGE, LM, Gated, equinox_transformer, experts, linen
 
 pytestmark = pytest.mark.ci
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxopt_compress as jc
 from jaxopt_compress.storage import saving
-from tests.storage.checkpoint_test import assert_equal, everything
+from tests.storage.trees import assert_equal, everything
 
 
 @pytest.mark.parametrize("coding", [None, "ans"])

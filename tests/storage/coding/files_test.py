@@ -11,8 +11,8 @@ from scipy import stats
 import jaxopt_compress as jc
 from jaxopt_compress.storage.coding import CODINGS
 from jaxopt_compress.storage.folder import sealed, unsealed
-from tests.storage.checkpoint_test import assert_equal, everything
-from tests.storage.safety_test import flipped, replaced
+from tests.storage.damage_test import flipped, replaced
+from tests.storage.trees import assert_equal, everything
 
 NAMES = [name for name in CODINGS if name]
 
