@@ -128,6 +128,7 @@ METHODS = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", METHODS)
 def test_training(name):
     params, x = mlp_params(), jnp.abs(steady(9, 64, 8))

@@ -47,6 +47,7 @@ METHODS = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["lsq+", "pact+dorefa"])
 def test_training(name):
     """The loss falls, every learned part moves, and what is stored is what was trained."""
