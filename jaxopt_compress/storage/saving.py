@@ -119,13 +119,16 @@ def save_async(
         meeting.leave()
         raise
     executor.shutdown(wait=False)
-    saving.add_done_callback(lambda done: _warn_of(root, done.exception()))
+    saving.add_done_callback(lambda saving: _ended(saving, root, meeting))
     return saving
 
 
-def _warn_of(root: Any, error: BaseException | None) -> None:
-    """A failure is seen also where nobody asks for the result."""
-    if error is not None:
+def _ended(saving: Future[None], root: Any, meeting: Meeting) -> None:
+    """Gives the turn on, and says a failure also where nobody asks for the result."""
+    if saving.cancelled():
+        # Before its thread came to it.
+        meeting.leave()
+    elif (error := saving.exception()) is not None:
         text = f"the checkpoint {root} was not saved: {type(error).__name__}: {error}"
         warnings.warn(text, RuntimeWarning, stacklevel=2)
 

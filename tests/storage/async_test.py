@@ -1,5 +1,6 @@
 """Checkpoints that a thread writes while the program goes on."""
 
+import concurrent.futures
 import threading
 
 import jax
@@ -84,3 +85,19 @@ def test_errors_come_at_once_or_with_the_result_and_do_not_stop_the_next(tmp_pat
     assert_equal(jc.load(path), {"w": jnp.zeros(3)})
     jc.save(path, {"w": jnp.ones(3)}, overwrite=True)
     assert_equal(jc.load(path), {"w": jnp.ones(3)})
+
+
+def test_one_that_is_cancelled_before_it_begins_does_not_stop_the_next(tmp_path, monkeypatch):
+    class Slow(concurrent.futures.ThreadPoolExecutor):
+        """Cancels what has not begun."""
+
+        def submit(self, *args):
+            future = concurrent.futures.Future()
+            assert args and future.cancel()
+            return future
+
+    with monkeypatch.context() as patched:
+        patched.setattr(saving, "ThreadPoolExecutor", Slow)
+        assert jc.save_async(tmp_path / "ckpt", {"w": jnp.zeros(3)}).cancelled()
+    jc.save(tmp_path / "ckpt", {"w": jnp.ones(3)})
+    assert_equal(jc.load(tmp_path / "ckpt"), {"w": jnp.ones(3)})
