@@ -10,6 +10,7 @@ data: the rank correlation of the STS Benchmark, perplexity of fiction, and accu
     python -m examples.allocation minilm [--count 256] [--measured 2] [--json]
     python -m examples.allocation minilm --loss pairs --beside int3 --bits 3
     python -m examples.allocation smollm2 --count 16 --measured 1 --bits 3 --beside int3
+    python -m examples.allocation smollm2 --method gptq --count 64 --measured 0 --bits 3
     python -m examples.allocation efficientnet --count 128 --measured 2 --bits 4
 
 With ``--loss pairs`` it is how far the similarities of sentence pairs are from a linear function of
@@ -28,6 +29,8 @@ from rich.table import Table
 import jaxopt_compress as jc
 from examples.allocation_cases import CASES, LOSSES
 
+METHODS = {"nearest": jc.quantize, "gptq": jc.gptq}
+
 
 def arguments(argv):
     """What the command was given."""
@@ -35,21 +38,27 @@ def arguments(argv):
     parser.add_argument("model", choices=list(CASES))
     parser.add_argument("--count", type=int, default=256, help="sentences, windows or pictures")
     parser.add_argument("--measured", type=int, default=2, help="candidates of each weight")
+    parser.add_argument("--method", choices=list(METHODS), default="nearest")
     parser.add_argument("--loss", choices=list(LOSSES), default="moved", help="of minilm")
     parser.add_argument("--beside", choices=["int2", "int3", "int4"], help="of all other weights")
     parser.add_argument("--bits", type=int, nargs="+", default=[3, 4], help="budgets")
     parser.add_argument("--resume", help="a file that keeps measurements")
     parser.add_argument("--json", action="store_true")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.method == "gptq" and args.model == "minilm":
+        parser.error("the table of words meets no activations: gptq is for the other models")
+    return args
 
 
 def main(argv=None):
     """Compares recipes of the same bytes."""
     args = arguments(argv)
     extra = {"loss": args.loss} if args.model == "minilm" else {}
-    case = CASES[args.model](args.count, **extra)
+    case = CASES[args.model](args.count, METHODS[args.method], **extra)
     inputs = case.test[0][0]
     uses = jc.uses(case.fn, case.params, *(inputs if isinstance(inputs, tuple) else (inputs,)))
+    seen = [batch[:1] for batch in case.batches] if args.method == "gptq" else []
+    stats = jc.calibrate(case.fn, case.params, seen, where=case.where) if seen else None
     start = time.perf_counter()
     table = jc.sensitivities(
         case.loss,
@@ -59,6 +68,7 @@ def main(argv=None):
         held_out=case.held_out,
         beside=case.candidates.get(args.beside),
         uses=uses,
+        stats=stats,
         measured=args.measured,
         resume=args.resume,
         progress=True,
@@ -75,10 +85,10 @@ def main(argv=None):
     show("float32", case.params, seconds=seconds)
     for bits in args.bits:
         uniform = f"int{bits}"
-        show(uniform, jc.compress(case.params, case.candidates[uniform], uses=uses))
+        show(uniform, jc.compress(case.params, case.candidates[uniform], uses=uses, stats=stats))
         recipe = jc.allocate(table, jc.bytes(found[uniform]["bytes"] / table.dense_bytes))
         counts = {name: list(recipe.choices.values()).count(name) for name in case.candidates}
-        small = jc.compress(case.params, recipe, uses=uses)
+        small = jc.compress(case.params, recipe, uses=uses, stats=stats)
         show(f"allocated, bytes of {uniform}", small, weights=counts)
     if args.json:
         print(json.dumps(found))

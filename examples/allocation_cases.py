@@ -13,6 +13,7 @@ from examples import data
 from examples.fetching import fetch
 from examples.models import efficientnet, minilm, smollm2
 
+KERNELS, WEIGHTS = "**/kernel", efficientnet.WEIGHTS
 SIZE, LENGTH = 32, 48
 CLOTHES = 10
 
@@ -29,6 +30,7 @@ class Case(NamedTuple):
         held_out: For measurements.
         metric: The name of the metric on ``test``.
         test: Batches of inputs and targets.
+        where: What candidates take; None for all.
     """
 
     fn: Callable[..., Any]
@@ -39,11 +41,12 @@ class Case(NamedTuple):
     held_out: Sequence[Any]
     metric: str
     test: Sequence[Any]
+    where: Any = None
 
 
-def bits(group_size=None, where=None):
-    """Name -> nearest levels of 2, 3, 4 and 8 bits."""
-    return {f"int{b}": jc.quantize(f"int{b}", group_size, where=where) for b in (2, 3, 4, 8)}
+def bits(group_size=None, where=None, method=jc.quantize):
+    """Name -> 2, 3, 4 and 8 bits, to the nearest level by default."""
+    return {f"int{b}": method(f"int{b}", group_size, where=where) for b in (2, 3, 4, 8)}
 
 
 def moved(apply, params):
@@ -89,7 +92,7 @@ def sentences(tokenize, count):
     return ids.reshape(-1, SIZE, LENGTH)
 
 
-def of_minilm(count, loss="moved"):
+def of_minilm(count, method=jc.quantize, loss="moved"):
     """Sentences' vectors, by rank correlation on the STS Benchmark's test part."""
     folder = fetch("minilm")
     tokenize, params = minilm.tokenizer(folder), minilm.load(folder)
@@ -97,12 +100,11 @@ def of_minilm(count, loss="moved"):
     batches = list(map(made, sentences(tokenize, count)))
     half = len(batches) // 2
     test = minilm.pairs(tokenize)
-    return Case(
-        minilm.similarity, params, bits(64), loss, batches[:half], batches[half:], "spearman", test
-    )
+    chosen, parts = bits(64, method=method), (batches[:half], batches[half:])
+    return Case(minilm.similarity, params, chosen, loss, *parts, "spearman", test)
 
 
-def of_smollm2(count, length=128):
+def of_smollm2(count, method=jc.quantize, length=128):
     """Next tokens, by perplexity on fiction; chosen on romances."""
     folder = fetch("smollm2")
     params, tokenize = smollm2.load(folder), smollm2.tokenizer(folder)
@@ -114,13 +116,12 @@ def of_smollm2(count, length=128):
     batches = smollm2.windows(tokenize, "romance", count, length, size=2)
     half = len(batches) // 2
     test = smollm2.windows(tokenize, "fiction", 8, 256, size=1)
-    chosen = bits(64, "**/kernel")
-    return Case(
-        smollm2.apply, params, chosen, loss, batches[:half], batches[half:], "perplexity", test
-    )
+    chosen = bits(64, KERNELS, method)
+    parts = batches[:half], batches[half:]
+    return Case(smollm2.apply, params, chosen, loss, *parts, "perplexity", test, KERNELS)
 
 
-def of_efficientnet(count):
+def of_efficientnet(count, method=jc.quantize):
     """Clothes of ten kinds, by accuracy, through a linear layer in the place of the last one."""
     (images, labels), test = data.fashion_mnist()
     params = efficientnet.load(fetch("efficientnet_lite0"))
@@ -134,9 +135,9 @@ def of_efficientnet(count):
 
     # Pictures to which the linear layer was not fitted.
     own = efficientnet.batches(images[3000:], labels[3000:], count, SIZE)
-    half, chosen = len(own) // 2, bits(where=efficientnet.WEIGHTS)
+    half, chosen = len(own) // 2, bits(where=WEIGHTS, method=method)
     tests = efficientnet.batches(*test, 500)
-    return Case(fn, folded.params, chosen, loss, own[:half], own[half:], "accuracy", tests)
+    return Case(fn, folded.params, chosen, loss, own[:half], own[half:], "accuracy", tests, WEIGHTS)
 
 
 CASES = {"minilm": of_minilm, "smollm2": of_smollm2, "efficientnet": of_efficientnet}
