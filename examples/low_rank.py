@@ -132,7 +132,7 @@ def main(argv=None):
     parser.add_argument("--variants", nargs="*", help="names; all by default")
     parser.add_argument("--batches", type=int, default=16, help="to calibrate on")
     parser.add_argument("--count", type=int, default=64, help="sentences or windows of losses")
-    parser.add_argument("--measured", type=int, default=1, help="candidates of each kernel")
+    parser.add_argument("--measured", type=int, default=0, help="candidates of each kernel")
     parser.add_argument("--tokens", type=int, default=2048, help="to measure SmolLM2 on")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     args = parser.parse_args(argv)
