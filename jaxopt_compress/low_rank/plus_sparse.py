@@ -161,8 +161,8 @@ def _pursued(w: jax.Array, rounds: int) -> tuple[jax.Array, jax.Array, jax.Array
     matrices = w.reshape(-1, *w.shape[-2:])
     pairs = [robust_pca(x, rounds) for x in matrices]
     low, sparse = (jnp.stack(parts).reshape(w.shape) for parts in zip(*pairs, strict=True))
-    # Singular values below the threshold are exactly 0 up to rounding.
-    tolerance = max(w.shape[-2:]) * jnp.finfo(jnp.float32).eps
-    rank = max(1, int(jnp.max(jnp.linalg.matrix_rank(low, tolerance))))
+    # Singular values below the threshold are exactly 0 up to rounding, which is relative to the
+    # largest; a tolerance that is given to `matrix_rank` counts as an absolute one.
+    rank = max(1, int(jnp.max(jnp.linalg.matrix_rank(low))))
     u, v = balanced_factors(low, rank)
     return u.astype(w.dtype), v.astype(w.dtype), sparse != 0
