@@ -10,6 +10,8 @@ export MPLBACKEND := Agg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+# Tests compile without optimizations, which is faster, but for those that compile as users do.
+AS_USERS := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=3"
 
 .PHONY: demo test test-ci test-slow test-slow-part test-newest interop lint docs bench clean
 .DELETE_ON_ERROR:
@@ -30,7 +32,7 @@ test-ci: $(VENV)/.installed
 	  $$(grep -rl --include='*_test.py' 'mark\.ci' tests) docs $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed
-	$(PYTEST) -n 2 --dist loadgroup -m "slow or ci" tests $(PYTEST_ARGS)
+	$(AS_USERS) $(PYTEST) -n 2 --dist loadgroup -m "slow or ci" tests $(PYTEST_ARGS)
 
 # The part of the slow tests that continuous integration runs: killed saves and flipped bits.
 SLOW_PART := tests/storage/safety_test.py tests/storage/damage_test.py
@@ -67,7 +69,7 @@ test-newest:
 	  echo "test-newest: skipped, there is no Python 3.12 or newer on this machine"; \
 	else \
 	  $(MAKE) --no-print-directory $(NEWEST)/.installed PYTHON="$$python" && \
-	  JAX_PLATFORMS=cpu $(NEWEST)/bin/python -m pytest -n 2 --dist loadgroup -m "not slow and not ci" \
+	  $(AS_USERS) JAX_PLATFORMS=cpu $(NEWEST)/bin/python -m pytest -n 2 --dist loadgroup -m "not slow and not ci" \
 	    tests/lift tests/post_training $(PYTEST_ARGS); \
 	fi
 

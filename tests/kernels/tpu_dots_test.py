@@ -1,18 +1,11 @@
 """Which products the TPU kernel takes, and that a stack streams when compiled for a TPU."""
 
-import importlib.util
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax.numpy as jnp
 import pytest
 
 from jaxopt_compress.kernels.tpu_dots import decoded_dot, fits
+from tests import tpu
 from tests.kernels.decoded_test import inputs
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_what_does_not_fit_is_refused():
@@ -55,15 +48,7 @@ for dtype, hlo, group, decode in [
 """
 
 
-@pytest.mark.xdist_group("libtpu")
-@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
 @pytest.mark.ci
+@tpu.needs_libtpu
 def test_stack_streams_on_v5e():
-    # A process keeps libtpu until it ends, and locks others out unless told not to.
-    path = os.pathsep.join(
-        [str(ROOT), str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
-    environment = os.environ | {"PYTHONPATH": path, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    script = [sys.executable, "-c", COMPILE]
-    done = subprocess.run(script, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    tpu.python("-c", COMPILE)
