@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config, items):
 
     The examples of pages are the second line: most of them are compiled models.
     """
-    seen = {}
+    seen, both = {}, set()
     for item in items:
         if item.path.suffix == ".md" and item.path.parent.name == "docs":
             item.add_marker(pytest.mark.ci)
@@ -48,12 +48,16 @@ def pytest_collection_modifyitems(config, items):
             key = (str(item.path), item.originalname)
             missing = seen.setdefault(key, set(fast.args))
             missing.discard(item.callspec.id)
+            if any(mark.name == "slow" for mark in item.function.pytestmark):
+                both.add(key)
             if item.callspec.id not in fast.args:
                 item.add_marker(pytest.mark.slow)
     # Parts of a file may be asked for, with few of the cases.
     wrong = {key: ids for key, ids in seen.items() if ids}
     if wrong and not any("::" in argument for argument in config.args):
         raise pytest.UsageError(f"fast() names cases that there are not: {wrong}")
+    if both:
+        raise pytest.UsageError(f"slow, so that no case that fast() lists runs: {both}")
 
 
 @pytest.fixture(scope="module", autouse=True)

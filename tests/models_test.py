@@ -41,7 +41,7 @@ def test_parameters_are_float32(made):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast(
     "linen_attention",
     "linen_gru",

@@ -48,7 +48,7 @@ def results(monkeypatch, tmp_path):
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast("rigl")
 @pytest.mark.parametrize("method", ["gradual", "global", "rigl", "set", "tickets"])
 def test_runs_and_goes_on(results, method):

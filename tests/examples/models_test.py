@@ -120,7 +120,7 @@ CASES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast("minilm", "smollm2", "efficientnet")
 @pytest.mark.parametrize("name", CASES)
 def test_compressed_weights_run_as_stored(name):

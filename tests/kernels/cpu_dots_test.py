@@ -127,7 +127,7 @@ def test_float8_that_is_not_a_number(small_blocks):
         assert list(np.isnan(y[0])) == [False, True, False, False]
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast("int4-3", "planar4-1")
 @pytest.mark.parametrize("kind, rows", [("int8", 1), ("int4", 3), ("planar4", 1), ("int8", 70)])
 def test_transformations(small_blocks, kind, rows):

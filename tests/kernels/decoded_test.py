@@ -155,7 +155,7 @@ def test_layers_are_read_where_they_lie(kernel, name):
         np.testing.assert_array_equal(got, product(many, *of(i)[1:]))
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast("nf4-tpu", "int3-gpu")
 @every_kernel
 @pytest.mark.parametrize("name", FORMATS)
@@ -171,7 +171,7 @@ def test_transposed(kernel, name):
     np.testing.assert_allclose(got, want, rtol=0, atol=2.0**-8 * np.abs(want).max())
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast("gpu")
 @every_kernel
 def test_transposed_layers(kernel):
@@ -188,7 +188,7 @@ def test_transposed_layers(kernel):
     np.testing.assert_array_equal(each[2], want)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast("tpu", "gpu")
 @every_kernel
 def test_layers_of_batches(kernel):
@@ -200,7 +200,7 @@ def test_layers_of_batches(kernel):
     np.testing.assert_array_equal(got, product(x, codes[2], scale[2]))
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast("tpu", "gpu")
 @every_kernel
 def test_vmap_of_layers(kernel):

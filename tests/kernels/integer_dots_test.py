@@ -101,7 +101,7 @@ def lowest(kind, *shape):
     return jnp.asarray(values, jnp.int32).astype(kind), values
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast(
     "small-1-int8-int8-131071",
     "small-3-int8-int8-131072",

@@ -26,7 +26,7 @@ OTHERS = ("int8", "zero points", "int2", "nf4", "low rank")
 KINDS = [pytest.param(name, marks=pytest.mark.slow if name in OTHERS else []) for name in FORMS]
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast("int8", "int4 in groups", "int3", "int4 in groups x int8", "low rank")
 @pytest.mark.parametrize("name", KINDS)
 def test_any_number_of_rows(name):

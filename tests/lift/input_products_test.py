@@ -132,7 +132,7 @@ ZOO = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast(
     "linen_attention", "linen_scanned_transformer", "haiku_lstm", "conv_grouped", "ragged_dot"
 )

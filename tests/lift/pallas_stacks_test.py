@@ -100,7 +100,7 @@ def test_only_of_a_stack_are_they_read_in_a_kernel(name, monkeypatch):
     np.testing.assert_allclose(got, want, rtol=3 * 2.0**-8, atol=2.0**-16)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast(
     "scan-tpu",
     "remat-cuda",
@@ -117,7 +117,7 @@ def test_layers_are_found_again_within(platform, run, monkeypatch):
     check_layers(platform, "nf4", run, monkeypatch)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast("tpu-nf4", "tpu-int4 in groups x int8", "cuda-int8 x int8")
 @pytest.mark.parametrize(
     "platform, name",

@@ -21,7 +21,7 @@ def operands(name):
     return jc.compress({"w": w}, how), jnp.asarray(normal(16, 1024, seed=1), jnp.bfloat16)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast(
     "tpu-nf4",
     "tpu-int8 in groups",

@@ -71,7 +71,7 @@ def check(platform, fn, small, x, monkeypatch):
     np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=0, atol=2.0**-7 * scale)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast(
     "tpu-nf4",
     "tpu-uint6 in groups",
@@ -85,7 +85,7 @@ def test_formats(platform, name, monkeypatch):
     check(platform, linear, *given(name, linear, 256, 1024), monkeypatch)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast("tpu-int3", "cuda-nf4")
 @pytest.mark.parametrize(
     "platform, name",
@@ -105,7 +105,7 @@ def test_what_is_in_a_kernel_as_part_of_a_stack_alone(name, monkeypatch):
     check("cuda", each_layer, *given(name, each_layer, 4, 256, 256), monkeypatch)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast("heads-shape0-tpu", "tied-shape1-cuda")
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("fn, shape", [(heads, (4, 64, 512)), (tied, (256, 512))])
@@ -129,7 +129,7 @@ def test_xla_for_tpus_fuses_tables_of_whole_rows():
     assert operands_of_kernels("cuda", linear, *given_so)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast("tpu-mxfp4", "cuda-int8")
 @pytest.mark.parametrize("platform, name", [("tpu", "mxfp4"), ("cuda", "int8"), ("cuda", "nf4")])
 def test_gradients(platform, name, monkeypatch):

@@ -26,7 +26,7 @@ from tests.post_training.layers import (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast("layers-int3", "indexed-pruned", "scanned-pruned", "experts-int3", "chosen-int3")
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", CASES)
@@ -63,7 +63,7 @@ class Net(nn.Module):
         return embed.attend(nn.LayerNorm()(x))
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast("True")
 @pytest.mark.parametrize("scan", [True, False])
 def test_a_transformer_of_linen(scan, capsys):

@@ -41,7 +41,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast("adam", "momentum")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_training_with_states_of_8_bits_is_training(name):

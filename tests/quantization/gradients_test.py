@@ -86,7 +86,7 @@ def trained():
     return got, want
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast(
     "int8",
     "int3",

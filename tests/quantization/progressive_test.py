@@ -28,7 +28,7 @@ def followed(c, updates, scale=1.1):
     assert update._cache_size() <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast("True")
 @pytest.mark.parametrize("pruned", [False, True])
 def test_each_update_is_that_of_its_stage(pruned):

@@ -27,7 +27,6 @@ SOLVED = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.fast("linen_attention", "einsum_experts")
 @pytest.mark.parametrize("case", SOLVED)

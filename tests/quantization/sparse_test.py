@@ -44,7 +44,7 @@ def made(order):
     return masks, c.apply(params, state), c.compress(params, state)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast(
     "prune first-int8",
     "prune first-nf4",

@@ -125,7 +125,6 @@ def test_random_keys_come_back_by_a_template(tmp_path):
         jc.load(tmp_path / "ckpt", like=other)
 
 
-@pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.fast("w8a8", "sparse")
 @pytest.mark.parametrize(

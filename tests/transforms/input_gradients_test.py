@@ -54,7 +54,7 @@ def training(c):
     return jc.compressed_training(optax.adam(1e-2), c, stats=stats)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast("int8", "calibrated", "learned weights")
 @pytest.mark.parametrize("name", METHODS)
 def test_either_form(name):

@@ -136,7 +136,7 @@ def test_pmap():
     assert int(jnp.sum(c.view(*first)["kernel"] == 0)) >= 64 * 32 // 2
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.fast("2:4 int8-bfloat16", "low rank-float16")
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("name", ["2:4 int8", "low rank"])
