@@ -26,7 +26,7 @@ from examples.fetching import fetch
 from examples.models.efficientnet import WEIGHTS, apply, batches, load, probe, resized
 from examples.results import Results, show
 from jaxopt_compress.evaluation.timing import interleave
-from jaxopt_compress.tree import map_named, named_leaves
+from jaxopt_compress.tree import map_named
 
 # Logits beyond these are those of the linear layer.
 CLASSES, PART = 1000, 20
@@ -77,14 +77,14 @@ def noisy(images):
 
 def with_noise(params, small):
     """Weights with normal noise, per channel as large as the error of the compressed ones."""
-    rng, dense = np.random.default_rng(0), dict(named_leaves(jc.materialize(small)))
+    rng = np.random.default_rng(0)
 
-    def changed(path, w):
-        error = np.asarray(dense[path] - w)
+    def changed(w, rounded):
+        error = np.asarray(rounded - w)
         size = np.sqrt(np.mean(error**2, axis=tuple(range(w.ndim - 1))))
         return w + jnp.asarray(rng.normal(size=w.shape) * size, w.dtype)
 
-    return map_named(changed, params)
+    return jc.map_dense(changed, params, small)
 
 
 def joined(params, fitted):

@@ -10,6 +10,7 @@ ReLU, never negative, hence unsigned codes. Accuracy is that of the stored form:
     float32   trained on without quantization
     w4a4      LSQ: int4 weights, a step per channel; uint4 inputs, a step per layer
     w2a2      LSQ: int2 weights, uint2 inputs
+    w3a4      DoReFa: eight levels of squashed weights; PACT: uint4 inputs, clipped where it learns
     w1        binary weights, sign(w) mean|w| per channel; float32 inputs, in the outer layers too
     w8a8g8    all layers: int8 weights and inputs; cotangents too in the backward pass
 
@@ -50,6 +51,7 @@ def recipes():
         "float32": None,
         "w4a4": with_edges(int8, jc.lsq("int4", activations=jc.activations("uint4", "learned"))),
         "w2a2": with_edges(int8, jc.lsq("int2", activations=jc.activations("uint2", "learned"))),
+        "w3a4": with_edges(int8, jc.dorefa("odd3", activations=jc.activations("uint4", "clipped"))),
         "w1": with_edges(jc.quantize("int8"), jc.quantize("binary")),
         "w8a8g8": jc.quantize("int8", activations="int8", backward="int8", where="**/kernel"),
     }

@@ -112,6 +112,15 @@ def variants():
         "90% pruned": lambda steps: sparse(0.9, steps),
         "90% pruned, int8": lambda steps: jc.chain(sparse(0.9, steps), rounded("int8")),
         "95% pruned, int4": lambda steps: jc.chain(sparse(0.95, steps), rounded("int4")),
+        "int4, averaged ranges": lambda steps: jc.quantize(
+            "int4", where=WEIGHTS, bounds=jc.bounds.moving_average(0.9)
+        ),
+        "CP of conv2, int8": lambda steps: jc.chain(
+            jc.cp(ratio=4.0, where="conv2/kernel"), rounded("int8")
+        ),
+        "Tucker of conv2, int8": lambda steps: jc.chain(
+            jc.tucker(ratio=4.0, where="conv2/kernel"), rounded("int8")
+        ),
         "rank 8, int8": lambda steps: jc.chain(jc.low_rank(rank=8, where=LARGE), rounded("int8")),
     }
 
@@ -151,6 +160,7 @@ def main(argv=None):
             rate=rate,
             compression=compression,
             uses=uses,
+            log=args.log,
         )[0]
 
     start = init(jax.random.key(0), *images.shape[2:])

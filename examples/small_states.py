@@ -1,12 +1,14 @@
-"""Optimizer states and parameters in few bits, beside float32, on three kinds of data.
+"""Optimizer states, parameters and computation in fewer bits than float32, on three kinds of data.
 
     images      LeNet-300-100 on Fashion-MNIST
     ratings     the recommender of `examples.movielens`, its tables of vectors included
     characters  the next character of the Brown corpus from the sixteen before it
 
 AdamW with its state in float32, in 8 bits and in 4; then parameters in bfloat16, without a float32
-copy, rounded stochastically (with the state in float32, and in 8 bits) or to the nearest. Three
-seeds of initial weights and order, which all of these have in common, are trained at once by vmap.
+copy, rounded stochastically (with the state in float32, and in 8 bits) or to the nearest; then
+computation in bfloat16, and in float16 with and without a scaled loss, from float32 parameters.
+Three seeds of initial weights and order, which all of these have in common, are trained at once by
+vmap.
 The spread of the three in float32 is what runs differ by themselves.
 
     python -m examples.small_states
@@ -118,17 +120,34 @@ def characters():
 
 _AT = np.arange(BEFORE + 1)
 TASKS = {"images": images, "ratings": ratings, "characters": characters}
-# The type of parameters, and the optimizer around AdamW.
+
+
+class Variant(NamedTuple):
+    """How to train.
+
+    Attributes:
+        around: From AdamW to the optimizer.
+        dtype: Of parameters.
+        compute: Of activations and gradients.
+    """
+
+    around: Callable[..., optax.GradientTransformation] = lambda tx: tx
+    dtype: str = "float32"
+    compute: str | None = None
+
+
 VARIANTS = {
-    "float32": ("float32", lambda tx: tx),
-    "state in 8 bits": ("float32", jc.small_states),
-    "state in 4 bits": ("float32", lambda tx: jc.small_states(tx, "float4_e2m1fn")),
-    "bfloat16, stochastic": ("bfloat16", jc.stochastic_rounding),
-    "bfloat16, stochastic, 8 bits": (
-        "bfloat16",
-        lambda tx: jc.stochastic_rounding(jc.small_states(tx)),
+    "float32": Variant(),
+    "state in 8 bits": Variant(jc.small_states),
+    "state in 4 bits": Variant(lambda tx: jc.small_states(tx, "float4_e2m1fn")),
+    "bfloat16, stochastic": Variant(jc.stochastic_rounding, "bfloat16"),
+    "bfloat16, stochastic, 8 bits": Variant(
+        lambda tx: jc.stochastic_rounding(jc.small_states(tx)), "bfloat16"
     ),
-    "bfloat16, to the nearest": ("bfloat16", lambda tx: tx),
+    "bfloat16, to the nearest": Variant(dtype="bfloat16"),
+    "computed in bfloat16": Variant(compute="bfloat16"),
+    "computed in float16": Variant(compute="float16"),
+    "computed in float16, scaled loss": Variant(jc.dynamic_loss_scale, compute="float16"),
 }
 
 
@@ -138,22 +157,28 @@ class Run(NamedTuple):
     Attributes:
         task: The task.
         tx: The optimizer.
-        dtype: Of parameters.
+        variant: How.
     """
 
     task: Task
     tx: optax.GradientTransformation
-    dtype: str
+    variant: Variant
 
     def begin(self, key):
         """Parameters and the state of the optimizer."""
-        params = jax.tree.map(lambda w: w.astype(self.dtype), self.task.init(key))
+        params = jax.tree.map(lambda w: w.astype(self.variant.dtype), self.task.init(key))
         return params, self.tx.init(params)
 
     def step(self, data, now, key):
         """One more step."""
         params, state = now
-        grads = jax.grad(self.task.loss)(params, *self.task.draw(key, *data))
+        loss, scale = self.task.loss, 1.0
+        if compute := self.variant.compute:
+            loss = jc.mixed_precision(loss, compute)
+        if self.variant.around is jc.dynamic_loss_scale:
+            scale = jc.loss_scale(state)
+        scaled = lambda *args: scale * loss(*args)
+        grads = jax.grad(scaled)(params, *self.task.draw(key, *data))
         updates, state = self.tx.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), None
 
@@ -172,11 +197,11 @@ def measured(task, steps):
     keys = jax.random.split(jax.random.key(0), SEEDS)
     # Not constants of the program, which take long to compile.
     given = jax.tree.map(jnp.asarray, (task.data, task.held_out))
-    for variant, (dtype, around) in VARIANTS.items():
-        run = Run(task, around(adamw), dtype)
+    for name, variant in VARIANTS.items():
+        run = Run(task, variant.around(adamw), variant)
         all_seeds = jax.vmap(functools.partial(run.loss, steps), (0, None, None))
         losses = np.asarray(jax.jit(all_seeds)(keys, *given))
-        row = {"variant": variant, "losses": losses.tolist()}
+        row = {"variant": name, "losses": losses.tolist()}
         sizes = map(jc.nbytes, jax.eval_shape(run.begin, keys[0]))
         row |= dict(zip(("parameter bytes", "state bytes"), sizes, strict=True))
         # By seed: the same initial weights, and the same batches.

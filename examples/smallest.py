@@ -13,6 +13,8 @@ no choice has seen.
 import argparse
 import functools
 import json
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -139,11 +141,26 @@ bbc = functools.partial(_arguments, "bbc")
 minilm = functools.partial(_arguments, "minilm")
 
 
+def from_file(recipe):
+    """The recipe as a file says it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "recipe.toml")
+        path.write_text(recipe)
+        return jc.read_recipe(path)
+
+
+def same(a, b):
+    """Whether two trees hold the same bits."""
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in leaves)
+
+
 def main(argv=None):
     """Searches, and prints what was tried and the frontier."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("--shares", type=float, nargs="*", default=[0.25, 0.2, 0.15])
+    parser.add_argument("--traffic", action="store_true", help="shares of bytes read by a call")
     parser.add_argument("--evaluations", type=int, default=6)
     parser.add_argument("--json", action="store_true", help="print one JSON line, not tables")
     args = parser.parse_args(argv)
@@ -157,7 +174,7 @@ def main(argv=None):
     inputs = test[0][0]
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     uses = jc.uses(given["fn"], given["params"], *inputs)
-    budgets = [jc.bytes(share) for share in args.shares]
+    budgets = [(jc.traffic if args.traffic else jc.bytes)(share) for share in args.shares]
     points = jc.frontier(
         given["fn"], given["params"], found.table, budgets, test, metrics, uses=uses
     )
@@ -167,6 +184,8 @@ def main(argv=None):
         return found
     print(f"\nof {jc.nbytes(found.params):,} bytes; on the test part {unseen}\n\n{points}")
     print(f"\n{found.toml()}" if found.met else "no recipe keeps the bound")
+    again = jc.compress(given["params"], from_file(found.toml()), uses=uses)
+    print(f"the recipe, read from a file, gives the same model: {same(again, found.params)}")
     return found
 
 

@@ -34,7 +34,7 @@ def init_300_100(key):
 
 def apply_300_100(params, images):
     """Logits, (n, 10), of images, bytes (n, 28, 28)."""
-    x = images.reshape(images.shape[0], -1) / jnp.float32(255)
+    x = images.reshape(images.shape[0], -1).astype(params["dense1"]["kernel"].dtype) / 255
     x = jax.nn.relu(dense(params["dense1"], x))
     x = jax.nn.relu(dense(params["dense2"], x))
     return dense(params["head"], x)

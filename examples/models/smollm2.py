@@ -12,6 +12,8 @@ References:
     Touvron et al., 2023, LLaMA: Open and Efficient Foundation Language Models.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,27 +28,33 @@ HEADS, KEY_HEADS, ROTATION, EPSILON = 9, 3, 100_000.0, 1e-5
 WEIGHTS = ["**/kernel", "tokens/embedding"]
 
 
-def apply(params, ids):
+def attend(query, key, value):
+    """Causal attention, (n, length, heads, size), where queries may have more heads than keys."""
+    return jax.nn.dot_product_attention(query, key, value, is_causal=True)
+
+
+def apply(params, ids, attend=attend):
     """Logits of the next token, (n, length, vocabulary), after each of the tokens (n, length)."""
     table = params["tokens"]["embedding"]
-    x = run_layers(block, params["layers"], table[ids])
+    layer = functools.partial(block, attend=attend)
+    x = run_layers(layer, params["layers"], table[ids])
     return rms_norm(params["norm"], x) @ table.T
 
 
-def block(params, x):
+def block(params, x, attend):
     """One layer: attention with fewer key heads, and a gated perceptron."""
-    x = x + attention(params["attention"], rms_norm(params["attention"]["norm"], x))
+    x = x + attention(params["attention"], rms_norm(params["attention"]["norm"], x), attend)
     mlp, normed = params["mlp"], rms_norm(params["mlp"]["norm"], x)
     return x + dense(
         mlp["down"], jax.nn.silu(dense(mlp["gate"], normed)) * dense(mlp["up"], normed)
     )
 
 
-def attention(params, x):
+def attention(params, x, attend):
     """Attention to the same and to earlier tokens, with rotated queries and keys."""
     split = lambda name, heads: dense(params[name], x).reshape(*x.shape[:2], heads, -1)
     query, key = rotated(split("query", HEADS)), rotated(split("key", KEY_HEADS))
-    out = jax.nn.dot_product_attention(query, key, split("value", KEY_HEADS), is_causal=True)
+    out = attend(query, key, split("value", KEY_HEADS))
     return dense(params["output"], out.reshape(*x.shape[:2], -1))
 
 

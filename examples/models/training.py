@@ -1,7 +1,9 @@
 """Training of the small models, enough of it for an honest figure in a minute or two."""
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -40,6 +42,7 @@ def train(
     stats: Any = None,
     penalty: float = 0.0,
     optimizer: Callable[[optax.Schedule], optax.GradientTransformation] | None = None,
+    log: Path | None = None,
 ) -> tuple[Any, Any]:
     """Trains by AdamW under a cosine schedule.
 
@@ -59,6 +62,8 @@ def train(
         stats: Likewise.
         penalty: The weight of the compression's penalty.
         optimizer: In the place of AdamW, from the learning rate.
+        log: A file that gets a line of JSON after each epoch: sparsity, ranges, errors and clipping
+            of what is compressed.
 
     Returns:
         Parameters and averages. With a compression, the parameters are in their stored form.
@@ -90,6 +95,9 @@ def train(
             now = step(*now, data, order[i * batch : (i + 1) * batch])
         # Steps are dispatched ahead of their results: without waiting, progress would be a lie.
         jax.block_until_ready(now)
+        if log and compression is not None:
+            with log.open("a") as file:
+                print(json.dumps(jax.tree.map(float, jc.scalars(now[2], now[0]))), file=file)
     params, averages, state = now
     if compression is not None:
         params = jc.compress(params, compression, state=state)
