@@ -63,43 +63,12 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
     if isinstance(w.weight, LowRankArray):
         return NotImplemented
 
-    of_x, of_w, of_y = axis_names(x.ndim, len(w.shape), how)
+    of_x, of_w, _ = axis_names(x.ndim, len(w.shape), how)
     spread = lambda field: aligned(field, of_w, of_x)
-
     layer = how.place and how.place.layer
 
     def run(w: InputQuantizedArray, x: jax.Array, layer: Layer | None) -> jax.Array:
-        if w.format is None:
-            return dot(x, dense_operand(w.weight, x.dtype), how)
-        step = input_step(w, x, how.contract[0], spread)
-        place = layer and Place(w, layer)
-        wide = how._replace(dtype=promoted(how.dtype, jnp.float32), place=place)
-        held = stored_weight(w.weight)
-        weight = integer_weight(held, w.fmt)
-        if weight is not None and weight.zero is None and held.tile is None:
-            if held.scale.dtype == jnp.bfloat16:  # The product widens it.
-                weight = weight.replace(scale=held.scale)
-        sums = short_sums(how.dtype)
-
-        def product(levels: jax.Array, step: jax.Array) -> jax.Array:
-            """The product of ``levels * step``, which has size 1 where it sums."""
-            # Words of codes would be unpacked before an integer product; a kernel reads them.
-            words = how.pallas and isinstance(held, QuantizedArray) and held.block is not None
-            if weight is not None and steps_leave(weight, how) and not words:
-                return contract_integers(weight, levels.astype(jnp.int8), step, wide, sums)
-            if are_float8(held, w.fmt) and steps_leave(held, how):
-                codes = levels.astype(w.fmt.dtype)
-                y = contract_float8(held, codes, wide, sums)
-            else:
-                y = contract(held, levels.astype(x.dtype), wide)
-            return y * aligned(step, of_x, of_y)
-
-        y = product(input_levels(w, x, step, spread), step)
-        if w.offset is not None:
-            kept = (*how.contract[0], *how.batch[0])
-            row = jnp.ones([n if d in kept else 1 for d, n in enumerate(x.shape)], jnp.float32)
-            y = y + product(row, spread(w.offset))
-        return y.astype(how.dtype)
+        return _rounded_product(w, x, layer, how)
 
     def factors(w: InputQuantizedArray, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return residuals(w, x, lambda: input_step(w, x, how.contract[0], spread), spread)
@@ -120,6 +89,44 @@ def _contract_quantized_input(w: InputQuantizedArray, x: jax.Array, how: Product
         return through_product(product, *factors(w, x), g, axes, back)
 
     return differentiated(run, product, factors, through, w, x, layer)
+
+
+def _rounded_product(
+    w: InputQuantizedArray, x: jax.Array, layer: Layer | None, how: Product
+) -> jax.Array:
+    """Both operands' codes multiplied where there is a product for them, and scaled behind it."""
+    if w.format is None:
+        return dot(x, dense_operand(w.weight, x.dtype), how)
+    of_x, of_w, of_y = axis_names(x.ndim, len(w.shape), how)
+    spread = lambda field: aligned(field, of_w, of_x)
+    step = input_step(w, x, how.contract[0], spread)
+    place = layer and Place(w, layer)
+    wide = how._replace(dtype=promoted(how.dtype, jnp.float32), place=place)
+    held = stored_weight(w.weight)
+    weight = integer_weight(held, w.fmt)
+    if weight is not None and weight.zero is None and held.tile is None:
+        if held.scale.dtype == jnp.bfloat16:  # The product widens it.
+            weight = weight.replace(scale=held.scale)
+    sums = short_sums(how.dtype)
+
+    def product(levels: jax.Array, step: jax.Array) -> jax.Array:
+        """The product of ``levels * step``, which has size 1 where it sums."""
+        # Words of codes would be unpacked before an integer product; a kernel reads them.
+        words = how.pallas and isinstance(held, QuantizedArray) and held.block is not None
+        if weight is not None and steps_leave(weight, how) and not words:
+            return contract_integers(weight, levels.astype(jnp.int8), step, wide, sums)
+        if are_float8(held, w.fmt) and steps_leave(held, how):
+            y = contract_float8(held, levels.astype(w.fmt.dtype), wide, sums)
+        else:
+            y = contract(held, levels.astype(x.dtype), wide)
+        return y * aligned(step, of_x, of_y)
+
+    y = product(input_levels(w, x, step, spread), step)
+    if w.offset is not None:
+        kept = (*how.contract[0], *how.batch[0])
+        row = jnp.ones([n if d in kept else 1 for d, n in enumerate(x.shape)], jnp.float32)
+        y = y + product(row, spread(w.offset))
+    return y.astype(how.dtype)
 
 
 def stored_weight(w: Value) -> Value:
