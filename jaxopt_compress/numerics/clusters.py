@@ -37,7 +37,8 @@ def kmeans(
         clusters: Centroids per book.
         init: ``"linear"``: evenly between the extremes (of vectors: along the diagonal);
             ``"density"``: quantiles (of vectors: members at equal distances in order of their
-            sums); ``"kmeans++"``; ``"random"``: members.
+            sums); ``"kmeans++"``; ``"random"``: members. Draws that leave a side of ``zero``
+            without a centroid are quantiles instead.
         key: For the last two.
         zero: Whether the first centroid is 0 and stays there.
         iterations: At most; it ends where nothing moves.
@@ -65,6 +66,8 @@ def kmeans(
     keys = None if key is None else jax.random.split(key, books)
     begin = functools.partial(_START[init], clusters=clusters)
     start = begin(x, weight) if keys is None else jax.vmap(begin)(x, weight, keys)
+    if zero and vector == 1 and keys is not None:
+        start = _both_sides(x, weight, start)
     solve = _numbers if vector == 1 else _vectors
     found = solve(x, weight, lax.optimization_barrier(start), zero, iterations)
     return found * top
@@ -273,6 +276,20 @@ def _plus_plus(x: jax.Array, weight: jax.Array, key: jax.Array, clusters: int) -
     first = choose(jnp.int32(0), weight)
     chosen = jnp.zeros((clusters, x.shape[-1])).at[0].set(first)
     return lax.fori_loop(1, clusters, add, (chosen, jnp.sum((x - first) ** 2, -1)))[0]
+
+
+def _both_sides(x: jax.Array, weight: jax.Array, start: jax.Array) -> jax.Array:
+    """Quantiles in the place of a start that has centroids on one side of 0, and members on both.
+
+    One of the centroids becomes 0 and stays, and no other can pass it: all members of the other
+    side would be 0 for ever.
+    """
+    c = jnp.sort(start, 1)
+    at = jnp.argmin(jnp.abs(c), 1, keepdims=True)
+    there = (weight > 0)[..., None]
+    below = (at == 0) & jnp.any(there & (x < 0), 1, keepdims=True)
+    above = (at == c.shape[1] - 1) & jnp.any(there & (x > 0), 1, keepdims=True)
+    return jnp.where(below | above, _density(x, weight, c.shape[1]), start)
 
 
 _START = {"linear": _linear, "density": _density, "kmeans++": _plus_plus, "random": _random}

@@ -77,6 +77,20 @@ def test_a_centroid_that_is_zero_stays_first():
     np.testing.assert_array_equal(np.abs(x - c[codes]), np.abs(x[:, None] - c).min(1))
 
 
+@pytest.mark.parametrize("init", ["kmeans++", "random"])
+def test_no_draw_leaves_one_side_at_zero(init):
+    """Of three centroids one is 0, and half of all draws would have both others on one side."""
+    x = np.random.default_rng(3).normal(size=500).astype(np.float32)
+    weight = np.ones_like(x)
+    for seed in range(8):
+        c = solved(x, weight, 3, init=init, key=jax.random.key(seed), zero=True)
+        assert c[1] < 0 < c[2]
+        # With one side at 0 it would be half of all squares and more.
+        assert cost(x, weight, c) < 0.3 * float(np.sum(x**2))
+    # Where all are on one side there is nothing to mend.
+    assert (solved(np.abs(x), weight, 3, init=init, key=jax.random.key(0), zero=True) >= 0).all()
+
+
 def test_vectors_against_scikit_learn():
     """The same start, so the same local optimum."""
     cluster = pytest.importorskip("sklearn.cluster")
