@@ -122,17 +122,19 @@ def main(argv=None):
     parser.add_argument("--json", action="store_true", help="print one JSON line, not a table")
     args = parser.parse_args(argv)
     jc.register_flax_serialization()
-    found = {}
+    found, memory = {}, {}
     with tempfile.TemporaryDirectory() as aside:
         folder = args.folder or Path(aside)
         folder.mkdir(parents=True, exist_ok=True)
         for bits, tree in models(minilm.load(fetch("minilm"))).items():
+            memory[bits] = jc.resident_bytes(tree)
             for i, kind in enumerate(KINDS if bits in args.only else ()):
                 found[f"{bits}, {kind}"] = measure(kind, tree, folder / f"{bits}-{i}")
     if args.json:
         print(json.dumps(found))
         return found
-    table = Table(title="MiniLM in files; times in seconds")
+    held = ", ".join(f"{bits} {size:,}" for bits, size in memory.items())
+    table = Table(title="MiniLM in files; times in seconds", caption=f"bytes in memory: {held}")
     for column in ("file", "bytes", "returns", "written", "read", "the same"):
         table.add_column(column, justify="left" if column == "file" else "right")
     for name, row in found.items():

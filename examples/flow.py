@@ -160,10 +160,16 @@ def arguments(doc: str, epochs: int, tune: int) -> argparse.ArgumentParser:
     parser.add_argument("--artifacts", type=Path, help="export each to here, and run it elsewhere")
     parser.add_argument("--rounds", type=int, default=5, help="of timing; 0 for none")
     parser.add_argument("--plot", type=Path, help="write quality against bytes to this PNG")
+    parser.add_argument("--accumulate", type=int, default=1, help="batches of a step")
     parser.add_argument("--log", type=Path, help="append figures of each epoch's weights, as JSON")
     parser.add_argument("--html", type=Path, help="write a report to this page")
     parser.add_argument("--json", action="store_true", help="print one JSON line, not a table")
     return parser
+
+
+def of_training(args: argparse.Namespace) -> dict[str, Any]:
+    """What `examples.models.training.train` is told."""
+    return {"log": args.log, "accumulate": args.accumulate}
 
 
 def chosen(parser: argparse.ArgumentParser, made: Variants, names: Sequence[str] | None) -> Any:

@@ -160,7 +160,7 @@ def main(argv=None):
             rate=rate,
             compression=compression,
             uses=uses,
-            log=args.log,
+            **flow.of_training(args),
         )[0]
 
     start = init(jax.random.key(0), *images.shape[2:])

@@ -126,6 +126,8 @@ def variants():
         "rank 8, int8": lambda steps: jc.chain(
             jc.low_rank(rank=8, where=TABLES), jc.quantize("int8", where=BOTH)
         ),
+        "16 values": lambda steps: jc.share(16, where=BOTH),
+        "products of 256 vectors": lambda steps: jc.share(256, vector=4, where=TABLES),
         "Kronecker sums": lambda steps: jc.kronecker(ratio=4.0, where=TABLES),
         "Kronecker sums, int8": lambda steps: jc.chain(
             jc.kronecker(ratio=4.0, where=TABLES), jc.quantize("int8", where=BOTH)
@@ -143,7 +145,7 @@ def variants():
     }
 
 
-def fit(params, ratings, epochs, rate, compression=None, uses=None, log=None):
+def fit(params, ratings, epochs, rate, compression=None, uses=None, **given):
     """Trains on ratings; what `examples.models.training.train` says."""
     key, ratings = jax.random.key(1), (ratings[:, :2], ratings[:, 2].astype(np.float32))
     return train(
@@ -157,7 +159,7 @@ def fit(params, ratings, epochs, rate, compression=None, uses=None, log=None):
         decay=0.3,
         compression=compression,
         uses=uses,
-        log=log,
+        **given,
     )[0]
 
 
@@ -181,7 +183,7 @@ def main(argv=None):
         print(json.dumps(found))
         return found
     params = fit(init(jax.random.key(0)), seen, args.epochs, 1e-2)
-    tune = functools.partial(fit, params, seen, args.tune, 3e-3, log=args.log)
+    tune = functools.partial(fit, params, seen, args.tune, 3e-3, **flow.of_training(args))
     steps = args.tune * (len(seen) // BATCH)
     task = flow.Task(apply, params, test, ["rmse"], tune, steps, more)
     made = flow.chosen(parser, variants(), args.variants)

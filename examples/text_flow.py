@@ -153,7 +153,7 @@ def objective(fn, params, key, ids, labels, share=0.2):
     return losses.mean(), key
 
 
-def fit(fn, params, examples, epochs, rate, compression=None, uses=None, log=None):
+def fit(fn, params, examples, epochs, rate, compression=None, uses=None, **given):
     """Trains a model of `MODELS`; returns its parameters, or what `compression` stores of them."""
     return train(
         functools.partial(objective, fn),
@@ -165,7 +165,7 @@ def fit(fn, params, examples, epochs, rate, compression=None, uses=None, log=Non
         rate=rate,
         compression=compression,
         uses=uses,
-        log=log,
+        **given,
     )[0]
 
 
@@ -199,7 +199,7 @@ def main(argv=None):
         return found
 
     params = fit(fn, init(jax.random.key(0)), training, args.epochs, 3e-3)
-    tune = functools.partial(fit, fn, params, training, args.tune, 1e-3, log=args.log)
+    tune = functools.partial(fit, fn, params, training, args.tune, 1e-3, **flow.of_training(args))
     task = flow.Task(fn, params, test, metrics, tune, args.tune * (len(training[1]) // BATCH))
     made = flow.chosen(parser, variants(), args.variants)
     title = f"BBC news, {args.model}, {len(held_out[1])} held-out articles"

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from pathlib import Path
 
 import jaxopt_compress as jc
@@ -67,8 +68,28 @@ def test_private_api_of_jax_stays_in_compat():
 
 
 def test_modules_stay_short():
+    for folder in ("jaxopt_compress", "tests", "examples", "benchmarks"):
+        for file in (PACKAGE.parent / folder).rglob("*.py"):
+            assert len(file.read_text().splitlines()) <= 300, f"{file} is too long"
+
+
+def test_functions_stay_short():
     for file in PACKAGE.rglob("*.py"):
-        assert len(file.read_text().splitlines()) <= 500, f"{file} is too long"
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                length = node.end_lineno - node.lineno + 1
+                if doc := ast.get_docstring(node, clean=False):
+                    length -= doc.count("\n") + 1
+                assert length <= 60, f"{file}: {node.name} has {length} lines"
+
+
+def test_every_public_function_has_an_example():
+    """On real data: in examples/ or benchmarks/."""
+    folders = (PACKAGE.parent / folder for folder in ("examples", "benchmarks"))
+    text = "\n".join(file.read_text() for folder in folders for file in folder.rglob("*.py"))
+    used = set(re.findall(r"\bjc\.(\w+)", text))
+    functions = {name for name in jc.__all__ if inspect.isfunction(getattr(jc, name))}
+    assert not functions - used
 
 
 def test_every_public_name_is_documented():

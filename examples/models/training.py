@@ -43,6 +43,7 @@ def train(
     penalty: float = 0.0,
     optimizer: Callable[[optax.Schedule], optax.GradientTransformation] | None = None,
     log: Path | None = None,
+    accumulate: int = 1,
 ) -> tuple[Any, Any]:
     """Trains by AdamW under a cosine schedule.
 
@@ -64,6 +65,7 @@ def train(
         optimizer: In the place of AdamW, from the learning rate.
         log: A file that gets a line of JSON after each epoch: sparsity, ranges, errors and clipping
             of what is compressed.
+        accumulate: Batches whose gradients are averaged for one step.
 
     Returns:
         Parameters and averages. With a compression, the parameters are in their stored form.
@@ -71,7 +73,7 @@ def train(
     data = jax.tree.map(_as_array, (images, labels))
     count = len(jax.tree.leaves(data)[0])
     steps = count // batch
-    cosine = optax.cosine_decay_schedule(rate, epochs * steps)
+    cosine = optax.cosine_decay_schedule(rate, epochs * steps // accumulate)
     tx = optimizer(cosine) if optimizer else optax.adamw(cosine, weight_decay=decay)
     view = lambda params, state: params
     if compression is not None:
@@ -79,11 +81,16 @@ def train(
         # Lifted, since a view may hold weights that round what they meet.
         objective, view = jc.lift(objective), compression.view
 
+    if accumulate > 1:
+        tx = optax.MultiSteps(tx, accumulate)
+
     @jax.jit
     def step(params, averages, state, data, rows):
         images, labels = jax.tree.map(lambda x: x[rows], data)
         grad = jax.grad(objective, has_aux=True)
         grads, averages = grad(view(params, state), averages, images, labels)
+        if accumulate > 1:  # Sums of gradients want one array per parameter.
+            grads = jc.weight_gradients(grads)
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), averages, state
 
