@@ -93,7 +93,7 @@ def arguments(argv):
     parser.add_argument("--rate", type=float, default=3e-3, help="of that training, relative")
     parser.add_argument("--tokens", type=int, default=2048, help="to measure")
     parser.add_argument("--calibrate", type=int, default=4096, help="tokens to calibrate on")
-    parser.add_argument("--resume", help="a folder for what compress_in_order decided")
+    parser.add_argument("--resume", help="a folder for what was decided and learned")
     parser.add_argument("--results", metavar="FILE", help="JSON of rows that runs before measured")
     return parser.parse_args(argv)
 
@@ -121,8 +121,8 @@ def main(argv=None):
     def measure(format, name):
         start = time.perf_counter()
         c = method(name, format, args)
+        resume = args.resume and f"{args.resume}/{format}-{name}"
         if name.endswith(IN_ORDER):
-            resume = args.resume and f"{args.resume}/{format}-{name}"
             small = jc.compress_in_order(
                 fn, params, c, seen, uses=uses, resume=resume, progress=False
             )
@@ -135,6 +135,7 @@ def main(argv=None):
                 loss=lambda got, want: jc.distillation.soft_targets(got, want, 1.0).mean(),
                 steps=args.tune,
                 rate=args.rate,
+                resume=resume and f"{resume}-tuned",
                 progress=True,
             )
         jax.block_until_ready(jax.tree.leaves(small))

@@ -16,6 +16,7 @@ from jaxopt_compress.arrays import SparseArray
 from jaxopt_compress.arrays.base import stored_bytes
 from jaxopt_compress.lift import Statistics
 from jaxopt_compress.lift.lockstep.values import Index
+from jaxopt_compress.post_training.steps import open_folder
 from jaxopt_compress.storage import load, save
 from jaxopt_compress.typing import Leaf
 
@@ -25,7 +26,7 @@ class Decided:
 
     Args:
         folder: Where decisions are kept, or None.
-        fingerprint: What the run depends on, or None without a folder.
+        fingerprint: What the run depends on; of no use without a folder.
         chosen: The paths of the parameters to decide.
         progress: Whether each decision is printed.
 
@@ -36,7 +37,7 @@ class Decided:
     def __init__(
         self,
         folder: str | os.PathLike[str] | None,
-        fingerprint: str | None,
+        fingerprint: str,
         chosen: Sequence[str],
         progress: bool,
     ) -> None:
@@ -45,16 +46,7 @@ class Decided:
         self._progress, self._folder, self._count = progress, None, 0
         if folder is None:
             return
-        self._folder = Path(folder)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        mark, own = self._folder / "run.json", fingerprint
-        if not mark.exists():
-            _write(mark, json.dumps({"fingerprint": own}))
-        elif json.loads(mark.read_text())["fingerprint"] != own:
-            raise ValueError(
-                f"{folder} holds the decisions of a run with another function or recipe, or other "
-                "parameters or batches: pass the same ones, or another folder"
-            )
+        self._folder = open_folder(folder, fingerprint)
 
     def once(
         self,
@@ -179,9 +171,3 @@ def _read(place: Path, name: Mapping[str, Any]) -> Any:
             "the folder belongs to another function; pass another folder"
         )
     return load(place / "leaf")["leaf"]
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_text(text)
-    os.replace(beside, path)

@@ -1,6 +1,7 @@
 """The floats of a stored form, trained so that a function returns what it did before."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxopt_compress.arrays import is_compressed
-from jaxopt_compress.extras import require
 from jaxopt_compress.lift import lift
+from jaxopt_compress.post_training.fingerprint import fingerprint
 from jaxopt_compress.post_training.outputs import as_arguments, relative_squares
+from jaxopt_compress.post_training.steps import run_steps
 from jaxopt_compress.tree import combine, map_named, partition
 
 
@@ -27,6 +29,7 @@ def distill(
     steps: int = 100,
     rate: float = 3e-3,
     optimizer: optax.GradientTransformation | None = None,
+    resume: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Any:
     r"""Trains the floats of a compressed tree to return what the dense one does.
@@ -56,13 +59,16 @@ def distill(
             itself, and elsewhere of rows and columns, so that entries of a stack, or channels, of
             other magnitudes do not disturb each other. It falls to 0 by a cosine.
         optimizer: Another one, of arrays that are divided by these sizes.
+        resume: A folder. What has been learned is kept in it once a minute, and a later call with
+            the same arguments goes on from there, to the same result bit for bit.
         progress: Whether a bar is shown; needs the extra ``cli``.
 
     Returns:
         ``small`` with other floats, of the same dtypes.
 
     Raises:
-        ValueError: There is no batch, or nothing to train; or training has diverged.
+        ValueError: There is no batch, or nothing to train; or training has diverged; or ``resume``
+            belongs to another run.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxopt_compress as jc
@@ -102,11 +108,17 @@ def distill(
         return optax.apply_updates(own, updates), state
 
     start = [x.astype(size.dtype) / size for x, size in zip(arrays, sizes, strict=True)]
-    trained, state = start, tx.init(start)
-    for i in _tracked(range(steps), progress):
-        trained, state = step(trained, state, sizes, rest, params, given[i % len(given)])
-        # Steps wait for each other, so that a bar tells the truth and inputs do not pile up.
-        jax.block_until_ready(trained)
+    trained, _ = run_steps(
+        lambda i, now: step(*now, sizes, rest, params, given[i % len(given)]),
+        (start, tx.init(start)),
+        steps,
+        resume=resume,
+        fingerprint=lambda: fingerprint(
+            *(str(jax.make_jaxpr(fn)(params, *given[0])), params, small, given, where),
+            *(loss, steps, rate, optimizer),
+        ),
+        progress=progress,
+    )
     if not all(bool(jnp.all(jnp.isfinite(x))) for x in trained):
         raise ValueError(
             f"training with rate={rate} has diverged: lower it, and see that the outputs of all "
@@ -153,9 +165,3 @@ def _halves(small: Any, where: str | Sequence[str] | None) -> tuple[Any, Any]:
     missing = lambda x: x is None
     rest = jax.tree.map(lambda f, x: x if f is None else None, floats, small, is_leaf=missing)
     return floats, rest
-
-
-def _tracked(steps: range, progress: bool) -> Iterable[int]:
-    if not progress:
-        return steps
-    return require("rich.progress", extra="cli").track(steps, "training", transient=True)

@@ -100,7 +100,7 @@ def compress_in_order(
     chosen = _chosen(compression, leaves, found, expected)
     closed, operands = _staged(fn, params, chosen, [*own, *more])
     depends = recipe, str(closed), leaves, own, more, found, measures
-    told = None if resume is None else fingerprint(*depends)
+    told = "" if resume is None else fingerprint(*depends)
     decided = Decided(resume, told, chosen, progress)
 
     def compressed(path: str, w: Leaf, stats: list[Statistics]) -> Any:

@@ -1,6 +1,7 @@
 """Codes chosen together, by what a function returns and not by one product after the other."""
 
 import math
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,7 +17,9 @@ from jaxopt_compress.numerics.groups import spread_to
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.packing import pack
 from jaxopt_compress.numerics.solvers.ada_round import between, logit, pull_at
+from jaxopt_compress.post_training.fingerprint import fingerprint
 from jaxopt_compress.post_training.outputs import as_arguments, squares
+from jaxopt_compress.post_training.steps import run_steps
 from jaxopt_compress.tree import Where, map_named, named_leaves, select
 
 _WEIGHT = 30.0  # of the pull, beside a relative error of 1
@@ -31,6 +34,8 @@ def learn_rounding(
     *,
     steps: int = 300,
     rate: float = 5e-2,
+    resume: str | os.PathLike[str] | None = None,
+    progress: bool = False,
 ) -> Any:
     r"""Chooses the codes of all weights together, so that a function's outputs change little.
 
@@ -54,13 +59,16 @@ def learn_rounding(
         where: Which of the leaves of integer codes; by default all.
         steps: How many steps of Adam.
         rate: Its learning rate.
+        resume: A folder. What has been learned is kept in it once a minute, and a later call with
+            the same arguments goes on from there, to the same result bit for bit.
+        progress: Whether a bar is shown; needs the extra ``cli``.
 
     Returns:
         ``small`` with other codes.
 
     Raises:
         ValueError: No leaf is a `QuantizedArray` of integers with a code for each entry; there is
-            no batch; or outputs are not finite.
+            no batch; or outputs are not finite; or ``resume`` belongs to another run.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxopt_compress as jc
@@ -104,7 +112,14 @@ def learn_rounding(
     ends = {path: tuple(x.materialize() for x in pair) for path, pair in sides.items()}
     start = {path: _start(dense[path], *pair) for path, pair in ends.items()}
     rest = lambda i: (ends, small, *pairs[i % len(pairs)])
-    up = _learned(loss, start, rest, steps, rate)
+    given_run = {
+        "resume": resume,
+        "fingerprint": lambda: fingerprint(
+            str(jax.make_jaxpr(fn)(params, *given[0])), params, small, given, where, steps, rate
+        ),
+        "progress": progress,
+    }
+    up = _learned(loss, start, rest, steps, rate, given_run)
     codes = {path: _either(leaf, *sides[path], up[path]) for path, leaf in chosen.items()}
     made = map_named(lambda path, x: codes.get(path, x), small)
     return made if over_all(made) < before else small
@@ -116,6 +131,7 @@ def _learned(
     rest: Callable[[int], tuple[Any, ...]],
     steps: int,
     rate: float,
+    given: dict[str, Any],
 ) -> dict[str, jax.Array]:
     """Which of the choices end nearer to 1."""
     adam, count = optax.adam(rate), sum(x.size for x in v.values())
@@ -129,9 +145,8 @@ def _learned(
         updates, state = adam.update(jax.grad(whole)(v, *rest), state, v)
         return optax.apply_updates(v, updates), state
 
-    state = adam.init(v)
-    for i in range(steps):
-        v, state = step(v, state, jnp.float32(i / steps), *rest(i))
+    at = lambda i: jnp.float32(i / steps)
+    v, _ = run_steps(lambda i, now: step(*now, at(i), *rest(i)), (v, adam.init(v)), steps, **given)
     return {path: between(x) >= 0.5 for path, x in v.items()}
 
 
