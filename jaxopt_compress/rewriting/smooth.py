@@ -18,7 +18,7 @@ from jaxopt_compress.typing import PyTree
 
 
 def smooth(
-    fn: Callable[..., Any],
+    fn: Callable[..., PyTree],
     params: PyTree,
     *args: PyTree,
     stats: Mapping[str, Sequence[Statistics]],
@@ -113,7 +113,7 @@ def smooth(
 
 
 def _scales(
-    group: Group, leaves: list[Any], seen: list[Statistics], alpha: float, exact: bool
+    group: Group, leaves: list[jax.Array], seen: list[Statistics], alpha: float, exact: bool
 ) -> np.ndarray:
     """The scales of a group's channels, ``[*stack, size]``."""
     own = [_largest(jnp.abs(leaves[m.leaf].astype(jnp.float32)), m, group) for m in group.readers]
