@@ -148,7 +148,7 @@ def equalize(
     return Equalized(tree, params, {names[i]: f for i, f in factors.items()}, skipped)
 
 
-def _factors(groups: list[Group], leaves: list[jax.Array], exact: bool) -> dict[int, jax.Array]:
+def _factors(groups: list[Group], leaves: list[Leaf], exact: bool) -> dict[int, jax.Array]:
     """What each parameter is multiplied by, by its number."""
     factors: dict[int, jax.Array] = {}
     for group in groups:
@@ -177,7 +177,7 @@ def _factors(groups: list[Group], leaves: list[jax.Array], exact: bool) -> dict[
 
 
 def _ranges(
-    leaves: list[jax.Array], factors: dict[int, jax.Array], member: Member, size: int
+    leaves: list[Leaf], factors: dict[int, jax.Array], member: Member, size: int
 ) -> jax.Array:
     """The largest magnitude in each channel."""
     leaf, axis, every, _ = member

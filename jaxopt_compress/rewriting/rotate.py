@@ -268,7 +268,7 @@ def _rotated(rw: Rotated) -> PyTree:
     return rw._map(change, rw.original)
 
 
-def _scaled(w: jax.Array, axis: int, scale: jax.Array, power: int) -> jax.Array:
+def _scaled(w: Leaf, axis: int, scale: Leaf, power: int) -> jax.Array:
     """A weight times a scale along an axis, and along the stacks that both have in front."""
     stack = scale.ndim - 1
     shape = [*scale.shape[:stack], *[1] * (w.ndim - stack)]

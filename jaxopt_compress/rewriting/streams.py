@@ -125,7 +125,7 @@ class Streams:
             out = None
         return [out] + [None] * (len(eqn.outvars) - 1)
 
-    def _inside(self, jaxpr: core.ClosedJaxpr, infos: list[Info]) -> list[Info]:
+    def _inside(self, jaxpr: core.Jaxpr | core.ClosedJaxpr, infos: list[Info]) -> list[Info]:
         body, _ = parts(jaxpr)
         env: dict[int | core.Var, Info] = dict(zip(body.invars, infos, strict=True))
         step, self._step = self._step, None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, DebugInfo, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Var
 
 from jaxopt_compress.arrays import materialize
 from jaxopt_compress.arrays.fields import is_key
@@ -101,7 +101,7 @@ class _March:
         now = lambda batch: self.store[path]
         return Weight(now, {path: ()}, (Member(path, shape, axes),), len(shape))
 
-    def run(self, closed: ClosedJaxpr, args: Sequence[Value]) -> list[Value]:
+    def run(self, closed: Jaxpr | ClosedJaxpr, args: Sequence[Value]) -> list[Value]:
         """Walks through a jaxpr."""
         jaxpr, consts = _compat.parts(closed)
         env: dict[Var, Value] = dict(zip(jaxpr.constvars, consts, strict=True))
