@@ -90,18 +90,18 @@ class CompressedArray(NotAnArray):
         """
         entries = pad_spec(spec, self.ndim)
 
-        def split(x: Leaf) -> Any:
+        def split(x: Leaf) -> Leaf | PartitionSpec:
             own = narrow_spec(entries, tuple(x.shape))
             return x.specs(own) if isinstance(x, CompressedArray) else own
 
         fields = {name: getattr(self, name) for name in LEAF_TYPES[type(self).__name__].data}
         return self.replace(**{k: split(x) for k, x in fields.items() if x is not None})
 
-    def factors(self) -> dict[str, Any]:
+    def factors(self) -> dict[str, Leaf]:
         """Name -> the array or compressed array that it is a product of; empty if it is none."""
         return {}
 
-    def with_factors(self, factors: Mapping[str, Any]) -> Self:
+    def with_factors(self, factors: Mapping[str, Leaf]) -> Self:
         """The same product of other factors."""
         del factors
         return self
@@ -182,7 +182,7 @@ class CompressedArray(NotAnArray):
             expand_state=rendering_parts.ExpandState.COLLAPSED,
         )
 
-    def children(self) -> list[Any]:
+    def children(self) -> list[Leaf]:
         """The fields that are arrays, in order; absent ones left out."""
         inner = lambda x: x is not self and isinstance(x, CompressedArray)
         values = jax.tree.leaves(self, is_leaf=inner)
@@ -239,7 +239,7 @@ def materialize(tree: PyTree) -> PyTree:
     return jax.tree.map(dense, tree, is_leaf=is_compressed)
 
 
-def map_dense(fn: Callable[..., PyTree], tree: PyTree, *rest: Any) -> PyTree:
+def map_dense(fn: Callable[..., PyTree], tree: PyTree, *rest: PyTree) -> PyTree:
     """Maps a function over the leaves of trees, compressed arrays as dense ones.
 
     ``jax.tree.map`` reaches the fields of compressed arrays, for which arithmetic has no meaning:

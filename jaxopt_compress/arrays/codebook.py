@@ -1,7 +1,6 @@
 """Codes, and the values that entries of the same code share."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jaxopt_compress.arrays.not_an_array import INSTEAD
 from jaxopt_compress.arrays.sparse import SparseArray
 from jaxopt_compress.numerics.packing import layout
 from jaxopt_compress.numerics.shared import values_of
+from jaxopt_compress.typing import Leaf
 
 _CENTROIDS = ("float32", "bfloat16", "float16")
 
@@ -40,8 +40,8 @@ class CodebookArray(CodedArray):
         block: Codes along ``axis`` per block of packed words, or None if they are not packed.
     """
 
-    codes: Any
-    centroids: Any
+    codes: Leaf
+    centroids: Leaf
     dtype: np.dtype
     clusters: int
     axis: int

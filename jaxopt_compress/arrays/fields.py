@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
 from jaxopt_compress.typing import Leaf
 
@@ -39,7 +40,7 @@ class Distances(NamedTuple):
     columns: int
 
 
-def bits_of(dtype: Any) -> int:
+def bits_of(dtype: DTypeLike) -> int:
     """Bits per entry that a dtype really needs."""
     dtype = jnp.dtype(dtype)
     if dtype == np.dtype(bool):
@@ -61,13 +62,13 @@ def is_key(x: Leaf) -> TypeGuard[jax.Array]:
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def check_axis(axis: Any, rank: int, absent: bool = False) -> None:
+def check_axis(axis: object, rank: int, absent: bool = False) -> None:
     """Raises ValueError unless ``axis`` is a negative axis, or None where it may be absent."""
     if not (absent and axis is None) and not (type(axis) is int and -rank <= axis < 0):
         raise ValueError(f"axis {axis!r} of an array of rank {rank}")
 
 
-def check_length(name: str, length: Any) -> None:
+def check_length(name: str, length: object) -> None:
     """Raises ValueError unless ``length`` is a whole number of entries."""
     if type(length) is not int or length < 1:
         raise ValueError(f"{name}={length!r}")

@@ -1,7 +1,5 @@
 """A weight whose products also round activations, and cotangents in the backward pass."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +7,7 @@ import numpy as np
 from jaxopt_compress.arrays.base import CompressedArray, describe, is_compressed
 from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.numerics.formats import Format, format_of
+from jaxopt_compress.typing import Leaf
 
 
 @compressed_array(
@@ -41,10 +40,10 @@ class InputQuantizedArray(CompressedArray):
             ``"unrounded"`` ones.
     """
 
-    weight: Any
-    scale: Any
+    weight: Leaf
+    scale: Leaf
     format: str | None
-    offset: Any = None
+    offset: Leaf = None
     clipping: bool = False
     gradients: str | None = None
     residuals: str = "rounded"

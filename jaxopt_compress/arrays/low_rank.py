@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
 from jaxopt_compress.arrays.base import CompressedArray, describe, materialize
 from jaxopt_compress.arrays.fields import check_length, pad_spec
@@ -31,7 +31,7 @@ class LowRankArray(CompressedArray):
         out_ndim: How many axes ``right`` has.
     """
 
-    u: Any
+    u: Leaf
     v: Leaf
     dtype: np.dtype
     out_ndim: int = 1
@@ -78,11 +78,11 @@ class LowRankArray(CompressedArray):
         of = "" if factors == ["dense"] else f" of {' and '.join(factors)}"
         return f"low rank {self.rank}{of}"
 
-    def factors(self) -> dict[str, Any]:
+    def factors(self) -> dict[str, Leaf]:
         """The factors ``u`` and ``v``."""
         return {"u": self.u, "v": self.v}
 
-    def with_factors(self, factors: Mapping[str, Any]) -> "LowRankArray":
+    def with_factors(self, factors: Mapping[str, Leaf]) -> "LowRankArray":
         """The product of other factors."""
         return self.replace(**factors)
 
@@ -139,7 +139,7 @@ class LowRankArray(CompressedArray):
         return self.replace(u=nest(self.u, u), v=nest(self.v, v))
 
 
-def product(u: jax.Array, v: jax.Array, dtype: Any, out_ndim: int) -> jax.Array:
+def product(u: jax.Array, v: jax.Array, dtype: DTypeLike, out_ndim: int) -> jax.Array:
     """The dense array of two factors: summed in float32, rounded once.
 
     Its operands and its result are sealed off by barriers, so that the sum is compiled alone and is

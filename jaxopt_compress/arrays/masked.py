@@ -1,14 +1,12 @@
 """Dense values under a mask: the view of a pruned parameter."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.arrays.base import CompressedArray
 from jaxopt_compress.arrays.leaf_types import compressed_array
-from jaxopt_compress.typing import PyTree
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 @compressed_array(data=["values", "mask"], training=["straight_through"], stored=False)
@@ -21,8 +19,8 @@ class MaskedArray(CompressedArray):
         straight_through: Whether entries that are not kept have the derivative 1 instead of 0.
     """
 
-    values: Any
-    mask: Any
+    values: Leaf
+    mask: Leaf
     straight_through: bool = False
 
     @property
@@ -58,5 +56,5 @@ def _through(values: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 @_through.defjvp
-def _through_jvp(primals: PyTree, tangents: PyTree) -> Any:
+def _through_jvp(primals: PyTree, tangents: PyTree) -> tuple[jax.Array, jax.Array]:
     return _through(*primals), tangents[0]

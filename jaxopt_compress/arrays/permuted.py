@@ -1,7 +1,6 @@
 """A compressed array whose axes come in another order than those of the dense array."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from jaxopt_compress.arrays.base import CompressedArray, describe
 from jaxopt_compress.arrays.fields import check_axis, pad_spec
 from jaxopt_compress.arrays.layout import Layout
 from jaxopt_compress.arrays.leaf_types import compressed_array
+from jaxopt_compress.typing import Leaf
 
 
 @compressed_array(data=["array"], static=["axes"])
@@ -27,7 +27,7 @@ class PermutedArray(CompressedArray):
             axes, which are stack axes, stay where they are.
     """
 
-    array: Any
+    array: Leaf
     axes: tuple[int, ...]
 
     @property
@@ -81,11 +81,11 @@ class PermutedArray(CompressedArray):
         inverse = sorted(range(self.ndim), key=self.order.__getitem__)
         return self.replace(array=self.array.specs(PartitionSpec(*(entries[d] for d in inverse))))
 
-    def factors(self) -> dict[str, Any]:
+    def factors(self) -> dict[str, Leaf]:
         """The factors of the array."""
         return self.array.factors()
 
-    def with_factors(self, factors: Mapping[str, Any]) -> "PermutedArray":
+    def with_factors(self, factors: Mapping[str, Leaf]) -> "PermutedArray":
         """The same product of other factors."""
         return self.replace(array=self.array.with_factors(factors))
 

@@ -19,6 +19,7 @@ from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.groups import Cuts, cuts_of, spread_to
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.steps import STEP_DTYPES, step_value, zero_dtype
+from jaxopt_compress.typing import Leaf
 
 
 @compressed_array(
@@ -45,9 +46,9 @@ class QuantizedArray(CodedArray):
         tile: ``(negative axis, entries)`` of a second axis that is cut into groups, or None.
     """
 
-    codes: Any
-    scale: Any
-    zero: Any
+    codes: Leaf
+    scale: Leaf
+    zero: Leaf
     dtype: np.dtype
     format: str
     axis: int | None
@@ -200,6 +201,6 @@ class QuantizedArray(CodedArray):
                 )
 
 
-def steps_of(scale: Any) -> jax.Array:
+def steps_of(scale: Leaf) -> jax.Array:
     """Stored steps, an array or a `QuantizedArray`, in float32."""
     return scale.materialize() if is_compressed(scale) else step_value(scale)

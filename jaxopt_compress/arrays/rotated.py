@@ -1,7 +1,5 @@
 """An array that was rotated along the axes that products sum over."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +10,7 @@ from jaxopt_compress.arrays.fields import check_axis, narrow_spec, pad_spec
 from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.numerics.hadamard import rotated
 from jaxopt_compress.numerics.rounding import seal
+from jaxopt_compress.typing import Leaf
 
 
 @compressed_array(data=["array", "signs"], static=["axes"])
@@ -27,8 +26,8 @@ class RotatedArray(CompressedArray):
         axes: The negative axes along which the array was rotated.
     """
 
-    array: Any
-    signs: Any
+    array: Leaf
+    signs: Leaf
     axes: tuple[int, ...]
 
     @property

@@ -1,7 +1,5 @@
 """A compressed array whose inputs have scales of their own."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +9,7 @@ from jaxopt_compress.arrays.base import CompressedArray, describe
 from jaxopt_compress.arrays.fields import narrow_spec, pad_spec
 from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.numerics.rounding import seal
+from jaxopt_compress.typing import Leaf
 
 
 @compressed_array(data=["array", "factors"])
@@ -27,8 +26,8 @@ class ScaledArray(CompressedArray):
             axis.
     """
 
-    array: Any
-    factors: Any
+    array: Leaf
+    factors: Leaf
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.arrays.not_an_array import INSTEAD
 from jaxopt_compress.numerics import sparse
 from jaxopt_compress.numerics.packing import pack_mask, unpack_mask
+from jaxopt_compress.typing import Leaf
 
 
 @compressed_array(data=["values", "words"], static=["pattern", "axis", "length", "core", "gaps"])
@@ -47,8 +47,8 @@ class SparseArray(CompressedArray):
         gaps: Unstructured: whether words are distances.
     """
 
-    values: Any
-    words: Any
+    values: Leaf
+    words: Leaf
     pattern: tuple[int, int] | None = None
     axis: int | None = None
     length: int | None = None

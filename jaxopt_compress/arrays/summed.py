@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jaxopt_compress.arrays.fields import pad_spec
 from jaxopt_compress.arrays.layout import Layout
 from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.numerics.rounding import promoted, seal
+from jaxopt_compress.typing import Leaf
 
 
 @compressed_array(data=["parts"])
@@ -27,7 +27,7 @@ class SumArray(CompressedArray):
         parts: Arrays and compressed arrays of one shape and one floating dtype.
     """
 
-    parts: tuple[Any, ...]
+    parts: tuple[Leaf, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,22 +80,22 @@ class SumArray(CompressedArray):
         whole = PartitionSpec(*pad_spec(spec, self.ndim))
         return self.each(lambda x: x.specs(spec) if is_compressed(x) else whole)
 
-    def each(self, fn: Callable[[Any], Any]) -> "SumArray":
+    def each(self, fn: Callable[[Leaf], Leaf]) -> "SumArray":
         """The sum of ``fn`` of each part."""
         return self.replace(parts=tuple(map(fn, self.parts)))
 
-    def factors(self) -> dict[str, Any]:
+    def factors(self) -> dict[str, Leaf]:
         """The parts by their positions, and the factors of those that have some: ``0.u``, ``1``."""
-        found: dict[str, Any] = {}
+        found: dict[str, Leaf] = {}
         for i, part in enumerate(self.parts):
             own = part.factors() if is_compressed(part) else {}
             found.update({f"{i}.{name}": x for name, x in own.items()} or {str(i): part})
         return found
 
-    def with_factors(self, factors: Mapping[str, Any]) -> "SumArray":
+    def with_factors(self, factors: Mapping[str, Leaf]) -> "SumArray":
         """The sum of other parts."""
 
-        def part(i: int, old: Any) -> Any:
+        def part(i: int, old: Leaf) -> Leaf:
             own = {k.partition(".")[2]: x for k, x in factors.items() if _position(k) == i}
             return own[""] if "" in own else old.with_factors(own)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jaxopt_compress.arrays.layout import Layout
 from jaxopt_compress.arrays.leaf_types import compressed_array
 from jaxopt_compress.numerics.rounding import seal
 from jaxopt_compress.numerics.tensor_train import train_product
+from jaxopt_compress.typing import Leaf
 
 
 class TrainSizes(NamedTuple):
@@ -47,7 +48,7 @@ class TensorTrainArray(CompressedArray):
         cut: How many rows and columns at the end are no part of the dense array.
     """
 
-    cores: tuple[Any, ...]
+    cores: tuple[Leaf, ...]
     dtype: np.dtype
     rows: tuple[int, ...]
     columns: tuple[int, ...]
@@ -170,11 +171,11 @@ class TensorTrainArray(CompressedArray):
         pairs = zip(self.cores, own, strict=True)
         return self.replace(cores=tuple(x.specs(s) if is_compressed(x) else s for x, s in pairs))
 
-    def factors(self) -> dict[str, Any]:
+    def factors(self) -> dict[str, Leaf]:
         """The cores by their positions."""
         return {str(i): x for i, x in enumerate(self.cores)}
 
-    def with_factors(self, factors: Mapping[str, Any]) -> "TensorTrainArray":
+    def with_factors(self, factors: Mapping[str, Leaf]) -> "TensorTrainArray":
         """The same product of other cores."""
         return self.replace(cores=tuple(factors[str(i)] for i in range(len(self.cores))))
 

@@ -1,7 +1,6 @@
 """The kernel of a convolution as three smaller ones, one after the other."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +35,9 @@ class TuckerArray(CompressedArray):
         axes: The negative axes of its input and its output channels.
     """
 
-    first: Any
-    core: Any
-    last: Any
+    first: Leaf
+    core: Leaf
+    last: Leaf
     dtype: np.dtype
     axes: tuple[int, int]
 
@@ -118,7 +117,7 @@ class TuckerArray(CompressedArray):
         entries = pad_spec(spec, self.ndim)
         i, o = (self.ndim + d for d in self.axes)
 
-        def split(x: Leaf, but: tuple[int, ...]) -> Any:
+        def split(x: Leaf, but: tuple[int, ...]) -> Leaf | PartitionSpec:
             gone = [d in but or n == 1 for d, n in enumerate(x.shape)]
             own = PartitionSpec(*(None if g else e for g, e in zip(gone, entries, strict=True)))
             return x.specs(own) if is_compressed(x) else own
@@ -129,11 +128,11 @@ class TuckerArray(CompressedArray):
             last=split(self.last, (i,)),
         )
 
-    def factors(self) -> dict[str, Any]:
+    def factors(self) -> dict[str, Leaf]:
         """The three parts."""
         return {"first": self.first, "core": self.core, "last": self.last}
 
-    def with_factors(self, factors: Mapping[str, Any]) -> "TuckerArray":
+    def with_factors(self, factors: Mapping[str, Leaf]) -> "TuckerArray":
         """The same product of other parts."""
         return self.replace(**factors)
 

@@ -45,7 +45,7 @@ def compare(
     corruptions: Corruptions | None = None,
     key: jax.Array | None = None,
     attribution: bool = False,
-    members: Iterable[Any] | None = None,
+    members: Iterable[PyTree] | None = None,
     stats: Mapping[str, Sequence[Statistics]] | None = None,
 ) -> Comparison:
     """Measures quality, size and speed of several trees of parameters of one function.
@@ -138,9 +138,9 @@ class _Measured:
         self.fn, self.variants, self.first = fn, variants, next(iter(variants))
         self.first_params = variants[self.first]
         self.run = functools.partial(call, fn, on_fallback)
-        self.compiled: dict[str, dict[str, Any]] = {}
+        self.compiled: dict[str, dict[str, object]] = {}
         self.batch: Batch | None = None
-        self.outputs: dict[str, Any] = {}
+        self.outputs: dict[str, PyTree] = {}
         self._on_fallback: OnFallback = on_fallback
         self._compiles, self._attribution = compiled, attribution
         self._metrics = metrics
@@ -167,7 +167,7 @@ class _Measured:
         if self._attribution and not prefix and any(map(is_signal, jax.tree.leaves(batch.inputs))):
             self._attribute(batch, reference)
 
-    def membership(self, members: Iterable[Any]) -> dict[str, dict[str, float]]:
+    def membership(self, members: Iterable[PyTree]) -> dict[str, dict[str, float]]:
         """By variant, how well losses tell members from the batches so far."""
         for batch in unpacked(members):
             for name, params in self.variants.items():
@@ -229,7 +229,7 @@ class _Measured:
         metrics: tuple[Metric, ...],
         outputs: PyTree,
         targets: PyTree,
-        weights: Any,
+        weights: jax.Array | None,
     ) -> None:
         if metrics:
             self._totals.setdefault((name, kind), Totals(metrics)).add(outputs, targets, weights)
@@ -241,7 +241,7 @@ class _Measured:
 _KINDS = ("paired", "related", "losses", "members", "attribution")
 
 
-def _alike(first: Any, params: PyTree) -> bool:
+def _alike(first: PyTree, params: PyTree) -> bool:
     """Whether two trees have the same parameters, so that these can be compared."""
     shapes = [
         {path: tuple(w.shape) for path, w in named_leaves(tree) if hasattr(w, "shape")}
@@ -270,7 +270,7 @@ def _costs(measured: _Measured, name: str) -> dict[str, Any]:
     return found | measured.compiled.get(name, {})
 
 
-def _times(measured: _Measured, rounds: int) -> dict[str, dict[str, Any]]:
+def _times(measured: _Measured, rounds: int) -> dict[str, dict[str, object]]:
     """By variant, the median of a call's time, and of its ratio to the first one's of a round."""
     if rounds < 1:
         return {}
@@ -281,7 +281,7 @@ def _times(measured: _Measured, rounds: int) -> dict[str, dict[str, Any]]:
         name: functools.partial(measured.run, params, inputs)
         for name, params in measured.variants.items()
     }
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, object]] = {}
     samples = interleave(calls, rounds, warmup=1)
     for name, each in samples.items():
         estimate = median([1e3 * s for s in each.wall])

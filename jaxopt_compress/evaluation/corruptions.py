@@ -100,7 +100,7 @@ def check_corruptions(corruptions: Corruptions | None, key: jax.Array | None) ->
 
 def versions(
     inputs: tuple[PyTree, ...], corruptions: Corruptions, key: Any, batch: int
-) -> Iterator[tuple[str, tuple[Any, ...]]]:
+) -> Iterator[tuple[str, tuple[PyTree, ...]]]:
     """The inputs as they are, and under each corruption, with a prefix for names of figures.
 
     Args:

@@ -27,7 +27,7 @@ class Batch(NamedTuple):
 
     inputs: tuple[PyTree, ...]
     targets: PyTree
-    weights: Any
+    weights: jax.Array | None
 
 
 def evaluate(
@@ -128,7 +128,9 @@ def lowered(
     return _compiled_call.lower(fn, on_fallback, *_split(params, inputs))
 
 
-def _split(params: PyTree, inputs: tuple[PyTree, ...]) -> tuple[Any, Any, list[Any]]:
+def _split(
+    params: PyTree, inputs: tuple[PyTree, ...]
+) -> tuple[Any, tuple[object, ...], list[Leaf]]:
     """The structure of arguments, their static parts, and the arrays."""
     leaves, treedef = jax.tree.flatten((params, inputs))
     arrays = [x if hasattr(x, "shape") else None for x in leaves]
@@ -137,14 +139,20 @@ def _split(params: PyTree, inputs: tuple[PyTree, ...]) -> tuple[Any, Any, list[A
 
 # Functions are keys of the cache, so that later calls find what earlier ones compiled.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _compiled_call(fn: Any, on_fallback: Any, treedef: Any, static: Any, arrays: Any) -> Any:
+def _compiled_call(
+    fn: Callable[..., PyTree],
+    on_fallback: OnFallback,
+    treedef: Any,
+    static: tuple[object, ...],
+    arrays: list[Leaf],
+) -> PyTree:
     leaves = [s if a is None else a for s, a in zip(static, arrays, strict=True)]
     params, inputs = jax.tree.unflatten(treedef, leaves)
     lifted = fn if getattr(fn, "is_lifted", False) else lift(fn, on_fallback)
     return lifted(params, *inputs)
 
 
-def hashable(fn: Callable[..., PyTree]) -> Callable[..., Any]:
+def hashable(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """``fn``, or the same function under a new identity if it cannot be a key."""
     try:
         hash(fn)
@@ -154,7 +162,9 @@ def hashable(fn: Callable[..., PyTree]) -> Callable[..., Any]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _measured(metrics: tuple[Metric, ...], outputs: PyTree, targets: PyTree, weights: Any) -> Any:
+def _measured(
+    metrics: tuple[Metric, ...], outputs: PyTree, targets: PyTree, weights: jax.Array | None
+) -> list[PyTree]:
     return [m.measure(outputs, targets, weights) for m in metrics]
 
 
@@ -167,10 +177,10 @@ class Totals:
     def __init__(self, metrics: tuple[Metric, ...]):
         self._metrics = metrics
         # A metric that sums keeps one tree at most.
-        self._found: list[list[Any]] = [[] for _ in metrics]
-        self._pending: Any = None
+        self._found: list[list[PyTree]] = [[] for _ in metrics]
+        self._pending: PyTree = None
 
-    def add(self, outputs: PyTree, targets: PyTree, weights: Any) -> None:
+    def add(self, outputs: PyTree, targets: PyTree, weights: jax.Array | None) -> None:
         """Measures the outputs of a batch."""
         run = functools.partial(_measured, self._metrics)
         found = on_auto_axes(run, outputs, targets, weights)

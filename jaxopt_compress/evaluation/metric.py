@@ -2,10 +2,11 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxopt_compress.evaluation.sums import count, quotient, weighted_sum
 from jaxopt_compress.typing import PyTree
@@ -30,17 +31,17 @@ class Metric(NamedTuple):
     """
 
     name: str
-    measure: Callable[[Any, Any, jax.Array | None], Any]
-    result: Callable[[Any], Any]
+    measure: Callable[[PyTree, PyTree, jax.Array | None], PyTree]
+    result: Callable[[PyTree], PyTree]
     keep: bool = False
-    values: Callable[[Any, Any], jax.Array] | None = None
+    values: Callable[[PyTree, PyTree], jax.Array] | None = None
 
 
-Metrics = Iterable[str | Callable[..., Any] | Metric]
+Metrics = Iterable[str | Callable[..., ArrayLike] | Metric]
 
 
 @functools.cache
-def mean(function: Callable[[Any, Any], jax.Array], name: str | None = None) -> Metric:
+def mean(function: Callable[[PyTree, PyTree], jax.Array], name: str | None = None) -> Metric:
     """The weighted mean of ``function(outputs, targets)``, an array ``[*examples]``.
 
     What `evaluate` makes of a plain function.
@@ -51,7 +52,9 @@ def mean(function: Callable[[Any, Any], jax.Array], name: str | None = None) -> 
     """
     called: str = name or getattr(function, "__name__", type(function).__name__)
 
-    def measure(outputs: PyTree, targets: PyTree, weights: Any) -> Any:
+    def measure(
+        outputs: PyTree, targets: PyTree, weights: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
         values = jnp.asarray(function(outputs, targets))
         if values.ndim == 0:
             raise ValueError(

@@ -26,7 +26,7 @@ Anything but a mean is a `Metric`:
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -214,11 +214,11 @@ def _squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return (outputs.astype(jnp.float32) - targets.astype(jnp.float32)) ** 2
 
 
-def _of_classes(kind: str, average: str, formula: Callable[..., Any]) -> Metric:
+def _of_classes(kind: str, average: str, formula: Callable[..., np.ndarray]) -> Metric:
     if average not in ("macro", "micro"):
         raise ValueError(f"average={average!r}; it is 'macro' or 'micro'")
 
-    def result(counts: Any) -> float:
+    def result(counts: Sequence[np.ndarray]) -> float:
         hits, answered, there = (np.asarray(c, np.float64) for c in counts)
         if average == "micro":
             return float(formula(*(c.sum(keepdims=True) for c in (hits, answered, there)))[0])
@@ -228,7 +228,7 @@ def _of_classes(kind: str, average: str, formula: Callable[..., Any]) -> Metric:
     return Metric(f"{kind}_{average}", class_counts, result)
 
 
-def _table(counts: Any) -> dict[str, list[float]]:
+def _table(counts: Sequence[np.ndarray]) -> dict[str, list[float]]:
     hits, answered, there = (np.asarray(c, np.float64) for c in counts)
     table = {
         "precision": ratio(hits, answered),

@@ -1,7 +1,6 @@
 """Metrics that compare examples with each other: correlation of ranks, area under the curve."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +76,9 @@ def check_same(outputs: PyTree, targets: PyTree) -> None:
                          "entry by entry")  # fmt: skip
 
 
-def _kept_scores(outputs: jax.Array, targets: jax.Array, weights: Any) -> Any:
+def _kept_scores(
+    outputs: jax.Array, targets: jax.Array, weights: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Scores ``[n, classes]``, or ``[n, 1]`` of two classes, with targets and weights ``[n]``."""
     scores = outputs.astype(jnp.float32)
     if outputs.shape == targets.shape:
@@ -101,7 +102,9 @@ def _area(weighted: bool, kept: Leaf) -> float:
     )  # fmt: skip
 
 
-def _pairs(outputs: PyTree, targets: PyTree, weights: jax.Array | None) -> Any:
+def _pairs(
+    outputs: PyTree, targets: PyTree, weights: jax.Array | None
+) -> tuple[PyTree, PyTree, jax.Array]:
     check_same(outputs, targets)
     if jnp.ndim(outputs) != 1:
         raise ValueError(f"spearman takes outputs of shape [n], not {tuple(jnp.shape(outputs))}")

@@ -2,11 +2,11 @@
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_compress.evaluation.corruptions import is_signal
 from jaxopt_compress.evaluation.metric import Metric, mean
@@ -23,7 +23,7 @@ def relations(outputs: PyTree, targets: PyTree) -> tuple[Metric, ...]:
 
 
 @functools.lru_cache(16)
-def input_gradients(fn: Callable[..., PyTree], on_fallback: OnFallback) -> Callable[..., Any]:
+def input_gradients(fn: Callable[..., PyTree], on_fallback: OnFallback) -> Callable[..., jax.Array]:
     """``run(params, inputs, picked)``: how an output depends on each entry of the inputs.
 
     Args:
@@ -36,7 +36,7 @@ def input_gradients(fn: Callable[..., PyTree], on_fallback: OnFallback) -> Calla
     """
     lifted = fn if getattr(fn, "is_lifted", False) else lift(fn, on_fallback)
 
-    def run(params: PyTree, inputs: tuple[PyTree, ...], picked: Any) -> jax.Array:
+    def run(params: PyTree, inputs: tuple[PyTree, ...], picked: jax.Array | None) -> jax.Array:
         leaves, treedef = jax.tree.flatten(inputs)
         count = next(x.shape[0] for x in leaves if is_signal(x))
         at = [i for i, x in enumerate(leaves) if is_signal(x) and x.shape[0] == count]
@@ -63,7 +63,9 @@ def _agree(outputs: jax.Array, reference: jax.Array) -> jax.Array:
     return answers(outputs) == answers(reference)
 
 
-def _squares(outputs: PyTree, reference: PyTree, weights: jax.Array | None) -> Any:
+def _squares(
+    outputs: PyTree, reference: PyTree, weights: jax.Array | None
+) -> tuple[PyTree, PyTree]:
     """The squared norms of the difference and of the reference."""
     leaves = [jax.tree.leaves(tree) for tree in (outputs, reference)]
     pairs = [[jnp.asarray(x, jnp.float32) for x in pair] for pair in zip(*leaves, strict=True)]
@@ -73,7 +75,7 @@ def _squares(outputs: PyTree, reference: PyTree, weights: jax.Array | None) -> A
     )
 
 
-def _relative_norm(squares: Any) -> float:
+def _relative_norm(squares: Sequence[np.ndarray]) -> float:
     differs, whole = (math.sqrt(x) for x in squares)
     return differs / whole if whole else 0.0 if differs == 0 else math.inf
 

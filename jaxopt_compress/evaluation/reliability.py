@@ -1,7 +1,7 @@
 """How far the confidence of a classifier is from its accuracy."""
 
 import functools
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,9 @@ def calibration_error(bins: int = 15) -> Metric:
         raise ValueError(f"bins={bins}; there is at least one")
     edges = np.linspace(0, 1, bins + 1)[1:-1].astype(np.float32)
 
-    def measure(scores: jax.Array, targets: jax.Array, weights: Any) -> Any:
+    def measure(
+        scores: jax.Array, targets: jax.Array, weights: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         hits = right(scores, targets).ravel()
         confidence = jnp.max(jax.nn.softmax(scores.astype(jnp.float32)), axis=-1).ravel()
         ones = jnp.ones(targets.shape) if weights is None else spread(weights, targets.shape)
@@ -41,7 +43,7 @@ def calibration_error(bins: int = 15) -> Metric:
         add = lambda values: jnp.zeros(bins).at[at].add(weight * values)
         return add(hits), add(confidence), add(1.0)
 
-    def result(sums: Any) -> float:
+    def result(sums: Sequence[np.ndarray]) -> float:
         hits, confidence, weight = sums
         return quotient((np.abs(hits - confidence).sum(), weight.sum()))
 

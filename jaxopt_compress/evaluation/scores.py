@@ -1,7 +1,5 @@
 """Scores of classes, ``[*examples, classes]``, and what they answer."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -27,7 +25,7 @@ def has_nan(scores: jax.Array) -> jax.Array:
     return jnp.any(jnp.isnan(scores), axis=-1)
 
 
-def check_scores(scores: Any, targets: PyTree) -> None:
+def check_scores(scores: PyTree, targets: PyTree) -> None:
     """Raises a ValueError unless targets are classes of the scores."""
     if not are_scores(scores, targets):
         kind = lambda x: f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__
@@ -56,7 +54,9 @@ def negative_log_likelihood(scores: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.where(known, jax.nn.logsumexp(scores, axis=-1) - own, jnp.nan)
 
 
-def class_counts(scores: jax.Array, targets: jax.Array, weights: jax.Array | None) -> Any:
+def class_counts(
+    scores: jax.Array, targets: jax.Array, weights: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """By class: right answers, answers and targets, each ``[classes]``."""
     check_scores(scores, targets)
     found, classes = answers(scores).ravel(), scores.shape[-1]

@@ -2,8 +2,9 @@
 
 import functools
 import math
-from typing import Any
+from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,7 +25,9 @@ def kept_values(metric: Metric) -> Metric:
     """
     assert metric.values is not None
 
-    def measure(outputs: PyTree, targets: PyTree, weights: Any) -> Any:
+    def measure(
+        outputs: PyTree, targets: PyTree, weights: jax.Array | None
+    ) -> dict[str, jax.Array]:
         values = jnp.asarray(metric.values(outputs, targets))  # pyright: ignore
         wide = values.astype(jnp.float32)
         each = jnp.ones(wide.shape) if weights is None else spread(weights, wide.shape)
@@ -36,7 +39,9 @@ def kept_values(metric: Metric) -> Metric:
     return Metric(metric.name, measure, lambda kept: kept, keep=True)
 
 
-def paired_test(first: Any, other: Any) -> dict[str, Any]:
+def paired_test(
+    first: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
+) -> dict[str, object]:
     """Tests whether the means of two variants over the same examples differ.
 
     Args:

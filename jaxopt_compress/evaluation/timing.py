@@ -5,9 +5,11 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+
+from jaxopt_compress.typing import PyTree
 
 
 class Samples(NamedTuple):
@@ -29,7 +31,7 @@ class Estimate(NamedTuple):
 
 
 def interleave(
-    runs: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 2, seed: int = 0
+    runs: Mapping[str, Callable[[], PyTree]], rounds: int, warmup: int = 2, seed: int = 0
 ) -> dict[str, Samples]:
     """Times every run once a round, in a new random order each round.
 

@@ -12,12 +12,12 @@ from jax.typing import DTypeLike
 from jaxopt_compress.typing import PyTree, Value
 
 
-def parts(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+def parts(jaxpr: Any) -> tuple[Any, Sequence[Value]]:
     """The open jaxpr and its constants; newer versions know one kind of jaxpr only."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
-def close(jaxpr: Any) -> Any:
+def close(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.ClosedJaxpr:
     """A closed jaxpr from an open one without constants."""
     return jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else core.ClosedJaxpr(jaxpr, [])
 
@@ -33,7 +33,7 @@ def equation_scope(eqn: core.JaxprEqn) -> Iterator[None]:
         yield
 
 
-def bind(eqn: core.JaxprEqn, values: Sequence[Value]) -> list[Any]:
+def bind(eqn: core.JaxprEqn, values: Sequence[Value]) -> list[Value]:
     """Binds the primitive of ``eqn`` to other operands, all else unchanged."""
     params = eqn.primitive.get_bind_params(eqn.params)
     functions, params = params if isinstance(params, tuple) else ((), params)
@@ -60,7 +60,7 @@ def dense_type(leaf: Value) -> jax.ShapeDtypeStruct:
 
 
 def varying_type(
-    shape: tuple[int, ...], dtype: DTypeLike, kinds: Sequence[Any]
+    shape: tuple[int, ...], dtype: DTypeLike, kinds: Sequence[Value]
 ) -> jax.ShapeDtypeStruct:
     """The type of an array that varies over a manual mesh as any of some types does."""
     every = frozenset().union(*(kind.manual_axis_type.varying for kind in kinds))
@@ -71,7 +71,7 @@ def varying_type(
     return jax.ShapeDtypeStruct(shape, dtype, sharding=whole, manual_axis_type=manual)
 
 
-def explicit_sharding(x: Value) -> Any:
+def explicit_sharding(x: Value) -> jax.sharding.NamedSharding | None:
     """The sharding that the type of an array, tracer or type names; None without one."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return x.sharding
@@ -96,14 +96,14 @@ def part_origin(jaxpr: core.Jaxpr) -> core.DebugInfo:
 
 
 @functools.cache
-def _call_template(mesh: Any) -> tuple[core.Primitive, dict[str, Any]]:
+def _call_template(mesh: jax.sharding.AbstractMesh) -> tuple[core.Primitive, dict[str, PyTree]]:
     """The primitive and the parameters of a `jax.jit` call, as JAX itself makes them."""
     del mesh  # the current one, which the parameters name
     eqn = jax.make_jaxpr(jax.jit(lambda x: x))(0.0).jaxpr.eqns[0]
     return eqn.primitive, dict(eqn.params)
 
 
-def bind_call(closed: core.ClosedJaxpr, values: Sequence[Value]) -> list[Any]:
+def bind_call(closed: core.ClosedJaxpr, values: Sequence[Value]) -> list[Value]:
     """Binds a jaxpr as one call, without tracing it again."""
     primitive, template = _call_template(jax.sharding.get_abstract_mesh())
     n, m = len(values), len(closed.jaxpr.outvars)
@@ -131,7 +131,7 @@ def scan_split(params: dict[str, PyTree], operands: list[Value]) -> tuple[list, 
     return operands[:consts], operands[consts:cut], operands[cut:]
 
 
-def manual_axes(params: dict[str, PyTree]) -> set[Any]:
+def manual_axes(params: dict[str, PyTree]) -> set[str]:
     """The mesh axes that a shard_map equation makes manual."""
     axes = params.get("newly_manual_axes", params.get("manual_axes"))
     return set(params["mesh"].axis_names if axes is None else axes)

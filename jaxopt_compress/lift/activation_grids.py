@@ -96,7 +96,9 @@ def residuals(
     return rounded, dense_operand(w.weight, x.dtype)
 
 
-def straight_through(run: Any, smooth: Any, *args: PyTree) -> jax.Array:
+def straight_through(
+    run: Callable[..., jax.Array], smooth: Callable[..., jax.Array], *args: PyTree
+) -> jax.Array:
     """``run(*args)``, of trees, with the derivatives of ``smooth``."""
     leaves, treedef = jax.tree.flatten(args)
     flat = lambda fn: lambda *leaves: fn(*jax.tree.unflatten(treedef, leaves))

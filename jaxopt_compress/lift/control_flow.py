@@ -5,7 +5,6 @@ enter it as they are: a scan over stacked layers strips the leading axis of ever
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -241,7 +240,7 @@ def _unchanged(carry: Sequence[Value], inputs: Sequence[Value], outputs: Sequenc
     return {i: x for i, x in enumerate(carry) if isinstance(x, Ref) and same(i)}
 
 
-def _merge(values: Sequence[Value], kept: dict[int, Any]) -> list[Value]:
+def _merge(values: Sequence[Value], kept: dict[int, Value]) -> list[Value]:
     rest = iter(values)
     return [kept[i] if i in kept else next(rest) for i in range(len(values) + len(kept))]
 

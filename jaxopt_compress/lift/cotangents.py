@@ -12,7 +12,6 @@ References:
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ from jaxopt_compress.numerics.formats import Format, format_of
 from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.noise import noise_of
 from jaxopt_compress.numerics.steps import symmetric_step
-from jaxopt_compress.typing import Value
+from jaxopt_compress.typing import PyTree, Value
 
 
 def differentiated(
@@ -36,7 +35,7 @@ def differentiated(
     through: Callable[..., tuple[jax.Array, jax.Array]],
     w: InputQuantizedArray,
     x: jax.Array,
-    *also: Any,
+    *also: PyTree,
 ) -> jax.Array:
     """``run(w, x, *also)`` with the derivatives that a weight in training asks for.
 
@@ -65,7 +64,7 @@ def _with_backward(
     through: Callable[..., tuple[jax.Array, jax.Array]],
     w: Value,
     x: jax.Array,
-    *also: Any,
+    *also: PyTree,
 ) -> jax.Array:
     """``run(w, x, *also)`` with a backward pass of its own.
 

@@ -1,11 +1,12 @@
 """Functions with derivatives or solutions of their own around compressed values."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import ClosedJaxpr
 
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.control_flow import dense_values
@@ -38,7 +39,7 @@ def _custom_vjp(call: Call) -> list[Value]:
     return _observed(call, fn)
 
 
-def _with_own_rule(call: Call, jaxpr: Any) -> tuple[Value, Value]:
+def _with_own_rule(call: Call, jaxpr: ClosedJaxpr) -> tuple[Value, Value]:
     """A body that returns ``(results, frame)``, and the same to be differentiated.
 
     The derivatives of the results are by the function's own rule. The observed values inside
@@ -63,7 +64,9 @@ def _with_own_rule(call: Call, jaxpr: Any) -> tuple[Value, Value]:
     return run, by_own_rule
 
 
-def _observed(call: Call, fn: Any) -> list[Value]:
+def _observed(
+    call: Call, fn: Callable[..., tuple[list[Value], dict[tapes.Key, Value]]]
+) -> list[Value]:
     results, seen = fn(*call.operands)
     tapes.absorb(call.replay.tape, seen)
     return results
@@ -86,7 +89,7 @@ def _custom_linear_solve(call: Call) -> list[Value]:
     unknowns, replay, enclosing = len(b), call.replay, call.replay.enclosing
     others: Any = None
 
-    def run(name: str, values: Sequence[Value]) -> tuple[list[Any], Any]:
+    def run(name: str, values: Sequence[Value]) -> tuple[list[Value], Value]:
         # JAX may trace them for derivatives when the replay has gone on. Only the solver is a part
         # of the function itself.
         outer, replay.enclosing = replay.enclosing, enclosing
@@ -98,14 +101,14 @@ def _custom_linear_solve(call: Call) -> list[Value]:
         finally:
             replay.enclosing, replay.tape = outer, tape
 
-    def solve(_: Any, values: Sequence[Value]) -> tuple[list[Value], Value]:
+    def solve(_: Value, values: Sequence[Value]) -> tuple[list[Value], Value]:
         nonlocal others
         results, seen = run("solve", values)
         aux = (results[unknowns:], seen)
         others = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), aux)
         return results[:unknowns], aux
 
-    def transpose_solve(_: Any, values: Sequence[Value]) -> tuple[list[Value], Value]:
+    def transpose_solve(_: Value, values: Sequence[Value]) -> tuple[list[Value], Value]:
         # JAX wants what `solve` returns beside its solution here too.
         results, _ = run("transpose_solve", values)
         return results[:unknowns], jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), others)

@@ -187,9 +187,9 @@ class Call(NamedTuple):
         return values
 
 
-LeafRule = Callable[[Call, int], Any]
+LeafRule = Callable[[Call, int], Value]
 LEAF_RULES: dict[tuple[str, type], LeafRule] = {}
-CONTROL_RULES: dict[str, Callable[[Call], list[Any]]] = {}
+CONTROL_RULES: dict[str, Callable[[Call], list[Value]]] = {}
 
 
 def leaf_rule(primitives: str, *types: type) -> Callable[[LeafRule], LeafRule]:
@@ -222,7 +222,7 @@ def control_rule(*primitives: str):
 def replay_jaxpr(replay: Replay, closed: ClosedJaxpr | Jaxpr, args: Sequence[Value]) -> list[Value]:
     """Evaluates a jaxpr on arrays and `Ref`s."""
     jaxpr, consts = _compat.parts(closed)
-    env: dict[Any, Any] = {}
+    env: dict[Var, Value] = {}
     env.update(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
     read = lambda v: v.val if isinstance(v, Constant) else env[v]

@@ -13,7 +13,7 @@ from jaxopt_compress.lift.views.joined import Joined
 from jaxopt_compress.tree import kind_of, path_of
 from jaxopt_compress.typing import PyTree, Value
 
-Fn = TypeVar("Fn", bound=Callable[..., Any])
+Fn = TypeVar("Fn", bound=Callable[..., PyTree])
 
 POLICIES = ("warn", "error", "densify")
 

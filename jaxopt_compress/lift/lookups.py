@@ -1,7 +1,6 @@
 """Lookups in the stored form of a table: rows of every field, the rest of the table is not read."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +73,11 @@ def _rows(call: Call, x: jax.Array, shape: tuple[int, ...], indices: jax.Array) 
 
 
 def _bind(
-    call: Call, x: jax.Array, indices: jax.Array, sizes: Sequence[int], fill: Any = None
+    call: Call,
+    x: jax.Array,
+    indices: jax.Array,
+    sizes: Sequence[int],
+    fill: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
     given = call.params
     return lax.gather(

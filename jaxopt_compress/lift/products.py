@@ -2,8 +2,8 @@
 
 import functools
 import string
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,10 @@ from jaxopt_compress.numerics.integers import Integers
 from jaxopt_compress.numerics.rounding import promoted
 from jaxopt_compress.typing import Value
 
+Rule = Callable[[Call, int, Sequence[Value]], Value]
 
-def contraction_rule(primitives: str, *types: type) -> Callable[[Any], Any]:
+
+def contraction_rule(primitives: str, *types: type) -> Callable[[Rule], Rule]:
     """As `leaf_rule`, for ``rule(call, at, values)`` with all operands dense but the one at ``at``.
 
     Where mesh axes are explicit, types name shardings, and an equation says how its result is
@@ -36,7 +38,7 @@ def contraction_rule(primitives: str, *types: type) -> Callable[[Any], Any]:
     decoded anew, or all weights would be in memory as they were before compression.
     """
 
-    def register(rule: Any) -> Value:
+    def register(rule: Rule) -> Rule:
         @leaf_rule(primitives, *types)
         def _(call: Call, at: int) -> Value:
             sharding = call.out.sharding
@@ -48,13 +50,13 @@ def contraction_rule(primitives: str, *types: type) -> Callable[[Any], Any]:
                 alone = [x.alone() if isinstance(x, Ref) else x for x in call.operands]
                 call = call._replace(operands=alone)
 
-            def run(*values: Value) -> Any:
+            def run(*values: Value) -> jax.Array:
                 y = rule(call, at, values)
                 if y is NotImplemented:
                     raise NoView
                 return y
 
-            stored: Callable[..., Any] = run
+            stored: Callable[..., Value] = run
             if explicit:
                 stored = jax.sharding.auto_axes(stored, out_sharding=sharding)
             if scanned:
@@ -92,7 +94,7 @@ class Product(NamedTuple):
     contract: tuple[tuple[int, ...], tuple[int, ...]]
     batch: tuple[tuple[int, ...], tuple[int, ...]]
     dtype: DTypeLike
-    precision: Any = None
+    precision: lax.PrecisionLike = None
     pallas: bool = False
     place: "Place | None" = None
 

@@ -6,11 +6,11 @@ those equations, as they stand; compilers inline it.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Var
 
 from jaxopt_compress.lift import _compat
+from jaxopt_compress.typing import Value
 
 # Shorter runs cost less bound one by one than called.
 MIN_LENGTH = 8
@@ -27,7 +27,7 @@ def last_uses(jaxpr: Jaxpr) -> dict[Var, int]:
 
 def bind_run(
     run: Sequence[JaxprEqn],
-    env: dict[Any, Any],
+    env: dict[Var, Value],
     last: dict[Var, int],
     now: int,
     debug_info: DebugInfo | None,
@@ -54,7 +54,7 @@ def bind_run(
 
 def _call(
     run: Sequence[JaxprEqn],
-    env: dict[Any, Any],
+    env: dict[Var, Value],
     last: dict[Var, int],
     now: int,
     debug_info: DebugInfo,

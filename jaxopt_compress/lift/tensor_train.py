@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,11 @@ from jaxopt_compress.lift.interpreter import Call
 from jaxopt_compress.lift.lookups import filled
 from jaxopt_compress.lift.products import Product, contract, contraction_rule, dense_operand, dot
 from jaxopt_compress.numerics.rounding import promoted
+from jaxopt_compress.typing import Value
 
 
 @contract.register
-def _contract_train(w: TensorTrainArray, x: jax.Array, how: Product) -> Any:
+def _contract_train(w: TensorTrainArray, x: jax.Array, how: Product) -> Value:
     """From the first core to the last, or from the last to the first where columns are summed."""
     stack, (batch_x, batch) = w.ndim - 2, how.batch
     summed = how.contract[1]
@@ -46,7 +46,7 @@ def _order(w: TensorTrainArray, rows: bool) -> tuple[list[int], Sequence[int], S
     return list(range(count))[::-1], sizes.columns, sizes.rows
 
 
-def _core_after_core(w: TensorTrainArray, x: jax.Array, rows: bool, how: Product) -> Any:
+def _core_after_core(w: TensorTrainArray, x: jax.Array, rows: bool, how: Product) -> Value:
     """``[*stack, count, m]`` from ``[*stack, count, n]``."""
     order, summed, left = _order(w, rows)
     stack, count = w.ndim - 2, x.shape[-2]
@@ -84,7 +84,7 @@ def _core_after_core(w: TensorTrainArray, x: jax.Array, rows: bool, how: Product
 
 
 @contraction_rule("gather", TensorTrainArray)
-def _gather(call: Call, at: int, values: Sequence[Any]) -> Any:
+def _gather(call: Call, at: int, values: Sequence[Value]) -> Value:
     """Rows as products of slices of cores; the table is not made."""
     spec, sizes = call.params["dimension_numbers"], call.params["slice_sizes"]
     w, indices = values

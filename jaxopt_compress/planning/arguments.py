@@ -70,7 +70,7 @@ def check_keys(table: Mapping[str, Any], known: Sequence[str], name: str) -> Non
             raise ValueError(f"{name}: unknown key {key!r}; {meant} {', '.join(known)}")
 
 
-def _value(hint: Any, value: Any, name: str) -> Any:
+def _value(hint: Any, value: object, name: str) -> Any:
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     kinds = typing.get_args(hint) if union else (hint,)
     for kind in kinds:

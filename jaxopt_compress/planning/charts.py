@@ -26,7 +26,7 @@ _CONFIG = {
 _MOST = 100  # leaves in one chart
 
 
-def figure(caption: str, spec: Mapping[str, Any]) -> str:
+def figure(caption: str, spec: Mapping[str, object]) -> str:
     """A chart with its caption, as HTML.
 
     Raises:
@@ -41,13 +41,15 @@ def figure(caption: str, spec: Mapping[str, Any]) -> str:
     return f'<figure><figcaption>{label}</figcaption><div class="scroll">{svg}</div></figure>'
 
 
-def bars(rows: Sequence[Mapping[str, Any]], label: str, value: str, colour: str | None) -> Any:
+def bars(
+    rows: Sequence[Mapping[str, Any]], label: str, value: str, colour: str | None
+) -> dict[str, object]:
     """Horizontal bars, the longest ones if there are many; ``rows`` have the named fields."""
-    largest: dict[Any, float] = {}
+    largest: dict[str, float] = {}
     for row in rows:
         largest[row[label]] = max(largest.get(row[label], 0.0), row[value])
     kept = sorted(largest, key=lambda k: -largest[k])[:_MOST]
-    encoding: dict[str, Any] = {
+    encoding: dict[str, object] = {
         "y": {**_field(label, "nominal"), "sort": [k for k in largest if k in kept]},
         "x": _field(value, "quantitative"),
     }
@@ -57,7 +59,7 @@ def bars(rows: Sequence[Mapping[str, Any]], label: str, value: str, colour: str 
     return {"data": {"values": shown}, "mark": "bar", "width": 360, "encoding": encoding}
 
 
-def scatter(rows: Sequence[Mapping[str, Any]], x: str, y: str, label: str) -> Any:
+def scatter(rows: Sequence[Mapping[str, Any]], x: str, y: str, label: str) -> dict[str, object]:
     """Named points; bytes on a logarithmic axis."""
     axes = {
         "x": {
@@ -80,7 +82,7 @@ def scatter(rows: Sequence[Mapping[str, Any]], x: str, y: str, label: str) -> An
     }
 
 
-def heat(rows: Sequence[Mapping[str, Any]], label: str, value: str) -> Any:
+def heat(rows: Sequence[Mapping[str, Any]], label: str, value: str) -> dict[str, object]:
     """One coloured cell per row, with its number."""
     shown = [dict(row) for row in rows[:_MOST]]
     colour = {**_field(value, "quantitative"), "scale": {"scheme": "blues"}, "legend": None}
@@ -97,7 +99,7 @@ def heat(rows: Sequence[Mapping[str, Any]], label: str, value: str) -> Any:
     }
 
 
-def lines(rows: Sequence[Mapping[str, Any]], x: str, y: str, colour: str) -> Any:
+def lines(rows: Sequence[Mapping[str, Any]], x: str, y: str, colour: str) -> dict[str, object]:
     """Lines over steps."""
     encoding = {
         "x": _field(x, "quantitative"),
@@ -108,7 +110,7 @@ def lines(rows: Sequence[Mapping[str, Any]], x: str, y: str, colour: str) -> Any
     return {"data": data, "mark": "line", "width": 360, "height": 200, "encoding": encoding}
 
 
-def histograms(rows: Sequence[Mapping[str, Any]]) -> Any:
+def histograms(rows: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     """Small charts of weights before and after; rows have leaf, tree, weight and entries."""
     first = list(dict.fromkeys(row["leaf"] for row in rows))[:_MOST]
     encoding = {
@@ -126,7 +128,7 @@ def histograms(rows: Sequence[Mapping[str, Any]]) -> Any:
     }
 
 
-def _field(name: str, kind: str) -> dict[str, Any]:
+def _field(name: str, kind: str) -> dict[str, object]:
     # Dots and brackets of a name would be read as a path.
     escaped = name.replace("\\", "\\\\")
     for sign in ".[]":

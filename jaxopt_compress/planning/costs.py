@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ class Running(NamedTuple):
     moved: int | None
 
 
-def running(uses: Mapping[str, Sequence[Use]], leaves: Mapping[str, Any]) -> Running:
+def running(uses: Mapping[str, Sequence[Use]], leaves: Mapping[str, Leaf]) -> Running:
     """What the products of leaves cost, ``{path: leaf}``."""
     counts = [product_flops(uses.get(path, ()), w) for path, w in leaves.items()]
     shares = [_removed_share(w) for w in leaves.values()]
@@ -74,7 +74,7 @@ def _removed_share(leaf: Leaf) -> float:
     return math.prod(float(jnp.any(kept, axes).mean()) for axes in across)
 
 
-def moved_bytes(uses: dict[str, list[Use]], params: PyTree, *others: Any) -> int:
+def moved_bytes(uses: dict[str, list[Use]], params: PyTree, *others: PyTree) -> int:
     """Bytes that a call has to move at least: parameters as stored, arguments and results, once."""
     leaves = [(path, w) for path, w in named_leaves(params) if hasattr(w, "dtype")]
     return sum(read_bytes(uses.get(p), stored_bytes(w)) or 0 for p, w in leaves) + array_bytes(

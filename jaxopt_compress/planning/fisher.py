@@ -7,10 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.tree import map_named, named_leaves
+from jaxopt_compress.typing import PyTree
 
 
 def squared_gradients(
-    loss: Callable[..., jax.Array], params: Any, paths: set[str], batches: Sequence[Any]
+    loss: Callable[..., jax.Array],
+    params: PyTree,
+    paths: set[str],
+    batches: Sequence[tuple[PyTree, ...]],
 ) -> dict[str, jax.Array]:
     """Path -> the mean over batches of the squared gradient of each entry, in float32.
 

@@ -52,7 +52,7 @@ class Forms:
         ValueError: What `init` refuses.
     """
 
-    def __init__(self, compression: Compression, shapes: Any, uses: Uses, stats: Stats | None):
+    def __init__(self, compression: Compression, shapes: PyTree, uses: Uses, stats: Stats | None):
         self._compression, self._uses, self._stats = compression, uses, stats
         self._known: dict[Any, Form] = {}
         init = lambda params, stats: compression.init(params, uses=uses, stats=stats)
@@ -87,12 +87,12 @@ class Forms:
             self._known[key] = self._find(path, w, own)
         return self._known[key]
 
-    def _own_state(self, path: str) -> Any:
+    def _own_state(self, path: str) -> PyTree:
         """The state with this parameter alone, under a path of its own."""
         short = lambda p: "w" + p[len(path) :]
         mine = lambda p: p == path or p.startswith(f"{path}/")
 
-        def restrict(state: PyTree) -> Any:
+        def restrict(state: PyTree) -> PyTree:
             if hasattr(state, "states"):
                 return type(state)(tuple(map(restrict, state.states)))
             parts = (state.learned, state.leaves, state.layouts)
@@ -113,7 +113,7 @@ class Forms:
             return Form(method, size, True, working, None)
         return Form(describe(small), stored_bytes(small), False, working, small)
 
-    def _init(self, part: Any, stats: Stats | None) -> Any:
+    def _init(self, part: Part, stats: Stats | None) -> PyTree:
         uses = {path: self._uses.get(path, []) for path in part}
         return self._compression.init(part, uses=uses, stats=stats)
 

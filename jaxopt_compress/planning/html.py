@@ -139,7 +139,7 @@ def leaf_sections(leaves: Sequence[Mapping[str, Any]]) -> list[Section]:
     ]
 
 
-def _histogram(leaf: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _histogram(leaf: Mapping[str, Any]) -> list[dict[str, object]]:
     found = leaf.get("histogram")
     if not found:
         return []

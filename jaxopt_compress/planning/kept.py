@@ -45,7 +45,7 @@ def in_turns(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return [pair for turn in itertools.zip_longest(*turns.values()) for pair in turn if pair]
 
 
-def tracked(todo: list[Any], progress: bool) -> Any:
+def tracked(todo: list[tuple[str, str]], progress: bool) -> Iterable[tuple[str, str]]:
     """``todo``, with a bar if progress is wanted."""
     if not progress:
         return todo

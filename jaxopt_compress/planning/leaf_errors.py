@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from jaxopt_compress.typing import Leaf, PyTree
 
 
 def stacks_of(
-    leaves: Mapping[str, Any], uses: Uses | None, stack: Mapping[Globs, int] | None
+    leaves: Mapping[str, Leaf], uses: Uses | None, stack: Mapping[Globs, int] | None
 ) -> dict[str, int]:
     """Path -> how many leading axes are a stack: as said, else as uses know.
 
@@ -100,7 +99,7 @@ def output_errors(w: Leaf, small: PyTree, stats: Statistics, stack: int) -> Outp
     return found._replace(each=each(w, small))
 
 
-def histogram(bins: int, w: Leaf, small: PyTree) -> dict[str, Any]:
+def histogram(bins: int, w: Leaf, small: PyTree) -> dict[str, object]:
     """How many entries there are in each of several ranges, before and after."""
     low, high, *counts = _counts(bins, w, small)
     before, after = (x.tolist() for x in counts)
@@ -108,7 +107,7 @@ def histogram(bins: int, w: Leaf, small: PyTree) -> dict[str, Any]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _counts(bins: int, w: Leaf, small: PyTree) -> Any:
+def _counts(bins: int, w: Leaf, small: PyTree) -> tuple[jax.Array, ...]:
     both = [materialize(x).astype(jnp.float32).ravel() for x in (w, small)]
     low, high = (f(jnp.stack([f(x) for x in both])) for f in (jnp.min, jnp.max))
     width = jnp.where(high > low, high - low, 1)

@@ -1,15 +1,15 @@
 """How much memory a traced function needs, if nothing is fused."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
+from jax.extend.core import Jaxpr, Literal, Var
 
 from jaxopt_compress.arrays.base import stored_bytes
 from jaxopt_compress.typing import PyTree
 
 
-def peak_bytes(fn: Callable[..., Any], *args: PyTree) -> int:
+def peak_bytes(fn: Callable[..., PyTree], *args: PyTree) -> int:
     """The most bytes that are live at once in ``fn(*args)``, arguments and results included.
 
     Each operation writes its result, and values that are not arguments are freed after their last
@@ -23,7 +23,7 @@ def peak_bytes(fn: Callable[..., Any], *args: PyTree) -> int:
     return _peak(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def _peak(jaxpr: Any) -> int:
+def _peak(jaxpr: Jaxpr) -> int:
     is_variable = lambda v: not hasattr(v, "val")
     last = {v: i for i, e in enumerate(jaxpr.eqns) for v in e.invars if is_variable(v)}
     # Whoever calls holds the arguments, and gets the results.
@@ -40,14 +40,14 @@ def _peak(jaxpr: Any) -> int:
     return peak
 
 
-def _bytes(variable: Any) -> int:
+def _bytes(variable: Var | Literal) -> int:
     shape, dtype = getattr(variable.aval, "shape", None), getattr(variable.aval, "dtype", None)
     if shape is None or dtype is None:
         return 0
     return stored_bytes(jax.ShapeDtypeStruct(shape, dtype))
 
 
-def _inner(params: PyTree) -> Iterator[Any]:
+def _inner(params: PyTree) -> Iterator[Jaxpr]:
     """The functions that an operation calls."""
     for value in params.values():
         for each in value if isinstance(value, tuple | list) else (value,):

@@ -9,7 +9,7 @@ import jax
 
 from jaxopt_compress.arrays.base import stored_bytes
 from jaxopt_compress.compression import Compression, Recipe, as_compression
-from jaxopt_compress.lift import Statistics, lift, uses
+from jaxopt_compress.lift import Statistics, Use, lift, uses
 from jaxopt_compress.planning.chips import Chip, chip_of
 from jaxopt_compress.planning.costs import array_bytes, product_flops, read_bytes, runs_in_integers
 from jaxopt_compress.planning.forms import Form, Forms
@@ -98,7 +98,7 @@ _ESTIMATED = ("method", "bits_per_weight", "stored_bytes", "ratio", "moved_bytes
 
 
 def plan(
-    fn: Callable[..., Any],
+    fn: Callable[..., PyTree],
     params: PyTree,
     recipe: Compression | Recipe,
     *args: PyTree,
@@ -155,17 +155,17 @@ def plan(
     return Plan(leaves=rows, total=_total(rows, working, array_bytes((args, outputs)), on))
 
 
-def _abstract(x: Any) -> Any:
+def _abstract(x: Leaf) -> Leaf:
     arrays = hasattr(x, "shape") and hasattr(x, "dtype")
     return jax.ShapeDtypeStruct(x.shape, x.dtype) if arrays else x
 
 
-def _outputs(fn: Callable[..., Any], params: PyTree, args: tuple[Any, ...]) -> Any:
+def _outputs(fn: Callable[..., PyTree], params: PyTree, args: tuple[PyTree, ...]) -> PyTree:
     """The types of the results; arguments that are not arrays stay static."""
     leaves, treedef = jax.tree.flatten((params, args))
     at = [i for i, x in enumerate(leaves) if hasattr(x, "shape")]
 
-    def run(arrays: list[Any]) -> Any:
+    def run(arrays: list[jax.Array]) -> PyTree:
         new = dict(zip(at, arrays, strict=True))
         given, rest = jax.tree.unflatten(treedef, [new.get(i, x) for i, x in enumerate(leaves)])
         return lift(fn)(given, *rest)
@@ -173,7 +173,13 @@ def _outputs(fn: Callable[..., Any], params: PyTree, args: tuple[Any, ...]) -> A
     return jax.eval_shape(run, [_abstract(leaves[i]) for i in at])
 
 
-def _form(path: str, w: Leaf, recipe: Any, forms: Forms, found: Mapping[str, Any]) -> Form:
+def _form(
+    path: str,
+    w: Leaf,
+    recipe: Compression | Recipe,
+    forms: Forms,
+    found: Mapping[str, Sequence[Use] | None],
+) -> Form:
     """What becomes of a leaf."""
     if path in forms.asked:
         return forms.of(path, w)
@@ -182,7 +188,9 @@ def _form(path: str, w: Leaf, recipe: Any, forms: Forms, found: Mapping[str, Any
     return Form("by values" if taken else None, size, False, 0, w)
 
 
-def _why_skipped(path: str, w: Leaf, recipe: Any, found: Mapping[str, Any]) -> str | None:
+def _why_skipped(
+    path: str, w: Leaf, recipe: Compression | Recipe, found: Mapping[str, Sequence[Use] | None]
+) -> str | None:
     """Why a leaf stays as it is, as far as the recipe and the function say."""
     if not is_float(w):
         return f"{w.dtype} is not floating"
@@ -193,7 +201,7 @@ def _why_skipped(path: str, w: Leaf, recipe: Any, found: Mapping[str, Any]) -> s
     return None if found.get(path) else "meets no product or lookup"
 
 
-def _rule(path: str, w: Leaf, recipe: Any) -> str | None:
+def _rule(path: str, w: Leaf, recipe: Compression | Recipe) -> str | None:
     """The pattern that takes a leaf."""
     patterns = recipe if isinstance(recipe, Mapping) else ()
     taken = next((globs for globs in patterns if fit_of(globs, path, w)), None)
@@ -203,7 +211,13 @@ def _rule(path: str, w: Leaf, recipe: Any) -> str | None:
 
 
 def _row(
-    path: str, w: Leaf, form: Form, recipe: Any, forms: Forms, found: Any, chip: Chip | None
+    path: str,
+    w: Leaf,
+    form: Form,
+    recipe: Compression | Recipe,
+    forms: Forms,
+    found: Sequence[Use] | None,
+    chip: Chip | None,
 ) -> dict[str, Any]:
     size, dense = math.prod(w.shape), stored_bytes(w)
     runs = w if form.leaf is None else form.leaf

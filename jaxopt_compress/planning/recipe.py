@@ -23,6 +23,7 @@ from jaxopt_compress.sharing import share
 from jaxopt_compress.sparsity import prune, reconstruct, schedules, scores, sparse_gpt
 from jaxopt_compress.sparsity.units import read_pattern
 from jaxopt_compress.tree import Glob, select
+from jaxopt_compress.typing import Leaf
 
 
 class Rule(NamedTuple):
@@ -145,7 +146,7 @@ def read_rules(path: str | os.PathLike[str]) -> list[Rule]:
     return rules
 
 
-def assign(rules: Sequence[Rule], leaves: Mapping[str, Any]) -> dict[str, Rule]:
+def assign(rules: Sequence[Rule], leaves: Mapping[str, Leaf]) -> dict[str, Rule]:
     """Path -> rule, for the leaves that a rule takes.
 
     Args:

@@ -281,5 +281,5 @@ def _quotient(a: float, b: float) -> float | None:
     return a / b if b and math.isfinite(a) and math.isfinite(b) else None
 
 
-def _is_array(x: Any) -> bool:
+def _is_array(x: Leaf) -> bool:
     return is_compressed(x) or (hasattr(x, "shape") and hasattr(x, "dtype"))

@@ -3,7 +3,7 @@
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxopt_compress.arrays import is_compressed, materialize
 from jaxopt_compress.compression import Compression, compress
 from jaxopt_compress.compression.compress import Recipe
+from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.planning.costs import Running, running
 from jaxopt_compress.planning.fisher import squared_gradients
 from jaxopt_compress.planning.kept import Kept, in_turns, tracked
@@ -19,6 +20,7 @@ from jaxopt_compress.planning.tables import Table, as_rich, as_text
 from jaxopt_compress.post_training.fingerprint import fingerprint
 from jaxopt_compress.tree import Part, Where, map_named, named_leaves, nbytes, select
 from jaxopt_compress.tree.paths import fit_of, is_float
+from jaxopt_compress.typing import Leaf, PyTree
 
 DENSE = "dense"
 
@@ -112,20 +114,20 @@ class Sensitivities(NamedTuple):
 
 def sensitivities(
     loss: Callable[..., jax.Array],
-    params: Any,
+    params: PyTree,
     candidates: Mapping[str, Compression],
-    batches: Sequence[tuple[Any, ...]],
+    batches: Sequence[tuple[PyTree, ...]],
     *,
-    held_out: Sequence[tuple[Any, ...]] | None = None,
+    held_out: Sequence[tuple[PyTree, ...]] | None = None,
     beside: Compression | Recipe | None = None,
-    uses: Any = None,
-    stats: Any = None,
+    uses: Uses | None = None,
+    stats: Stats | None = None,
     groups: Sequence[Where] = (),
     measured: int = 2,
     seconds: float = math.inf,
     resume: str | pathlib.Path | None = None,
     progress: bool = False,
-    size: Callable[[Any], int] = nbytes,
+    size: Callable[[PyTree], int] = nbytes,
 ) -> Sensitivities:
     r"""Estimates what each candidate costs each parameter, and measures the most useful ones.
 
@@ -192,7 +194,7 @@ def sensitivities(
         others = materialize(compress(params, beside, uses=uses, stats=stats))
     squares = squared_gradients(loss, others, taken, batches)
     cells: dict[str, dict[str, Cell]] = {}
-    forms: dict[tuple[str, str], dict[str, Any]] = {}
+    forms: dict[tuple[str, str], dict[str, Leaf]] = {}
     for row, paths in rows.items():
         own = {path: leaves[path] for path in paths}
         if stored := _stored(own, row, candidates, uses, stats):
@@ -224,8 +226,12 @@ def sensitivities(
 
 
 def _stored(
-    own: dict[str, Any], row: str, candidates: Mapping[str, Compression], uses: Any, stats: Any
-) -> dict[str, dict[str, Any]]:
+    own: dict[str, Leaf],
+    row: str,
+    candidates: Mapping[str, Compression],
+    uses: Uses | None,
+    stats: Stats | None,
+) -> dict[str, dict[str, Leaf]]:
     """Name -> the leaves of a row as a candidate stores them, of those that take all of them."""
     found, part = {}, Part(own)
     for name, candidate in candidates.items():
@@ -240,7 +246,7 @@ def _stored(
     return found
 
 
-def _outside(params: Any, rows: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _outside(params: PyTree, rows: Mapping[str, Sequence[str]]) -> dict[str, Leaf]:
     """The arrays that are in no row."""
     inside = {path for paths in rows.values() for path in paths}
     leaves = named_leaves(params)
@@ -248,11 +254,11 @@ def _outside(params: Any, rows: Mapping[str, Sequence[str]]) -> dict[str, Any]:
 
 
 def _estimated(
-    leaves: Mapping[str, Any],
+    leaves: Mapping[str, Leaf],
     squares: Mapping[str, jax.Array],
-    stored: Mapping[str, Mapping[str, Any]],
-    size: Callable[[Any], int],
-    uses: Any,
+    stored: Mapping[str, Mapping[str, Leaf]],
+    size: Callable[[PyTree], int],
+    uses: Uses | None,
 ) -> dict[str, Cell]:
     """The cells of a row."""
     after = lambda tree: None if uses is None else running(uses, tree)
@@ -266,7 +272,7 @@ def _estimated(
     return cells
 
 
-def _rows(params: Any, uses: Any, groups: Sequence[Where]) -> dict[str, list[str]]:
+def _rows(params: PyTree, uses: Uses | None, groups: Sequence[Where]) -> dict[str, list[str]]:
     """Groups by the paths in them, and every other matrix by itself."""
     every = {p: w for p, w in named_leaves(params) if is_float(w) and len(w.shape) > 1}
     every = {p: w for p, w in every.items() if uses is None or uses.get(p)}
@@ -294,7 +300,7 @@ def _frontier(found: Mapping[str, Cell]) -> list[str]:
     return kept
 
 
-def _ratios(cells: Any) -> list[float]:
+def _ratios(cells: Iterable[Cell]) -> list[float]:
     """Measured over estimated increases, of those that are more than nothing."""
     both = [(c.measured, c.estimate) for c in cells if c.measured is not None and c.estimate > 0]
     return [m / e for m, e in both if m > 0 and math.isfinite(m / e)]

@@ -35,7 +35,7 @@ class CorrectedBiases(NamedTuple):
     shifts: dict[str, jax.Array]
     skipped: dict[str, str]
 
-    def function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def function(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """``fn`` itself: it takes the new parameters, lifted, as it took the old.
 
         Nothing is checked, since nothing in the function changes: only values of parameters did.
@@ -44,11 +44,11 @@ class CorrectedBiases(NamedTuple):
         """
         return fn
 
-    def tree(self, x: Any) -> Any:
+    def tree(self, x: PyTree) -> PyTree:
         """A tree beside the parameters, such as masks or moments: as it is."""
         return x
 
-    def undo(self, x: Any) -> Any:
+    def undo(self, x: PyTree) -> PyTree:
         """New parameters, trained further or not, with the shifts taken back.
 
         Args:
@@ -58,7 +58,7 @@ class CorrectedBiases(NamedTuple):
 
     check = check_results
 
-    def _shifted(self, x: Any, sign: int) -> Any:
+    def _shifted(self, x: PyTree, sign: int) -> PyTree:
         change = lambda path, b: (b + sign * self.shifts[path]).astype(b.dtype)
         leaves, treedef = jax.tree.flatten(x, is_leaf=is_compressed)
         names = [path for path, _ in named_leaves(x)]
@@ -67,7 +67,7 @@ class CorrectedBiases(NamedTuple):
 
 
 def correct_biases(
-    fn: Callable[..., Any],
+    fn: Callable[..., PyTree],
     params: PyTree,
     small: PyTree,
     *args: PyTree,
@@ -142,7 +142,7 @@ def correct_biases(
     return rw._replace(params=rw._shifted(small, 1))
 
 
-def _problem(walk: Walk, group: Group, names: list[str], new: dict[str, Any]) -> str | None:
+def _problem(walk: Walk, group: Group, names: list[str], new: dict[str, Leaf]) -> str | None:
     """Why no bias can be corrected; None if one can."""
     if not group.biases:
         return "nothing is added to its result, one entry per channel"
@@ -165,7 +165,7 @@ def _problem(walk: Walk, group: Group, names: list[str], new: dict[str, Any]) ->
     return None
 
 
-def _shift(w: Leaf, approximation: Any, stats: Statistics) -> jax.Array:
+def _shift(w: Leaf, approximation: Leaf, stats: Statistics) -> jax.Array:
     """``-(approximation - w)^T E[x]``, one number per output channel of each layer."""
     contracting = stats.contracting
     output = tuple(d for d in range(-w.ndim, 0) if d not in contracting)

@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +40,7 @@ class Decided:
         chosen: Sequence[str],
         progress: bool,
     ) -> None:
-        self._found: dict[str, dict[Index, Any]] = {path: {} for path in chosen}
+        self._found: dict[str, dict[Index, Leaf]] = {path: {} for path in chosen}
         self._stats: dict[str, dict[Index, list[Statistics]]] = {path: {} for path in chosen}
         self._progress, self._folder, self._count = progress, None, 0
         if folder is None:
@@ -53,8 +52,8 @@ class Decided:
         path: str,
         index: Index,
         stats: Callable[[], list[Statistics]],
-        decide: Callable[[list[Statistics]], Any],
-    ) -> Any:
+        decide: Callable[[list[Statistics]], Leaf],
+    ) -> Leaf:
         """The decision for one parameter or entry, from the folder if it is there."""
         place = None if self._folder is None else self._folder / f"{self._count:06d}"
         self._count += 1
@@ -72,7 +71,7 @@ class Decided:
         self._say(path, index, leaf)
         return leaf
 
-    def of(self, path: str) -> dict[Index, Any]:
+    def of(self, path: str) -> dict[Index, Leaf]:
         """Index -> leaf, of one parameter."""
         return self._found[path]
 
@@ -96,7 +95,7 @@ class Decided:
         )
 
 
-def stack_entries(found: Mapping[Index, Any], shape: tuple[int, ...]) -> Any:
+def stack_entries(found: Mapping[Index, Leaf], shape: tuple[int, ...]) -> Leaf:
     """The decisions about the entries of a stack as one; None if they do not fit together.
 
     Args:
@@ -119,7 +118,7 @@ def stack_entries(found: Mapping[Index, Any], shape: tuple[int, ...]) -> Any:
     return jax.tree.map(join, *entries)
 
 
-def _filled_up(entries: Sequence[Any]) -> list[Any]:
+def _filled_up(entries: Sequence[Leaf]) -> list[Leaf]:
     """Sparse rows of equal capacity: rows with fewer values end in zeros that nothing reads."""
     is_sparse = lambda x: isinstance(x, SparseArray)
     trees = [jax.tree.structure(x, is_leaf=is_sparse) for x in entries]
@@ -139,14 +138,14 @@ def _ended(values: jax.Array, length: int) -> jax.Array:
     return jnp.pad(values, widths)
 
 
-def _alike(entries: Sequence[Any]) -> bool:
+def _alike(entries: Sequence[Leaf]) -> bool:
     kind = lambda x: jax.tree.map(lambda a: (tuple(a.shape), a.dtype), x)
     first = jax.tree.structure(entries[0])
     same = all(jax.tree.structure(x) == first for x in entries)
     return same and all(kind(x) == kind(entries[0]) for x in entries)
 
 
-def _keep(place: Path, name: Mapping[str, Any], leaf: Leaf) -> None:
+def _keep(place: Path, name: Mapping[str, object], leaf: Leaf) -> None:
     """Saves one decision; a killed process leaves none or a whole one."""
     beside = place.with_name(f"{place.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
@@ -156,7 +155,7 @@ def _keep(place: Path, name: Mapping[str, Any], leaf: Leaf) -> None:
     os.replace(beside, place)
 
 
-def _read(place: Path, name: Mapping[str, Any]) -> Any:
+def _read(place: Path, name: Mapping[str, object]) -> Leaf:
     """A saved decision, or None.
 
     Raises:

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +14,24 @@ from jaxopt_compress.post_training.fingerprint import fingerprint
 from jaxopt_compress.post_training.outputs import as_arguments, relative_squares
 from jaxopt_compress.post_training.steps import run_steps
 from jaxopt_compress.tree import combine, map_named, partition
+from jaxopt_compress.typing import PyTree
 
 
 def distill(
-    fn: Callable[..., Any],
-    params: Any,
-    small: Any,
-    batches: Iterable[Any],
+    fn: Callable[..., PyTree],
+    params: PyTree,
+    small: PyTree,
+    batches: Iterable[PyTree],
     where: str | Sequence[str] | None = None,
     *,
-    loss: Callable[[Any, Any], jax.Array] = relative_squares,
-    held_out: Iterable[Any] = (),
+    loss: Callable[[PyTree, PyTree], jax.Array] = relative_squares,
+    held_out: Iterable[PyTree] = (),
     steps: int = 100,
     rate: float = 3e-3,
     optimizer: optax.GradientTransformation | None = None,
     resume: str | os.PathLike[str] | None = None,
     progress: bool = False,
-) -> Any:
+) -> PyTree:
     r"""Trains the floats of a compressed tree to return what the dense one does.
 
     Codes, masks and the form of each leaf stay; trained are scales, centroids, factors, the kept
@@ -94,15 +94,23 @@ def distill(
     arrays, treedef = jax.tree.flatten(floats)
     sizes = list(map(_sizes, arrays))
 
-    def stored(own: list[jax.Array], sizes: list[jax.Array], rest: Any) -> Any:
+    def stored(own: list[jax.Array], sizes: list[jax.Array], rest: PyTree) -> PyTree:
         at_size = lambda x, size, old: (x * size).astype(old.dtype)
         return combine(treedef.unflatten(map(at_size, own, sizes, arrays)), rest)
 
-    def error(own: Any, sizes: Any, rest: Any, params: Any, batch: Any) -> jax.Array:
+    def error(
+        own: list[jax.Array],
+        sizes: list[jax.Array],
+        rest: PyTree,
+        params: PyTree,
+        batch: tuple[PyTree, ...],
+    ) -> jax.Array:
         return loss(run(stored(own, sizes, rest), *batch), run(params, *batch))
 
     @jax.jit
-    def step(own: list[jax.Array], state: Any, *others: Any) -> tuple[Any, Any]:
+    def step(
+        own: list[jax.Array], state: optax.OptState, *others: PyTree
+    ) -> tuple[PyTree, optax.OptState]:
         grads = jax.grad(error)(own, *others)
         updates, state = tx.update(grads, state, own)
         return optax.apply_updates(own, updates), state
@@ -152,7 +160,7 @@ def _sizes(x: jax.Array) -> jax.Array:
     return jnp.sqrt(square)
 
 
-def _halves(small: Any, where: str | Sequence[str] | None) -> tuple[Any, Any]:
+def _halves(small: PyTree, where: str | Sequence[str] | None) -> tuple[PyTree, PyTree]:
     """What is trained, and everything else."""
     floats, _ = partition(small, where)
     if where is None:

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import re
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,20 +16,20 @@ from jaxopt_compress.arrays.fields import is_key
 _ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 
 
-def fingerprint(*parts: Any) -> str:
+def fingerprint(*parts: object) -> str:
     """A hash of trees, functions and compressions, the same in every process.
 
     Functions count by their code, defaults and the values that they close over; so two recipes
     differ if any of their arguments does. Objects of other kinds count by their type and fields.
     """
     digest = hashlib.sha256()
-    seen: dict[int, Any] = {}
+    seen: dict[int, object] = {}
     for part in parts:
         _add(digest, part, seen)
     return digest.hexdigest()
 
 
-def _add(digest: Any, x: Any, seen: dict[int, Any]) -> None:
+def _add(digest: Any, x: object, seen: dict[int, object]) -> None:
     say = lambda text: digest.update(f"{text}\0".encode())
     if isinstance(x, jax.Array | np.ndarray | np.generic):
         array = np.asarray(jax.random.key_data(x) if is_key(x) else x)
@@ -51,7 +52,7 @@ def _add(digest: Any, x: Any, seen: dict[int, Any]) -> None:
         _add(digest, child, seen)
 
 
-def _children(x: Any) -> list[Any]:
+def _children(x: Any) -> Sequence[object]:
     if isinstance(x, types.CodeType):
         # Lines and file names say nothing of what it does.
         return [x.co_code, x.co_names, x.co_varnames, list(x.co_consts)]
@@ -77,7 +78,7 @@ def _children(x: Any) -> list[Any]:
     return [held, vars(x)] if hasattr(x, "__dict__") else [held]
 
 
-def _is_filled(cell: Any) -> bool:
+def _is_filled(cell: types.CellType) -> bool:
     try:
         _ = cell.cell_contents
     except ValueError:

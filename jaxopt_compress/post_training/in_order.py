@@ -3,10 +3,10 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
 
 from jaxopt_compress.arrays import is_compressed, materialize
 from jaxopt_compress.compression import Compression, NeedsValues, as_compression
@@ -21,24 +21,24 @@ from jaxopt_compress.post_training.decided import Decided, stack_entries
 from jaxopt_compress.post_training.fingerprint import fingerprint
 from jaxopt_compress.tree import AssumedLayout, Part, map_named, named_leaves
 from jaxopt_compress.tree.paths import is_float
-from jaxopt_compress.typing import Leaf, PyTree
+from jaxopt_compress.typing import Leaf, PyTree, Value
 
 MEASURES = (measures.moments(), measures.ranges(), measures.means())
 
 
 def compress_in_order(
-    fn: Callable[..., Any],
+    fn: Callable[..., PyTree],
     params: PyTree,
     recipe: Compression | Recipe,
-    batches: Iterable[Any],
+    batches: Iterable[PyTree],
     *,
     uses: Mapping[str, Sequence[Use]] | None = None,
-    held_out: Iterable[Any] | None = None,
+    held_out: Iterable[PyTree] | None = None,
     measures: Sequence[measures.Measure] = MEASURES,
     resume: str | os.PathLike[str] | None = None,
     offload: bool = False,
     progress: bool = True,
-) -> Any:
+) -> PyTree:
     """Compresses parameters in the order in which a function meets them.
 
     All batches run through the staged function together. Where it first sums over a chosen
@@ -103,7 +103,7 @@ def compress_in_order(
     told = "" if resume is None else fingerprint(*depends)
     decided = Decided(resume, told, chosen, progress)
 
-    def compressed(path: str, w: Leaf, stats: list[Statistics]) -> Any:
+    def compressed(path: str, w: Leaf, stats: list[Statistics]) -> Leaf:
         part = Part({path: w})
         given = {path: stats} if stats else {}
         with warnings.catch_warnings():
@@ -111,7 +111,9 @@ def compress_in_order(
             state = compression.init(part, uses={path: list(found.get(path, ()))}, stats=given)
         return compression.compress(part, state)[path]
 
-    def decide(path: str, index: Index, w: jax.Array, stats: Callable[[], Any]) -> Any:
+    def decide(
+        path: str, index: Index, w: jax.Array, stats: Callable[[], list[Statistics]]
+    ) -> Leaf:
         return decided.once(path, index, stats, lambda seen: compressed(path, w, seen))
 
     sums = lambda path: any(u.contracting and u.op != "gather" for u in found.get(path, ()))
@@ -127,11 +129,11 @@ def compress_in_order(
 
 
 def _staged(
-    fn: Callable[..., Any],
+    fn: Callable[..., PyTree],
     params: PyTree,
     chosen: Sequence[str],
-    batches: Sequence[tuple[Any, ...]],
-) -> tuple[Any, list[Any]]:
+    batches: Sequence[tuple[PyTree, ...]],
+) -> tuple[ClosedJaxpr, list[Value]]:
     """The function as a jaxpr, and its operands for `march`."""
     keyed = named_leaves(params)
     treedef = jax.tree.structure(params, is_leaf=is_compressed)
@@ -147,14 +149,14 @@ def _staged(
 
     at = [i for i in range(len(every)) if varies(i)]
 
-    def staged(*values: Any) -> Any:
+    def staged(*values: Value) -> PyTree:
         full = list(every)
         for i, value in zip(at, values, strict=True):
             full[i] = value
         batch = jax.tree.unflatten(batch_def, full[n:])
         return fn(jax.tree.unflatten(treedef, full[:n]), *batch)
 
-    def operand(i: int) -> Any:
+    def operand(i: int) -> Value:
         if i >= n:
             return Each([x[i - n] for x in flat])
         path, leaf = keyed[i]
@@ -165,13 +167,13 @@ def _staged(
     return closed, [operand(i) for i in at]
 
 
-def _as_tuples(batches: Iterable[Any], name: str) -> list[tuple[Any, ...]]:
+def _as_tuples(batches: Iterable[PyTree], name: str) -> list[tuple[PyTree, ...]]:
     if hasattr(batches, "shape"):
         raise TypeError(f"{name} is one array; it is an iterable of batches, such as [x]")
     return [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
 
 
-def _check_batches(batches: Sequence[tuple[Any, ...]]) -> None:
+def _check_batches(batches: Sequence[tuple[PyTree, ...]]) -> None:
     if not batches:
         raise ValueError("compress_in_order needs at least one batch, and batches is empty")
     number = lambda x: hasattr(x, "shape") or isinstance(x, bool | int | float | complex)
@@ -188,7 +190,7 @@ def _check_batches(batches: Sequence[tuple[Any, ...]]) -> None:
 
 def _chosen(
     compression: Compression,
-    leaves: Mapping[str, Any],
+    leaves: Mapping[str, Leaf],
     uses: Mapping[str, Sequence[Use]],
     stats: Mapping[str, list[Statistics]],
 ) -> list[str]:

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,22 +20,23 @@ from jaxopt_compress.post_training.fingerprint import fingerprint
 from jaxopt_compress.post_training.outputs import as_arguments, squares
 from jaxopt_compress.post_training.steps import run_steps
 from jaxopt_compress.tree import Where, map_named, named_leaves, select
+from jaxopt_compress.typing import PyTree
 
 _WEIGHT = 30.0  # of the pull, beside a relative error of 1
 
 
 def learn_rounding(
-    fn: Callable[..., Any],
-    params: Any,
-    small: Any,
-    batches: Iterable[Any],
+    fn: Callable[..., PyTree],
+    params: PyTree,
+    small: PyTree,
+    batches: Iterable[PyTree],
     where: Where = None,
     *,
     steps: int = 300,
     rate: float = 5e-2,
     resume: str | os.PathLike[str] | None = None,
     progress: bool = False,
-) -> Any:
+) -> PyTree:
     r"""Chooses the codes of all weights together, so that a function's outputs change little.
 
     `gptq` and `auto_round` look at the products with one parameter. Here ``fn`` may be a block of a
@@ -103,7 +103,13 @@ def learn_rounding(
         )
     unit = max(before / len(pairs), float(jnp.finfo(jnp.float32).tiny))
 
-    def loss(up: Any, ends: Any, tree: Any, batch: Any, want: Any) -> jax.Array:
+    def loss(
+        up: dict[str, jax.Array],
+        ends: dict[str, tuple[jax.Array, jax.Array]],
+        tree: PyTree,
+        batch: tuple[PyTree, ...],
+        want: PyTree,
+    ) -> jax.Array:
         between_ends = lambda h, pair: pair[0] + (h * (pair[1] - pair[0])).astype(pair[0].dtype)
         values = {path: between_ends(h, ends[path]) for path, h in up.items()}
         soft = map_named(lambda path, x: values.get(path, x), tree)
@@ -128,7 +134,7 @@ def learn_rounding(
 def _learned(
     loss: Callable[..., jax.Array],
     v: dict[str, jax.Array],
-    rest: Callable[[int], tuple[Any, ...]],
+    rest: Callable[[int], tuple[PyTree, ...]],
     steps: int,
     rate: float,
     given: dict[str, Any],
@@ -136,12 +142,14 @@ def _learned(
     """Which of the choices end nearer to 1."""
     adam, count = optax.adam(rate), sum(x.size for x in v.values())
 
-    def whole(v: Any, at: jax.Array, *rest: Any) -> jax.Array:
+    def whole(v: dict[str, jax.Array], at: jax.Array, *rest: PyTree) -> jax.Array:
         up, pull = jax.tree.map(between, v), pull_at(at)
         return loss(up, *rest) + _WEIGHT * sum(jnp.sum(pull(h)) for h in up.values()) / count
 
     @jax.jit
-    def step(v: Any, state: Any, *rest: Any) -> tuple[Any, Any]:
+    def step(
+        v: dict[str, jax.Array], state: optax.OptState, *rest: PyTree
+    ) -> tuple[PyTree, optax.OptState]:
         updates, state = adam.update(jax.grad(whole)(v, *rest), state, v)
         return optax.apply_updates(v, updates), state
 
@@ -150,7 +158,7 @@ def _learned(
     return {path: between(x) >= 0.5 for path, x in v.items()}
 
 
-def _chosen(small: Any, where: Where) -> dict[str, QuantizedArray]:
+def _chosen(small: PyTree, where: Where) -> dict[str, QuantizedArray]:
     """The leaves of integers with a code for each entry."""
     takes = lambda x: (
         isinstance(x, QuantizedArray)

@@ -3,7 +3,7 @@
 import collections
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -145,7 +145,7 @@ def unit_multiple(round_to: int, per_axis: Iterable[int]) -> int:
     return math.lcm(*(round_to // math.gcd(round_to, n) for n in per_axis))
 
 
-def check_round_to(round_to: Any) -> None:
+def check_round_to(round_to: object) -> None:
     """Refuses values that are not a number of indices."""
     if type(round_to) is not int or round_to < 1:
         raise ValueError(f"round_to={round_to!r}: it is a number of indices, such as 128")

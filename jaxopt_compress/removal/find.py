@@ -12,7 +12,7 @@ from jaxopt_compress.typing import PyTree
 
 
 def find_groups(
-    fn: Callable[..., Any],
+    fn: Callable[..., PyTree],
     params: PyTree,
     *args: PyTree,
     protect: Names = None,

@@ -27,6 +27,7 @@ from jaxopt_compress.rewriting.coupling.skips import kept_without, numbers
 from jaxopt_compress.tree import named_leaves
 from jaxopt_compress.tree.budgets import Flops
 from jaxopt_compress.tree.paths import is_float
+from jaxopt_compress.typing import PyTree
 
 
 class Groups(ScoredGroups):
@@ -37,8 +38,8 @@ class Groups(ScoredGroups):
 
     def __init__(
         self,
-        fn: Callable[..., Any],
-        params: Any,
+        fn: Callable[..., PyTree],
+        params: PyTree,
         analysis: Analysis,
         frame: Frame,
         observe: Callable[[], Uses],
@@ -112,7 +113,7 @@ class Groups(ScoredGroups):
         units: Mapping[str, Sequence[int]] | None = None,
         *,
         budget: Flops | None = None,
-        kept: Mapping[str, Any] | None = None,
+        kept: Mapping[str, Mapping[Any, Sequence[int]]] | None = None,
         scores: Mapping[str, np.ndarray] | None = None,
         round_to: int = 1,
         allow_inexact: bool = False,
@@ -252,7 +253,12 @@ class Groups(ScoredGroups):
         return [a for a in self._axes if len(a) and not kept.size(a)]
 
     def _affordable(
-        self, budget: Flops, scores: Any, round_to: int, allow_inexact: bool, skip: bool
+        self,
+        budget: Flops,
+        scores: Mapping[str, np.ndarray] | None,
+        round_to: int,
+        allow_inexact: bool,
+        skip: bool,
     ) -> dict[str, list[int]]:
         """The units that go for a budget."""
         if not isinstance(budget, Flops):

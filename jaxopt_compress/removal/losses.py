@@ -1,7 +1,6 @@
 """The loss without each unit."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +10,13 @@ from jax import lax
 from jaxopt_compress.removal.units import Member
 from jaxopt_compress.tree import map_named
 from jaxopt_compress.tree.paths import is_float
-from jaxopt_compress.typing import PyTree
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 def losses(
-    loss: Callable[..., Any],
+    loss: Callable[..., jax.Array],
     params: PyTree,
-    args: tuple[Any, ...],
+    args: tuple[PyTree, ...],
     members: Mapping[str, Iterable[Member]],
     at_once: int,
 ) -> dict[str, np.ndarray]:
@@ -26,10 +25,10 @@ def losses(
 
     @jax.jit
     def of_group(
-        params: PyTree, args: tuple[Any, ...], at: dict[tuple[str, int], jax.Array]
-    ) -> Any:
+        params: PyTree, args: tuple[PyTree, ...], at: dict[tuple[str, int], jax.Array]
+    ) -> jax.Array:
         def of_unit(own: dict[tuple[str, int], jax.Array]) -> jax.Array:
-            def masked(path: str, x: Any) -> Any:
+            def masked(path: str, x: Leaf) -> Leaf:
                 for (name, axis), indices in own.items():
                     if name == path and is_float(x):
                         x = jnp.asarray(x).at[(slice(None),) * axis + (indices,)].set(0)
@@ -47,14 +46,17 @@ def losses(
 
 
 def losses_of_blocks(
-    loss: Callable[..., Any], params: PyTree, args: tuple[Any, ...], blocks: Sequence[Sequence[str]]
+    loss: Callable[..., jax.Array],
+    params: PyTree,
+    args: tuple[PyTree, ...],
+    blocks: Sequence[Sequence[str]],
 ) -> np.ndarray:
     """The loss with the parameters of each block 0, one block after the other."""
     _check_loss(loss, params, args)
     paths = sorted({path for own in blocks for path in own})
 
     @jax.jit
-    def of_block(params: PyTree, args: tuple[Any, ...], stays: jax.Array) -> Any:
+    def of_block(params: PyTree, args: tuple[PyTree, ...], stays: jax.Array) -> jax.Array:
         masked = lambda path, x: (
             x * stays[paths.index(path)].astype(x.dtype) if path in paths else x
         )
@@ -64,7 +66,7 @@ def losses_of_blocks(
     return np.array([of_block(params, args, jnp.array(row)) for row in stays])
 
 
-def _check_loss(loss: Callable[..., Any], params: PyTree, args: tuple[Any, ...]) -> None:
+def _check_loss(loss: Callable[..., jax.Array], params: PyTree, args: tuple[PyTree, ...]) -> None:
     whole = jax.eval_shape(loss, params, *args)
     if getattr(whole, "shape", None) != ():
         raise ValueError(f"loss has to return one number, and returns {whole}")

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +36,7 @@ class MaskedState(LeafState):
         stack: How many leading axes hold parameters of their own.
     """
 
-    kept: tuple[Any, ...]
+    kept: tuple[Leaf, ...]
     stack: int = 0
     kind: str = "remove"
     establishes = frozenset({ZEROS})
@@ -57,7 +56,7 @@ class MaskedState(LeafState):
         del learned
         return MaskedArray(materialize(w), self.mask())
 
-    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Leaf:
         """The kept entries; of a quantized array, the kept codes."""
         del learned, path
         if isinstance(w, QuantizedArray):
@@ -65,7 +64,7 @@ class MaskedState(LeafState):
             return w.replace(codes=self._store(codes), block=None)
         return self._store(materialize(w))
 
-    def _store(self, dense: jax.Array) -> Any:
+    def _store(self, dense: jax.Array) -> Leaf:
         return sparse_rows(dense, self.mask(), dense.ndim - self.stack)
 
 

@@ -1,7 +1,7 @@
 """A choice of units to remove, and what it can be turned into."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,7 +36,7 @@ class Plan:
         skip: Whether units are skipped where a maximum chooses.
     """
 
-    fn: Callable[..., Any]
+    fn: Callable[..., PyTree]
     params: PyTree
     units: dict[str, tuple[int, ...]]
     gone: dict[str, Gone]
@@ -126,7 +126,7 @@ class Plan:
 
 
 def gone_from_kept(
-    kept: Mapping[str, Mapping[Any, Any]], shapes: Mapping[str, tuple[int, ...]]
+    kept: Mapping[str, Mapping[Any, Sequence[int]]], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Gone]:
     """Flags from ``Plan.kept``, also after a round trip through JSON.
 

@@ -26,7 +26,7 @@ from jaxopt_compress.rewriting.coupling.skips import filled, kept_without, numbe
 from jaxopt_compress.rewriting.report import Difference, difference
 from jaxopt_compress.tree import map_named, named_leaves
 from jaxopt_compress.tree.paths import is_float
-from jaxopt_compress.typing import Leaf, PyTree
+from jaxopt_compress.typing import Leaf, PyTree, Value
 
 
 class Removed(NamedTuple):
@@ -42,13 +42,13 @@ class Removed(NamedTuple):
     """
 
     params: PyTree
-    shapes: Any
+    shapes: PyTree
     gone: dict[str, Gone]
     inputs: dict[str, Gone]
     frame: Frame
     skip: bool = False
 
-    def function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def function(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """``g`` with ``g(rewrite.params, *args)`` equal to ``fn`` of the masked parameters.
 
         Args:
@@ -60,7 +60,7 @@ class Removed(NamedTuple):
             others, or a ValueError for parameters of other shapes.
         """
 
-        def removed(params: PyTree, *args: PyTree, **kwargs: Any) -> Any:
+        def removed(params: PyTree, *args: PyTree, **kwargs: Any) -> PyTree:
             leaves = self._leaves(params)
             found, kept = self._analyze(fn, leaves, args, kwargs)
             whole = emptied(self.gone)
@@ -75,7 +75,7 @@ class Removed(NamedTuple):
 
         return removed
 
-    def tree(self, x: Any) -> Any:
+    def tree(self, x: PyTree) -> PyTree:
         """A tree beside the original parameters, such as moments or masks, for the new ones.
 
         Args:
@@ -86,7 +86,7 @@ class Removed(NamedTuple):
         """
         return self._map(self._cut, x)
 
-    def undo(self, x: Any) -> Any:
+    def undo(self, x: PyTree) -> PyTree:
         """New parameters, trained further or not, with zeros where indices were removed.
 
         Args:
@@ -97,7 +97,7 @@ class Removed(NamedTuple):
         """
         return self._map(self._expand, x)
 
-    def argument(self, key: int | str, x: Any) -> Any:
+    def argument(self, key: int | str, x: PyTree) -> PyTree:
         """An argument that follows, such as a cache, without the removed indices.
 
         Args:
@@ -106,14 +106,18 @@ class Removed(NamedTuple):
         """
         prefix = f"in/{key}"
 
-        def smaller(path: str, leaf: Leaf) -> Any:
+        def smaller(path: str, leaf: Leaf) -> Leaf:
             flags = self.inputs.get(f"{prefix}/{path}".rstrip("/"))
             return leaf if flags is None else cut(leaf, flags)
 
         return map_named(smaller, x)
 
     def check(
-        self, fn: Callable[..., Any], *args: PyTree, tolerance: float | None = None, **kwargs: Any
+        self,
+        fn: Callable[..., PyTree],
+        *args: PyTree,
+        tolerance: float | None = None,
+        **kwargs: Any,
     ) -> Difference:
         """Measures the rewritten function against ``fn`` of the masked parameters.
 
@@ -138,7 +142,7 @@ class Removed(NamedTuple):
             reference = jax.tree.leaves(fn(masked, *args, **kwargs))
         return difference(got, list(map(kept.cut, reference, found.outputs.values())), tolerance)
 
-    def _skipping(self, found: Analysis, kept: Kept, values: list[Any]) -> list[Any]:
+    def _skipping(self, found: Analysis, kept: Kept, values: list[Value]) -> list[Value]:
         """The masked function with -inf at removed units where a maximum chooses."""
         whole = Kept(found.coupling, np.zeros(found.coupling.count, bool))
         given = numbers(found, emptied(self.gone))
@@ -151,7 +155,7 @@ class Removed(NamedTuple):
         return own + [False] * (len(found.body.ins) - len(own))
 
     def _analyze(
-        self, fn: Callable[..., Any], leaves: list[Any], args: tuple, kwargs: dict[str, Any]
+        self, fn: Callable[..., PyTree], leaves: list[Leaf], args: tuple, kwargs: dict[str, PyTree]
     ) -> tuple[Analysis, Kept]:
         """The equations of a call, and what is left of them."""
         shapes = {name: jnp.shape(x) for name, x in named_inputs(args, kwargs).items()}
@@ -180,20 +184,20 @@ class Removed(NamedTuple):
         kept.lanes = Lanes(kept, operands_of(found.body, kept, *given))
         return found, kept
 
-    def _leaves(self, params: PyTree) -> list[Any]:
+    def _leaves(self, params: PyTree) -> list[Leaf]:
         return jax.tree.structure(self.shapes).flatten_up_to(params)
 
-    def _map(self, fn: Callable[[str, Any, Any], Any], x: Any) -> Any:
+    def _map(self, fn: Callable[[str, Leaf, Leaf], Leaf], x: PyTree) -> PyTree:
         leaves = self._leaves(x)
         pairs = zip(named_leaves(self.shapes), leaves, strict=True)
         new = [leaf if leaf is None else fn(path, leaf, t) for (path, t), leaf in pairs]
         return jax.tree.structure(self.shapes).unflatten(new)
 
-    def _cut(self, path: str, x: Any, whole: Any) -> Any:
+    def _cut(self, path: str, x: Leaf, whole: Leaf) -> Leaf:
         _check_shape(path, x, whole.shape)
         return cut(x, self.gone[path]) if path in self.gone else x
 
-    def _expand(self, path: str, x: Any, whole: Any) -> Any:
+    def _expand(self, path: str, x: Leaf, whole: Leaf) -> Leaf:
         flags = self.gone.get(path)
         if flags is None:
             return x
@@ -221,7 +225,7 @@ def _whole(shape: tuple[int, ...], flags: Gone) -> tuple[int, ...]:
     return tuple(len(f) if n == left(f) else n for n, f in zip(shape, flags, strict=True))
 
 
-def _check_left(name: str, x: Any, axes: Axes, left: tuple[int, ...], what: str) -> None:
+def _check_left(name: str, x: Leaf, axes: Axes, left: tuple[int, ...], what: str) -> None:
     """Refuses a parameter or an input that has not the shape that is left of it."""
     if jnp.shape(x) != left:
         raise ValueError(
@@ -230,7 +234,7 @@ def _check_left(name: str, x: Any, axes: Axes, left: tuple[int, ...], what: str)
         )
 
 
-def _check_shape(path: str, x: Any, expected: tuple[int, ...]) -> None:
+def _check_shape(path: str, x: Leaf, expected: tuple[int, ...]) -> None:
     if jnp.shape(x) != tuple(expected):
         raise ValueError(
             f"what stands beside {path!r} has shape {jnp.shape(x)}, and not {tuple(expected)}"

@@ -1,11 +1,11 @@
 """Groups with numbers that say how much each of their units matters."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+import jax
 import numpy as np
 
-from jaxopt_compress.lift import Uses
+from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.removal.group import Group
 from jaxopt_compress.removal.losses import losses, losses_of_blocks
 from jaxopt_compress.removal.scoring import Reduce, block_scores, entry_scores, unit_scores
@@ -13,6 +13,7 @@ from jaxopt_compress.sparsity.score import Score, as_score
 from jaxopt_compress.sparsity.scores import is_magnitude, magnitude
 from jaxopt_compress.tree import Where, named_leaves, select
 from jaxopt_compress.tree.paths import is_float
+from jaxopt_compress.typing import PyTree
 
 
 class ScoredGroups(Mapping[str, Group]):
@@ -23,18 +24,18 @@ class ScoredGroups(Mapping[str, Group]):
         observe: How the function uses them; staged when it is asked for.
     """
 
-    params: Any
+    params: PyTree
     observe: Callable[[], Uses]
 
     def scores(
         self,
-        score: Score | Callable[..., Any] | None = None,
+        score: Score | Callable[..., jax.Array] | None = None,
         reduce: Reduce = "l2",
         *,
-        params: Any = None,
-        grads: Any = None,
-        uses: Any = None,
-        stats: Any = None,
+        params: PyTree = None,
+        grads: PyTree = None,
+        uses: Uses | None = None,
+        stats: Stats | None = None,
         where: Where = None,
     ) -> dict[str, np.ndarray]:
         """A score for each unit: the higher, the more it matters.
@@ -88,9 +89,9 @@ class ScoredGroups(Mapping[str, Group]):
 
     def losses(
         self,
-        loss: Callable[..., Any],
-        *args: Any,
-        params: Any = None,
+        loss: Callable[..., jax.Array],
+        *args: PyTree,
+        params: PyTree = None,
         names: Sequence[str] | None = None,
         at_once: int = 8,
     ) -> dict[str, np.ndarray]:

@@ -2,29 +2,32 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.compression import NeedsStats, Parameter
 from jaxopt_compress.compression.leaf_states import as_jax
 from jaxopt_compress.compression.selection import chosen_parameters
+from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.sparsity.score import Score
 from jaxopt_compress.sparsity.scores import is_magnitude
 from jaxopt_compress.tree import assume_layout, named_leaves
+from jaxopt_compress.typing import Leaf, PyTree
 
 Reduce = Literal["l2", "sum", "mean", "max"]
 
 
 def entry_scores(
     by: Score,
-    params: Any,
+    params: PyTree,
     paths: frozenset[str],
-    grads: Mapping[str, Any],
-    uses: Any,
-    stats: Any,
-) -> dict[str, Any]:
+    grads: Mapping[str, Leaf],
+    uses: Uses | None,
+    stats: Stats | None,
+) -> dict[str, jax.Array]:
     """Path -> the scores of a parameter's entries; none where what a score reads cannot be."""
     scored = {}
     for path, parameter in _parameters(by, params, paths, uses, stats).items():
@@ -54,7 +57,7 @@ def entry_scores(
 
 
 def _parameters(
-    by: Score, params: Any, paths: frozenset[str], uses: Any, stats: Any
+    by: Score, params: PyTree, paths: frozenset[str], uses: Uses | None, stats: Stats | None
 ) -> dict[str, Parameter]:
     """Path -> parameter, of those at some paths."""
     if is_magnitude(by):
@@ -65,7 +68,7 @@ def _parameters(
 
 
 def unit_scores(
-    scores: Mapping[str, Any], members: Sequence[tuple[str, int, np.ndarray]], reduce: Reduce
+    scores: Mapping[str, jax.Array], members: Sequence[tuple[str, int, np.ndarray]], reduce: Reduce
 ) -> np.ndarray:
     """One score per unit, over all entries that go with it, each once.
 
@@ -89,7 +92,7 @@ def unit_scores(
     return np.asarray(np.sqrt(total) if reduce == "l2" else total)
 
 
-def _sums(entries: Any, axes: list[tuple[int, np.ndarray]]) -> np.ndarray:
+def _sums(entries: jax.Array, axes: list[tuple[int, np.ndarray]]) -> np.ndarray:
     """Per unit, the sum of the entries of which one of some indices is the unit's.
 
     By inclusion and exclusion, since two indices of one entry may be.
@@ -109,7 +112,7 @@ def _sums(entries: Any, axes: list[tuple[int, np.ndarray]]) -> np.ndarray:
 
 
 def block_scores(
-    scores: Mapping[str, Any], blocks: Sequence[Sequence[str]], reduce: Reduce
+    scores: Mapping[str, jax.Array], blocks: Sequence[Sequence[str]], reduce: Reduce
 ) -> np.ndarray:
     """One score per block, over all entries of its parameters."""
     by = {

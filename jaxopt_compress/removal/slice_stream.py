@@ -36,11 +36,11 @@ class Sliced(NamedTuple):
     kept: dict[str, dict[int, tuple[int, int]]]
 
     @property
-    def params(self) -> Any:
+    def params(self) -> PyTree:
         """The smaller parameters."""
         return self.removal.params
 
-    def function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def function(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """``g`` with ``g(rewrite.params, *args)`` equal to ``fn(rewrite.undo(params), *args)``.
 
         Args:
@@ -48,7 +48,7 @@ class Sliced(NamedTuple):
         """
         return self.removal.function(self.rotation.function(fn))
 
-    def tree(self, x: Any) -> Any:
+    def tree(self, x: PyTree) -> PyTree:
         """A tree beside the original parameters, of which none beside changed ones has a meaning.
 
         Raises:
@@ -56,11 +56,11 @@ class Sliced(NamedTuple):
         """
         return self.removal.tree(self.rotation.tree(x))
 
-    def undo(self, x: Any) -> Any:
+    def undo(self, x: PyTree) -> PyTree:
         """New parameters for the original function: projections to the directions that are left."""
         folded = {scale for _, scale in self.rotation.scales.values()}
 
-        def whole(path: str, leaf: Leaf) -> Any:
+        def whole(path: str, leaf: Leaf) -> Leaf:
             # Scales are folded into the weights, so that channels that went have one of 1.
             if path not in folded or path not in self.removal.gone:
                 return leaf
@@ -69,7 +69,11 @@ class Sliced(NamedTuple):
         return self.rotation.undo(map_named(whole, self.removal.undo(x)))
 
     def check(
-        self, fn: Callable[..., Any], *args: PyTree, tolerance: float | None = None, **kwargs: Any
+        self,
+        fn: Callable[..., PyTree],
+        *args: PyTree,
+        tolerance: float | None = None,
+        **kwargs: Any,
     ) -> Difference:
         """Measures the rewritten function against ``fn`` of the projected parameters.
 
@@ -88,7 +92,7 @@ class Sliced(NamedTuple):
 
 
 def slice_stream(
-    fn: Callable[..., Any],
+    fn: Callable[..., PyTree],
     params: PyTree,
     *args: PyTree,
     stats: Mapping[str, Sequence[Statistics]],
@@ -185,7 +189,7 @@ def _last_units(groups: Groups, path: str, axis: int, left: int) -> tuple[str, l
 
 
 def _bases(
-    found: Rotatable, leaves: Mapping[str, Any], stats: Mapping[str, Sequence[Statistics]]
+    found: Rotatable, leaves: Mapping[str, Leaf], stats: Mapping[str, Sequence[Statistics]]
 ) -> tuple[jax.Array, ...]:
     """The eigenvectors of the inputs of each stream's readers, from the largest value on.
 

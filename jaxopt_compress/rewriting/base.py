@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from jaxopt_compress.rewriting.report import Difference
-from jaxopt_compress.typing import PyTree, Value
+from jaxopt_compress.typing import PyTree
 
 
 @runtime_checkable
@@ -37,24 +37,28 @@ class Rewrite(Protocol):
     """
 
     @property
-    def params(self) -> Any:
+    def params(self) -> PyTree:
         """The new parameters."""
         ...
 
-    def function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def function(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """``g`` such that ``g(rewrite.params, *args)`` computes ``fn(params, *args)``."""
         ...
 
-    def tree(self, x: Value) -> Any:
+    def tree(self, x: PyTree) -> PyTree:
         """A tree beside the original parameters, such as masks, for the new parameters."""
         ...
 
-    def undo(self, x: Value) -> Any:
+    def undo(self, x: PyTree) -> PyTree:
         """New parameters, trained further or not, as parameters of the original function."""
         ...
 
     def check(
-        self, fn: Callable[..., Any], *args: PyTree, tolerance: float | None = None, **kwargs: Any
+        self,
+        fn: Callable[..., PyTree],
+        *args: PyTree,
+        tolerance: float | None = None,
+        **kwargs: Any,
     ) -> Difference:
         """Measures the rewritten function against the reference."""
         ...

@@ -1,13 +1,13 @@
 """The basis of each axis of a value, and how operations on axes change it."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from jaxopt_compress.rewriting.axes import shape_of
 from jaxopt_compress.rewriting.sources import ELEMENTWISE
 from jaxopt_compress.rewriting.staging import Step
 
-ZERO: Any = "zero"
+ZERO: str = "zero"
 
 
 class Leaf(NamedTuple):
@@ -47,6 +47,10 @@ class Stream(NamedTuple):
     square: bool = False
 
 
+Info: TypeAlias = Leaf | Vector | Flat | Stream | str | None
+"""What is known of a value: `ZERO`, or one of the above; None where nothing is."""
+
+
 class Met(NamedTuple):
     """An axis of a parameter that an equation takes for the channels of a group.
 
@@ -84,7 +88,7 @@ class Refused(Exception):
     """An equation does not keep the streams that it meets; says why."""
 
 
-def as_vector(info: Any, shape: tuple[int, ...]) -> Vector | None:
+def as_vector(info: Info, shape: tuple[int, ...]) -> Vector | None:
     """A parameter that varies along a single axis of the value."""
     if isinstance(info, Vector):
         return info
@@ -97,7 +101,7 @@ def as_vector(info: Any, shape: tuple[int, ...]) -> Vector | None:
     return Vector(info.leaf, long[0], info.axes[long[0]])  # pyright: ignore
 
 
-def constant(step: Step, infos: list[Any], k: int) -> frozenset[int]:
+def constant(step: Step, infos: list[Info], k: int) -> frozenset[int]:
     """The axes of the result along which operand ``k`` has a single value."""
     shape, info = shape_of(step, k), infos[k]
     if not shape or info is ZERO:
@@ -106,7 +110,7 @@ def constant(step: Step, infos: list[Any], k: int) -> frozenset[int]:
     return ones | info.axes if isinstance(info, Flat) else ones
 
 
-def flat(step: Step, infos: list[Any]) -> Flat | None:
+def flat(step: Step, infos: list[Info]) -> Flat | None:
     """What an elementwise operation leaves the same."""
     if step.eqn.primitive.name not in ELEMENTWISE:
         return None
@@ -114,7 +118,7 @@ def flat(step: Step, infos: list[Any]) -> Flat | None:
     return Flat(axes.intersection(*(constant(step, infos, k) for k in range(len(infos)))))
 
 
-def moved_info(info: Any, axes: list[int | None], step: Step) -> Any:
+def moved_info(info: Info, axes: list[int | None], step: Step) -> Info:
     """The info of a value whose axes were moved."""
     if info is ZERO:
         return info
@@ -145,7 +149,7 @@ def summed(stream: Stream, step: Step) -> Stream | None:
     return stream._replace(axis=stream.axis - sum(d < stream.axis for d in axes))
 
 
-def entry(info: Any) -> Any:
+def entry(info: Info) -> Info:
     """One entry of a scanned operand."""
     if isinstance(info, Leaf):
         return Leaf(info.leaf, info.axes[1:])
@@ -156,6 +160,6 @@ def entry(info: Any) -> Any:
     return info if info is ZERO else None
 
 
-def stacked(info: Any) -> Any:
+def stacked(info: Info) -> Info:
     """All entries of a scanned result."""
     return info._replace(axis=info.axis + 1) if isinstance(info, Stream) else None

@@ -1,7 +1,7 @@
 """Products followed by per-channel affine equations whose vectors depend on parameters only."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxopt_compress.lift._compat import source_line
 from jaxopt_compress.rewriting.axes import moved, shape_of
 from jaxopt_compress.rewriting.sources import Sources, numbers, trace
 from jaxopt_compress.rewriting.staging import Staged, Step, run_step, value_of
+from jaxopt_compress.typing import Leaf
 
 Link = tuple[int, frozenset[int], int]  # a step, its parameters, the axis of channels after it
 
@@ -132,7 +133,9 @@ def _leaf_size(staged: Staged, leaf: int) -> int:
     return 0
 
 
-def _product(step: Step, plain: dict[int, Any]) -> tuple[int, int, int] | None:
+def _product(
+    step: Step, plain: dict[int, tuple[int, tuple[int | None, ...]]]
+) -> tuple[int, int, int] | None:
     """The side of the parameter, its axis of output channels, and that of the result."""
     name, params = step.eqn.primitive.name, step.eqn.params
     sides = [i for i, a in enumerate(step.inputs) if isinstance(a, int) and a in plain]
@@ -190,7 +193,9 @@ def _affine_step(step: Step, value: int, channel: int, sources: Sources) -> froz
     return from_ if axes <= {channel} and same else None
 
 
-def affine(staged: Staged, chain: Chain, fixed: set[int], leaves: list[Any]) -> tuple[Any, Any]:
+def affine(
+    staged: Staged, chain: Chain, fixed: set[int], leaves: list[Leaf]
+) -> tuple[jax.Array, jax.Array]:
     """``(a, b)``, one entry per channel: the chain is ``a * product + b``."""
     env = {**staged.constants, **dict(enumerate(leaves))}
     needed: set[int] = set()

@@ -1,8 +1,9 @@
 """Channels that products share: written by some weights and biases, read by others."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax import numpy as jnp
 from jax.extend import core
@@ -15,6 +16,7 @@ from jaxopt_compress.rewriting.members import (
     Channels,
     Derived,
     Group,
+    Info,
     Leaf,
     Member,
     entry,
@@ -42,7 +44,7 @@ class Walk:
     def __init__(
         self,
         staged: Staged,
-        leaves: list[Any],
+        leaves: list[jax.ShapeDtypeStruct],
         names: list[str],
         *,
         scans: bool = False,
@@ -56,7 +58,9 @@ class Walk:
         self.dtypes = [x.dtype for x in leaves]
         self.used: dict[int, list[str]] = {i: [] for i in range(len(leaves))}
         self._scans, self._scales = scans, scales
-        env: dict[Any, Any] = {i: Leaf(i, tuple(range(len(x.shape)))) for i, x in enumerate(leaves)}
+        env: dict[int | core.Var, Info] = {
+            i: Leaf(i, tuple(range(len(x.shape)))) for i, x in enumerate(leaves)
+        }
         self._run(staged.steps, env)
         results = [self._info(x, env) for x in staged.outputs]
         self._block(results, "its result is a result of the function")
@@ -64,14 +68,14 @@ class Walk:
         for group in self.groups:
             self._settle(group)
 
-    def _run(self, steps: Iterable[Step], env: dict[Any, Any]) -> None:
+    def _run(self, steps: Iterable[Step], env: dict[int | core.Var, Info]) -> None:
         for step in steps:
             infos = [self._info(x, env) for x in step.inputs]
             inside = self._inside(step, infos)
             results = [self._visit(step, infos)] if inside is None else inside
             env.update(zip(step.outputs, results, strict=False))
 
-    def _info(self, atom: Value, env: dict[Any, Any]) -> Any:
+    def _info(self, atom: Value, env: dict[int | core.Var, Info]) -> Info:
         if isinstance(atom, core.Literal):
             return ZERO if np.all(np.asarray(atom.val) == 0) else Derived(frozenset())
         info = env.get(atom)
@@ -79,7 +83,7 @@ class Walk:
         reason = isinstance(info, Channels) and self.groups[info.group].reason
         return Blocked(reason) if reason else info
 
-    def _inside(self, step: Step, infos: list[Any]) -> list[Any] | None:
+    def _inside(self, step: Step, infos: list[Info]) -> Sequence[Info] | None:
         """The results of a scan, or of a function that one calls; None for other equations."""
         name, params = step.eqn.primitive.name, step.eqn.params
         if not self._scans or (name != "scan" and name not in CALLED):
@@ -103,17 +107,17 @@ class Walk:
             return [None] * len(results)
         return results
 
-    def _use(self, infos: list[Any], line: str) -> None:
+    def _use(self, infos: list[Info], line: str) -> None:
         for info in infos:
             if isinstance(info, Leaf):
                 self.used[info.leaf].append(line)
 
-    def _block(self, infos: list[Any], reason: str) -> None:
+    def _block(self, infos: list[Info], reason: str) -> None:
         for info in infos:
             if isinstance(info, Channels):
                 self.groups[info.group].block(reason)
 
-    def _visit(self, step: Step, infos: list[Any]) -> Any:
+    def _visit(self, step: Step, infos: list[Info]) -> Info:
         """What the first result of an equation is."""
         out = self._moved(step, infos)
         if out is not None:
@@ -137,7 +141,7 @@ class Walk:
         self._enclosed(step, infos, line)
         return out
 
-    def _scaled(self, step: Step, infos: list[Any]) -> Any:
+    def _scaled(self, step: Step, infos: list[Info]) -> Info:
         """Data times a parameter that varies along one axis; or with channels that are lost."""
         own = [x for x in infos if isinstance(x, Leaf)]
         if self._scales and step.eqn.primitive.name == "mul" and len(own) == 1:
@@ -150,7 +154,7 @@ class Walk:
                 return Channels(len(self.groups) - 1, long[0])
         return next((x for x in infos if isinstance(x, Blocked)), None)
 
-    def _moved(self, step: Step, infos: list[Any]) -> Any:
+    def _moved(self, step: Step, infos: list[Any]) -> Info:
         """The result's info if the equation only moves axes."""
         if len(infos) != 1:
             return None
@@ -168,7 +172,7 @@ class Walk:
             return None if axes is None else ZERO
         return info._replace(axes=tuple(None if i is None else info.axes[i] for i in axes))
 
-    def _elementwise(self, step: Step, infos: list[Any]) -> Any:
+    def _elementwise(self, step: Step, infos: list[Info]) -> Info | str:
         """The channels of the result, None if scales do not change it, or what is wrong."""
         name = step.eqn.primitive.name
         plain = all(x.plain for x in infos if isinstance(x, Channels))
@@ -212,7 +216,7 @@ class Walk:
             return first._replace(plain=True)
         return f"{name} joins it with another value"
 
-    def _multiply(self, step: Step, infos: list[Any], line: str) -> Any:
+    def _multiply(self, step: Step, infos: list[Any], line: str) -> Info:
         """Ends the groups of the data and begins that of the result."""
         sides = [i for i, x in enumerate(infos) if isinstance(x, Leaf)]
         made = [x for x in infos if isinstance(x, Derived)]
@@ -250,7 +254,7 @@ class Walk:
         self.groups[data.group].readers.append(Member(weight.leaf, axis, data.every, weight.stack))
         return None
 
-    def _enclosed(self, step: Step, infos: list[Any], line: str) -> None:
+    def _enclosed(self, step: Step, infos: list[Info], line: str) -> None:
         """Weights that only equations inside of ``step`` use."""
         if any(isinstance(v, core.ClosedJaxpr | core.Jaxpr) for v in step.eqn.params.values()):
             for info in infos:

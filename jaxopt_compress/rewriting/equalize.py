@@ -31,7 +31,7 @@ class Equalized(NamedTuple):
     factors: dict[str, jax.Array]
     skipped: dict[str, str]
 
-    def function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def function(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """``fn`` itself: it takes the new parameters as it took the old.
 
         Nothing is checked, since nothing in the function changes: only values of parameters did.
@@ -40,7 +40,7 @@ class Equalized(NamedTuple):
         """
         return fn
 
-    def tree(self, x: Value, *, power: int | None = None) -> Any:
+    def tree(self, x: PyTree, *, power: int | None = None) -> PyTree:
         """A tree beside the original parameters for the new parameters.
 
         Args:
@@ -55,7 +55,7 @@ class Equalized(NamedTuple):
             ValueError: A leaf of numbers stands beside a parameter that changed, without ``power``.
         """
 
-        def change(path: str, leaf: Leaf) -> Any:
+        def change(path: str, leaf: Leaf) -> Leaf:
             if leaf is None or path not in self.factors or jnp.asarray(leaf).dtype == bool:
                 return leaf
             if power is None:
@@ -67,7 +67,7 @@ class Equalized(NamedTuple):
 
         return change_leaves(self.original, change, x)
 
-    def undo(self, x: Value) -> Any:
+    def undo(self, x: PyTree) -> PyTree:
         """New parameters, trained further or not, with the original scales.
 
         Args:
@@ -77,7 +77,7 @@ class Equalized(NamedTuple):
             A tree of the same structure.
         """
 
-        def change(path: str, leaf: Leaf) -> Any:
+        def change(path: str, leaf: Leaf) -> Leaf:
             return leaf if path not in self.factors else scaled_by(leaf, self.factors[path], -1)
 
         return change_leaves(self.original, change, x)
@@ -86,7 +86,7 @@ class Equalized(NamedTuple):
 
 
 def equalize(
-    fn: Callable[..., Any], params: PyTree, *args: PyTree, exact: bool = True, **kwargs: Any
+    fn: Callable[..., PyTree], params: PyTree, *args: PyTree, exact: bool = True, **kwargs: Any
 ) -> Equalized:
     """Scales channels between products, so that one scale fits a whole weight better.
 
@@ -148,7 +148,7 @@ def equalize(
     return Equalized(tree, params, {names[i]: f for i, f in factors.items()}, skipped)
 
 
-def _factors(groups: list[Group], leaves: list[Any], exact: bool) -> dict[int, jax.Array]:
+def _factors(groups: list[Group], leaves: list[Leaf], exact: bool) -> dict[int, jax.Array]:
     """What each parameter is multiplied by, by its number."""
     factors: dict[int, jax.Array] = {}
     for group in groups:
@@ -177,7 +177,7 @@ def _factors(groups: list[Group], leaves: list[Any], exact: bool) -> dict[int, j
 
 
 def _ranges(
-    leaves: list[Any], factors: dict[int, jax.Array], member: Member, size: int
+    leaves: list[Leaf], factors: dict[int, jax.Array], member: Member, size: int
 ) -> jax.Array:
     """The largest magnitude in each channel."""
     leaf, axis, every, _ = member

@@ -15,7 +15,7 @@ from jaxopt_compress.rewriting.members import Group, Member, beside, of_channels
 from jaxopt_compress.rewriting.report import Difference, difference
 from jaxopt_compress.rewriting.staging import stage
 from jaxopt_compress.tree.paths import named_leaves
-from jaxopt_compress.typing import Leaf, PyTree, Value
+from jaxopt_compress.typing import Leaf, PyTree
 
 _ROUNDING = 1e-6  # Factors that differ by less are the same.
 
@@ -37,7 +37,7 @@ class FoldedScales(NamedTuple):
     folded: dict[str, str]
     skipped: dict[str, str]
 
-    def function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def function(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """``fn`` itself: lifted, it takes the new parameters as it took the old.
 
         Nothing is checked, since nothing in the function changes: only values of parameters did.
@@ -46,7 +46,7 @@ class FoldedScales(NamedTuple):
         """
         return fn
 
-    def tree(self, x: Value) -> Any:
+    def tree(self, x: PyTree) -> PyTree:
         """A tree beside the original parameters for the new parameters.
 
         Args:
@@ -56,7 +56,7 @@ class FoldedScales(NamedTuple):
             ValueError: A leaf of numbers stands beside a parameter that changed.
         """
 
-        def change(path: str, leaf: Leaf) -> Any:
+        def change(path: str, leaf: Leaf) -> Leaf:
             if path not in self.factors or leaf is None or jnp.asarray(leaf).dtype == bool:
                 return leaf
             raise ValueError(
@@ -66,7 +66,7 @@ class FoldedScales(NamedTuple):
 
         return self._map(change, x)
 
-    def undo(self, x: Value) -> Any:
+    def undo(self, x: PyTree) -> PyTree:
         """New parameters, trained further or not, with the factors beside the weights again.
 
         Args:
@@ -74,7 +74,7 @@ class FoldedScales(NamedTuple):
         """
         old = dict(named_leaves(self.original))
 
-        def back(path: str, leaf: Leaf) -> Any:
+        def back(path: str, leaf: Leaf) -> Leaf:
             if path in self.factors:
                 leaf = _times(leaf, 1 / self.factors[path])
             return ScaledArray(leaf, old[path].factors) if path in self.folded else leaf
@@ -82,7 +82,11 @@ class FoldedScales(NamedTuple):
         return self._map(back, x)
 
     def check(
-        self, fn: Callable[..., Any], *args: PyTree, tolerance: float | None = None, **kwargs: Any
+        self,
+        fn: Callable[..., PyTree],
+        *args: PyTree,
+        tolerance: float | None = None,
+        **kwargs: Any,
     ) -> Difference:
         """Measures ``lift(fn)`` of the new parameters against that of the original ones.
 
@@ -99,7 +103,7 @@ class FoldedScales(NamedTuple):
         got = run(self.params, *args, **kwargs)
         return difference(got, run(self.original, *args, **kwargs), tolerance)
 
-    def _map(self, change: Callable[[str, Any], Any], x: Value) -> Any:
+    def _map(self, change: Callable[[str, Leaf], Leaf], x: PyTree) -> PyTree:
         treedef = jax.tree.structure(self.original, is_leaf=is_compressed)
         names = [path for path, _ in named_leaves(self.original)]
         pairs = zip(names, treedef.flatten_up_to(x), strict=True)
@@ -107,7 +111,7 @@ class FoldedScales(NamedTuple):
 
 
 def fold_scales(
-    fn: Callable[..., Any], small: PyTree, *args: PyTree, **kwargs: Any
+    fn: Callable[..., PyTree], small: PyTree, *args: PyTree, **kwargs: Any
 ) -> FoldedScales:
     r"""Folds the factors of `awq` and `smooth_quant` into what produces the activations.
 
@@ -190,8 +194,8 @@ class _Kept(Exception):
 
 
 def _folded(
-    group: Group, leaves: list[Any], names: list[str], new: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    group: Group, leaves: list[Leaf], names: list[str], new: dict[str, Leaf]
+) -> tuple[dict[str, Leaf], dict[str, jax.Array]]:
     """The changed leaves of a group, and what each of them was multiplied by."""
     own = {}
     for member in group.readers:
@@ -238,7 +242,7 @@ def _per_channel(w: ScaledArray, member: Member, size: int, path: str) -> np.nda
     return one[..., 0, :, 0]
 
 
-def _times(w: Leaf, factors: jax.Array) -> Any:
+def _times(w: Leaf, factors: jax.Array) -> Leaf:
     if is_compressed(w):
         return rescaled(w, factors)
     w = jnp.asarray(w)

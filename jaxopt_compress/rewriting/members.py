@@ -1,13 +1,13 @@
 """What a value of a function is to the channels that products share."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-ZERO: Any = "zero"
+ZERO: str = "zero"
 
 
 class Leaf(NamedTuple):
@@ -45,6 +45,10 @@ class Blocked(NamedTuple):
     """A value with channels that cannot be scaled, and why."""
 
     reason: str
+
+
+Info: TypeAlias = Leaf | Derived | Channels | Blocked | str | None
+"""What is known of a value: `ZERO`, or one of the above; None where nothing is."""
 
 
 class Member(NamedTuple):
@@ -85,7 +89,7 @@ class Group:
         self.reason = self.reason or reason
 
 
-def entry(info: Any) -> Any:
+def entry(info: Info) -> Info:
     """One entry of a scanned operand; None if nothing is known of it."""
     if isinstance(info, Leaf):
         if info.axes[0] is None:

@@ -11,7 +11,7 @@ from jaxopt_compress.rewriting.chains import Analysis, Chain, affine, analyze
 from jaxopt_compress.rewriting.report import check_results
 from jaxopt_compress.rewriting.staging import Staged, along, run_step, shapes, stage, value_of
 from jaxopt_compress.tree.paths import named_leaves
-from jaxopt_compress.typing import PyTree, Value
+from jaxopt_compress.typing import Leaf, PyTree
 
 _CLOSED = {"scan", "while", "cond", "checkpoint", "custom_jvp_call", "custom_vjp_call", "shard_map"}
 
@@ -33,9 +33,9 @@ class FoldedNorms(NamedTuple):
     original: PyTree
     folds: dict[str, tuple[str | None, tuple[str, ...]]]
     skipped: dict[str, str]
-    channels: dict[str, tuple[int, Any, Any, Any]]
+    channels: dict[str, tuple[int, jax.Array, jax.Array, jax.Array]]
 
-    def function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def function(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """``g`` with ``g(rewrite.params, *args)`` equal to ``fn(params, *args)``.
 
         Args:
@@ -46,7 +46,7 @@ class FoldedNorms(NamedTuple):
             parameter in another way, such as the training form of a batch norm.
         """
 
-        def rewritten(params: PyTree, *args: PyTree, **kwargs: Any) -> Any:
+        def rewritten(params: PyTree, *args: PyTree, **kwargs: Any) -> PyTree:
             staged = stage(fn, shapes(self.original), args, kwargs)
             found = analyze(staged)
             chains = self._matching(staged, found)
@@ -54,7 +54,7 @@ class FoldedNorms(NamedTuple):
 
         return rewritten
 
-    def tree(self, x: Value) -> Any:
+    def tree(self, x: PyTree) -> PyTree:
         """A tree beside the original parameters, such as masks, in the new structure.
 
         Args:
@@ -78,7 +78,7 @@ class FoldedNorms(NamedTuple):
             out.append(None if path in gone else leaf)
         return jax.tree.structure(self.original).unflatten(out)
 
-    def undo(self, x: Value) -> Any:
+    def undo(self, x: PyTree) -> PyTree:
         """New parameters, trained further or not, as parameters of the original function.
 
         Args:
@@ -105,7 +105,7 @@ class FoldedNorms(NamedTuple):
 
     check = check_results
 
-    def _leaves(self, params: PyTree) -> list[Any]:
+    def _leaves(self, params: PyTree) -> list[Leaf]:
         return jax.tree.structure(self.original).flatten_up_to(params)
 
     def _matching(self, staged: Staged, found: Analysis) -> list[Chain]:
@@ -132,7 +132,7 @@ class FoldedNorms(NamedTuple):
         return chains
 
 
-def _replay(staged: Staged, found: Analysis, chains: list[Chain], leaves: list[Any]) -> Any:
+def _replay(staged: Staged, found: Analysis, chains: list[Chain], leaves: list[Leaf]) -> PyTree:
     """Runs the equations with folded products in the place of chains."""
     env = {**staged.constants, **{i: x for i, x in enumerate(leaves) if x is not None}}
     env.update(enumerate(staged.arguments, staged.leaves))
@@ -155,7 +155,9 @@ def _replay(staged: Staged, found: Analysis, chains: list[Chain], leaves: list[A
     return staged.out_tree.unflatten([value_of(env, x) for x in staged.outputs])
 
 
-def fold_norms(fn: Callable[..., Any], params: PyTree, *args: PyTree, **kwargs: Any) -> FoldedNorms:
+def fold_norms(
+    fn: Callable[..., PyTree], params: PyTree, *args: PyTree, **kwargs: Any
+) -> FoldedNorms:
     """Folds batch norms, in their inference form, into the products before them.
 
     A product followed by ``y = gamma * (x @ W + b - mean) / sqrt(var + eps) + beta``, in whatever
@@ -212,7 +214,7 @@ def fold_norms(fn: Callable[..., Any], params: PyTree, *args: PyTree, **kwargs: 
             old = jnp.asarray(leaves[chain.bias])
             new[chain.bias] = b.reshape(old.shape).astype(old.dtype)
 
-            def moved(x: Value, chain: Chain = chain) -> Any:
+            def moved(x: jax.Array, chain: Chain = chain) -> jax.Array:
                 values = [x if i == chain.bias else leaf for i, leaf in enumerate(leaves)]
                 return affine(staged, chain, found.fixed, values)[1]
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress.lift import lift
 from jaxopt_compress.tree.paths import named_leaves
-from jaxopt_compress.typing import PyTree, Value
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 class Difference(NamedTuple):
@@ -23,7 +23,7 @@ class Difference(NamedTuple):
     relative: float
 
 
-def difference(got: Any, reference: Any, tolerance: float | None) -> Difference:
+def difference(got: PyTree, reference: PyTree, tolerance: float | None) -> Difference:
     """Measures; raises where the relative difference is above ``tolerance``."""
     absolute = relative = 0.0
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(reference), strict=True):
@@ -44,7 +44,11 @@ def difference(got: Any, reference: Any, tolerance: float | None) -> Difference:
 
 
 def check_results(
-    self: Any, fn: Callable[..., Any], *args: PyTree, tolerance: float | None = None, **kwargs: Any
+    self: Any,
+    fn: Callable[..., PyTree],
+    *args: PyTree,
+    tolerance: float | None = None,
+    **kwargs: Any,
 ) -> Difference:
     """Measures the rewritten function of the new parameters against ``fn`` of the original ones.
 
@@ -62,7 +66,7 @@ def check_results(
     return difference(got, fn(self.original, *args, **kwargs), tolerance)
 
 
-def change_leaves(original: PyTree, change: Callable[[str, Any], Any], x: Value) -> Any:
+def change_leaves(original: PyTree, change: Callable[[str, Leaf], Leaf], x: PyTree) -> PyTree:
     """Maps path and leaf of a tree whose leaves stand beside those of ``original``."""
     treedef = jax.tree.structure(original)
     names = [path for path, _ in named_leaves(original)]

@@ -1,7 +1,6 @@
 """The streams of a function that can be rotated, and what each parameter takes part in."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +67,7 @@ class Rotatable:
                 known.update(step.outputs)
         return not isinstance(atom, int) or atom in known
 
-    def _settle(self, walk: Streams, structs: list[Any]) -> bool:
+    def _settle(self, walk: Streams, structs: list[jax.ShapeDtypeStruct]) -> bool:
         """Blocks what cannot be rotated; whether anything new was blocked."""
         blocked = sum(g.reason is not None for g in walk.groups)
         for i, uses in walk.uses.items():

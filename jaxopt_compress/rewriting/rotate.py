@@ -11,7 +11,7 @@ from jaxopt_compress.rewriting.report import change_leaves, check_results
 from jaxopt_compress.rewriting.rotatable import Rotatable
 from jaxopt_compress.rewriting.staging import Staged, along, run_step, shapes, stage, value_of
 from jaxopt_compress.tree.paths import named_leaves
-from jaxopt_compress.typing import Leaf, PyTree, Value
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 class Rotated(NamedTuple):
@@ -36,7 +36,7 @@ class Rotated(NamedTuple):
     turned: frozenset[str]
     skipped: dict[str, str]
 
-    def function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def function(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """``g`` with ``g(rewrite.params, *args)`` equal to ``fn(params, *args)``.
 
         Args:
@@ -48,7 +48,7 @@ class Rotated(NamedTuple):
         if not self.turned:
             return fn
 
-        def turning(params: PyTree, *args: PyTree, **kwargs: Any) -> Any:
+        def turning(params: PyTree, *args: PyTree, **kwargs: Any) -> PyTree:
             staged = stage(fn, shapes(self.original), args, kwargs)
             found = Rotatable(staged, self.original, self.turned, self._odd())
             if found.axes != self.axes:
@@ -60,7 +60,7 @@ class Rotated(NamedTuple):
 
         return turning
 
-    def tree(self, x: Value) -> Any:
+    def tree(self, x: PyTree) -> PyTree:
         """A tree beside the original parameters for the new ones.
 
         Args:
@@ -71,7 +71,7 @@ class Rotated(NamedTuple):
                 so that neither masks nor moments keep a meaning.
         """
 
-        def change(path: str, leaf: Leaf) -> Any:
+        def change(path: str, leaf: Leaf) -> Leaf:
             if path not in self.axes and path not in self._folded():
                 return leaf
             raise ValueError(
@@ -81,7 +81,7 @@ class Rotated(NamedTuple):
 
         return self._map(change, x)
 
-    def undo(self, x: Value) -> Any:
+    def undo(self, x: PyTree) -> PyTree:
         """New parameters, trained further or not, for the original function.
 
         Args:
@@ -94,7 +94,7 @@ class Rotated(NamedTuple):
         old = dict(named_leaves(self.original))
         new = dict(zip(old, jax.tree.structure(self.original).flatten_up_to(x), strict=True))
 
-        def change(path: str, leaf: Leaf) -> Any:
+        def change(path: str, leaf: Leaf) -> Leaf:
             for axis, group in self.axes.get(path, {}).items():
                 leaf = _turned(leaf, self.turns[group], axis, inverse=True)
             if path in self.scales:
@@ -114,15 +114,15 @@ class Rotated(NamedTuple):
     def _folded(self) -> set[str]:
         return {scale for _, scale in self.scales.values()}
 
-    def _map(self, change: Callable[[str, Any], Any], x: Value) -> Any:
+    def _map(self, change: Callable[[str, Leaf], Leaf], x: PyTree) -> PyTree:
         changed = {*self.axes, *self._folded()}
 
-        def change_own(path: str, leaf: Leaf) -> Any:
+        def change_own(path: str, leaf: Leaf) -> Leaf:
             return leaf if leaf is None or path not in changed else change(path, leaf)
 
         return change_leaves(self.original, change_own, x)
 
-    def _replay(self, staged: Staged, found: Rotatable, params: PyTree) -> Any:
+    def _replay(self, staged: Staged, found: Rotatable, params: PyTree) -> PyTree:
         leaves = jax.tree.structure(self.original).flatten_up_to(params)
         env = {**staged.constants, **dict(enumerate(leaves))}
         env.update(enumerate(staged.arguments, staged.leaves))
@@ -140,7 +140,7 @@ class Rotated(NamedTuple):
 
 
 def rotate(
-    fn: Callable[..., Any],
+    fn: Callable[..., PyTree],
     params: PyTree,
     *args: PyTree,
     key: jax.Array | None = None,
@@ -205,7 +205,7 @@ def rotate(
 
 def rotated_by(
     turns: Callable[[Rotatable], tuple[jax.Array, ...]],
-    fn: Callable[..., Any],
+    fn: Callable[..., PyTree],
     params: PyTree,
     args: tuple,
     kwargs: dict[str, Any],
@@ -250,11 +250,11 @@ def _turned(x: jax.Array, turn: jax.Array, axis: int, inverse: bool = False) -> 
     return jnp.moveaxis(y, -1, axis).astype(x.dtype)
 
 
-def _rotated(rw: Rotated) -> Any:
+def _rotated(rw: Rotated) -> PyTree:
     """The new parameters."""
     old = dict(named_leaves(rw.original))
 
-    def change(path: str, leaf: Leaf) -> Any:
+    def change(path: str, leaf: Leaf) -> Leaf:
         if path not in rw.axes:
             return jnp.ones_like(leaf)
         new = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
@@ -268,7 +268,7 @@ def _rotated(rw: Rotated) -> Any:
     return rw._map(change, rw.original)
 
 
-def _scaled(w: Leaf, axis: int, scale: Any, power: int) -> Any:
+def _scaled(w: Leaf, axis: int, scale: Leaf, power: int) -> jax.Array:
     """A weight times a scale along an axis, and along the stacks that both have in front."""
     stack = scale.ndim - 1
     shape = [*scale.shape[:stack], *[1] * (w.ndim - stack)]

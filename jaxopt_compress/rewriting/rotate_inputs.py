@@ -1,7 +1,7 @@
 """Weights rotated along what their products sum over; activations are rotated as they meet them."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 from jaxopt_compress.arrays import RotatedArray, is_compressed
 from jaxopt_compress.lift import lift, uses
+from jaxopt_compress.lift.observe.uses import Use
 from jaxopt_compress.numerics.hadamard import rotated, transform_sizes
 from jaxopt_compress.rewriting.report import change_leaves, check_results
 from jaxopt_compress.tree import Where, select
 from jaxopt_compress.tree.paths import named_leaves
-from jaxopt_compress.typing import Leaf, PyTree, Value
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 class RotatedInputs(NamedTuple):
@@ -33,7 +34,7 @@ class RotatedInputs(NamedTuple):
     signs: dict[str, jax.Array]
     skipped: dict[str, str]
 
-    def function(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def function(self, fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """``g`` with ``g(rewrite.params, *args)`` equal to ``fn(params, *args)``.
 
         Args:
@@ -44,12 +45,12 @@ class RotatedInputs(NamedTuple):
             under `jax.jit`.
         """
 
-        def turned(params: PyTree, *args: PyTree, **kwargs: Any) -> Any:
+        def turned(params: PyTree, *args: PyTree, **kwargs: Any) -> PyTree:
             return lift(fn)(self._map(self._held, params), *args, **kwargs)
 
         return turned
 
-    def tree(self, x: Value) -> Any:
+    def tree(self, x: PyTree) -> PyTree:
         """A tree beside the original parameters for the new ones.
 
         Args:
@@ -60,7 +61,7 @@ class RotatedInputs(NamedTuple):
             ValueError: Booleans, such as masks, stand beside a rotated parameter.
         """
 
-        def change(path: str, leaf: Leaf) -> Any:
+        def change(path: str, leaf: Leaf) -> Leaf:
             if jnp.asarray(leaf).dtype == bool:
                 raise ValueError(
                     f"{path!r} of shape {jnp.shape(leaf)} was rotated: a mask beside it has no "
@@ -70,7 +71,7 @@ class RotatedInputs(NamedTuple):
 
         return self._map(change, x)
 
-    def undo(self, x: Value) -> Any:
+    def undo(self, x: PyTree) -> PyTree:
         """New parameters, trained further or not, for the original function.
 
         Args:
@@ -81,7 +82,7 @@ class RotatedInputs(NamedTuple):
             which ``lift(fn)`` runs, and which files hold.
         """
 
-        def back(path: str, leaf: Leaf) -> Any:
+        def back(path: str, leaf: Leaf) -> Leaf:
             if is_compressed(leaf):
                 return self._held(path, leaf)
             return rotated(jnp.asarray(leaf), self.signs[path], self.axes[path], inverse=True)
@@ -93,16 +94,16 @@ class RotatedInputs(NamedTuple):
     def _held(self, path: str, leaf: Leaf) -> RotatedArray:
         return RotatedArray(leaf, self.signs[path], self.axes[path])
 
-    def _map(self, change: Callable[[str, Any], Any], x: Value) -> Any:
+    def _map(self, change: Callable[[str, Leaf], Leaf], x: PyTree) -> PyTree:
 
-        def change_own(path: str, leaf: Leaf) -> Any:
+        def change_own(path: str, leaf: Leaf) -> Leaf:
             return leaf if leaf is None or path not in self.axes else change(path, leaf)
 
         return change_leaves(self.original, change_own, x)
 
 
 def rotate_inputs(
-    fn: Callable[..., Any],
+    fn: Callable[..., PyTree],
     params: PyTree,
     *args: PyTree,
     where: Where = None,
@@ -183,7 +184,7 @@ def rotate_inputs(
     return rw._replace(params=rw.tree(params))
 
 
-def _summed(shape: tuple[int, ...], found: Any) -> tuple[tuple[int, ...], str | None]:
+def _summed(shape: tuple[int, ...], found: Sequence[Use]) -> tuple[tuple[int, ...], str | None]:
     """The axes that every use sums over; or why there are none to rotate."""
     first = found[0]
     for use in found:

@@ -14,11 +14,11 @@ from jaxopt_compress.rewriting.equalize import Equalized, scaled_by
 from jaxopt_compress.rewriting.members import Group, Member, beside, of_channels
 from jaxopt_compress.rewriting.staging import shapes, stage
 from jaxopt_compress.tree.paths import named_leaves
-from jaxopt_compress.typing import PyTree
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 def smooth(
-    fn: Callable[..., Any],
+    fn: Callable[..., PyTree],
     params: PyTree,
     *args: PyTree,
     stats: Mapping[str, Sequence[Statistics]],
@@ -113,7 +113,7 @@ def smooth(
 
 
 def _scales(
-    group: Group, leaves: list[Any], seen: list[Statistics], alpha: float, exact: bool
+    group: Group, leaves: list[Leaf], seen: list[Statistics], alpha: float, exact: bool
 ) -> np.ndarray:
     """The scales of a group's channels, ``[*stack, size]``."""
     own = [_largest(jnp.abs(leaves[m.leaf].astype(jnp.float32)), m, group) for m in group.readers]

@@ -1,5 +1,6 @@
 """Which parameters each value of a function depends on."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from jax.extend import core
@@ -34,7 +35,7 @@ class Sources(NamedTuple):
     reached: dict[int, set[int]]
 
 
-def numbers(atoms: Any) -> list[int]:
+def numbers(atoms: Iterable[int | core.Literal]) -> list[int]:
     """The values among operands; the rest are literals."""
     return [a for a in atoms if not isinstance(a, core.Literal)]
 
@@ -71,7 +72,9 @@ def trace(staged: Staged) -> Sources:
     return at
 
 
-def _varying(step: Step, shape: Any, varying: dict[int, frozenset[int]]) -> frozenset[int]:
+def _varying(
+    step: Step, shape: tuple[int, ...], varying: dict[int, frozenset[int]]
+) -> frozenset[int]:
     """The axes along which a value may differ; the others have a single value."""
     name = step.eqn.primitive.name
     every = frozenset(i for i, n in enumerate(shape) if n > 1)

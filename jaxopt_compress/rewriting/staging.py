@@ -1,6 +1,6 @@
 """Functions of parameters as one flat list of equations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from jaxopt_compress.lift._compat import bind, close, equation_scope, parts
-from jaxopt_compress.typing import PyTree, Value
+from jaxopt_compress.typing import Leaf, PyTree, Value
 
 _INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 _DERIVATIVES = {
@@ -36,15 +36,15 @@ class Staged(NamedTuple):
     """A function as equations; the first values are the leaves of the parameters."""
 
     steps: list[Step]
-    constants: dict[int, Any]
+    constants: dict[int, Value]
     leaves: int
-    arguments: list[Any]
-    outputs: list[Any]
+    arguments: list[Leaf]
+    outputs: list[int | core.Literal]
     out_tree: PyTree
 
 
 def stage(
-    fn: Callable[..., Any], params: PyTree, args: tuple, kwargs: dict, *, forward: bool = False
+    fn: Callable[..., PyTree], params: PyTree, args: tuple, kwargs: dict, *, forward: bool = False
 ) -> Staged:
     """Stages ``fn(params, *args, **kwargs)``; an argument that is no array stays static.
 
@@ -56,7 +56,7 @@ def stage(
     arrays = [i for i, x in enumerate(rest) if hasattr(x, "shape")]
     out_tree = None
 
-    def body(leaves: list[Any], values: list[Any]) -> list[Any]:
+    def body(leaves: list[Value], values: list[Value]) -> list[Value]:
         nonlocal out_tree
         full = list(rest)
         for i, value in zip(arrays, values, strict=True):
@@ -68,7 +68,7 @@ def stage(
     arguments = [rest[i] for i in arrays]
     jaxpr, consts = parts(jax.make_jaxpr(body)(shapes, arguments))
     steps: list[Step] = []
-    names: dict[Any, int] = {v: i for i, v in enumerate(jaxpr.invars)}
+    names: dict[core.Var, int] = {v: i for i, v in enumerate(jaxpr.invars)}
     count = len(names)
     constants = {}
 
@@ -77,12 +77,14 @@ def stage(
         count += 1
         return count - 1
 
-    def inline(jaxpr: Any, consts: Any, env: dict[Any, Any]) -> list[Any]:
+    def inline(
+        jaxpr: core.Jaxpr, consts: Sequence[Value], env: dict[core.Var, int | core.Literal]
+    ) -> list[int | core.Literal]:
         for var, value in zip(jaxpr.constvars, consts, strict=True):
             env[var] = new()
             constants[env[var]] = value
 
-        def read(atom: Value) -> Any:
+        def read(atom: core.Var | core.Literal) -> int | core.Literal:
             return atom if isinstance(atom, core.Literal) else env[atom]
 
         for eqn in jaxpr.eqns:
@@ -102,23 +104,23 @@ def stage(
     return Staged(steps, constants, len(shapes), arguments, outputs, out_tree)
 
 
-def value_of(env: dict[int, Any], atom: Value) -> Any:
+def value_of(env: dict[int, Value], atom: int | core.Literal) -> Value:
     """The value of an operand."""
     return atom.val if isinstance(atom, core.Literal) else env[atom]
 
 
-def run_step(env: dict[int, Any], step: Step) -> None:
+def run_step(env: dict[int, Value], step: Step) -> None:
     """Binds one equation and keeps its results."""
     with equation_scope(step.eqn):
         results = bind(step.eqn, [value_of(env, x) for x in step.inputs])
     env.update(zip(step.outputs, results, strict=True))
 
 
-def shapes(tree: PyTree) -> Any:
+def shapes(tree: PyTree) -> PyTree:
     """The shapes and dtypes of a tree's leaves."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), tree)
 
 
-def along(vector: Any, axis: int, rank: int) -> Any:
+def along(vector: jax.Array, axis: int, rank: int) -> jax.Array:
     """A vector as an array of ``rank`` axes that broadcasts along ``axis``."""
     return vector.reshape([-1 if i == axis else 1 for i in range(rank)])

@@ -6,6 +6,7 @@ norms by the root of the mean square keep them. Whatever else meets a stream blo
 
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend import core
 
@@ -14,6 +15,7 @@ from jaxopt_compress.rewriting.axes import moved, product, shape_of
 from jaxopt_compress.rewriting.bases import (
     ZERO,
     Group,
+    Info,
     Leaf,
     Met,
     Refused,
@@ -46,7 +48,12 @@ class Streams:
         turns: Step that multiplies channels in the original basis -> which.
     """
 
-    def __init__(self, staged: Staged, leaves: list[Any], turned: frozenset[int] = frozenset()):
+    def __init__(
+        self,
+        staged: Staged,
+        leaves: list[jax.ShapeDtypeStruct],
+        turned: frozenset[int] = frozenset(),
+    ):
         """``turned`` are parameters that multiply channels in the original basis."""
         self.groups: list[Group] = []
         self._above: list[int] = []
@@ -55,7 +62,9 @@ class Streams:
         self.uses: dict[int, list[Use]] = {i: [] for i in range(len(leaves))}
         self.scales: dict[int, list[bool]] = {}
         self.turns: dict[int, Turn] = {}
-        env: dict[Any, Any] = {i: Leaf(i, tuple(range(len(x.shape)))) for i, x in enumerate(leaves)}
+        env: dict[int | core.Var, Info] = {
+            i: Leaf(i, tuple(range(len(x.shape)))) for i, x in enumerate(leaves)
+        }
         for n, step in enumerate(staged.steps):
             self._step = n
             infos = [self._info(x, env) for x in step.inputs]
@@ -84,7 +93,7 @@ class Streams:
             self._above[b] = a
             self.groups[a].reason = self.groups[a].reason or self.groups[b].reason
 
-    def _info(self, atom: Value, env: dict[Any, Any]) -> Any:
+    def _info(self, atom: Value, env: dict[int | core.Var, Info]) -> Info:
         if isinstance(atom, core.Literal):
             zero = np.all(np.asarray(atom.val) == 0)
             return ZERO if zero else None
@@ -93,17 +102,17 @@ class Streams:
         blocked = isinstance(info, Stream) and self.groups[self.find(info.group)].reason
         return None if blocked else info
 
-    def _refuse(self, infos: list[Any], reason: str) -> None:
+    def _refuse(self, infos: list[Info], reason: str) -> None:
         for info in infos:
             if isinstance(info, Stream):
                 self.block(info.group, reason)
             self._use(info, (), reason)
 
-    def _use(self, info: Any, met: tuple[Met, ...], line: str) -> None:
+    def _use(self, info: Info, met: tuple[Met, ...], line: str) -> None:
         if isinstance(info, Leaf | Vector):
             self.uses[info.leaf].append(Use(met, line))
 
-    def _visit(self, eqn: Any, infos: list[Any]) -> list[Any]:
+    def _visit(self, eqn: core.JaxprEqn, infos: list[Info]) -> list[Info]:
         name = eqn.primitive.name
         if name == "scan":
             return self._scan(eqn, infos)
@@ -116,9 +125,9 @@ class Streams:
             out = None
         return [out] + [None] * (len(eqn.outvars) - 1)
 
-    def _inside(self, jaxpr: Any, infos: list[Any]) -> list[Any]:
+    def _inside(self, jaxpr: core.Jaxpr | core.ClosedJaxpr, infos: list[Info]) -> list[Info]:
         body, _ = parts(jaxpr)
-        env: dict[Any, Any] = dict(zip(body.invars, infos, strict=True))
+        env: dict[int | core.Var, Info] = dict(zip(body.invars, infos, strict=True))
         step, self._step = self._step, None
         for eqn in body.eqns:
             given = [self._info(x, env) for x in eqn.invars]
@@ -126,7 +135,7 @@ class Streams:
         self._step = step
         return [self._info(x, env) for x in body.outvars]
 
-    def _scan(self, eqn: Any, infos: list[Any]) -> list[Any]:
+    def _scan(self, eqn: core.JaxprEqn, infos: list[Info]) -> list[Info]:
         """The body, once: each carry is in one basis before and after."""
         consts, carry, _ = scan_split(eqn.params, infos)
         first, behind = len(consts), len(consts) + len(carry)
@@ -143,14 +152,14 @@ class Streams:
         ]
         return [*out, *map(stacked, results[behind - first :])]
 
-    def _carried(self, pair: tuple[Any, Any]) -> Any:
+    def _carried(self, pair: tuple[Any, Any]) -> Info:
         if all(isinstance(x, Stream) for x in pair) and pair[0][1:] == pair[1][1:]:
             self._join(pair[0].group, pair[1].group)
             return pair[0]
         self._refuse(list(pair), "a scan carries it together with another value")
         return None
 
-    def _equation(self, step: Step, infos: list[Any], line: str) -> Any:
+    def _equation(self, step: Step, infos: list[Info], line: str) -> Info:
         """The info of the result; raises `Refused` where a parameter or stream is lost."""
         name = step.eqn.primitive.name
         axes = moved(step) if len(infos) == 1 else None
@@ -186,7 +195,7 @@ class Streams:
             return first
         raise Refused(f"{name} is no operation that a rotation of channels passes through,")
 
-    def _together(self, infos: list[Any], line: str) -> Stream:
+    def _together(self, infos: list[Info], line: str) -> Stream:
         """One stream of several, and of parameters beside them, such as biases."""
         first = next(x for x in infos if isinstance(x, Stream))
         for x in infos:
@@ -205,7 +214,7 @@ class Streams:
                 self._use(x, (Met(x.axes[first.axis], first.group),), line)  # pyright: ignore
         return first
 
-    def _scaled(self, step: Step, infos: list[Any], line: str) -> Any:
+    def _scaled(self, step: Step, infos: list[Any], line: str) -> Info:
         """Products with what is the same for all channels, with a scale per channel, or itself."""
         name = step.eqn.primitive.name
         data = [i for i, x in enumerate(infos) if isinstance(x, Stream)]
@@ -235,7 +244,7 @@ class Streams:
         self._use(vector, (Met(vector.axis, stream.group, leaf),), line)
         return stream._replace(scale=leaf)
 
-    def _vector(self, step: Step, infos: list[Any]) -> Any:
+    def _vector(self, step: Step, infos: list[Info]) -> Info:
         """A parameter times what is the same for all of its channels."""
         own = [i for i, x in enumerate(infos) if isinstance(x, Leaf | Vector)]
         if not own:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 
 class Size(NamedTuple):
@@ -72,7 +73,7 @@ def erk(kernels: bool = True, of: str = "entries") -> Distribution:
     if of not in ("entries", "flops"):
         raise ValueError(f"erk(of={of!r}); there are 'entries' and 'flops'")
 
-    def spread(sizes: Mapping[str, Size], sparsity: Any) -> dict[str, jax.Array]:
+    def spread(sizes: Mapping[str, Size], sparsity: ArrayLike) -> dict[str, jax.Array]:
         shapes = [s.shape if kernels else s.shape[-2:] for s in sizes.values()]
         raw = np.array([sum(shape) / max(np.prod(shape), 1) for shape in shapes])
         counts = [s.size for s in sizes.values()] if of == "entries" else _operations(sizes)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxopt_compress.compression import Parameter
 from jaxopt_compress.sparsity import scores
 from jaxopt_compress.sparsity.score import Score, as_score, gradient_of
 
@@ -81,7 +82,7 @@ def by_momentum(fraction: Fraction, decay: float = 0.9, start: Score | None = No
     if not 0 <= decay < 1:
         raise ValueError(f"decay={decay}; it is in [0, 1), 0.9 is usual")
 
-    def advance(parameter: Any, kept: jax.Array) -> jax.Array:
+    def advance(parameter: Parameter, kept: jax.Array) -> jax.Array:
         return decay * kept + (1 - decay) * gradient_of(parameter).astype(jnp.float32)
 
     score = Score(
@@ -121,7 +122,7 @@ def _fraction(fraction: Fraction) -> Callable[[Any], Any]:
     return lambda count: jnp.float32(fraction)
 
 
-def _start(start: Any) -> Score | None:
+def _start(start: Score | None) -> Score | None:
     return None if start is None else as_score(start)
 
 

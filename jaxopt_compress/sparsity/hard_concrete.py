@@ -43,8 +43,8 @@ class GatedState(LeafState):
         impl: The kind of generator.
     """
 
-    gate: Any
-    words: Any
+    gate: Leaf
+    words: Leaf
     stack: int
     impl: Any
     kind = "hard_concrete"
@@ -64,7 +64,7 @@ class GatedState(LeafState):
         share = jax.nn.sigmoid((noise + learned["log_alpha"]) / _BETA)
         return (w * _stretched(share)).astype(w.dtype)
 
-    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Leaf:
         """The entries behind open gates."""
         del path
         seen = self.apply(w, learned)
@@ -81,7 +81,7 @@ def _times(w: jax.Array, gate: jax.Array) -> jax.Array:
 
 
 @_times.defjvp
-def _times_jvp(primals: PyTree, tangents: PyTree) -> Any:
+def _times_jvp(primals: PyTree, tangents: PyTree) -> tuple[jax.Array, jax.Array]:
     return _times(*primals), (tangents[0] * primals[1]).astype(primals[0].dtype)
 
 

@@ -1,7 +1,6 @@
 """Scores that one call computes from a loss, before training: trees for ``scores.given``."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from jaxopt_compress.tree import combine, partition
 from jaxopt_compress.typing import PyTree
 
 
-def snip(loss: Callable[..., Any], params: PyTree, *args: PyTree) -> Any:
+def snip(loss: Callable[..., jax.Array], params: PyTree, *args: PyTree) -> PyTree:
     r"""How sensitive a loss is to each connection: :math:`|w \, \partial L / \partial w|`.
 
     Args:
@@ -36,7 +35,7 @@ def snip(loss: Callable[..., Any], params: PyTree, *args: PyTree) -> Any:
     return jax.tree.map(lambda w, g: jnp.abs(w * g), floats, slopes(floats))
 
 
-def grasp(loss: Callable[..., Any], params: PyTree, *args: PyTree) -> Any:
+def grasp(loss: Callable[..., jax.Array], params: PyTree, *args: PyTree) -> PyTree:
     r"""How much each connection adds to the flow of gradients: :math:`w \, (H g)`.
 
     Args:
@@ -62,7 +61,7 @@ def grasp(loss: Callable[..., Any], params: PyTree, *args: PyTree) -> Any:
     return jax.tree.map(lambda w, p: w * p, floats, products)
 
 
-def synflow(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> Any:
+def synflow(fn: Callable[..., PyTree], params: PyTree, *inputs: PyTree) -> PyTree:
     r"""How much each connection adds to the output of the network of magnitudes; no data.
 
     .. math:: |w| \, \partial R / \partial |w|, \qquad R = \sum f(|w|, \mathbf 1)
@@ -106,8 +105,8 @@ def synflow(fn: Callable[..., Any], params: PyTree, *inputs: Any) -> Any:
 
 
 def _floats(
-    loss: Callable[..., Any], params: PyTree, args: tuple[Any, ...]
-) -> tuple[Any, Callable[[Any], Any]]:
+    loss: Callable[..., jax.Array], params: PyTree, args: tuple[PyTree, ...]
+) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
     """The floating leaves, and the gradient as a function of them."""
     floats, rest = partition(params)
     return floats, jax.grad(lambda floats: loss(combine(floats, rest), *args))

@@ -17,6 +17,7 @@ from jaxopt_compress.sparsity.score import Score
 from jaxopt_compress.sparsity.search import Parameters, States, renewed
 from jaxopt_compress.sparsity.state import PrunedState, leading_stack
 from jaxopt_compress.tree.meshes import on_auto_axes
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 def first(rules: Rules, parameters: Parameters) -> dict[str, Decision]:
@@ -70,7 +71,7 @@ def later(
     return {k: Decision(state) for k, state in states.items()}
 
 
-def _searched(states: States) -> dict[str, dict[str, Any]]:
+def _searched(states: States) -> dict[str, dict[str, Leaf]]:
     return {k: {"mask": s.mask, "threshold": s.threshold} for k, s in states.items()}
 
 
@@ -80,7 +81,7 @@ def _pools(rules: Rules, parameters: Parameters) -> list[list[str]]:
     return [list(parameters)] if together else [[path] for path in parameters]
 
 
-def _shares(rules: Rules, sizes: Mapping[str, Size], count: Any) -> dict[str, Any]:
+def _shares(rules: Rules, sizes: Mapping[str, Size], count: jax.Array) -> dict[str, Any]:
     """Path -> sparsity, of each parameter."""
     if rules.schedule is None:
         return {}
@@ -109,7 +110,7 @@ def _begun(rules: Rules, parameter: Parameter) -> PrunedState:
     return PrunedState(None, None, kept, growing, n_m, axis, leading_stack(parameter), *flags)
 
 
-def _kept(score: Score, parameter: Parameter) -> Any:
+def _kept(score: Score, parameter: Parameter) -> PyTree:
     """The arrays of a score, once it is known to work."""
     try:
         # Arrays of its own, which a step may donate.

@@ -184,7 +184,11 @@ def _schedule(schedule: Any, threshold: Any, pattern: Pattern, signed: bool) -> 
 
 
 def _check_together(
-    pattern: Pattern, scope: Any, distribution: Any, grow: Any, threshold: Any
+    pattern: Pattern,
+    scope: str | None,
+    distribution: Distribution | None,
+    grow: Grow | None,
+    threshold: Any,
 ) -> None:
     """Refuses arguments that contradict each other."""
     if scope is not None:

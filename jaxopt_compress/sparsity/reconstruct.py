@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,16 +34,16 @@ class ReconstructedState(LeafState):
         change: Float32 of the parameter's shape, added to it; 0 where nothing was kept.
     """
 
-    change: Any
+    change: Leaf
     kind = "reconstruct"
     keeps = frozenset({ZEROS, N_M})
 
-    def apply(self, w: Leaf, learned: PyTree) -> Any:
+    def apply(self, w: Leaf, learned: PyTree) -> Leaf:
         """The changed entries under the mask that they come with."""
         del learned
         return w.replace(values=self._changed(materialize(w))) if isinstance(w, MaskedArray) else w
 
-    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Leaf:
         """The changed entries, stored as before."""
         del learned, path
         return w.with_entries(self._changed(materialize(w))) if isinstance(w, SparseArray) else w

@@ -1,12 +1,13 @@
 """What a score is."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.compression import Parameter
+from jaxopt_compress.typing import PyTree
 
 
 class Score(NamedTuple):
@@ -27,9 +28,9 @@ class Score(NamedTuple):
         begins: The first step with a score; accumulated ones have none at step 0.
     """
 
-    score: Callable[[Parameter, Any], jax.Array]
-    keep: Callable[[Parameter], Any] = lambda parameter: None
-    advance: Callable[[Parameter, Any], Any] | None = None
+    score: Callable[[Parameter, PyTree], jax.Array]
+    keep: Callable[[Parameter], PyTree] = lambda parameter: None
+    advance: Callable[[Parameter, PyTree], PyTree] | None = None
     scope: str = "leaf"
     signed: bool = False
     begins: int = 0

@@ -1,7 +1,5 @@
 """Scores: how much each entry of a parameter matters. Entries with the lowest scores are pruned."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -113,7 +111,7 @@ def lamp() -> Score:
         Lee et al., 2021, Layer-Adaptive Sparsity for the Magnitude-Based Pruning.
     """
 
-    def score(parameter: Parameter, kept: Any) -> jax.Array:
+    def score(parameter: Parameter, kept: PyTree) -> jax.Array:
         del kept
         m = parameter.matrix()
         squares = jnp.square(wide(m)).reshape(*m.shape[:-2], -1)

@@ -19,6 +19,7 @@ from jaxopt_compress.sparsity.score import Score
 from jaxopt_compress.sparsity.scores import is_magnitude
 from jaxopt_compress.sparsity.state import PrunedState
 from jaxopt_compress.sparsity.units import Pattern, Units, units_of
+from jaxopt_compress.typing import PyTree
 
 Parameters = Mapping[str, Parameter]
 States = dict[str, PrunedState]
@@ -61,7 +62,9 @@ def renewed(
     return _with_masks(states, parameters, units, masks, threshold)
 
 
-def _scores(score: Score, parameter: Parameter, kept: Any, units: Units, pattern: Pattern) -> Any:
+def _scores(
+    score: Score, parameter: Parameter, kept: PyTree, units: Units, pattern: Pattern
+) -> jax.Array:
     """Scores of units; of magnitudes the sign does not count."""
     # The search ignores signs; absolute values would be one more array of this size.
     single = pattern.kind in ("entries", "n:m")
@@ -72,7 +75,7 @@ def _scores(score: Score, parameter: Parameter, kept: Any, units: Units, pattern
     return units.gather(scores)
 
 
-def _ranked(rules: Rules, parameter: Parameter, kept: Any, units: Units) -> jax.Array:
+def _ranked(rules: Rules, parameter: Parameter, kept: PyTree, units: Units) -> jax.Array:
     """Scores in an order that ignores signs, with entries that are fixed at zero last."""
     scores = _scores(rules.score, parameter, kept, units, rules.pattern)
     if rules.score.signed:
@@ -82,7 +85,9 @@ def _ranked(rules: Rules, parameter: Parameter, kept: Any, units: Units) -> jax.
     return scores
 
 
-def _over(rules: Rules, parameter: Parameter, kept: Any, units: Units, count: Any) -> jax.Array:
+def _over(
+    rules: Rules, parameter: Parameter, kept: PyTree, units: Units, count: jax.Array
+) -> jax.Array:
     """Which units reach the threshold; all, as long as there is no score."""
     assert rules.threshold is not None
     scores = _scores(rules.score, parameter, kept, units, rules.pattern)
@@ -107,7 +112,7 @@ def _with_masks(
 
 
 def _in_groups(
-    rules: Rules, state: PrunedState, parameter: Parameter, share: Any, count: Any
+    rules: Rules, state: PrunedState, parameter: Parameter, share: Any, count: jax.Array | None
 ) -> PrunedState:
     """An n:m mask, once any sparsity is asked for; with a step, one that exchanges entries."""
     assert state.pattern is not None and state.axis is not None
@@ -139,7 +144,7 @@ def _total(scores: dict[str, jax.Array], units: dict[str, Units]) -> int:
 
 
 def _largest(
-    scores: dict[str, jax.Array], keep: Any, units: dict[str, Units], states: States | None
+    scores: dict[str, jax.Array], keep: jax.Array, units: dict[str, Units], states: States | None
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     pools = next(iter(units.values())).pools
     hint = None if states is None else next(iter(states.values())).threshold

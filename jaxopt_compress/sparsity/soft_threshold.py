@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +36,7 @@ class SoftState(LeafState):
         stack: How many leading axes hold parameters of their own.
     """
 
-    threshold: Any
+    threshold: Leaf
     stack: int
     kind = "soft_threshold"
     establishes = frozenset({ZEROS})
@@ -48,7 +47,7 @@ class SoftState(LeafState):
         values = _shrunk(materialize(w), learned["threshold"], self.threshold)
         return MaskedArray(values, values != 0)
 
-    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Leaf:
         """The entries that are not 0."""
         del path
         seen = self.apply(w, learned)
@@ -64,7 +63,7 @@ def _shrunk(w: jax.Array, learned: jax.Array, threshold: jax.Array) -> jax.Array
 
 
 @_shrunk.defjvp
-def _shrunk_jvp(primals: PyTree, tangents: PyTree) -> Any:
+def _shrunk_jvp(primals: PyTree, tangents: PyTree) -> tuple[jax.Array, jax.Array]:
     w, learned, threshold = primals
     sign = jnp.where(jnp.abs(w) > threshold, jnp.sign(w), 0)
     share = jax.nn.sigmoid(learned)

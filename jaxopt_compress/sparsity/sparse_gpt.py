@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +43,7 @@ class SparseGPTState(LeafState):
     """
 
     pruned: PrunedState
-    change: Any
+    change: Leaf
     kind = "sparse_gpt"
     keeps = frozenset({ZEROS, N_M, RANK})
 
@@ -58,7 +57,7 @@ class SparseGPTState(LeafState):
         # Zeros under the mask too: what follows takes the corrected parameter for the whole one.
         return self.pruned.apply(jnp.where(self.pruned.mask, self._changed(w), 0), learned)
 
-    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Leaf:
         """The kept entries."""
         return self.pruned.compress(self._changed(w), learned, path)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,10 +44,10 @@ class PrunedState(LeafState):
         flops: The operations of its products, where a distribution may ask for them.
     """
 
-    mask: Any
-    threshold: Any
-    kept: Any
-    growing: Any
+    mask: Leaf
+    threshold: Leaf
+    kept: PyTree
+    growing: PyTree
     pattern: tuple[int, int] | None
     axis: int | None
     stack: int
@@ -78,14 +77,14 @@ class PrunedState(LeafState):
         """The pruned entries, if these are to be 0 in the parameter itself."""
         return ~self.mask if self.zero else None
 
-    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Leaf:
         """The kept entries; of an array of codes, the kept codes."""
         del learned, path
         if isinstance(w, QuantizedArray) or (isinstance(w, CodebookArray) and w.vector == 1):
             return w.replace(codes=self._store(w.unpacked()), block=None)
         return self._store(materialize(w))
 
-    def _store(self, dense: jax.Array) -> Any:
+    def _store(self, dense: jax.Array) -> Leaf:
         if self.pattern is not None and not bool(jnp.all(self.mask)):
             return sparse_nm(dense, self.mask, *self.pattern, self.axis)  # pyright: ignore
         return store_kept(dense, self.mask, self.stack)

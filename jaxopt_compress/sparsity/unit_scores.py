@@ -1,13 +1,12 @@
 """Scores of whole outputs and inputs: all entries of one have the same."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxopt_compress.compression import Parameter
 from jaxopt_compress.sparsity.score import Score, statistic, wide
+from jaxopt_compress.typing import PyTree
 
 
 def fpgm() -> Score:
@@ -33,7 +32,7 @@ def fpgm() -> Score:
         Acceleration.
     """
 
-    def score(parameter: Parameter, kept: Any) -> jax.Array:
+    def score(parameter: Parameter, kept: PyTree) -> jax.Array:
         del kept
         m = wide(parameter.matrix())
         # One output against all others at a time; a difference of squares would cancel.

@@ -41,8 +41,8 @@ class NoisyState(LeafState):
         impl: The kind of generator.
     """
 
-    mask: Any
-    words: Any
+    mask: Leaf
+    words: Leaf
     stack: int
     impl: Any
     kind = "variational_dropout"
@@ -60,7 +60,7 @@ class NoisyState(LeafState):
         noise = jax.random.normal(key_of(self.words, self.impl), w.shape)
         return w + (jnp.exp(0.5 * learned["log_variance"]) * noise).astype(w.dtype)
 
-    def compress(self, w: Leaf, learned: PyTree, path: str) -> Any:
+    def compress(self, w: Leaf, learned: PyTree, path: str) -> Leaf:
         """The entries under the mask."""
         del learned, path
         return store_kept(materialize(w), self.mask, self.stack)

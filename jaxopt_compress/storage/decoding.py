@@ -217,7 +217,7 @@ def _scalar(kind: str, value: Leaf, path: str) -> Any:
     return scalar
 
 
-def _pairs(items: Any, path: str) -> Iterator[tuple[Any, Any]]:
+def _pairs(items: Any, path: str) -> Iterator[tuple[str | int, Any]]:
     _require(isinstance(items, list), path, f"a dict of {type(items).__name__}")
     for item in items:
         good = isinstance(item, list) and len(item) == 2 and type(item[0]) in (str, int)
@@ -257,7 +257,7 @@ def _is_chunk(x: Leaf) -> bool:
     return good and x[2] > 0 and x[1] + x[2] < 2**60 and x[3] < 2**32
 
 
-def _below(path: str, key: Any) -> str:
+def _below(path: str, key: str | int) -> str:
     return f"{path}/{key}" if path else str(key)
 
 

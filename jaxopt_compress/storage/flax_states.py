@@ -1,7 +1,6 @@
 """States and compressed trees for `flax.serialization`."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -33,11 +32,11 @@ def register_flax_serialization() -> None:
     kinds = [kind.type for kind in LEAF_TYPES.values()]
     for cls in {*kinds, *_subclasses(LeafState), BestState, Layout, Asked}:
 
-        def to_state(x: Leaf) -> dict[str, Any]:
+        def to_state(x: Leaf) -> dict[str, PyTree]:
             found = {name: serialization.to_state_dict(child) for name, child in _children(x)}
             return found | _form(x)
 
-        def from_state(target: Any, state: PyTree) -> Any:
+        def from_state(target: Leaf, state: PyTree) -> Leaf:
             named, form = _children(target), _form(target)
             if not isinstance(state, dict) or {k: state.get(k) for k in form} != form:
                 held = state.get("form") if isinstance(state, dict) else type(state).__name__
@@ -61,12 +60,12 @@ def _form(x: Leaf) -> dict[str, str]:
     return {"form": f"{type(x).__name__}({', '.join(static)})"}
 
 
-def _children(x: Leaf) -> list[tuple[str, Any]]:
+def _children(x: Leaf) -> list[tuple[str, PyTree]]:
     found, _ = jax.tree_util.tree_flatten_with_path(x, is_leaf=_below(x))
     return [(jax.tree_util.keystr(path, simple=True), child) for path, child in found]
 
 
-def _below(x: Leaf) -> Callable[[Any], bool]:
+def _below(x: Leaf) -> Callable[[PyTree], bool]:
     """Whether something is a field of ``x``, and there."""
     return lambda y: y is not x and y is not None
 

@@ -32,7 +32,7 @@ from jaxopt_compress.tree import map_named, named_leaves
 from jaxopt_compress.typing import PyTree
 
 
-def load(path: str | os.PathLike[str], like: Any = None) -> Any:
+def load(path: str | os.PathLike[str], like: PyTree = None) -> PyTree:
     """Restores what `save` has written.
 
     Args:
@@ -73,7 +73,7 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
                 raise
 
 
-def _load(root: Any, raw: bytes, like: Any) -> Any:
+def _load(root: Any, raw: bytes, like: PyTree) -> PyTree:
     decoded = (opened := _opened(root, raw)).decoded
     if like is not None:
         stored, placed = match(decoded.tree, like)
@@ -97,7 +97,7 @@ def _load(root: Any, raw: bytes, like: Any) -> Any:
     return tree
 
 
-def load_shapes(path: str | os.PathLike[str]) -> Any:
+def load_shapes(path: str | os.PathLike[str]) -> PyTree:
     """The tree of a checkpoint, with a `jax.ShapeDtypeStruct` in the place of each array.
 
     Reads no data. Raises as `load`.
@@ -156,7 +156,7 @@ def _opened(root: Any, raw: bytes) -> _Opened:
         raise damaged(file, error) from error
 
 
-def _read_arrays(root: Any, opened: _Opened, tree: PyTree, shardings: Any) -> Any:
+def _read_arrays(root: Any, opened: _Opened, tree: PyTree, shardings: PyTree) -> PyTree:
     """The tree with arrays in the place of entries, on ``shardings`` where these are not None."""
     leaves, treedef = jax.tree.flatten(tree)
     pairs = list(zip(leaves, treedef.flatten_up_to(shardings), strict=True))

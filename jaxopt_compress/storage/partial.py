@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import warnings
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 from jaxopt_compress.storage.folder import CheckpointError
@@ -22,7 +23,7 @@ class Partial:
     Leaves of another job, another input or other settings, are never taken for those of this one.
     """
 
-    def __init__(self, folder: pathlib.Path, job: dict[str, Any]):
+    def __init__(self, folder: pathlib.Path, job: Mapping[str, object]):
         """Opens the folder, or makes it.
 
         Args:
@@ -45,7 +46,7 @@ class Partial:
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
 
-    def get(self, path: str) -> tuple[Any, dict[str, Any]] | None:
+    def get(self, path: str) -> tuple[Leaf, dict[str, Any]] | None:
         """A finished leaf and its row of the report; None if it has to be done."""
         try:
             with warnings.catch_warnings():
@@ -55,7 +56,7 @@ class Partial:
             return None
         return found["leaf"], json.loads(found["row"])
 
-    def put(self, path: str, leaf: Leaf, row: dict[str, Any]) -> None:
+    def put(self, path: str, leaf: Leaf, row: Mapping[str, object]) -> None:
         """Keeps a finished leaf."""
         save(self._place(path), {"leaf": leaf, "row": json.dumps(row)}, overwrite=True)
 

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +32,7 @@ class Source(NamedTuple):
 
     kind: str
     tree: PyTree
-    read: Callable[[str], Any]
+    read: Callable[[str], Leaf]
     output_first: bool = False
 
 
@@ -58,7 +58,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Source:
     return _open_orbax(root)
 
 
-def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load_safetensors(path: str | os.PathLike[str]) -> dict[str, PyTree]:
     """Reads tensors from safetensors, as nested dicts.
 
     Dots in names divide them: ``"model.0.weight"`` becomes ``"model/0/weight"``, the path that the
@@ -99,7 +99,7 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{root} is no file or folder of safetensors")
     source = _open_safetensors(files)
 
-    def read(path: str, shape: Any) -> Any:
+    def read(path: str, shape: jax.ShapeDtypeStruct | None) -> Leaf:
         x = source.read(path)
         return jnp.asarray(x) if jax.dtypes.canonicalize_dtype(x.dtype) == x.dtype else x
 
@@ -131,7 +131,7 @@ def _quantization(root: pathlib.Path) -> dict[str, Any] | None:
 
 def _open_own(root: pathlib.Path) -> Source:
     @functools.cache
-    def leaves() -> dict[str, Any]:
+    def leaves() -> dict[str, Leaf]:
         with warnings.catch_warnings():
             # Plain containers are what is wanted here.
             warnings.simplefilter("ignore")
@@ -153,7 +153,7 @@ def _open_orbax(root: pathlib.Path) -> Source:
         raise ValueError(f"the orbax checkpoint {folder} cannot be read: {error}") from error
     tree = map_named(_abstract, described)
 
-    def read(path: str) -> Any:
+    def read(path: str) -> Leaf:
         item = map_named(lambda name, x: x if name == path else ocp.PLACEHOLDER, described)
         to_host = ocp.RestoreArgs(restore_type=np.ndarray)
         args = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(lambda _: to_host, item))
@@ -223,7 +223,7 @@ def _open_safetensors(files: list[pathlib.Path]) -> Source:
             raise ValueError(f"{file} cannot be read: {error}") from error
 
     where: dict[str, tuple[pathlib.Path, str]] = {}  # Path -> the file and the name in it.
-    shapes: dict[str, Any] = {}
+    shapes: dict[str, jax.ShapeDtypeStruct] = {}
     output_first = False
     for file in files:
         with opened(file) as tensors:
@@ -240,7 +240,7 @@ def _open_safetensors(files: list[pathlib.Path]) -> Source:
                 part = tensors.get_slice(key)
                 shapes[path] = jax.ShapeDtypeStruct(part.get_shape(), _dtype(part.get_dtype(), key))
 
-    def read(path: str) -> Any:
+    def read(path: str) -> Leaf:
         file, key = where[path]
         with opened(file) as tensors:
             return tensors.get_tensor(key)
@@ -264,9 +264,9 @@ def _dtype(name: str, key: str) -> np.dtype:
     return np.dtype(dtypes[name])
 
 
-def _nest(leaves: dict[str, Any]) -> dict[str, Any]:
+def _nest(leaves: Mapping[str, Leaf]) -> dict[str, PyTree]:
     """Nested dicts from ``/``-joined paths."""
-    tree: dict[str, Any] = {}
+    tree: dict[str, PyTree] = {}
     for path, leaf in leaves.items():
         *parents, name = path.split("/")
         node = tree

@@ -133,7 +133,7 @@ def _ended(saving: Future[None], root: Any, meeting: Meeting) -> None:
         warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
-def _checked(path: Any, tree: PyTree, coding: str | None) -> tuple[Any, Encoded]:
+def _checked(path: str | os.PathLike[str], tree: PyTree, coding: str | None) -> tuple[Any, Encoded]:
     """The absolute path and the described tree, as far as errors are known at once."""
     root = resolve(path)
     if coding is not None:

@@ -103,7 +103,7 @@ class Encoded(NamedTuple):
     """
 
     node: Any
-    arrays: dict[str, tuple[Entry, Any]]
+    arrays: dict[str, tuple[Entry, Leaf]]
 
 
 class Decoded(NamedTuple):
@@ -125,11 +125,11 @@ def encode(tree: PyTree) -> Encoded:
         TypeError: A leaf, a container's key or a field that has no form in a file; names its path.
         ValueError: A compressed array whose fields do not fit each other; names its path.
     """
-    arrays: dict[str, tuple[Entry, Any]] = {}
+    arrays: dict[str, tuple[Entry, Leaf]] = {}
     return Encoded(_encode(tree, "", None, arrays), arrays)
 
 
-def _encode(x: Leaf, path: str, bits: int | None, arrays: dict[str, Any]) -> Any:
+def _encode(x: Leaf, path: str, bits: int | None, arrays: dict[str, tuple[Entry, Leaf]]) -> Any:
     below = lambda name: f"{path}/{name}" if path else str(name)
     if x is None:
         return None
@@ -150,7 +150,7 @@ def _encode(x: Leaf, path: str, bits: int | None, arrays: dict[str, Any]) -> Any
     return _encode_container(x, path, arrays)
 
 
-def _encode_container(x: Leaf, path: str, arrays: dict[str, Any]) -> Any:
+def _encode_container(x: Leaf, path: str, arrays: dict[str, tuple[Entry, Leaf]]) -> Any:
     """Any other pytree node as a dict of its children."""
     children, _ = jax.tree_util.tree_flatten_with_path(x, is_leaf=lambda y: y is not x)
     if callable(x) and any(not keys for keys, _ in children):
@@ -174,7 +174,7 @@ def _encode_container(x: Leaf, path: str, arrays: dict[str, Any]) -> Any:
     return {"dict": items, "was": f"{type(x).__module__}.{type(x).__qualname__}"}
 
 
-def _key(key: Any, path: str) -> Any:
+def _key(key: object, path: str) -> str | int:
     if not isinstance(key, (str, int)):
         raise TypeError(
             f"cannot save the key {key!r} of {path or 'the tree'!r}: keys are strings or integers"
@@ -182,7 +182,9 @@ def _key(key: Any, path: str) -> Any:
     return key
 
 
-def _encode_leaf(x: Leaf, path: str, bits: int | None, arrays: dict[str, Any]) -> Any:
+def _encode_leaf(
+    x: Leaf, path: str, bits: int | None, arrays: dict[str, tuple[Entry, Leaf]]
+) -> Any:
     name = type(x).__name__
     kind = LEAF_TYPES.get(name)
     if kind is None or kind.type is not type(x) or not kind.stored:
@@ -211,13 +213,15 @@ def stored_types() -> list[str]:
     return sorted(name for name, kind in LEAF_TYPES.items() if kind.stored)
 
 
-def _encode_static(value: Leaf) -> Any:
+def _encode_static(value: object) -> object:
     if isinstance(value, np.dtype):
         return value.name
     return list(value) if isinstance(value, tuple) else value
 
 
-def _encode_array(x: Leaf, path: str, bits: int | None, arrays: dict[str, Any]) -> Any:
+def _encode_array(
+    x: Leaf, path: str, bits: int | None, arrays: dict[str, tuple[Entry, Leaf]]
+) -> dict[str, object]:
     if isinstance(x, Tracer):
         raise TypeError(f"cannot save {path!r} inside of jit: it has no value there")
     kind, impl = "scalar" if isinstance(x, np.generic) else "numpy", None
@@ -237,7 +241,12 @@ def _encode_array(x: Leaf, path: str, bits: int | None, arrays: dict[str, Any]) 
     entry = Entry(key, shape, np.dtype(x.dtype), kind, bits, axis, impl, path)
     if key is not None:
         arrays[key] = (entry, x)
-    node: dict[str, Any] = {"array": key, "shape": list(shape), "dtype": x.dtype.name, "kind": kind}
+    node: dict[str, object] = {
+        "array": key,
+        "shape": list(shape),
+        "dtype": x.dtype.name,
+        "kind": kind,
+    }
     optional = {"bits": bits, "axis": axis, "impl": impl}
     return node | {k: v for k, v in optional.items() if v is not None}
 

@@ -2,12 +2,14 @@
 
 import gc
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Sharding
 
 from jaxopt_compress.storage.checksums import (
     Part,
@@ -27,7 +29,7 @@ from jaxopt_compress.typing import Leaf
 # Small arrays are read together up to this many bytes, larger ones alone.
 _TOGETHER = 2**24
 
-Wanted = tuple[Entry, Any]
+Wanted = tuple[Entry, Sharding | None]
 
 
 def _handler() -> Any:
@@ -40,7 +42,9 @@ def _handler() -> Any:
     return ocp.PyTreeCheckpointHandler(use_compression=False)
 
 
-def write(folder: Any, arrays: dict[str, Wanted], meeting: Meeting) -> dict[str, list[Part]]:
+def write(
+    folder: Any, arrays: dict[str, tuple[Entry, Leaf]], meeting: Meeting
+) -> dict[str, list[Part]]:
     """Writes arrays, given as ``(entry, array)`` by their keys, into a new folder.
 
     Each process writes the shards that it holds, and computes their checksums.
@@ -66,7 +70,7 @@ def write(folder: Any, arrays: dict[str, Wanted], meeting: Meeting) -> dict[str,
     return {key: [Part(*box, next(values)) for box in own] for key, own in boxes.items()}
 
 
-def read(folder: Any, wanted: Sequence[Wanted]) -> Iterator[Any]:
+def read(folder: Any, wanted: Sequence[Wanted]) -> Iterator[Leaf]:
     """Reads arrays, given as ``(entry, sharding or None)``, a few at a time.
 
     Yields:
@@ -108,7 +112,7 @@ def check_widths(wanted: Sequence[Wanted]) -> None:
             )
 
 
-def damaged(where: Any, why: Any) -> CheckpointError:
+def damaged(where: str | os.PathLike[str], why: str | Exception) -> CheckpointError:
     """The error about a file or folder that is not what was saved."""
     # After that orbax says by what settings it has tried to read.
     why = str(why).split(" [tensorstore_spec=", 1)[0]
@@ -144,7 +148,7 @@ def _batches(wanted: Sequence[Wanted]) -> Iterator[list[Wanted]]:
     yield batch
 
 
-def _restore(handler: Any, folder: Any, batch: list[Wanted]) -> dict[str | None, Any]:
+def _restore(handler: Any, folder: Any, batch: list[Wanted]) -> dict[str | None, Leaf]:
     """Arrays as they were stored."""
     import orbax.checkpoint as ocp
 
@@ -164,7 +168,7 @@ def _restore(handler: Any, folder: Any, batch: list[Wanted]) -> dict[str | None,
         return {key: x for found in alone for key, x in found.items()}
 
 
-def _restore_args(entry: Entry, sharding: Any) -> Any:
+def _restore_args(entry: Entry, sharding: Sharding | None) -> Any:
     """How orbax reads an array: onto devices that hold whole words and parts, else to the host."""
     import orbax.checkpoint as ocp
 
@@ -186,7 +190,7 @@ def reads_shards(entry: Entry, sharding: Any) -> bool:
     return holds_whole_parts(boxes, entry.parts)
 
 
-def stored(entry: Entry, x: Leaf) -> Any:
+def stored(entry: Entry, x: Leaf) -> Leaf:
     """The array that is written for an entry."""
     if isinstance(x, Copied):
         return x.stored
@@ -208,7 +212,7 @@ def stored(entry: Entry, x: Leaf) -> Any:
 class Copied(NamedTuple):
     """What `stored` has made: split over the memories of hosts as it was over devices, or whole."""
 
-    stored: Any
+    stored: Leaf
 
 
 def copied(entry: Entry, x: Leaf) -> Copied:
@@ -221,7 +225,7 @@ def copied(entry: Entry, x: Leaf) -> Copied:
     return Copied(np.array(held))
 
 
-def restored(entry: Entry, stored: Any, sharding: Any) -> Any:
+def restored(entry: Entry, stored: Leaf, sharding: Any) -> Leaf:
     """The array of an entry from what was written."""
     bits, axis = entry.bits, entry.axis
     if bits is not None:
@@ -246,7 +250,7 @@ def entries_shape(entry: Entry, stored: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n * 8 // bits if d - len(stored) == axis else n for d, n in enumerate(stored))
 
 
-def placed(entry: Entry, x: Leaf, sharding: Any) -> Any:
+def placed(entry: Entry, x: Leaf, sharding: Sharding | None) -> Leaf:
     """An array of an entry's shape and dtype as what it was, on ``sharding`` if there is one."""
     if entry.kind == "scalar":
         return x[()]
@@ -261,7 +265,9 @@ def placed(entry: Entry, x: Leaf, sharding: Any) -> Any:
     return jax.random.wrap_key_data(x, impl=entry.impl) if entry.kind == "key" else x
 
 
-def _by_shard(fn: Any, x: jax.Array, shape: tuple[int, ...], sharding: Any) -> jax.Array:
+def _by_shard(
+    fn: Callable[[np.ndarray], np.ndarray], x: jax.Array, shape: tuple[int, ...], sharding: Sharding
+) -> jax.Array:
     """Maps ``fn`` over the shards of ``x``, on the host, one after the other."""
     parts = [jax.device_put(fn(np.asarray(s.data)), s.device) for s in x.addressable_shards]
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)

@@ -2,7 +2,7 @@
 
 import difflib
 import warnings
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -11,14 +11,14 @@ from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.arrays.fields import is_key
 from jaxopt_compress.storage.schema import Outside
 from jaxopt_compress.tree import named_leaves
-from jaxopt_compress.typing import PyTree
+from jaxopt_compress.typing import Leaf, PyTree
 
 
 class ReplicatedWarning(UserWarning):
     """A compressed array is whole on each device, although its template is split."""
 
 
-def match(stored: Any, like: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def match(stored: PyTree, like: PyTree) -> tuple[dict[str, Leaf], dict[str, PyTree]]:
     """The leaves of a checkpoint and the shardings that a template asks for, by path.
 
     Args:
@@ -44,12 +44,12 @@ def match(stored: Any, like: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return leaves, {name: _shardings(name, x, templates[name]) for name, x in leaves.items()}
 
 
-def is_split(sharding: Any) -> bool:
+def is_split(sharding: object) -> bool:
     """Whether an array of this sharding is on several devices."""
     return isinstance(sharding, NamedSharding) and len(sharding.device_set) > 1
 
 
-def _by_name(tree: PyTree, what: str) -> dict[str, Any]:
+def _by_name(tree: PyTree, what: str) -> dict[str, Leaf]:
     leaves = named_leaves(tree)
     named = dict(leaves)
     if len(named) < len(leaves):
@@ -59,7 +59,7 @@ def _by_name(tree: PyTree, what: str) -> dict[str, Any]:
     return named
 
 
-def _check_names(stored: dict[str, Any], templates: dict[str, Any]) -> None:
+def _check_names(stored: Mapping[str, Leaf], templates: Mapping[str, Leaf]) -> None:
     for names, others, problem in (
         (templates, stored, "the checkpoint has no"),
         (stored, templates, "like has no"),
@@ -70,7 +70,7 @@ def _check_names(stored: dict[str, Any], templates: dict[str, Any]) -> None:
             raise ValueError(f"{problem} {missing[0]!r}; it has {', '.join(near) or 'no leaves'}")
 
 
-def _shardings(name: str, stored: Any, template: Any) -> Any:
+def _shardings(name: str, stored: Leaf, template: Leaf) -> PyTree:
     """A sharding or None per entry of one stored leaf, from its template."""
     if getattr(stored, "kind", None) == "key" and is_key(template):
         # The file holds the key's data, of one more axis, on one device.

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -129,7 +128,9 @@ def _unpack(words: np.ndarray, bits: int, axis: int, length: int) -> np.ndarray:
     return np.moveaxis(codes, -1, axis)
 
 
-def _pieces(shape: tuple[int, ...], bits: int, axis: int) -> Iterator[tuple[Any, Any]]:
+def _pieces(
+    shape: tuple[int, ...], bits: int, axis: int
+) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
     """Slices of codes, and of their words: they are packed some at a time, to take little memory.
 
     The longest axis is cut; along ``axis``, into whole words.

@@ -2,12 +2,11 @@
 
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Var
 
 from jaxopt_compress.arrays import materialize
 from jaxopt_compress.arrays.fields import is_key
@@ -28,10 +27,10 @@ from jaxopt_compress.lift.observe.measures import Measure
 from jaxopt_compress.lift.observe.probe import Axis, Member
 from jaxopt_compress.lift.observe.statistics import Statistics
 from jaxopt_compress.lift.segments import last_uses, read_later
-from jaxopt_compress.typing import Value
+from jaxopt_compress.typing import Leaf, Value
 
 Stats = Callable[[], list[Statistics]]
-Decide = Callable[[str, Index, jax.Array, Stats], Any]
+Decide = Callable[[str, Index, jax.Array, Stats], Leaf]
 
 _ENTERED = {
     "jit": "jaxpr",
@@ -53,7 +52,7 @@ class WholeWarning(UserWarning):
 
 
 def march(
-    closed: Any,
+    closed: ClosedJaxpr,
     operands: Sequence[Value],
     summed: Collection[str],
     decide: Decide,
@@ -92,7 +91,7 @@ class _March:
         self.count = sum(batches)
         self.pieces = Pieces()
         self.gauge = Gauge(self.pieces, measures, batches)
-        self.store: dict[str, Any] = {}
+        self.store: dict[str, Value] = {}
         self.decided: set[tuple[str, Index]] = set()
 
     def parameter(self, path: str, value: jax.Array) -> Weight:
@@ -102,10 +101,10 @@ class _March:
         now = lambda batch: self.store[path]
         return Weight(now, {path: ()}, (Member(path, shape, axes),), len(shape))
 
-    def run(self, closed: Any, args: Sequence[Value]) -> list[Any]:
+    def run(self, closed: Jaxpr | ClosedJaxpr, args: Sequence[Value]) -> list[Value]:
         """Walks through a jaxpr."""
         jaxpr, consts = _compat.parts(closed)
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+        env: dict[Var, Value] = dict(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
         read = lambda v: v.val if isinstance(v, Literal) else env[v]
         last, origin = last_uses(jaxpr), _compat.part_origin(jaxpr)
@@ -146,10 +145,10 @@ class _March:
     def _flush(
         self,
         run: Sequence[JaxprEqn],
-        env: dict[Any, Any],
+        env: dict[Var, Value],
         last: dict[Var, int],
         now: int,
-        origin: Any,
+        origin: DebugInfo,
     ) -> None:
         """Computes what waits, and forgets what nothing reads any more."""
         if run:
@@ -170,7 +169,7 @@ class _March:
             return list(results)
         return [x if is_key(x) else np.asarray(x) for x in results]
 
-    def _meet(self, eqn: JaxprEqn, operands: Sequence[Value], origin: Any) -> None:
+    def _meet(self, eqn: JaxprEqn, operands: Sequence[Value], origin: DebugInfo) -> None:
         """Decides what an equation meets for the first time."""
         met, _ = look(eqn, operands)
         open_ = {path for path in met if not self._is_decided(path, operands)}
@@ -181,7 +180,7 @@ class _March:
         rest = {p for p in rest - set(self.summed) if not self._is_decided(p, operands)}
         self._settle(rest, operands, lambda path: [])
 
-    def _whole(self, eqn: JaxprEqn, operands: Sequence[Value], origin: Any) -> None:
+    def _whole(self, eqn: JaxprEqn, operands: Sequence[Value], origin: DebugInfo) -> None:
         """Decides all that meets control flow that is not walked."""
         paths = {p for x in operands if isinstance(x, Weight) for p in x.bases}
         open_ = {p for p in paths if not self._is_decided(p, operands)}
@@ -203,7 +202,10 @@ class _March:
         return next(x.bases[path] for x in operands if isinstance(x, Weight) and path in x.bases)
 
     def _settle(
-        self, paths: Collection[str], operands: Sequence[Value], stats: Callable[[str], Any]
+        self,
+        paths: Collection[str],
+        operands: Sequence[Value],
+        stats: Callable[[str], list[Statistics]],
     ) -> None:
         for path in sorted(paths):
             index = self._index(path, operands)

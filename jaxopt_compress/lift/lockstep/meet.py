@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
+from jax.extend.core import DebugInfo
 
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.interpreter import JaxprEqn, Ref
@@ -70,7 +70,7 @@ class Gauge:
     batches: tuple[int, int]
 
     def statistics(
-        self, eqn: JaxprEqn, operands: Sequence[Value], origin: Any
+        self, eqn: JaxprEqn, operands: Sequence[Value], origin: DebugInfo
     ) -> Callable[[str], list[Statistics]]:
         """``statistics(path)`` of the parameters that an equation meets, measured on first use."""
 
@@ -86,7 +86,7 @@ class Gauge:
         return lambda path: found().get(path, [])
 
     def _sums(
-        self, eqn: JaxprEqn, operands: Sequence[Value], origin: Any, batches: range
+        self, eqn: JaxprEqn, operands: Sequence[Value], origin: DebugInfo, batches: range
     ) -> dict[str, list[Statistics]]:
         paths = sorted({m.path for x in operands if isinstance(x, Weight) for m in x.members})
         number = {path: f"{i:04d}" for i, path in enumerate(paths)}

@@ -1,14 +1,14 @@
 """Compiled pieces of a staged function; equal pieces are compiled once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.lift.segments import part
-from jaxopt_compress.typing import Value
+from jaxopt_compress.typing import PyTree, Value
 
 
 class Pieces:
@@ -18,15 +18,15 @@ class Pieces:
     """
 
     def __init__(self) -> None:
-        self._by_equations: dict[Any, Any] = {}
-        self._by_text: dict[Any, Callable[..., Any]] = {}
+        self._by_equations: dict[tuple[int, ...], Any] = {}
+        self._by_text: dict[Hashable, Callable[..., PyTree]] = {}
 
     def __len__(self) -> int:
         return len(self._by_text)
 
     def of(
-        self, run: Sequence[JaxprEqn], outputs: Sequence[Var], debug_info: Any
-    ) -> tuple[Callable[..., Any], list[Var]]:
+        self, run: Sequence[JaxprEqn], outputs: Sequence[Var], debug_info: DebugInfo
+    ) -> tuple[Callable[..., list[Value]], list[Var]]:
         """A compiled function for some equations, and the variables that it reads."""
         key = (*map(id, run), *map(id, outputs))
         if key not in self._by_equations:
@@ -38,7 +38,9 @@ class Pieces:
             self._by_equations[key] = (self._by_text[text], read, tuple(run))
         return self._by_equations[key][:2]
 
-    def shared(self, key: Any, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    def shared(
+        self, key: Hashable, make: Callable[[], Callable[..., PyTree]]
+    ) -> Callable[..., PyTree]:
         """A function compiled for ``key``; made on first use."""
         if key not in self._by_text:
             self._by_text[key] = jax.jit(make())
@@ -52,7 +54,7 @@ def signature(jaxpr: Jaxpr) -> Value:
     return str(jaxpr), types, weak, tuple(_constants(jaxpr))
 
 
-def _constants(jaxpr: Any) -> list[Value]:
+def _constants(jaxpr: Jaxpr | ClosedJaxpr) -> list[Value]:
     """The identity of constants and large literals, which the text of a jaxpr does not show."""
     inner, consts = _compat.parts(jaxpr)
     found: list[Value] = [id(c) for c in consts]

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 
@@ -35,12 +34,12 @@ class Weight:
         entries: ``entries(batch)``: as of a `Probe`; None if it holds none.
     """
 
-    now: Callable[[int], Any]
+    now: Callable[[int], Value]
     bases: Mapping[str, Index]
     members: tuple[Member, ...]
     ndim: int
     each: bool = False
-    entries: Callable[[int], Any] | None = None
+    entries: Callable[[int], Value] | None = None
 
     def layer(self, t: int) -> "Weight | None":
         """The entry ``t`` of the leading axis, if that is the leading stack axis of each member."""
@@ -87,10 +86,10 @@ def derived(
     bases = {k: v for x in operands if isinstance(x, Weight) for k, v in x.bases.items()}
     depends = any(isinstance(x, Each) or (isinstance(x, Weight) and x.each) for x in operands)
 
-    def now(i: int) -> Callable[[int], Any]:
+    def now(i: int) -> Callable[[int], Value]:
         return lambda b: _compat.bind(eqn, [present(x, b) for x in operands])[i]
 
-    def entries(i: int) -> Callable[[int], Any]:
+    def entries(i: int) -> Callable[[int], Value]:
         return lambda b: (
             replayed(eqn, operands, b, Tape(lambda tape, meeting: None))[i].array.entries
         )

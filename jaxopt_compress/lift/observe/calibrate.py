@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -225,7 +224,7 @@ def _measured(measures: Sequence[Measure], x: Value, inside: Value) -> Reducible
     return _together(found, {"rows": rows})
 
 
-def _together(found: dict[str, Reducible], counts: dict[str, Any]) -> Reducible:
+def _together(found: dict[str, Reducible], counts: dict[str, jax.Array]) -> Reducible:
     """All measures of one thing as one."""
     return Reducible(
         {"counts": counts, "measures": {name: r.sums for name, r in found.items()}},
@@ -240,7 +239,7 @@ def _of_gradients(
     chosen: frozenset[str],
     params: PyTree,
     batch: tuple[PyTree, ...],
-    result: Any,
+    result: PyTree,
 ) -> dict[Key, Reducible]:
     """Measurements of the gradients of ``fn`` by the parameters at the paths ``chosen``."""
     asked = {m.name: m.of_gradient for m in measures if m.of_gradient is not None}
@@ -256,7 +255,7 @@ def _of_gradients(
     )
     followed = {path: x for path, x in named_leaves(dense) if path in chosen}
 
-    def loss(followed: dict[str, Any]) -> Value:
+    def loss(followed: dict[str, Value]) -> Value:
         return fn(map_named(lambda path, x: followed.get(path, x), dense), *batch)
 
     gradients = jax.grad(lambda w: jax.tree.leaves(loss(w))[0])(followed)

@@ -36,7 +36,7 @@ class _Captured:
 
 def capture(
     fn: Callable[..., PyTree], at: Where, what: Literal["output", "input"] = "output"
-) -> Callable[..., tuple[Any, dict[str, list[jax.Array]]]]:
+) -> Callable[..., tuple[PyTree, dict[str, list[jax.Array]]]]:
     """Lets a function return intermediate activations too, at chosen parameters.
 
     It composes with `jax.jit`, `jax.grad` and `jax.vmap`: gradients flow through captured arrays to

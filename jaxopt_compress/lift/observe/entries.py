@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ def looked_up(
     axes: Sequence[int],
     new: Sequence[int],
     indices: Sequence[Value],
-    before: Any = None,
+    before: jax.Array | None = None,
 ) -> Value:
     """The entries of a probe that data choose.
 

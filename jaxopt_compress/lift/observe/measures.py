@@ -17,7 +17,7 @@ Measures sum over rows, batches, steps of loops and devices. One of your own is 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +126,7 @@ def _outer(x: jax.Array, inside: jax.Array | None) -> Reducible:
     return Reducible(sums={"outer": outer})
 
 
-def _mean_outer(values: dict[str, Any], rows: jax.Array) -> jax.Array:
+def _mean_outer(values: dict[str, jax.Array], rows: jax.Array) -> jax.Array:
     return _per_row(values["outer"], rows)
 
 
@@ -136,7 +136,7 @@ def _extremes(x: jax.Array, inside: jax.Array | None) -> Reducible:
     return Reducible(lows={"low": low}, highs={"high": high})
 
 
-def _range(values: dict[str, Any], rows: jax.Array) -> dict[str, jax.Array]:
+def _range(values: dict[str, jax.Array], rows: jax.Array) -> dict[str, jax.Array]:
     seen = jnp.asarray(rows)[..., None] > 0
     return {name: jnp.where(seen, x, 0) for name, x in values.items()}
 
@@ -146,7 +146,7 @@ def _totals(x: jax.Array, inside: jax.Array | None) -> Reducible:
     return Reducible(sums={"mean": x.sum(-2), "mean_magnitude": jnp.abs(x).sum(-2)})
 
 
-def _means(values: dict[str, Any], rows: jax.Array) -> dict[str, jax.Array]:
+def _means(values: dict[str, jax.Array], rows: jax.Array) -> dict[str, jax.Array]:
     return {name: _per_row(x, rows) for name, x in values.items()}
 
 
@@ -155,7 +155,7 @@ def _count_zeros(x: jax.Array, inside: jax.Array | None) -> Reducible:
     return Reducible(sums={"count": (_kept(x, inside, 1) == 0).sum(-2, dtype=jnp.int32)})
 
 
-def _fraction(values: dict[str, Any], rows: jax.Array) -> jax.Array:
+def _fraction(values: dict[str, jax.Array], rows: jax.Array) -> jax.Array:
     return _per_row(values["count"].astype(jnp.float32), rows)
 
 
@@ -165,6 +165,6 @@ def _squares(g: jax.Array) -> Reducible:
     return Reducible(sums={"squares": jnp.square(g.astype(jnp.float32)), "batches": batches})
 
 
-def _mean_squares(values: dict[str, Any], rows: jax.Array) -> jax.Array:
+def _mean_squares(values: dict[str, jax.Array], rows: jax.Array) -> jax.Array:
     del rows
     return values["squares"] / values["batches"]

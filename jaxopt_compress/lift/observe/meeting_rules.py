@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -16,7 +15,7 @@ from jaxopt_compress.lift.observe.probe import Axes, Axis, Probe
 from jaxopt_compress.typing import Value
 
 
-def _is_activation(x: Ref, other: Any) -> bool:
+def _is_activation(x: Ref, other: Value) -> bool:
     """Whether a value computed from parameters is the activation that a weight meets.
 
     So is an embedding that was looked up, or added to an activation.
@@ -57,7 +56,7 @@ def _dot_general(call: Call, at: int) -> Value:
 
 @leaf_rule("ragged_dot_general ragged_dot", Probe)
 def _ragged_dot(call: Call, at: int) -> Value:
-    def met(w: Probe, x: Any, result: Any) -> Operation:
+    def met(w: Probe, x: Value, result: Value) -> Operation:
         # rhs is [group, k, n]: each row of x meets the matrix of its group.
         rows = math.prod(x.shape[:-1]) / max(w.shape[0], 1)
         sizes = _value(call.operands[2])
@@ -70,7 +69,7 @@ def _ragged_dot(call: Call, at: int) -> Value:
 
 @leaf_rule("conv_general_dilated", Probe)
 def _conv(call: Call, at: int) -> Value:
-    def met(w: Probe, x: Any, result: Any) -> Operation:
+    def met(w: Probe, x: Value, result: Value) -> Operation:
         spec = call.params["dimension_numbers"]
         summed, window = tuple(sorted(spec.rhs_spec[1:])), tuple(spec.rhs_spec[2:])
         rows = math.prod(n for d, n in enumerate(result.shape) if d != spec.out_spec[1])
@@ -82,7 +81,7 @@ def _conv(call: Call, at: int) -> Value:
     return _meeting_of_rhs(call, met)
 
 
-def _meeting_of_rhs(call: Call, met: Callable[[Probe, Any, Any], Operation]) -> Value:
+def _meeting_of_rhs(call: Call, met: Callable[[Probe, Value, Value], Operation]) -> Value:
     """Runs an operation whose weight is the right operand, and announces it if that is a parameter.
 
     Args:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,12 +95,12 @@ class Operation(NamedTuple):
     gathered: tuple[int, ...]
     rows: float
     activation: Value
-    order: Callable[[], Any] | None
+    order: Callable[[], Value] | None
     outputs: dict[int, int]
     window: tuple[int, ...] = ()
 
 
-def announce(call: Call, operation: Operation, result: Any) -> None:
+def announce(call: Call, operation: Operation, result: Value) -> None:
     """Tells the observer of each parameter that the operand of an operation holds."""
     tape = call.replay.tape
     if tape is None:

@@ -1,7 +1,6 @@
 """Running a function with probes in the place of its parameters."""
 
 from collections.abc import Callable, Collection
-from typing import Any
 
 from jaxopt_compress.arrays import CompressedArray
 from jaxopt_compress.lift.interpreter import Fallback, Replay
@@ -22,7 +21,7 @@ def observed_call(
     chosen: Collection[str],
     params: PyTree,
     args: tuple[Value, ...],
-    kwargs: dict[str, Any],
+    kwargs: dict[str, PyTree],
     lost: list[Fallback] | None = None,
 ) -> Value:
     """Runs ``fn(params, *args, **kwargs)`` and tells ``tape.observe`` each `Meeting`.

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -71,7 +72,7 @@ class Probe(CompressedArray):
 
     value: Value
     members: tuple[Member, ...]
-    entries: Any = None
+    entries: Value = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,7 +100,9 @@ class Probe(CompressedArray):
         """The leading axes of ``member`` that loops have stripped."""
         return member.axes[: len(member.axes) - len(self.value.shape)]
 
-    def relabel(self, value: Value, fn: Any, entries: Any = None) -> "Probe":
+    def relabel(
+        self, value: Value, fn: Callable[[Axes], Sequence[Axis]], entries: Value = None
+    ) -> "Probe":
         """A view of this probe: ``fn(axes)`` gives the axes of ``value``."""
         moved = (m._replace(axes=(*self.stripped(m), *fn(self.axes_of(m)))) for m in self.members)
         return Probe(value, tuple(moved), entries)

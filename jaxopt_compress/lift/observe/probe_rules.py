@@ -1,7 +1,6 @@
 """Rules for probes in views, arithmetic and reductions."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -13,7 +12,7 @@ from jaxopt_compress.lift.views import matching_runs
 from jaxopt_compress.typing import Value
 
 
-def _bind(call: Call, of: Callable[[Probe], Any] = lambda probe: probe.value) -> Value:
+def _bind(call: Call, of: Callable[[Probe], Value] = lambda probe: probe.value) -> Value:
     values = [of(x.array) if isinstance(x, Ref) else x for x in call.operands]
     results = _compat.bind(call.eqn, values)
     return results if call.eqn.primitive.multiple_results else results[0]

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.tree import Layout
 from jaxopt_compress.typing import Value
 
-Result = Callable[[dict[str, Any], jax.Array], Any]
+Result = Callable[[dict[str, jax.Array], jax.Array], jax.Array | dict[str, jax.Array]]
 
 
 @functools.partial(
@@ -44,7 +44,7 @@ class Statistics:
     """
 
     rows: Value
-    values: dict[str, dict[str, Any]]
+    values: dict[str, dict[str, Value]]
     contracting: tuple[int, ...]
     results: tuple[tuple[str, Result | None], ...] = ()
     held_out: "Statistics | None" = None
@@ -126,7 +126,7 @@ class Statistics:
             return dataclasses.replace(new, window=self.window, stack=self.stack) if same else new
         product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
         a = inputs.astype(jnp.float32)
-        values: dict[str, dict[str, Any]] = {}
+        values: dict[str, dict[str, Value]] = {}
         if self.has("moments"):
             outer = self.values["moments"]["outer"]
             values["moments"] = {"outer": product(product(jnp.swapaxes(a, -2, -1), outer), a)}

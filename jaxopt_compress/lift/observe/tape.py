@@ -59,7 +59,7 @@ class Tape:
     """
 
     observe: Callable[["Tape", Any], None]
-    values: dict[Key, Any] = dataclasses.field(default_factory=dict)
+    values: dict[Key, Value] = dataclasses.field(default_factory=dict)
     loops: list[Loop] = dataclasses.field(default_factory=list)
     order: dict[Hashable, int] = dataclasses.field(default_factory=dict)
 
@@ -79,7 +79,7 @@ class Tape:
 class Frame:
     """The observations inside one body."""
 
-    values: dict[Key, Any]
+    values: dict[Key, Value]
 
 
 @contextlib.contextmanager
@@ -101,7 +101,7 @@ def collect(tape: Tape | None, loop: Loop | None = None) -> Iterator[Frame]:
             tape.loops.pop()
 
 
-def fold(frame: dict[Key, Any], other: dict[Key, Any]) -> dict[Key, Any]:
+def fold(frame: dict[Key, Value], other: dict[Key, Value]) -> dict[Key, Value]:
     """Merges two frames: sums are added, extremes compared."""
     merged = dict(frame)
     for key, value in other.items():
@@ -109,24 +109,24 @@ def fold(frame: dict[Key, Any], other: dict[Key, Any]) -> dict[Key, Any]:
     return merged
 
 
-def absorb(tape: Tape | None, seen: dict[Key, Any]) -> None:
+def absorb(tape: Tape | None, seen: dict[Key, Value]) -> None:
     """Merges the frame of a body into the current one."""
     if tape is not None:
         tape.values = fold(tape.values, seen)
 
 
-def absorb_scan(tape: Tape | None, seen: dict[Key, Any], scanned: frozenset[str]) -> None:
+def absorb_scan(tape: Tape | None, seen: dict[Key, Value], scanned: frozenset[str]) -> None:
     """As `absorb`, for frames stacked by a scan: what was scanned over stays stacked."""
     whole = lambda key: key.sliced and key.path in scanned
     absorb(tape, {k: v if whole(k) else v.reduce_leading() for k, v in seen.items()})
 
 
-def absorb_manual(tape: Tape | None, seen: dict[Key, Any]) -> dict[Key, Any]:
+def absorb_manual(tape: Tape | None, seen: dict[Key, Value]) -> dict[Key, Value]:
     """The frame of a shard_map body, reduced over the devices it varies on."""
     return {} if tape is None else {k: v.reduce_devices() for k, v in seen.items()}
 
 
-def empty(tape: Tape | None, body: Callable[..., Any], *args: PyTree) -> dict[Key, Any]:
+def empty(tape: Tape | None, body: Callable[..., PyTree], *args: PyTree) -> dict[Key, Value]:
     """The frame that ``body(*args) -> (results, frame)`` will fill, before it has run."""
     if tape is None:
         return {}
@@ -138,7 +138,7 @@ def align(tape: Tape | None, branches: Sequence[Callable], operands: Sequence[Va
     """Makes all branches ``(*operands) -> (results, frame)`` return the same frame."""
     if tape is None:
         return list(branches)
-    union: dict[Key, Any] = {}
+    union: dict[Key, Value] = {}
     for branch in branches:
         union |= empty(tape, branch, *operands)
 
@@ -169,9 +169,9 @@ class Reducible:
         (5, 4.0)
     """
 
-    sums: dict[str, Any] = dataclasses.field(default_factory=dict)
-    lows: dict[str, Any] = dataclasses.field(default_factory=dict)
-    highs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    sums: dict[str, PyTree] = dataclasses.field(default_factory=dict)
+    lows: dict[str, PyTree] = dataclasses.field(default_factory=dict)
+    highs: dict[str, PyTree] = dataclasses.field(default_factory=dict)
 
     def _map(self, add: Callable, low: Callable, high: Callable, *rest: Value) -> "Reducible":
         return Reducible(

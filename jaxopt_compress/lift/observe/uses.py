@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -76,14 +76,14 @@ def uses(
         >>> use.op, use.contracting, use.output, use.flops
         ('dot_general', (-2,), (-1,), 96)
     """
-    found: dict[str, dict[Any, Use]] = {p: {} for p, w in named_leaves(params) if followed(w)}
+    found: dict[str, dict[Hashable, Use]] = {p: {} for p, w in named_leaves(params) if followed(w)}
 
     def observe(tape: Tape, meeting: Meeting) -> None:
         found[meeting.path][meeting.place] = _use(tape, meeting)
 
     lost: list[Fallback] = []
 
-    def run(params: PyTree, args: tuple, kwargs: dict) -> Any:
+    def run(params: PyTree, args: tuple, kwargs: dict) -> PyTree:
         return observed_call(fn, Tape(observe), found, params, args, kwargs, lost)
 
     _abstract_call(run, params, args, kwargs)
@@ -99,7 +99,9 @@ _NO_WEIGHT = frozenset(
 )
 
 
-def _warn_of_unfollowed(params: PyTree, found: Any, lost: Sequence[Fallback]) -> None:
+def _warn_of_unfollowed(
+    params: PyTree, found: Mapping[str, Mapping[Hashable, Use]], lost: Sequence[Fallback]
+) -> None:
     """Names matrices without a use that were lost on the way to a product."""
     first: dict[str, str] = {}
     for path, leaf in named_leaves(params):
@@ -176,7 +178,7 @@ def _use(tape: Tape, meeting: Meeting) -> Use:
 
 def _merge(found: list[Use]) -> list[Use]:
     """Uses that differ in place and number only become one."""
-    merged: dict[Any, Use] = {}
+    merged: dict[Use, Use] = {}
     for use in found:
         key = use._replace(flops=None, count=None, source="")
         if key in merged:

@@ -78,7 +78,7 @@ def _sorted(value: Reducible, stack: tuple[int, ...]) -> tuple[Reducible, tuple[
 
 def _ways(sums: dict[Key, Reducible]) -> dict[tuple[Any, ...], list[Reducible]]:
     """By path, contracted axes, window and stack, what was seen; several where sizes differ."""
-    entries: dict[Any, dict[Any, Reducible]] = {}
+    entries: dict[tuple[Any, ...], dict[tuple[int, ...], Reducible]] = {}
     for key, value in sums.items():
         if key.kind == GRADIENT:
             continue
@@ -90,7 +90,7 @@ def _ways(sums: dict[Key, Reducible]) -> dict[tuple[Any, ...], list[Reducible]]:
         index = tuple(i for i, _ in way.taken)
         same = entries.setdefault((*group, value.sums["counts"]["rows"].shape), {})
         same[index] = same[index].merge(value) if index in same else value
-    found: dict[Any, dict[Any, Reducible]] = {}
+    found: dict[tuple[Any, ...], dict[tuple[int, ...], Reducible]] = {}
     for (kind, at, sizes, _), by_index in entries.items():
         value = _stacked(by_index, at, sizes)
         same, shape = found.setdefault(kind, {}), value.sums["counts"]["rows"].shape
@@ -124,6 +124,6 @@ def _stacked(
     return jax.tree.map(stack, *entries)
 
 
-def _values(value: Reducible) -> dict[str, dict[str, Any]]:
+def _values(value: Reducible) -> dict[str, dict[str, jax.Array]]:
     merge = lambda name: {**value.sums["measures"][name], **value.lows[name], **value.highs[name]}
     return {name: merge(name) for name in value.sums["measures"]}

@@ -3,8 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +59,7 @@ class Joined(CompressedArray):
         nest = lambda p: p.specs(spec) if isinstance(p, CompressedArray) else spec
         return self.replace(parts=tuple(map(nest, self.parts)))
 
-    def each(self, fn: Any, axis: int | None = None) -> "Joined":
+    def each(self, fn: Callable[[Value], Value], axis: int | None = None) -> "Joined":
         """``fn`` of each part, joined along another axis if need be."""
         return Joined(tuple(map(fn, self.parts)), self.axis if axis is None else axis)
 

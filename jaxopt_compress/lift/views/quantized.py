@@ -1,7 +1,7 @@
 """Views of quantized arrays: each field is whole, constant, or counted in groups along an axis."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,7 +47,9 @@ def plain_steps(q: QuantizedArray) -> QuantizedArray:
     return q.replace(scale=wide(q.steps()), zero=wide(q.zero), tile=None)
 
 
-def _map_fields(q: QuantizedArray, fn: Any, **meta: Any) -> QuantizedArray:
+def _map_fields(
+    q: QuantizedArray, fn: Callable[[jax.Array], jax.Array], **meta: Any
+) -> QuantizedArray:
     zero = None if q.zero is None else fn(q.zero)
     return q.replace(codes=fn(q.codes), scale=fn(q.scale), zero=zero, **meta)
 

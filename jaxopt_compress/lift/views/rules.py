@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +68,10 @@ del (
 )  # imported for the views they register
 
 
-def _view(primitives: str) -> Callable[[Callable[[Call, Any], Any]], Any]:
+ViewRule = Callable[[Call, Value], Value]
+
+
+def _view(primitives: str) -> Callable[[ViewRule], ViewRule]:
     """Registers ``rule(call, array)`` for primitives of which the first operand is looked at."""
 
     def register(rule):

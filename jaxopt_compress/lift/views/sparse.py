@@ -4,7 +4,7 @@ Sparse weights are expanded where they are used, which does not count as a fallb
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxopt_compress.lift.views.base import Cut, NoView, Regrouping
 from jaxopt_compress.typing import Value
 
 
-def _map_fields(array: SparseArray, fn: Any, **meta: Any) -> SparseArray:
+def _map_fields(array: SparseArray, fn: Callable[[Value], Value], **meta: Any) -> SparseArray:
     return array.replace(values=fn(array.values), words=fn(array.words), **meta)
 
 

@@ -1,7 +1,6 @@
 """Views of sums: sums of views."""
 
 from collections.abc import Callable
-from typing import Any
 
 from jaxopt_compress.arrays import SumArray
 from jaxopt_compress.lift.views import base
@@ -10,11 +9,11 @@ from jaxopt_compress.typing import Value
 
 def _of_parts(view: Value) -> None:
     @view.register
-    def _(w: SumArray, how: Any) -> SumArray:
+    def _(w: SumArray, how: Value) -> SumArray:
         return w.each(lambda part: view(part, how))
 
 
-_VIEWS: tuple[Callable[..., Any], ...] = (
+_VIEWS: tuple[Callable[..., Value], ...] = (
     base.transposed,
     base.cut,
     base.reshaped,

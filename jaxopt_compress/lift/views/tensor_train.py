@@ -1,9 +1,10 @@
 """Views of tensor trains: transposes, stacks and numbers in front; digits have no others."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxopt_compress.arrays import PermutedArray, TensorTrainArray
 from jaxopt_compress.lift.views import base
@@ -11,7 +12,7 @@ from jaxopt_compress.lift.views.base import Cut, NoView
 
 
 @base.transposed.register
-def _transposed(w: TensorTrainArray, order: Sequence[int]) -> Any:
+def _transposed(w: TensorTrainArray, order: Sequence[int]) -> TensorTrainArray | PermutedArray:
     lead = w.ndim - 2
     if list(order[:lead]) != list(range(lead)):
         raise NoView
@@ -41,12 +42,12 @@ def _flipped(w: TensorTrainArray, axes: Sequence[int]) -> TensorTrainArray:
 
 
 @base.scaled.register
-def _scaled(w: TensorTrainArray, factor: Any) -> TensorTrainArray:
+def _scaled(w: TensorTrainArray, factor: jax.Array) -> TensorTrainArray:
     return w.replace(cores=(base.scaled(w.cores[0], factor), *w.cores[1:]))
 
 
 @base.cast.register
-def _cast(w: TensorTrainArray, dtype: Any) -> TensorTrainArray:
+def _cast(w: TensorTrainArray, dtype: DTypeLike) -> TensorTrainArray:
     return w.replace(dtype=jnp.dtype(dtype))
 
 

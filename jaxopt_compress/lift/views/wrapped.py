@@ -1,7 +1,6 @@
 """Views of arrays around another form of the same array: views of the form inside."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,9 @@ from jaxopt_compress.lift.views.base import Cut, NoView
 from jaxopt_compress.typing import Value
 
 
-def _with_steps(w: InputQuantizedArray, weight: Value, fn: Any) -> InputQuantizedArray:
+def _with_steps(
+    w: InputQuantizedArray, weight: Value, fn: Callable[[jax.Array], jax.Array]
+) -> InputQuantizedArray:
     """Another weight, and ``fn`` of the steps and offsets."""
     own = lambda x: None if x is None else fn(x)
     return w.replace(weight=weight, scale=own(w.scale), offset=own(w.offset))
@@ -67,7 +68,7 @@ def _stacked(w: InputQuantizedArray, length: int) -> InputQuantizedArray:
 
 def _of_form(view: Value) -> None:
     @view.register
-    def _(w: FakeQuantizedArray, how: Any) -> FakeQuantizedArray:
+    def _(w: FakeQuantizedArray, how: Value) -> FakeQuantizedArray:
         return w.replace(form=view(w.form, how))
 
 

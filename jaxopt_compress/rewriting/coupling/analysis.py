@@ -1,7 +1,7 @@
 """A function of parameters, with the coupling of all of its values."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxopt_compress.rewriting.coupling.equations import Body, build
 from jaxopt_compress.rewriting.coupling.graph import Axes, Graph
 from jaxopt_compress.tree.globs import glob_matches
 from jaxopt_compress.tree.paths import named_leaves
-from jaxopt_compress.typing import PyTree, Value
+from jaxopt_compress.typing import Leaf, PyTree, Value
 
 Names = str | Callable[[str], bool] | Sequence[str] | None
 
@@ -49,7 +49,7 @@ class Analysis(NamedTuple):
     params: dict[str, Axes]
     inputs: dict[str, Axes]
     outputs: dict[str, Axes]
-    values: list[Any]
+    values: list[Leaf]
     out_tree: PyTree
 
 
@@ -62,7 +62,7 @@ def chosen(names: Names, name: str) -> bool:
     return any(glob_matches(p, name) for p in ([names] if isinstance(names, str) else names))
 
 
-def named_inputs(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+def named_inputs(args: tuple, kwargs: dict[str, PyTree]) -> dict[str, Leaf]:
     """Name -> array, of arguments: ``in/0/cache/k`` is in the first one after the parameters."""
     leaves = named_leaves({**{str(i): x for i, x in enumerate(args)}, **kwargs})
     return {f"in/{path}": x for path, x in leaves if hasattr(x, "shape")}
@@ -76,10 +76,10 @@ def type_of(x: Value, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStr
 
 
 def analyze(
-    fn: Callable[..., Any],
+    fn: Callable[..., PyTree],
     params: PyTree,
     args: tuple,
-    kwargs: dict[str, Any],
+    kwargs: dict[str, PyTree],
     frame: Frame,
     whole: dict[str, tuple[int, ...]] | None = None,
 ) -> Analysis:
@@ -95,11 +95,11 @@ def analyze(
     """
     values = named_inputs(args, kwargs)
     types = {name: type_of(x, (whole or {}).get(name)) for name, x in values.items()}
-    tree: dict[str, Any] = {**{str(i): x for i, x in enumerate(args)}, **kwargs}
+    tree: dict[str, PyTree] = {**{str(i): x for i, x in enumerate(args)}, **kwargs}
     flat, in_tree = jax.tree.flatten(tree)
     arrays = [i for i, x in enumerate(flat) if hasattr(x, "shape")]
 
-    def call(params: PyTree, inputs: list[Any]) -> Any:
+    def call(params: PyTree, inputs: list[Value]) -> PyTree:
         full = list(flat)
         for i, x in zip(arrays, inputs, strict=True):
             full[i] = x
@@ -134,7 +134,7 @@ def first_uses(analysis: Analysis) -> list[str]:
     """The paths of parameters in the order in which the function reads them."""
     found: dict[str, None] = {}
 
-    def visit(body: Body, paths: dict[Any, str]) -> None:
+    def visit(body: Body, paths: dict[core.Var, str]) -> None:
         for node in body.nodes:
             own = [None if isinstance(v, core.Literal) else paths.get(v) for v in node.eqn.invars]
             if not node.bodies:

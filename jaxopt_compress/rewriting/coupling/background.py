@@ -13,16 +13,16 @@ Numbers whose value is not known are taken for finite, and denominators for diff
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jax.extend import core
 
 from jaxopt_compress.rewriting.coupling import constants
-from jaxopt_compress.rewriting.coupling.constants import LANE, Carried, apply
+from jaxopt_compress.rewriting.coupling.constants import LANE, Carried, Known, apply
 from jaxopt_compress.rewriting.coupling.elementwise import ELEMENTWISE
 from jaxopt_compress.rewriting.coupling.equations import Body, Node
-from jaxopt_compress.rewriting.coupling.graph import Axes
+from jaxopt_compress.rewriting.coupling.graph import Axes, Axis
 from jaxopt_compress.rewriting.coupling.replay import Kept
 from jaxopt_compress.typing import Value
 
@@ -35,11 +35,11 @@ class Background(NamedTuple):
         everywhere: Its constant at all indices.
     """
 
-    axes: tuple[Any, ...]
-    everywhere: Any = None
+    axes: tuple[Known, ...]
+    everywhere: Known = None
 
 
-Fills = dict[Body, dict[Any, set[int]]]
+Fills = dict[Body, dict[core.Var, set[int]]]
 
 
 class Walk(NamedTuple):
@@ -49,15 +49,17 @@ class Walk(NamedTuple):
     inexact: list[str]
     every: bool = False  # whether operations that meet whole values only are followed too
     seen: dict[Node, list[Background]] | None = None  # operands' backgrounds; None without lanes
-    values: dict[Body, dict[Any, Background]] | None = None  # those of all values, if asked for
+    values: dict[Body, dict[core.Var, Background]] | None = (
+        None  # those of all values, if asked for
+    )
     fills: Fills | None = None  # which values are -inf where indices go; None if none may be
     body: Body | None = None  # the one that is walked
 
-    def shrinks(self, *axes: Any) -> bool:
+    def shrinks(self, *axes: Axis) -> bool:
         """Whether one of some axes loses an index."""
         return self.kept.shrinks(axes)
 
-    def chosen(self, node: Node, b: Background, k: int) -> Any:
+    def chosen(self, node: Node, b: Background, k: int) -> Known:
         """The constant among which a maximum chooses: -inf where what is chosen from is filled."""
         value = b.axes[k]
         if value is not None and value is not LANE and bool(value == -np.inf):
@@ -92,18 +94,18 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def unknown(axes: Sequence[Any]) -> Background:
+def unknown(axes: Axes) -> Background:
     """The background of a value about which nothing is known."""
     return Background((None,) * len(axes))
 
 
-def uniform(axes: Sequence[Any], value: Value) -> Background:
+def uniform(axes: Axes, value: Known) -> Background:
     """The background of a value that is one constant at all indices, or that a loop carries."""
     own = None if isinstance(value, Carried) else value
     return Background((own,) * len(axes), value)
 
 
-def constant(b: Background) -> Any:
+def constant(b: Background) -> Known:
     """The constant at all indices, but not what a loop carries, since entries are moved."""
     return None if isinstance(b.everywhere, Carried) else b.everywhere
 
@@ -158,7 +160,7 @@ def _of_array(x: Value) -> Background:
     return Background((value,) * rank, value)
 
 
-def same(values: Sequence[Any]) -> Any:
+def same(values: Sequence[Value]) -> Known:
     """The constant that all of some are; NaN if one is NaN; else None."""
     if any(constants.is_infinite(v) and np.isnan(v) for v in values):
         return NAN
@@ -179,9 +181,9 @@ def _elementwise(walk: Walk, node: Node, ins: list[Background]) -> list[Backgrou
     if everywhere is not None:
         return [uniform(out, everywhere)]
 
-    def at(k: int) -> Any:
+    def at(k: int) -> Known:
         # A scalar, or an axis of length 1, is one entry for removed and other indices alike.
-        def own(axes: Axes, b: Background) -> Any:
+        def own(axes: Axes, b: Background) -> Known:
             if axes and len(axes[k]) == len(out[k]):
                 return b.axes[k]
             return LANE if constant(b) is None else constant(b)
@@ -205,7 +207,7 @@ def _barrier(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
 def _broadcast(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
     del walk
     everywhere, value = ins[0].everywhere, constant(ins[0])
-    out = [LANE if value is None else value] * len(node.outs[0])
+    out: list[Known] = [LANE if value is None else value] * len(node.outs[0])
     for i, k in enumerate(node.params["broadcast_dimensions"]):
         if len(node.ins[0][i]) == len(node.outs[0][k]):
             out[k] = ins[0].axes[i]

@@ -1,7 +1,5 @@
 """Backgrounds of operations that read or write entries at positions, or sort them."""
 
-from typing import Any
-
 import numpy as np
 
 from jaxopt_compress.rewriting.coupling.background import (
@@ -11,7 +9,7 @@ from jaxopt_compress.rewriting.coupling.background import (
     rule,
     same,
 )
-from jaxopt_compress.rewriting.coupling.constants import is_zero
+from jaxopt_compress.rewriting.coupling.constants import Known, is_zero
 from jaxopt_compress.rewriting.coupling.equations import Node
 
 
@@ -34,7 +32,7 @@ def _scatter(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
         walk.reduced(node, False, "writes entries whose indices go")
     gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
     window = [i for i in range(len(operand)) if i not in gone]
-    out: list[Any] = [None] * len(operand)
+    out: list[Known] = [None] * len(operand)
     for o, i in zip(numbers.update_window_dims, window, strict=True):
         if len(updates[o]) == len(operand[i]):
             value = same([ins[0].axes[i], ins[2].axes[o]])

@@ -12,11 +12,10 @@ from jaxopt_compress.rewriting.coupling.background import (
     constant,
     rule,
 )
-from jaxopt_compress.rewriting.coupling.constants import LANE, is_infinite, is_zero
+from jaxopt_compress.rewriting.coupling.constants import LANE, Known, is_infinite, is_zero
 from jaxopt_compress.rewriting.coupling.elementwise import CUMULATIVE, REDUCTIONS
 from jaxopt_compress.rewriting.coupling.equations import Node
 from jaxopt_compress.rewriting.coupling.products import dot_numbers
-from jaxopt_compress.typing import Value
 
 _NEUTRAL = {
     "reduce_sum": 0, "reduce_prod": 1, "reduce_and": 1, "reduce_or": 0, "reduce_xor": 0,
@@ -39,7 +38,7 @@ def _reduce(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
             walk.reduced(node, False, f"{what}{known}")
     count = np.prod([len(node.ins[0][i]) for i in reduced], dtype=int)
 
-    def of(value: Value) -> Any:
+    def of(value: Any) -> Known:
         if value is None or value is LANE:
             return None
         if node.name in ("reduce_max", "reduce_min") or value == neutral:
@@ -65,7 +64,7 @@ def _running(walk: Walk, node: Node, ins: list[Background]) -> list[Background]:
 _NO_ZEROS = "sums products that are not 0 where indices go"
 
 
-def product(*factors: Any) -> Any:
+def product(*factors: Known) -> Any:
     """The constant that products with some constants have; None for those not known."""
     if any(map(is_infinite, factors)):
         return NAN

@@ -7,7 +7,7 @@ results).
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jax.extend import core
 
@@ -67,7 +67,7 @@ def residual_blocks(found: Analysis, free: Collection[str], ends: Sequence[bool]
 
 def _steps(body: Body, ins: list[int], count: Iterator[int], steps: list[Step]) -> list[int]:
     """Appends the equations of a function, and returns its results."""
-    env: dict[Any, int] = dict(zip(body.jaxpr.invars, ins, strict=True))
+    env: dict[core.Var, int] = dict(zip(body.jaxpr.invars, ins, strict=True))
 
     def read(v: Value) -> int:
         if isinstance(v, core.Literal) or v not in env:

@@ -1,6 +1,7 @@
 """Elementwise operations on constants of which some are not known."""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.elementwise import ZERO_TO_ZERO
 from jaxopt_compress.rewriting.coupling.equations import Node, shape_of
-from jaxopt_compress.typing import Value
+from jaxopt_compress.typing import PyTree, Value
 
 _UNARY = {
     "neg": np.negative, "abs": np.abs, "sign": np.sign, "sin": np.sin, "cos": np.cos,
@@ -43,6 +44,8 @@ class Lane:
 
 
 LANE = Lane()
+Known: TypeAlias = np.generic | Carried | Lane | None
+"""A constant at the removed indices of a value, what stands in its place, or None."""
 _ARITHMETIC = frozenset({"add", "add_any", "sub", "mul", "div", "rem", "pow", "atan2"})
 
 
@@ -58,7 +61,7 @@ def is_infinite(x: Value) -> bool:
     return not np.isfinite(x)
 
 
-def apply(node: Node, values: list[Any]) -> Any:
+def apply(node: Node, values: Sequence[Known]) -> Value:
     """The result of an elementwise operation, or None if it is not known.
 
     Args:
@@ -81,7 +84,7 @@ def apply(node: Node, values: list[Any]) -> Any:
         return np.asarray(found).astype(dtype)[()]
 
 
-def _carried(node: Node, values: list[Any]) -> Any:
+def _carried(node: Node, values: Sequence[Known]) -> Known:
     """What is carried, where nothing is added to it or it is multiplied by 1."""
     (at,) = [i for i, v in enumerate(values) if isinstance(v, Carried)][:1]
     others = [v for i, v in enumerate(values) if i != at]
@@ -100,7 +103,7 @@ def _carried(node: Node, values: list[Any]) -> Any:
     return values[at] if unchanged else None
 
 
-def _known(name: str, params: dict[str, Any], values: list[Any]) -> Any:
+def _known(name: str, params: Mapping[str, PyTree], values: Sequence[Value]) -> Value:
     if name in _UNARY:
         if values[0].dtype == bool and name not in ("not", "convert_element_type"):
             return None
@@ -117,7 +120,7 @@ def _known(name: str, params: dict[str, Any], values: list[Any]) -> Any:
     return 0 if name in ZERO_TO_ZERO and values[0] == 0 else None
 
 
-def _partly_known(name: str, values: list[Any]) -> Any:
+def _partly_known(name: str, values: Sequence[Value]) -> Value:
     """Products with 0, 0 over what is not known, and NaN, which all arithmetic keeps."""
     zero = list(map(is_zero, values))
     if name in ("add", "sub") and is_infinite(values[0]) and np.isinf(values[0]):
@@ -131,7 +134,7 @@ def _partly_known(name: str, values: list[Any]) -> Any:
     return None
 
 
-def _select(values: list[Any]) -> Any:
+def _select(values: Sequence[Value]) -> Value:
     which, *cases = values
     if which is not None:
         return cases[int(which)]

@@ -1,15 +1,16 @@
 """Called functions, loops and branches, rebuilt around smaller bodies."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from jax import lax
+from jax.sharding import Sharding
 
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.equations import Node, build, couples, replays
 from jaxopt_compress.rewriting.coupling.graph import Axes, Graph
 from jaxopt_compress.rewriting.coupling.replay import Kept, run
+from jaxopt_compress.typing import Value
 
 INLINE = ("jit", "pjit", "closed_call", "core_call")
 CALLS = (*INLINE, "remat2", "checkpoint")
@@ -27,7 +28,7 @@ def _call(graph: Graph, node: Node) -> list[Axes]:
 
 
 @replays(*INLINE)
-def _call_again(kept: Kept, node: Node, values: list[Any]) -> list[Any]:
+def _call_again(kept: Kept, node: Node, values: list[Value]) -> list[Value]:
     """In place; the shardings that the call asked for become constraints."""
     whole = (None,) * max(len(values), len(node.outs))
     values = _constrained(values, node.params.get("in_shardings", whole))
@@ -36,14 +37,14 @@ def _call_again(kept: Kept, node: Node, values: list[Any]) -> list[Any]:
     return _constrained(results, node.params.get("out_shardings", whole))
 
 
-def _constrained(values: Sequence[Any], shardings: Sequence[Any]) -> list[Any]:
+def _constrained(values: Sequence[Value], shardings: Sequence[Sharding | None]) -> list[Value]:
     named = lambda s: isinstance(s, jax.sharding.NamedSharding)
     pin = lambda x, s: lax.with_sharding_constraint(x, s) if named(s) else x
     return list(map(pin, values, shardings))
 
 
 @replays("remat2", "checkpoint")
-def _remat_again(kept: Kept, node: Node, values: list[Any]) -> list[Any]:
+def _remat_again(kept: Kept, node: Node, values: list[Value]) -> list[Value]:
     body = lambda *operands: run(node.bodies[0], kept, operands)
     p = node.params
     return jax.checkpoint(body, prevent_cse=p["prevent_cse"], policy=p["policy"])(*values)
@@ -69,7 +70,7 @@ def _scan(graph: Graph, node: Node) -> list[Axes]:
 
 
 @replays("scan")
-def _scan_again(kept: Kept, node: Node, values: list[Any]) -> list[Any]:
+def _scan_again(kept: Kept, node: Node, values: list[Value]) -> list[Value]:
     p, (consts, carries) = node.params, node.notes["split"]
     fixed, carry, xs = (
         values[:consts],
@@ -77,7 +78,7 @@ def _scan_again(kept: Kept, node: Node, values: list[Any]) -> list[Any]:
         values[consts + carries :],
     )
 
-    def step(state: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+    def step(state: list[Value], x: list[Value]) -> tuple[list[Value], list[Value]]:
         results = run(node.bodies[0], kept, [*fixed, *state, *x])
         return results[:carries], results[carries:]
 
@@ -107,7 +108,7 @@ def _while(graph: Graph, node: Node) -> list[Axes]:
 
 
 @replays("while")
-def _while_again(kept: Kept, node: Node, values: list[Any]) -> list[Any]:
+def _while_again(kept: Kept, node: Node, values: list[Value]) -> list[Value]:
     first, second = node.params["cond_nconsts"], node.params["body_nconsts"]
     cond_consts, body_consts = values[:first], values[first : first + second]
     cond, body = node.bodies
@@ -130,6 +131,6 @@ def _cond(graph: Graph, node: Node) -> list[Axes]:
 
 
 @replays("cond")
-def _cond_again(kept: Kept, node: Node, values: list[Any]) -> list[Any]:
+def _cond_again(kept: Kept, node: Node, values: list[Value]) -> list[Value]:
     branches = [lambda *operands, b=b: run(b, kept, operands) for b in node.bodies]
     return lax.switch(values[0], branches, *values[1:])

@@ -9,6 +9,7 @@ from jax import lax
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.equations import Node, couples, opaque, replays
 from jaxopt_compress.rewriting.coupling.graph import Axes, Graph
+from jaxopt_compress.typing import Value
 
 # Grouped by what is known of 0, which `background` builds on.
 ZERO_TO_ZERO = frozenset(
@@ -63,7 +64,7 @@ def _iota(graph: Graph, node: Node) -> list[Axes]:
 
 
 @replays("iota")
-def _iota_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
+def _iota_again(kept: Any, node: Node, values: list[Value]) -> list[Value]:
     """Indices keep their numbers."""
     del values
     p, axes = node.params, node.outs[0]
@@ -114,7 +115,7 @@ def _top_k(graph: Graph, node: Node) -> list[Axes] | None:
 
 
 @replays("top_k")
-def _top_k_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
+def _top_k_again(kept: Any, node: Node, values: list[Value]) -> list[Value]:
     """Indices keep their numbers."""
     found, at = _compat.bind(node.eqn, values)
     numbers = np.flatnonzero(kept.alive(node.ins[0][node.notes["axis"]]))

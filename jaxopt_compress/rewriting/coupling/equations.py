@@ -11,7 +11,7 @@ from jax.extend import core
 from jaxopt_compress.arrays.fields import is_traced
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.graph import Axes, Axis, Graph
-from jaxopt_compress.typing import Value
+from jaxopt_compress.typing import PyTree, Value
 
 _LARGEST_CONSTANT = 2**20  # entries; larger index arrays are taken for data
 
@@ -38,7 +38,7 @@ class Node:
     bodies: list["Body"] = dataclasses.field(default_factory=list)
     whole: bool = False
     line: str = ""
-    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: dict[str, Value] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -46,7 +46,7 @@ class Node:
         return self.eqn.primitive.name
 
     @property
-    def params(self) -> dict[str, Any]:
+    def params(self) -> dict[str, PyTree]:
         """The parameters of the primitive."""
         return self.eqn.params
 
@@ -64,7 +64,7 @@ class Body:
     """A function with the axes of all of its values."""
 
     jaxpr: core.Jaxpr
-    constants: list[Any]
+    constants: list[Value]
     constant_axes: list[Axes]
     ins: list[Axes]
     nodes: list[Node]
@@ -96,8 +96,8 @@ class Body:
 class Constant:
     """A value that depends on no argument; computed when it is asked for."""
 
-    def __init__(self, compute: Callable[[], Any]):
-        self._compute: Callable[[], Any] | None = compute
+    def __init__(self, compute: Callable[[], np.ndarray]):
+        self._compute: Callable[[], np.ndarray] | None = compute
         self._value: Any = None
 
     @property
@@ -109,7 +109,7 @@ class Constant:
 
 
 Couple = Callable[[Graph, Node], list[Axes] | None]
-Replay = Callable[[Any, Node, list[Any]], list[Any]]
+Replay = Callable[[Any, Node, list[Value]], list[Value]]
 COUPLE: dict[str, Couple] = {}
 REPLAY: dict[str, Replay] = {}
 
@@ -171,9 +171,9 @@ def build(
     """
     jaxpr, consts = _compat.parts(jaxpr)
     constant_axes = [graph.axes(np.shape(c)) for c in consts]
-    env: dict[Any, Axes] = dict(zip(jaxpr.constvars, constant_axes, strict=True))
+    env: dict[core.Var, Axes] = dict(zip(jaxpr.constvars, constant_axes, strict=True))
     env.update(zip(jaxpr.invars, ins, strict=True))
-    values: dict[Any, Constant] = {
+    values: dict[core.Var, Constant] = {
         v: Constant(lambda c=c: np.asarray(c))
         for v, c in zip(jaxpr.constvars, consts, strict=True)
         if not is_traced(c) and np.size(c) <= _LARGEST_CONSTANT
@@ -202,7 +202,7 @@ def build(
     return Body(jaxpr, list(consts), constant_axes, list(ins), nodes, outs, known_outs)
 
 
-def _fold(node: Node) -> dict[Any, Constant]:
+def _fold(node: Node) -> dict[core.Var, Constant]:
     """The results of an equation that follow from constants."""
     eqn = node.eqn
     if len(node.bodies) == 1 and len(node.bodies[0].known_outs) == len(eqn.outvars):

@@ -22,18 +22,18 @@ class Lanes:
     def __init__(self, kept: Any, operands: dict[Node, list[Any]]):
         """The lanes of kept indices, with the backgrounds of operands by `operands_of`."""
         self._kept, self._operands = kept, operands
-        self._values: dict[Body, dict[Any, Any]] = {}
-        self._makers: dict[Body, dict[Any, Node]] = {}
+        self._values: dict[Body, dict[core.Var, Value]] = {}
+        self._makers: dict[Body, dict[core.Var, Node]] = {}
         self._callers: dict[Body, tuple[Body, Node]] = {}
 
-    def enter(self, body: Body, values: dict[Any, Any]) -> None:
+    def enter(self, body: Body, values: dict[core.Var, Value]) -> None:
         """A function begins; ``values`` is filled while it runs."""
         if self._operands:
             self._values[body] = values
             self._makers[body] = {v: node for node in body.nodes for v in node.eqn.outvars}
             self._callers.update((b, (body, node)) for node in body.nodes for b in node.bodies)
 
-    def summed(self, body: Body, node: Node, total: Any) -> Any:
+    def summed(self, body: Body, node: Node, total: Value) -> Value:
         """The result of a sum, and the removed indices' share of it."""
         for k in node.params["axes"] if node in self._operands else ():
             axis = node.ins[0][k]
@@ -44,7 +44,7 @@ class Lanes:
                 total = total + jnp.asarray(count, one.dtype) * one
         return total
 
-    def _operand(self, body: Body, node: Node, i: int, k: int) -> Any:
+    def _operand(self, body: Body, node: Node, i: int, k: int) -> Value:
         """The lane of an operand along its axis ``k``."""
         known = self._operands[node][i].axes[k]
         v, axes = node.eqn.invars[i], node.ins[i]
@@ -53,7 +53,7 @@ class Lanes:
         shape = [1 if j == k else self._kept.size(a) for j, a in enumerate(axes)]
         return jnp.full(shape, known, _compat.type_of(v).dtype)
 
-    def _made(self, body: Body, v: Value, k: int) -> Any:
+    def _made(self, body: Body, v: Value, k: int) -> Value:
         """The lane of a value, by the equation that makes it."""
         node = self._makers[body].get(v)
         if node is None:
@@ -75,7 +75,7 @@ class Lanes:
         ]
         return _compat.bind(node.eqn, operands)[0]
 
-    def _broadcast(self, body: Body, node: Node, v: Value, k: int) -> Any:
+    def _broadcast(self, body: Body, node: Node, v: core.Var, k: int) -> Value:
         dims, out = node.params["broadcast_dimensions"], node.outs[0]
         if k in dims and len(node.ins[0][dims.index(k)]) == len(out[k]):
             shape = [1 if j == k else self._kept.size(a) for j, a in enumerate(out)]
@@ -84,5 +84,5 @@ class Lanes:
         # It is the same at all indices, those that are left included.
         return lax.slice_in_dim(self._value(body, v), 0, 1, axis=k)
 
-    def _value(self, body: Body, v: Value) -> Any:
+    def _value(self, body: Body, v: core.Var | core.Literal) -> Value:
         return v.val if isinstance(v, core.Literal) else self._values[body][v]

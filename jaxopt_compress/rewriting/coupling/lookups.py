@@ -9,6 +9,7 @@ from jaxopt_compress.rewriting.coupling.equations import Constant, Node, couples
 from jaxopt_compress.rewriting.coupling.graph import Axes, Axis, Graph
 from jaxopt_compress.rewriting.coupling.products import bind_with
 from jaxopt_compress.rewriting.coupling.shapes import take, taken
+from jaxopt_compress.typing import Value
 
 
 @couples("gather")
@@ -56,7 +57,7 @@ def _constant_positions(node: Node) -> np.ndarray | None:
 
 
 @replays("gather")
-def _gather_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
+def _gather_again(kept: Any, node: Node, values: list[Value]) -> list[Value]:
     numbers = node.params["dimension_numbers"]
     if "positions" in node.notes:
         i = numbers.start_index_map[0]
@@ -97,7 +98,7 @@ def _starts(known: list[Constant | None], axes: Axes, sizes: tuple[int, ...]) ->
 
 
 @replays("dynamic_slice")
-def _dynamic_slice_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
+def _dynamic_slice_again(kept: Any, node: Node, values: list[Value]) -> list[Value]:
     x, *starts = values
     sizes = list(kept.shape(node.outs[0]))
     for k, (axis, start) in enumerate(zip(node.ins[0], node.notes["starts"], strict=True)):

@@ -5,9 +5,10 @@ shard. So a unit takes one index of each shard, and shards stay equally long.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
+from jax.sharding import PartitionSpec
 
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.background import (
@@ -22,6 +23,7 @@ from jaxopt_compress.rewriting.coupling.constants import is_zero
 from jaxopt_compress.rewriting.coupling.equations import Node, build, couples, replays
 from jaxopt_compress.rewriting.coupling.graph import Axes, Axis, Graph
 from jaxopt_compress.rewriting.coupling.replay import Kept, run
+from jaxopt_compress.typing import Value
 
 _TOTALS = ("psum", "psum2", "psum_invariant")
 _EXTREMES = ("pmax", "pmin")
@@ -35,7 +37,7 @@ def _shard_map(graph: Graph, node: Node) -> list[Axes]:
     node.notes["devices"] = math.prod(sizes[name] for name in _compat.manual_axes(p))
     devices: dict[int, Axis] = {}
 
-    def device_axis(entry: Any) -> int:
+    def device_axis(entry: str | tuple[str, ...] | None) -> int:
         names = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
         n = math.prod(sizes[name] for name in names)
         if n > 1 and n not in devices:
@@ -43,7 +45,7 @@ def _shard_map(graph: Graph, node: Node) -> list[Axes]:
             graph.protect((devices[n],), f"{node.where()} splits it over devices")
         return n
 
-    def shard(axis: Axis, entry: Any) -> Axis:
+    def shard(axis: Axis, entry: str | tuple[str, ...] | None) -> Axis:
         n = device_axis(entry)
         if n == 1:
             return axis
@@ -51,11 +53,15 @@ def _shard_map(graph: Graph, node: Node) -> list[Axes]:
         graph.protect((own,), f"{node.where()} splits it over devices")
         return inner
 
-    def joined(axis: Axis, entry: Any) -> Axis:
+    def joined(axis: Axis, entry: str | tuple[str, ...] | None) -> Axis:
         n = device_axis(entry)
         return axis if n == 1 else graph.join((devices[n], axis))
 
-    def each(fn: Any, values: Any, specs: Any) -> list[Axes]:
+    def each(
+        fn: Callable[[Axis, str | tuple[str, ...] | None], Axis],
+        values: Sequence[Axes],
+        specs: Sequence[PartitionSpec],
+    ) -> list[Axes]:
         entries = lambda spec, axes: (*spec, *(None,) * (len(axes) - len(spec)))
         return [
             tuple(map(fn, axes, entries(spec, axes)))
@@ -68,7 +74,7 @@ def _shard_map(graph: Graph, node: Node) -> list[Axes]:
 
 
 @replays("shard_map")
-def _shard_map_again(kept: Kept, node: Node, values: list[Any]) -> list[Any]:
+def _shard_map_again(kept: Kept, node: Node, values: list[Value]) -> list[Value]:
     p = node.params
     return jax.shard_map(
         lambda *operands: run(node.bodies[0], kept, operands),

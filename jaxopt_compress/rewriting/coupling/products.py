@@ -5,6 +5,7 @@ from typing import Any
 from jaxopt_compress.lift import _compat
 from jaxopt_compress.rewriting.coupling.equations import Node, couples, replays
 from jaxopt_compress.rewriting.coupling.graph import Axes, Axis, Graph
+from jaxopt_compress.typing import PyTree, Value
 
 
 @couples("dot_general")
@@ -60,14 +61,14 @@ def _conv(graph: Graph, node: Node) -> list[Axes] | None:
 
 
 @replays("conv_general_dilated")
-def _conv_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
+def _conv_again(kept: Any, node: Node, values: list[Value]) -> list[Value]:
     if "groups" not in node.notes:
         return _compat.bind(node.eqn, values)
     groups = kept.size(node.notes["groups"])
     return bind_with(node, values, feature_group_count=groups)
 
 
-def bind_with(node: Node, values: list[Any], **changed: Any) -> list[Any]:
+def bind_with(node: Node, values: list[Value], **changed: PyTree) -> list[Value]:
     """Binds the primitive of an equation with some parameters changed."""
     out = node.eqn.primitive.bind(*values, **{**node.params, **changed})
     return list(out) if node.eqn.primitive.multiple_results else [out]

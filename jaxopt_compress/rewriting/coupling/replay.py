@@ -1,7 +1,7 @@
 """Running a function without some indices of its values."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +31,11 @@ class Skipped(NamedTuple):
         fill: The values that are -inf at some indices: their axes, and flags of these indices.
     """
 
-    known: dict[Any, Any]
+    known: dict[core.Var, Value]
     dead: set[Node]
     forward: dict[Node, int]
     changed: set[Node]
-    fill: dict[Any, list[tuple[int, np.ndarray]]]
+    fill: dict[core.Var, list[tuple[int, np.ndarray]]]
 
 
 _WHOLE = Skipped({}, set(), {}, set(), {})
@@ -84,11 +84,11 @@ class Kept:
         """Flags of the indices that a value loses."""
         return tuple(self._gone[a] for a in axes)
 
-    def cut(self, x: Value, axes: Axes) -> Any:
+    def cut(self, x: Value, axes: Axes) -> Value:
         """What is left of a whole value."""
         return cut(x, self.gone(axes)) if self.shrinks(axes) else x
 
-    def cut_constant(self, x: Value, axes: Axes) -> Any:
+    def cut_constant(self, x: Value, axes: Axes) -> Value:
         """What is left of a constant, which is not staged as an operation where it need not be."""
         if is_traced(x):
             return self.cut(x, axes)
@@ -105,7 +105,7 @@ class Kept:
         return self._touched[node]
 
 
-def cut(x: Value, gone: Gone) -> Any:
+def cut(x: Value, gone: Gone) -> Value:
     """What is left of a whole value."""
     for k, flags in enumerate(gone):
         if flags.any():
@@ -113,7 +113,7 @@ def cut(x: Value, gone: Gone) -> Any:
     return x
 
 
-def run(body: Body, kept: Kept, args: Sequence[Any]) -> list[Any]:
+def run(body: Body, kept: Kept, args: Sequence[Value]) -> list[Value]:
     """Evaluates a function on operands without the removed indices.
 
     Equations that meet whole operands only are bound as they stand, with their custom derivatives
@@ -121,7 +121,7 @@ def run(body: Body, kept: Kept, args: Sequence[Any]) -> list[Any]:
     """
     jaxpr = body.jaxpr
     constants = map(kept.cut_constant, body.constants, body.constant_axes)
-    env: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
+    env: dict[core.Var, Value] = dict(zip(jaxpr.constvars, constants, strict=True))
     skipped = kept.skips.get(body, _WHOLE)
     filled = lambda vs, xs: {
         v: _filled(x, skipped.fill.get(v, ())) for v, x in zip(vs, xs, strict=True)
@@ -129,7 +129,7 @@ def run(body: Body, kept: Kept, args: Sequence[Any]) -> list[Any]:
     env.update(filled(jaxpr.invars, args))
     kept.lanes.enter(body, env)
 
-    def read(v: Value, axes: Axes) -> Any:
+    def read(v: core.Var | core.Literal, axes: Axes) -> Value:
         if isinstance(v, core.Literal):
             return v.val
         if v in skipped.known or (skipped is not _WHOLE and v not in env):
@@ -161,14 +161,16 @@ def run(body: Body, kept: Kept, args: Sequence[Any]) -> list[Any]:
     return [read(v, axes) for v, axes in zip(jaxpr.outvars, body.outs, strict=True)]
 
 
-def _filled(x: Value, fills: Sequence[tuple[int, np.ndarray]]) -> Any:
+def _filled(x: Value, fills: Sequence[tuple[int, np.ndarray]]) -> Value:
     for k, flags in fills:
         shape = [-1 if i == k else 1 for i in range(jnp.ndim(x))]
         x = jnp.where(flags.reshape(shape), jnp.asarray(-jnp.inf, x.dtype), x)
     return x
 
 
-def run_without(jaxpr: Any, gone: Sequence[Gone], args: Sequence[Any]) -> tuple[list, list[Gone]]:
+def run_without(
+    jaxpr: core.ClosedJaxpr, gone: Sequence[Gone], args: Sequence[Value]
+) -> tuple[list, list[Gone]]:
     """Evaluates a jaxpr of whole operands on operands without some indices.
 
     Args:

@@ -24,7 +24,7 @@ def _broadcast(graph: Graph, node: Node) -> list[Axes]:
 
 
 @replays("broadcast_in_dim")
-def _broadcast_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
+def _broadcast_again(kept: Any, node: Node, values: list[Value]) -> list[Value]:
     dims = node.params["broadcast_dimensions"]
     named = {"out_sharding": node.params.get("sharding")}
     return [lax.broadcast_in_dim(values[0], kept.shape(node.outs[0]), dims, **named)]
@@ -84,7 +84,7 @@ def _tile(graph: Graph, node: Node) -> list[Axes]:
 
 
 @replays("tile")
-def _tile_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
+def _tile_again(kept: Any, node: Node, values: list[Value]) -> list[Value]:
     pairs = zip(node.ins[0], node.outs[0], strict=True)
     return bind_with(node, values, reps=tuple(kept.size(b) // kept.size(a) for a, b in pairs))
 
@@ -103,14 +103,14 @@ def _slice(graph: Graph, node: Node) -> list[Axes]:
 
 
 @replays("slice")
-def _slice_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
+def _slice_again(kept: Any, node: Node, values: list[Value]) -> list[Value]:
     x = values[0]
     for k, (axis, s, e, t) in enumerate(zip(node.ins[0], *_bounds(node), strict=True)):
         x = take(x, taken(kept, axis, np.arange(s, e, t)), k)
     return [x]
 
 
-def take(x: Value, positions: np.ndarray, axis: int) -> Any:
+def take(x: Value, positions: np.ndarray, axis: int) -> Value:
     """Entries along an axis; a slice where positions are evenly spaced."""
     n = len(positions)
     if n == x.shape[axis] and np.array_equal(positions, np.arange(n)):
@@ -127,7 +127,7 @@ def take(x: Value, positions: np.ndarray, axis: int) -> Any:
     return x.take(positions, axis=axis, mode="clip")
 
 
-def _bounds(node: Node) -> tuple[Any, Any, Any]:
+def _bounds(node: Node) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     p = node.params
     return p["start_indices"], p["limit_indices"], p["strides"] or (1,) * len(node.ins[0])
 
@@ -141,7 +141,7 @@ def _split(graph: Graph, node: Node) -> list[Axes]:
 
 
 @replays("split")
-def _split_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
+def _split_again(kept: Any, node: Node, values: list[Value]) -> list[Value]:
     k = node.params["axis"]
     return list(lax.split(values[0], [kept.size(axes[k]) for axes in node.outs], k))
 
@@ -164,7 +164,7 @@ def _pad(graph: Graph, node: Node) -> list[Axes]:
 
 
 @replays("pad")
-def _pad_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
+def _pad_again(kept: Any, node: Node, values: list[Value]) -> list[Value]:
     config = []
     for axis, (low, high, inner) in zip(node.outs[0], node.params["padding_config"], strict=True):
         if min(low, high) >= 0 and not inner:
@@ -200,7 +200,7 @@ def _reshape(graph: Graph, node: Node) -> list[Axes] | None:
 
 
 @replays("reshape")
-def _reshape_again(kept: Any, node: Node, values: list[Any]) -> list[Any]:
+def _reshape_again(kept: Any, node: Node, values: list[Value]) -> list[Value]:
     named = {"out_sharding": node.params.get("sharding")}
     return [lax.reshape(values[0], kept.shape(node.outs[0]), **named)]
 

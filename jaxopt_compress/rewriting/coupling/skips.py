@@ -5,7 +5,7 @@ a value that is a constant is not computed, and so nothing reads the parameters 
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jax.extend import core
@@ -21,7 +21,7 @@ from jaxopt_compress.rewriting.coupling.background import (
     uniform,
     unknown,
 )
-from jaxopt_compress.rewriting.coupling.constants import is_zero
+from jaxopt_compress.rewriting.coupling.constants import Known, is_zero
 from jaxopt_compress.rewriting.coupling.control import INLINE
 from jaxopt_compress.rewriting.coupling.coupling import NotRemovable
 from jaxopt_compress.rewriting.coupling.equations import Body, Node
@@ -67,23 +67,23 @@ def skips(body: Body, kept: Kept, emptied: Collection[int]) -> Skips:
     start = [
         uniform(axes, ZERO) if i in emptied else unknown(axes) for i, axes in enumerate(body.ins)
     ]
-    found: dict[Body, dict[Any, Background]] = {}
+    found: dict[Body, dict[core.Var, Background]] = {}
     backgrounds(body, Walk(kept, [], every=True, values=found), start)
     bodies: dict[Body, Skipped] = {}
     return Skips(bodies, _live(body, found, bodies))
 
 
 def _live(
-    body: Body, found: dict[Body, dict[Any, Background]], bodies: dict[Body, Skipped]
+    body: Body, found: dict[Body, dict[core.Var, Background]], bodies: dict[Body, Skipped]
 ) -> list[bool]:
     """Fills ``bodies``, and says which arguments are read, from the end to the beginning."""
     own = {v: b.everywhere for v, b in found.get(body, {}).items()}
     given = {*body.jaxpr.invars, *body.jaxpr.constvars}
     known = {v: x for v, x in own.items() if isinstance(x, np.generic) and v not in given}
     skipped = bodies[body] = Skipped(known, set(), {}, set(), {})
-    needed: set[Any] = set()
+    needed: set[core.Var] = set()
 
-    def need(vs: Sequence[Any]) -> None:
+    def need(vs: Sequence[core.Var | core.Literal]) -> None:
         needed.update(v for v in vs if not isinstance(v, core.Literal) and v not in known)
 
     need(body.jaxpr.outvars)
@@ -106,7 +106,7 @@ def _live(
     return [v in needed for v in body.jaxpr.invars]
 
 
-def _other(node: Node, everywhere: dict[Any, Any]) -> int | None:
+def _other(node: Node, everywhere: dict[core.Var, Known]) -> int | None:
     """The operand that a sum with zeros is equal to."""
     for i, v in enumerate(node.eqn.invars if node.name in _SUMS else ()):
         zero = not isinstance(v, core.Literal) and is_zero(everywhere.get(v))

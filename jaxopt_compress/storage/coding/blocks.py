@@ -253,7 +253,7 @@ CODINGS: dict[str | None, tuple[int, ...]] = {
 
 
 @functools.cache
-def check_coding(coding: Any) -> None:
+def check_coding(coding: str | None) -> None:
     """Raises unless a coding is known and what it needs is installed."""
     if coding not in CODINGS or coding is None:
         known = ", ".join(repr(name) for name in CODINGS if name)

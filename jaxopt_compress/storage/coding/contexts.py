@@ -36,7 +36,7 @@ _ONE = 2**20
 _EVEN = -1
 
 # Takes bits, or None where they are read, and the probabilities of a one; gives the bits.
-_Tell = Callable[[Any, np.ndarray], np.ndarray]
+_Tell = Callable[[np.ndarray | None, np.ndarray], np.ndarray]
 
 
 def encode(symbols: np.ndarray, columns: int) -> bytes:
@@ -67,7 +67,7 @@ def decode(payload: memoryview, count: int, columns: int) -> np.ndarray:
     coder = stream.queue.RangeDecoder(np.frombuffer(payload[1:], "<u4").astype(np.uint32))
     family = stream.model.Bernoulli(perfect=False)
 
-    def tell(_: Any, chance: np.ndarray) -> np.ndarray:
+    def tell(_: np.ndarray | None, chance: np.ndarray) -> np.ndarray:
         return coder.decode(family, chance).astype(bool) if len(chance) else np.zeros(0, bool)
 
     values = _rows(np.zeros(count, np.int64), columns)
@@ -167,7 +167,9 @@ class _Model:
         found[at] = np.where(negative, -told, told)
         return found
 
-    def ask(self, node: Any, context: np.ndarray, answers: np.ndarray | None) -> np.ndarray:
+    def ask(
+        self, node: int | np.ndarray, context: np.ndarray, answers: np.ndarray | None
+    ) -> np.ndarray:
         """Tells or reads the answers to one question each, and learns from them."""
         if node is _EVEN:
             return self.answer(answers, np.full(len(context), 0.5, np.float32))

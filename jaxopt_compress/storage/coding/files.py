@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Sharding
 
 from jaxopt_compress.storage import stored
 from jaxopt_compress.storage.checksums import Box, Part, boxes_of, crc32, own_parts, parts_in
@@ -13,7 +14,7 @@ from jaxopt_compress.storage.coding import chunks
 from jaxopt_compress.storage.coding.blocks import check_coding
 from jaxopt_compress.storage.processes import Meeting, is_first
 from jaxopt_compress.storage.schema import Chunk, Entry, encode
-from jaxopt_compress.typing import PyTree
+from jaxopt_compress.typing import Leaf, PyTree
 
 # Numbers that processes tell each other about a part: its checksum, and those of a `Chunk`.
 _TOLD = 5
@@ -47,7 +48,7 @@ def coded_bytes(tree: PyTree, coding: str = "ans") -> int:
 
 
 def write(
-    folder: Any, arrays: dict[str, tuple[Entry, Any]], coding: str, meeting: Meeting
+    folder: Any, arrays: dict[str, tuple[Entry, Leaf]], coding: str, meeting: Meeting
 ) -> tuple[dict[str, list[Part]], dict[str, list[Chunk]]]:
     """Writes arrays, given as ``(entry, array)`` by their keys, into a new folder, one at a time.
 
@@ -93,7 +94,7 @@ def write(
     return parts, places
 
 
-def read(folder: Any, wanted: Sequence[tuple[Entry, Any]]) -> Iterator[Any]:
+def read(folder: Any, wanted: Sequence[tuple[Entry, Sharding | None]]) -> Iterator[Leaf]:
     """Reads coded arrays, given as ``(entry, sharding or None)``, one at a time.
 
     Yields:
@@ -137,7 +138,7 @@ def check_sizes(folder: Any, entries: Sequence[Entry]) -> None:
             raise stored.damaged(folder, f"{path.name} has {found} bytes, not {size}")
 
 
-def _stored_array(folder: Any, entry: Entry, sharding: Any) -> Any:
+def _stored_array(folder: Any, entry: Entry, sharding: Any) -> jax.Array | np.ndarray:
     """The stored array: on its devices if each holds whole parts, else on the host."""
     if not stored.reads_shards(entry, sharding):
         return _box(folder, entry, ((0,) * len(entry.stored_shape), entry.stored_shape))

@@ -33,7 +33,7 @@ _WEIGHT, _RATE, _PRIOR, _HALVE = 0.5, 0.02, 6.0, 400.0
 _UNARY = 24
 
 # Takes an answer, or None where it is read, and the probability of a yes; gives the answer.
-_Tell = Callable[[Any, float], int]
+_Tell = Callable[[int | None, float], int]
 
 
 def encode(symbols: np.ndarray, bits: int, columns: int) -> bytes | None:
@@ -69,7 +69,7 @@ def decode(payload: memoryview, count: int, bits: int, columns: int) -> np.ndarr
     family = stream.model.Bernoulli(perfect=False)
     chance_of = np.empty(1, np.float32)
 
-    def tell(_: Any, chance: float) -> int:
+    def tell(_: int | None, chance: float) -> int:
         chance_of[0] = chance
         try:
             return int(coder.decode(family, chance_of)[0])
@@ -120,7 +120,7 @@ def _walk(rows: list[list[int]], other: int | None, tell: _Tell, known: bool) ->
     return rows
 
 
-def _flags(answers: Sequence[Any], tell: _Tell) -> list[int]:
+def _flags(answers: Sequence[int | bool | None], tell: _Tell) -> list[int]:
     """Which rows, or columns, hold anything; neighbours are alike."""
     mixed, found, last = _Mixed(2, tell), [], 1
     older = 1
@@ -139,7 +139,7 @@ class _Mixed:
         self.counts: list[dict[Hashable, list[float]]] = [{} for _ in range(contexts)]
         self.weights = [_WEIGHT] * contexts
 
-    def ask(self, answer: Any, keys: Iterable[Hashable]) -> int:
+    def ask(self, answer: int | bool | None, keys: Iterable[Hashable]) -> int:
         """Tells or reads the answer, and learns from it."""
         stretch, squash = _tables()
         share = self.all[0] / self.all[1]

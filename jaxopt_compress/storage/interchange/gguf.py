@@ -3,6 +3,7 @@
 import os
 import pathlib
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ _PLAIN = ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64")
 _DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "bfloat16")
 
 
-def load_gguf(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load_gguf(path: str | os.PathLike[str]) -> dict[str, Leaf]:
     """Reads the tensors of a GGUF file, as a flat dict by their names.
 
     Q4_0 and Q8_0 become `QuantizedArray` leaves, int4 and int8 in groups of 32 with float16 scales,
@@ -59,7 +60,7 @@ def load_gguf(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {tensor.name: _read(gguf, tensor) for tensor in tensors}
 
 
-def _read(gguf: Any, tensor: Any) -> Any:
+def _read(gguf: ModuleType, tensor: Any) -> Leaf:
     # A copy: the reader maps the file, which may be replaced.
     kind, data = tensor.tensor_type, np.array(tensor.data)
     if kind.name in ("Q4_0", "Q8_0") and len(tensor.shape) == 2:
@@ -121,7 +122,9 @@ def save_gguf(
     os.replace(beside, file)
 
 
-def _blocks(gguf: Any, name: str, leaf: Leaf, layout: str, kind: str | None) -> tuple[Any, Any]:
+def _blocks(
+    gguf: ModuleType, name: str, leaf: Leaf, layout: str, kind: str | None
+) -> tuple[np.ndarray, Any]:
     types = gguf.GGMLQuantizationType
     if is_compressed(leaf):
         own = linear_of(name, leaf, layout)
@@ -145,7 +148,7 @@ def _blocks(gguf: Any, name: str, leaf: Leaf, layout: str, kind: str | None) -> 
     return x, None
 
 
-def _rounded(gguf: Any, name: str, x: np.ndarray, kind: str) -> np.ndarray:
+def _rounded(gguf: ModuleType, name: str, x: np.ndarray, kind: str) -> np.ndarray:
     """The blocks of a dense matrix, by the package gguf."""
     refuse = lambda why: ValueError(f"{name!r} of shape {x.shape} as {kind!r}: {why}")
     types = gguf.GGMLQuantizationType

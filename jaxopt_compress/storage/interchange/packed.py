@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 from jaxopt_compress.arrays import InputQuantizedArray
 from jaxopt_compress.storage.interchange import sparse
 from jaxopt_compress.storage.interchange.fields import Linear, leaf_of, unpack_words
+from jaxopt_compress.typing import Leaf
 
 # Which of eight neighbouring columns AWQ keeps in which four bits of a word, lowest first.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -39,7 +40,7 @@ def quantization_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(found)
 
 
-def fields_of(names: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def fields_of(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The tensors that make up each quantized weight, by its name, which ends in ``.weight``."""
     ending, others, _ = READERS[config["quant_method"]]
     found = {}
@@ -54,7 +55,7 @@ def fields_of(names: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
     return found
 
 
-def read_leaf(path: str, names: tuple[str, ...], read: Read, config: Mapping[str, Any]) -> Any:
+def read_leaf(path: str, names: tuple[str, ...], read: Read, config: Mapping[str, Any]) -> Leaf:
     """One quantized weight.
 
     Raises:
@@ -68,7 +69,7 @@ def read_leaf(path: str, names: tuple[str, ...], read: Read, config: Mapping[str
         raise ValueError(f"{path!r} of {shapes} cannot be read: {error}") from error
 
 
-def _gptq(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -> Any:
+def _gptq(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -> Leaf:
     bits = int(config["bits"])
     scale = tensors["scales"].T
     out, groups = scale.shape
@@ -91,7 +92,7 @@ def _gptq(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) 
     return leaf_of(Linear(codes, scale, zero, bits, group), signed=False)
 
 
-def _awq(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -> Any:
+def _awq(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -> Leaf:
     del path
     if int(config.get("bits", config.get("w_bit", 4))) != 4:
         raise ValueError("AWQ of other widths than 4 bits")
@@ -109,7 +110,7 @@ def _awq(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -
     return leaf_of(Linear(codes, scale, zero, 4, group), signed=False)
 
 
-def _group(columns: int, groups: int, asked: Sequence[Any]) -> int | None:
+def _group(columns: int, groups: int, asked: Sequence[int | str | None]) -> int | None:
     """How many columns share a scale, the last ones perhaps fewer; None for all.
 
     Raises:
@@ -129,7 +130,7 @@ def _group(columns: int, groups: int, asked: Sequence[Any]) -> int | None:
     return columns // groups
 
 
-def _compressed(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -> Any:
+def _compressed(path: str, tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -> Leaf:
     if "compressed" in tensors:
         if "weight_scale" in tensors or tensors["compressed"].dtype.kind in "iu":
             raise ValueError("2:4 weights that are quantized too: only floats can be read")
@@ -202,7 +203,7 @@ def _rounds_inputs(path: str, config: Mapping[str, Any], bits: int) -> bool:
 
 
 # By quant_method: the last names of tensors that hold codes, those of the others, and the reader.
-READERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Any]] = {
+READERS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable[..., Leaf]]] = {
     "gptq": (("qweight",), ("qzeros", "scales", "g_idx"), _gptq),
     "awq": (("qweight",), ("qzeros", "scales"), _awq),
     "compressed-tensors": (

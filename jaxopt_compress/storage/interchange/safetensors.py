@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 
@@ -64,7 +63,9 @@ def save_safetensors(
     _write_config(root, config)
 
 
-def _written(tree: PyTree, layout: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _written(
+    tree: PyTree, layout: str
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, object]]]:
     """The tensors of a tree, and what ``config.json`` says of them."""
     tensors: dict[str, np.ndarray] = {}
     schemes: dict[str, list[str]] = {}
@@ -104,7 +105,7 @@ def _add(tensors: dict[str, np.ndarray], name: str, new: dict[str, np.ndarray]) 
     tensors |= new
 
 
-def _write_config(root: pathlib.Path, own: dict[str, Any]) -> None:
+def _write_config(root: pathlib.Path, own: dict[str, dict[str, object]]) -> None:
     """Says in ``config.json`` how weights are stored, and leaves the model's own keys."""
     path = root / "config.json"
     there = json.loads(path.read_text("utf-8")) if path.exists() else {}
@@ -119,7 +120,7 @@ def _write_config(root: pathlib.Path, own: dict[str, Any]) -> None:
 _QUANTIZATION = ("quantization_config", "compression_config")
 
 
-def _without_inputs(name: str, leaf: Leaf) -> tuple[Any, dict[str, Any] | None]:
+def _without_inputs(name: str, leaf: Leaf) -> tuple[Leaf, dict[str, object] | None]:
     """The weight itself, and how activations that meet it are rounded."""
     if not isinstance(leaf, InputQuantizedArray):
         return leaf, None
@@ -160,7 +161,7 @@ def _narrow(zero: np.ndarray, half: int) -> np.ndarray:
     return zero.astype(np.int8)
 
 
-def _scheme(own: Linear) -> dict[str, Any]:
+def _scheme(own: Linear) -> dict[str, object]:
     return {
         "num_bits": own.bits,
         "type": "int",
@@ -171,7 +172,7 @@ def _scheme(own: Linear) -> dict[str, Any]:
     }
 
 
-def _config(schemes: dict[str, list[str]]) -> dict[str, Any]:
+def _config(schemes: dict[str, list[str]]) -> dict[str, dict[str, object]]:
     groups, formats = {}, set()
     for i, (text, targets) in enumerate(schemes.items()):
         weights, inputs = json.loads(text)

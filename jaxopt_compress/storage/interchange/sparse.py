@@ -1,7 +1,6 @@
 """2:4 sparse matrices as compressed-tensors keeps them (``sparse-24-bitmask``)."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +70,7 @@ def leaf_of(tensors: Mapping[str, np.ndarray]) -> SparseArray:
     return sparse_nm(jnp.asarray(dense), jnp.asarray(mask), 2, 4, -1)
 
 
-def config_of(every: list[str], targets: list[str]) -> dict[str, Any]:
+def config_of(every: list[str], targets: list[str]) -> dict[str, object]:
     """What ``config.json`` says of sparse weights: all names of weights, and those that are."""
     return {
         "format": FORMAT,
