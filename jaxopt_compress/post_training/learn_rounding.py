@@ -1,5 +1,6 @@
 """Codes chosen together, by what a function returns and not by one product after the other."""
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -118,14 +119,15 @@ def learn_rounding(
     ends = {path: tuple(x.materialize() for x in pair) for path, pair in sides.items()}
     start = {path: _start(dense[path], *pair) for path, pair in ends.items()}
     rest = lambda i: (ends, small, *pairs[i % len(pairs)])
-    given_run = {
-        "resume": resume,
-        "fingerprint": lambda: fingerprint(
+    run_all = functools.partial(
+        run_steps,
+        resume=resume,
+        fingerprint=lambda: fingerprint(
             str(jax.make_jaxpr(fn)(params, *given[0])), params, small, given, where, steps, rate
         ),
-        "progress": progress,
-    }
-    up = _learned(loss, start, rest, steps, rate, given_run)
+        progress=progress,
+    )
+    up = _learned(loss, start, rest, steps, rate, run_all)
     codes = {path: _either(leaf, *sides[path], up[path]) for path, leaf in chosen.items()}
     made = map_named(lambda path, x: codes.get(path, x), small)
     return made if over_all(made) < before else small
@@ -137,7 +139,7 @@ def _learned(
     rest: Callable[[int], tuple[PyTree, ...]],
     steps: int,
     rate: float,
-    given: dict[str, Any],
+    run_all: Callable[..., PyTree],
 ) -> dict[str, jax.Array]:
     """Which of the choices end nearer to 1."""
     adam, count = optax.adam(rate), sum(x.size for x in v.values())
@@ -154,7 +156,7 @@ def _learned(
         return optax.apply_updates(v, updates), state
 
     at = lambda i: jnp.float32(i / steps)
-    v, _ = run_steps(lambda i, now: step(*now, at(i), *rest(i)), (v, adam.init(v)), steps, **given)
+    v, _ = run_all(lambda i, now: step(*now, at(i), *rest(i)), (v, adam.init(v)), steps)
     return {path: between(x) >= 0.5 for path, x in v.items()}
 
 
