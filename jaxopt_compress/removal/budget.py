@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxopt_compress.rewriting.coupling.equations import Body
 from jaxopt_compress.rewriting.coupling.products import PRODUCTS, multiplications
@@ -54,6 +55,21 @@ class Offer(NamedTuple):
     saved: int
     products: int
     multiple: int
+
+
+def checked_scores(name: str, scores: ArrayLike, count: int) -> np.ndarray:
+    """The scores of a group.
+
+    Raises:
+        ValueError: They are not ``count`` numbers of at least 0.
+    """
+    found = np.asarray(scores)
+    if found.shape != (count,) or not (found >= 0).all():
+        raise ValueError(
+            f"scores of {name!r} have shape {found.shape}; they have to be {count} numbers of at "
+            "least 0"
+        )
+    return found
 
 
 def in_order(offers: Mapping[str, Offer]) -> list[str]:

@@ -11,6 +11,7 @@ from jaxopt_compress.removal.budget import (
     Offer,
     afford,
     check_round_to,
+    checked_scores,
     total_flops,
     unit_multiple,
     work_of,
@@ -266,10 +267,8 @@ class Groups(ScoredGroups):
         scores = self.scores() if scores is None else scores
         offers = {
             name: Offer(
-                np.asarray(scores[name]),
-                group.flops,
-                group.products,
-                self._multiple(name, round_to),
+                checked_scores(name, scores[name], len(group)),
+                *(group.flops, group.products, self._multiple(name, round_to)),
             )
             for name, group in self.items()
             if name in scores
@@ -277,12 +276,6 @@ class Groups(ScoredGroups):
             and group.flops > 0
             and (allow_inexact or not group.inexact or (skip and group.skippable))
         }
-        for name, offer in offers.items():
-            if offer.scores.shape != (len(self[name]),) or not (offer.scores >= 0).all():
-                raise ValueError(
-                    f"scores of {name!r} have shape {offer.scores.shape}; they have to be "
-                    f"{len(self[name])} numbers of at least 0"
-                )
         left = lambda units: work_of(self._analysis.body, self._kept(self._seeds(units)))
         share = lambda units: total_flops(left(units)) / self._total
         return afford(offers, budget, share, self._needed)
