@@ -164,7 +164,7 @@ def sensitivities(
         The table, for `allocate`.
 
     Raises:
-        ValueError: No candidate takes any parameter, or two groups share one.
+        ValueError: No candidate takes any parameter, two groups share one, or there are no batches.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxopt_compress as jc
@@ -184,6 +184,9 @@ def sensitivities(
         Dong et al., 2020, HAWQ-V2: Hessian Aware trace-Weighted Quantization of Neural Networks.
     """
     batches, held_out = list(batches), list(batches if held_out is None else held_out)
+    if not batches or not held_out:
+        which = "held_out" if batches else "batches"
+        raise ValueError(f"{which} is empty: losses are means over one batch at least")
     rows = _rows(params, uses, groups)
     taken = {path for paths in rows.values() for path in paths}
     leaves = {path: w for path, w in named_leaves(params) if path in taken}

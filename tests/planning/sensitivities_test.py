@@ -173,6 +173,11 @@ def test_wrong_calls():
         jc.sensitivities(
             loss, params, {"x": jc.quantize("int8", where="nowhere/*")}, batches, uses=uses
         )
+    few = {"int8": jc.quantize("int8")}
+    with pytest.raises(ValueError, match="batches is empty"):
+        jc.sensitivities(loss, params, few, [], uses=uses)
+    with pytest.raises(ValueError, match="held_out is empty"):
+        jc.sensitivities(loss, params, few, batches, held_out=[], uses=uses)
     for share in (0, 1.5, True):
         with pytest.raises(ValueError, match="share that is left"):
             jc.bytes(share)
