@@ -82,10 +82,17 @@ def _relative_norm(squares: Sequence[np.ndarray]) -> float:
 
 def _cosine(x: jax.Array, y: jax.Array) -> jax.Array:
     """The cosine between rows of two matrices; 1 if both are 0, and 0 if one of them is."""
+    x, y = _in_range(x), _in_range(y)
     dot = jnp.einsum("nk,nk->n", x, y, precision="highest")
     sizes = jnp.linalg.norm(x, axis=1), jnp.linalg.norm(y, axis=1)
     both = sizes[0] * sizes[1]
     return jnp.where(both > 0, dot / jnp.where(both > 0, both, 1), sizes[0] == sizes[1])
+
+
+def _in_range(x: jax.Array) -> jax.Array:
+    """Rows over their largest entries, whose squares are neither 0 nor infinite."""
+    top = jnp.max(jnp.abs(x), axis=1, keepdims=True, initial=0)
+    return x / jnp.where(top > 0, top, 1)
 
 
 def _rank_correlation(x: jax.Array, y: jax.Array) -> jax.Array:

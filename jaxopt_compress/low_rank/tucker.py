@@ -139,7 +139,8 @@ def tucker(
             assert ranks is not None
             inner, outer = min(ranks[0], sizes[1]), min(ranks[1], sizes[2])
         state = TuckerState(np.dtype(dense.dtype), channels)
-        return Decision(state, parts_of(dense, channels, *tucker2(w, inner, outer)))
+        parts = _within(dense.dtype, *tucker2(w, inner, outer))
+        return Decision(state, parts_of(dense, channels, *parts))
 
     asked = spelled("tucker", **given, where=where, inputs=inputs, stack=stack or None)
     return compression_of(LeafMethod(check, init), where, stack=stack, asked=asked)
@@ -211,6 +212,20 @@ def parts_of(
         "core": placed(core, window),
         "last": placed(last, ones),
     }
+
+
+def _within(
+    dtype: np.dtype, first: jax.Array, core: jax.Array, last: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The parts, of which the outer ones take over what of the core's size is too large.
+
+    One entry of the core may be as large as the norm of the kernel, beyond float16.
+    """
+    most = jnp.finfo(dtype).maxexp - 1
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(core)))
+    half = jnp.maximum(exponent - most + 1, 0) // 2
+    scaled = lambda x: jnp.ldexp(x, half)
+    return scaled(first), jnp.ldexp(core, -2 * half), scaled(last)
 
 
 def _of_ratio(parameter: Parameter, sizes: tuple[int, int, int], ratio: float) -> tuple[int, int]:

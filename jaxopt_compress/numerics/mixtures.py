@@ -31,7 +31,9 @@ def spread(low: jax.Array, high: jax.Array, components: int, share: float) -> Mi
     # No difference, which may overflow.
     means = low[..., None] * (1 - along) + high[..., None] * along
     means = jnp.concatenate([jnp.zeros_like(means[..., :1]), means], -1)
-    width = jnp.maximum(0.5 * high - 0.5 * low, 1e-6)[..., None] / (2 * max(components - 2, 1))
+    # Of equal entries a share of their size, and never 0, whose logarithm is infinite.
+    size = jnp.maximum(jnp.maximum(jnp.abs(low), jnp.abs(high)) * 1e-6, 2.0**-100)
+    width = jnp.maximum(0.5 * high - 0.5 * low, size)[..., None] / (2 * max(components - 2, 1))
     scales = jnp.broadcast_to(jnp.log(width), means.shape)
     rest = math.log((1 - share) / (components - 1))
     logits = jnp.full(means.shape, rest, low.dtype).at[..., 0].set(math.log(share))

@@ -18,7 +18,7 @@ def seal(x: jax.Array, dtype) -> jax.Array:
     conversion, and others end in an optimization barrier. The derivative is that of a conversion.
 
     Args:
-        x: Float32, any shape.
+        x: Floats, any shape; narrower ones than float32 are widened first.
         dtype: The floating dtype of the result.
 
     Returns:
@@ -37,6 +37,8 @@ def _seal(x: jax.Array, dtype: np.dtype) -> jax.Array:
     if dtype.itemsize > 2:
         return lax.optimization_barrier(x.astype(dtype))
     info = jnp.finfo(dtype)
+    # The inverse of the smallest step is infinite in float16.
+    x = x.astype(promoted(x.dtype, jnp.float32))
     rounded = lax.reduce_precision(x, exponent_bits=info.nexp, mantissa_bits=info.nmant)
     if info.nexp < jnp.finfo(jnp.float32).nexp:
         # reduce_precision would make them zeros; they are the multiples of the smallest one.

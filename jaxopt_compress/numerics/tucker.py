@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jaxopt_compress.numerics.svd import unit_range
+
 
 @functools.partial(jax.jit, static_argnames=("inner", "outer", "rounds"))
 def tucker2(
@@ -33,7 +35,7 @@ def tucker2(
         Compression of Deep Convolutional Neural Networks for Fast and Low Power Mobile
         Applications.
     """
-    x = w.astype(jnp.float32)
+    x, exponent = _in_unit_range(w)
 
     def along(y: jax.Array, axis: str, count: int) -> jax.Array:
         """The leading singular vectors of an unfolding, from its products with itself."""
@@ -46,7 +48,7 @@ def tucker2(
 
     b, _ = jax.lax.scan(step, along(x, "o", outer), None, length=rounds)
     a = along(_sum("sio,ob->sib", x, b), "i", inner)
-    return a, _sum("sio,ia,ob->sab", x, a, b), b.T
+    return a, jnp.ldexp(_sum("sio,ia,ob->sab", x, a, b), exponent), b.T
 
 
 def mode_energies(w: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -56,12 +58,18 @@ def mode_energies(w: jax.Array) -> tuple[jax.Array, jax.Array]:
         w: Floats, ``[s, i, o]``.
 
     Returns:
-        Float32 ``[i]`` and ``[o]``.
+        Float32 ``[i]`` and ``[o]``, in units of a power of two near the largest entry's square.
     """
-    x = w.astype(jnp.float32)
+    x, _ = _in_unit_range(w)
     grams = _sum("sio,sjo->ij", x, x), _sum("sio,sip->op", x, x)
     first, second = (jnp.maximum(jnp.linalg.eigvalsh(g)[::-1], 0) for g in grams)
     return first, second
+
+
+def _in_unit_range(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """As `unit_range`, of all positions together."""
+    x, exponent = unit_range(w.reshape(-1, w.shape[-1]))
+    return x.reshape(w.shape), exponent
 
 
 def _sum(how: str, *operands: jax.Array) -> jax.Array:

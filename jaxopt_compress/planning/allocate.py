@@ -78,18 +78,13 @@ def allocate(table: Sensitivities, budget: Budget | Sequence[Budget]) -> Allocat
     costs = np.array([table.increase(row, name) for row, name in pairs])
     member = np.array([[row == own for own, _ in pairs] for row in table.cells], float)
     limits = [_limited(table, pairs, each) for each in budgets]
-    # Costs of one size keep the solver's tolerances meaningful; bytes break ties.
-    scale = max(costs.max(), np.finfo(float).tiny)
-    objective = costs / scale + 1e-9 * sizes / sizes.max()
-    solved = optimize.milp(
-        objective,
-        integrality=np.ones(len(pairs)),
-        bounds=optimize.Bounds(0, 1),
-        constraints=[
+    solved = _solved(
+        costs,
+        sizes,
+        [
             optimize.LinearConstraint(member, 1, 1),
             *(optimize.LinearConstraint(*_scaled(amounts, limit)) for amounts, limit in limits),
         ],
-        options={"mip_rel_gap": 0.0},
     )
     if solved.x is None and solved.status != _INFEASIBLE:
         raise RuntimeError(f"no choice was found for {budgets}: {solved.message}")
@@ -97,6 +92,33 @@ def allocate(table: Sensitivities, budget: Budget | Sequence[Budget]) -> Allocat
         raise ValueError(f"no choice fits all of {budgets}, each of which fits alone")
     taken = [i for i, x in enumerate(solved.x) if x > 0.5]
     return choose(table, {pairs[i][0]: pairs[i][1] for i in taken})
+
+
+def _solved(costs: np.ndarray, sizes: np.ndarray, constraints: list[Any]) -> Any:
+    """What the solver finds for the least sum of costs, which are at least 0.
+
+    It stops within about 1e-6 of the least sum, in units of its objective: of the largest cost. So
+    what costs more alone than a sum that was found, such as a candidate that ruins the model, is
+    left out, and the rest is solved again in a smaller unit.
+    """
+    optimize = require("scipy.optimize", extra="plan")
+    usable = np.ones(len(costs), bool)
+    while True:
+        unit = max(costs[usable].max(), np.finfo(float).tiny)
+        solved = optimize.milp(
+            # Bytes break ties.
+            np.where(usable, costs, 0) / unit + 1e-9 * sizes / sizes.max(),
+            integrality=np.ones(len(costs)),
+            bounds=optimize.Bounds(0, usable.astype(float)),
+            constraints=constraints,
+            options={"mip_rel_gap": 0.0},
+        )
+        if solved.x is None:
+            return solved
+        worse = usable & (costs > costs[solved.x > 0.5].sum())
+        if not worse.any():
+            return solved
+        usable &= ~worse
 
 
 def _scaled(amounts: np.ndarray, limit: float) -> tuple[np.ndarray, float, float]:

@@ -36,3 +36,10 @@ def squared_gradients(
     for batch in batches:
         total = add(total, params, *batch)
     return {path: t / len(batches) for path, t in total.items()}
+
+
+def check_some(**batches: Sequence[Any]) -> None:
+    """Refuses sequences of batches, by their names, of which there are none."""
+    for name, each in batches.items():
+        if not each:
+            raise ValueError(f"{name} is empty: losses are means over one batch at least")

@@ -14,7 +14,7 @@ from jaxopt_compress.compression import Compression, compress
 from jaxopt_compress.compression.compress import Recipe
 from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.planning.costs import Running, running
-from jaxopt_compress.planning.fisher import squared_gradients
+from jaxopt_compress.planning.fisher import check_some, squared_gradients
 from jaxopt_compress.planning.kept import Kept, in_turns, tracked
 from jaxopt_compress.planning.tables import Table, as_rich, as_text
 from jaxopt_compress.post_training.fingerprint import fingerprint
@@ -166,7 +166,7 @@ def sensitivities(
         The table, for `allocate`.
 
     Raises:
-        ValueError: No candidate takes any parameter, or two groups share one.
+        ValueError: No candidate takes any parameter, two groups share one, or there are no batches.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxopt_compress as jc
@@ -186,6 +186,7 @@ def sensitivities(
         Dong et al., 2020, HAWQ-V2: Hessian Aware trace-Weighted Quantization of Neural Networks.
     """
     batches, held_out = list(batches), list(batches if held_out is None else held_out)
+    check_some(batches=batches, held_out=held_out)
     rows = _rows(params, uses, groups)
     taken = {path for paths in rows.values() for path in paths}
     leaves = {path: w for path, w in named_leaves(params) if path in taken}
@@ -202,8 +203,7 @@ def sensitivities(
             forms |= {(row, name): stored[name] for name in _frontier(cells[row])[:measured]}
     if not cells:
         raise ValueError(f"no candidate of {sorted(candidates)} takes any of {sorted(leaves)[:8]}")
-
-    asked = (params, dict(candidates), batches, held_out, loss)
+    asked = (params, dict(candidates), batches, held_out, loss, stats)
     kept = Kept(resume, fingerprint(*asked, *([] if beside is None else [others])))
     run = jax.jit(loss)
     mean = lambda tree: sum(float(run(tree, *batch)) for batch in held_out) / len(held_out)

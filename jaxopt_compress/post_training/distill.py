@@ -89,7 +89,10 @@ def distill(
     floats, rest = _halves(small, where)
     if not given or steps < 1:
         raise ValueError(f"{len(given)} batches and steps={steps}; at least 1 of each")
-    tx = optimizer or optax.adam(optax.cosine_decay_schedule(rate, steps), b2=0.99)
+    # Gradients of what is a small part of the outputs, or of few of many floats, are far below the
+    # usual eps.
+    rates = optax.cosine_decay_schedule(rate, steps)
+    tx = optimizer or optax.adam(rates, b2=0.99, eps=1e-15)
     run = lift(fn)
     arrays, treedef = jax.tree.flatten(floats)
     sizes = list(map(_sizes, arrays))

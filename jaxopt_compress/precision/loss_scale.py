@@ -77,10 +77,8 @@ def dynamic_loss_scale(
     def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any) -> PyTree:
         true_size = lambda g: g.astype(jnp.float32) / state.scale if _is_float(g) else g
         grads = jax.tree.map(true_size, updates)
-        finite = jnp.stack(
-            [jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grads) if _is_float(g)]
-        )
-        finite = jnp.all(finite)
+        each = [jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grads) if _is_float(g)]
+        finite = jnp.all(jnp.asarray(each, bool))
         updates, new = inner.update(grads, state.inner, params, **extra)
         if params is not None:
             same = lambda u, p: u.astype(p.dtype) if _is_float(u) and _is_float(p) else u

@@ -207,8 +207,9 @@ def _search(
 ) -> None:
     """Shares between the least and the most, then candidates that all rows get alike."""
     whole = table.dense_bytes
-    # A byte more, so that rounding does not leave it out.
-    low, high = (table.least_bytes + 1) / whole, 1.0 if budget is None else budget.share
+    high = 1.0 if budget is None else budget.share
+    # A byte more, so that rounding does not leave it out; all of it where nothing is smaller.
+    low = min((table.least_bytes + 1) / whole, high)
     ask = lambda share: keeps(f"{100 * share:.3g}%", allocate(table, bytes(share)))
     # Without a budget the upper end is the dense parameters, which keep any bound.
     good = budget is None or ask(high)

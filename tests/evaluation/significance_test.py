@@ -8,6 +8,7 @@ import scipy.stats
 
 import jaxopt_compress as jc
 from jaxopt_compress.evaluation.ranks import area
+from jaxopt_compress.evaluation.relations import _cosine
 from jaxopt_compress.evaluation.significance import bootstrap, mcnemar, paired_test, sign_test
 
 
@@ -111,6 +112,13 @@ def test_comparisons_hold_tests_attributions_membership_and_layers(case):
     operations = 20 * (16 * 32 + 32 * 4) * 4.6
     assert b["microjoules"] == pytest.approx((operations + b["moved_bytes"] * 162.5) / 1e6)
     assert 0 <= b["noise/accuracy"] <= 1 and len(b["per_class"]["f1"]) == 4
+
+
+def test_attributions_of_any_size_are_compared():
+    x = jnp.array([[1.0, 2.0], [3.0, -1.0], [0.0, 0.0]])
+    y = jnp.array([[2.0, 1.0], [3.0, -1.0], [0.0, 1.0]])
+    for scale in (1.0, 1e-30, 1e30):
+        np.testing.assert_allclose(_cosine(x * scale, y), [0.8, 1.0, 0.0], rtol=1e-6)
 
 
 def test_areas_have_no_value_without_both_kinds():

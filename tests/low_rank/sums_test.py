@@ -28,6 +28,17 @@ def test_both_parts_are_found():
     np.testing.assert_array_equal(mask, sparse != 0)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sums_in_16_bits_are_those_of_their_parts(dtype):
+    low, sparse = low_and_sparse(8, 6, 1, 0.05)
+    w = jnp.asarray(low + sparse, dtype)
+    c = jc.low_rank_plus_sparse(rank=2, sparsity=0.8)
+    small = jc.compress({"w": w}, c, layout="in,out")["w"]
+    parts = [np.asarray(part.materialize(), np.float32) for part in small.parts]
+    want = jnp.asarray(parts[0] + parts[1], dtype)
+    np.testing.assert_array_equal(small.materialize(), want)
+
+
 @pytest.mark.ci
 def test_robust_pca_finds_rank_and_places():
     low, sparse = low_and_sparse(40, 30, 2, 0.05)

@@ -82,6 +82,22 @@ def test_ranks_by_bytes_and_energy():
         assert share[rank - 2] < 0.8 <= share[rank - 1]
 
 
+@pytest.mark.parametrize("scale", [2.0**-70, 2.0**70])
+def test_scales_change_nothing_else(scale):
+    """Squares of these leave float32."""
+    w = kernel(3, 3, 6, 8)
+    for c in (jc.tucker(ranks=(3, 4)), jc.tucker(energy=0.7)):
+        want, got = (jc.compress({"w": x}, c, layout="in,out")["w"] for x in (w, w * scale))
+        assert got.ranks == want.ranks
+        np.testing.assert_array_equal(got.materialize() / scale, want.materialize())
+
+
+def test_a_core_beyond_float16_is_shared_by_the_other_parts():
+    w = jnp.full((3, 3, 64, 64), 5e3, jnp.float16)
+    small = jc.compress({"w": w}, jc.tucker(ranks=(2, 2)), layout="in,out")["w"]
+    np.testing.assert_allclose(small.materialize(), w, rtol=2e-3)
+
+
 @pytest.mark.ci
 def test_products_of_vectors_are_found():
     """A sum of four, of which the decomposition is unique (Kruskal, 1977)."""

@@ -23,6 +23,12 @@ def test_seal_rounds_to_even_down_to_subnormals(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_seal_of_values_of_that_dtype_changes_none(dtype):
+    x = jnp.asarray([0.0, -0.0, 1.5, -3e-5, 1e-7, np.inf, np.nan], dtype)
+    assert np.asarray(seal(x, dtype)).tobytes() == np.asarray(x).tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_seal_has_the_derivative_of_a_conversion(dtype):
     x, weight = jnp.asarray([1.5, 1e-6, -3e-5]), jnp.asarray([1.0, 2.0, 3.0])
     loss = lambda x: jnp.sum(seal(x, dtype).astype(jnp.float32) * weight)

@@ -69,6 +69,20 @@ def test_allocation_is_the_best_of_all_choices(seed, share):
     assert found.bytes <= share * table.dense_bytes
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_candidates_that_ruin_the_model_hide_no_others(seed):
+    """Increases of one candidate are up to 1e9 times those of the others, of each row."""
+    table = random_table(np.random.default_rng(seed))
+    for i, cells in enumerate(table.cells.values()):
+        cells["a"] = Cell(50, 0.0, cells["a"].measured * 1e9 ** (i % 2))
+        cells["b"] = cells["b"]._replace(measured=cells["b"].measured * 0.01)
+    limit = 0.5 * table.dense_bytes - table.rest
+    rows = [list(cells.values()) for cells in table.cells.values()]
+    fits = (own for own in itertools.product(*rows) if sum(c.bytes for c in own) <= limit)
+    best = min(sum(c.measured or 0.0 for c in own) for own in fits)
+    assert jc.allocate(table, jc.bytes(0.5)).increase == pytest.approx(best)
+
+
 @pytest.mark.parametrize("size", [10**9 + 7, 10**16])
 def test_budgets_of_any_size_hold_exactly(size):
     """Of two rows one has to shrink; of 1 operation less than one dense row and one small, both."""

@@ -166,6 +166,20 @@ def test_measurements_are_kept_and_read_again(tmp_path):
     assert run().cells == first.cells
 
 
+def test_measurements_of_other_statistics_are_not_read(tmp_path):
+    loss, params, batches = network()
+    uses, candidates = jc.uses(loss, params, *batches[0]), {"gptq": jc.gptq("int2", where="loud")}
+    turned = [(x[:, ::-1] * jnp.arange(32), y) for x, y in batches]
+
+    def run(seen, resume):
+        stats = jc.calibrate(loss, params, seen)
+        known = {"uses": uses, "stats": stats, "resume": resume}
+        return jc.sensitivities(loss, params, candidates, batches, **known).cells["loud"]["gptq"]
+
+    first, want = run(batches, tmp_path / "kept"), run(turned, None)
+    assert run(turned, tmp_path / "kept") == want != first
+
+
 def test_wrong_calls():
     loss, params, batches = network()
     uses = jc.uses(loss, params, *batches[0])
@@ -173,6 +187,11 @@ def test_wrong_calls():
         jc.sensitivities(
             loss, params, {"x": jc.quantize("int8", where="nowhere/*")}, batches, uses=uses
         )
+    few = {"int8": jc.quantize("int8")}
+    with pytest.raises(ValueError, match="batches is empty"):
+        jc.sensitivities(loss, params, few, [], uses=uses)
+    with pytest.raises(ValueError, match="held_out is empty"):
+        jc.sensitivities(loss, params, few, batches, held_out=[], uses=uses)
     for share in (0, 1.5, True):
         with pytest.raises(ValueError, match="share that is left"):
             jc.bytes(share)

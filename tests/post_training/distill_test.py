@@ -88,6 +88,17 @@ def test_outputs_are_nearer_and_only_floats_have_moved(method):
     assert np.all(np.asarray(norms) < 0.6), norms
 
 
+def test_entries_that_are_a_small_part_of_the_outputs_learn_too():
+    experts = lambda p, x: jnp.einsum("ebd,edf->ebf", x, p["w"])
+    sizes = jnp.array([1.0, 1e-3, 1e-5])[:, None, None]
+    params, x = {"w": normal(40, 3, 16, 12) * sizes}, normal(41, 3, 64, 16)
+    small = jc.compress(params, jc.quantize("int2", 4), uses=jc.uses(experts, params, x))
+    better = jc.distill(experts, params, small, [x], steps=40, rate=1e-2)
+    gap = lambda p: experts(jc.materialize(p), x) - experts(params, x)
+    lost = lambda p: np.linalg.norm(gap(p), axis=(1, 2))
+    assert np.all(lost(better) < 0.9 * lost(small))
+
+
 def test_dense_arrays_are_trained_where_they_are_named():
     small = jc.compress(PARAMS, METHODS["int2"](), uses=USES)
     better = jc.distill(model, PARAMS, small, SEEN, ("**/scale", "bias"), steps=40)

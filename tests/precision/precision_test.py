@@ -66,6 +66,13 @@ def test_loss_scale_grows_shrinks_and_leaves_out_steps():
         jc.loss_scale(plain.init(params))
 
 
+def test_a_loss_scale_without_floats_takes_every_step():
+    tx, params = jc.dynamic_loss_scale(optax.identity(), period=1), {"n": jnp.arange(2)}
+    updates, state = tx.update(params, tx.init(params))
+    np.testing.assert_array_equal(updates["n"], params["n"])
+    assert int(state.skipped) == 0
+
+
 def test_an_optimizer_inside_stochastic_rounding_computes_in_float32():
     """Its state and updates are those for float32 parameters and gradients of the same values."""
     params, grads = ({"w": jnp.linspace(a, 1, 64).astype(jnp.bfloat16)} for a in (0.5, -1))

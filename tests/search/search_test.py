@@ -124,6 +124,16 @@ def test_bounds_that_nothing_keeps_and_errors_of_both_signs(digits, found):
         call(within={"accuracy": -0.1}, candidates={"x": {"quantise": {}}})
 
 
+def test_where_no_candidate_is_smaller_parameters_stay():
+    fn = lambda params, x: x @ params["w"]
+    params, x = {"w": jnp.array([[1.0, 2.0], [3.0, 4.0]])}, jnp.eye(2)
+    squares = lambda params, x, y: jnp.mean((fn(params, x) - y) ** 2)
+    batch, few = (x, fn(params, x)), {"share": jc.share(16)}
+    within, held = {"rmse": 0.1}, {"held_out": [batch], "candidates": few}
+    kept = jc.auto(fn, params, [batch], squares, within=within, **held)
+    assert kept.met and kept.params is params and not kept.recipe
+
+
 @pytest.mark.ci
 def test_a_frontier_measures_what_it_returns(digits, found):
     params, _, held_out = digits

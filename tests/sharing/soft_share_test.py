@@ -32,6 +32,15 @@ def test_the_likelihood_is_that_of_scipy_for_each_book():
         np.testing.assert_array_equal(most_likely(x, mixture)[book], terms.argmax(1))
 
 
+@pytest.mark.parametrize("scale", [2.0**-60, 2.0**60])
+def test_first_means_are_relative_to_the_entries(scale):
+    c, w = jc.soft_share(4, zeros=0.5), normal(8, 8, 6)
+    first = lambda w: c.apply({"w": w}, c.init({"w": w}))["w"]
+    np.testing.assert_allclose(first(w * scale) / scale, first(w), rtol=1e-6)
+    alike = jnp.full((4, 3), scale, jnp.float32)
+    np.testing.assert_allclose(first(alike), alike, rtol=1e-6)
+
+
 @pytest.mark.ci
 def test_training_finds_few_values_and_zeros():
     """A regression by weights of -1, 0 and 1: entries come to lie at the means that are stored."""
