@@ -6,7 +6,8 @@ from jaxopt_compress.planning.chips import Chip
 from jaxopt_compress.planning.plan import Plan, plan
 from jaxopt_compress.planning.recipe import Rule, assign, read_recipe, read_rules
 from jaxopt_compress.planning.report import Report, leaf_report, report
-from jaxopt_compress.planning.sensitivities import Sensitivities, sensitivities
+from jaxopt_compress.planning.sensitivities import sensitivities
+from jaxopt_compress.planning.sensitivity_table import Sensitivities
 
 __all__ = [
     "Allocation",

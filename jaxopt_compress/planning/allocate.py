@@ -10,7 +10,7 @@ from jaxopt_compress.compression import Compression
 from jaxopt_compress.extras import require
 from jaxopt_compress.planning.budgets import Budget, Flops, Traffic
 from jaxopt_compress.planning.costs import Running
-from jaxopt_compress.planning.sensitivities import DENSE, Sensitivities
+from jaxopt_compress.planning.sensitivity_table import DENSE, Sensitivities
 from jaxopt_compress.tree.budgets import Bytes, bytes
 
 
@@ -57,7 +57,7 @@ def allocate(table: Sensitivities, budget: Budget | Sequence[Budget]) -> Allocat
 
     Example:
         >>> import jaxopt_compress as jc
-        >>> from jaxopt_compress.planning.sensitivities import Cell
+        >>> from jaxopt_compress.planning.sensitivity_table import Cell
         >>> cells = {
         ...     "a": {"dense": Cell(400, 0.0, 0.0), "int8": Cell(100, 0.0, 0.1)},
         ...     "b": {"dense": Cell(400, 0.0, 0.0), "int8": Cell(100, 0.0, 0.7)},

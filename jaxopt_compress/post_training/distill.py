@@ -12,7 +12,7 @@ from jaxopt_compress.arrays import is_compressed
 from jaxopt_compress.lift import lift
 from jaxopt_compress.post_training.fingerprint import fingerprint
 from jaxopt_compress.post_training.outputs import as_arguments, relative_squares
-from jaxopt_compress.post_training.steps import run_steps
+from jaxopt_compress.post_training.steps import descend
 from jaxopt_compress.tree import combine, map_named, partition
 from jaxopt_compress.typing import PyTree
 
@@ -110,18 +110,12 @@ def distill(
     ) -> jax.Array:
         return loss(run(stored(own, sizes, rest), *batch), run(params, *batch))
 
-    @jax.jit
-    def step(
-        own: list[jax.Array], state: optax.OptState, *others: PyTree
-    ) -> tuple[PyTree, optax.OptState]:
-        grads = jax.grad(error)(own, *others)
-        updates, state = tx.update(grads, state, own)
-        return optax.apply_updates(own, updates), state
-
     start = [x.astype(size.dtype) / size for x, size in zip(arrays, sizes, strict=True)]
-    trained, _ = run_steps(
-        lambda i, now: step(*now, sizes, rest, params, given[i % len(given)]),
-        (start, tx.init(start)),
+    trained = descend(
+        error,
+        start,
+        lambda i: (sizes, rest, params, given[i % len(given)]),
+        tx,
         steps,
         resume=resume,
         fingerprint=lambda: fingerprint(

@@ -1,9 +1,8 @@
 """Codes chosen together, by what a function returns and not by one product after the other."""
 
-import functools
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from jaxopt_compress.numerics.packing import pack
 from jaxopt_compress.numerics.solvers.ada_round import between, logit, pull_at
 from jaxopt_compress.post_training.fingerprint import fingerprint
 from jaxopt_compress.post_training.outputs import as_arguments, squares
-from jaxopt_compress.post_training.steps import run_steps
+from jaxopt_compress.post_training.steps import descend
 from jaxopt_compress.tree import Where, map_named, named_leaves, select
 from jaxopt_compress.typing import PyTree
 
@@ -118,46 +117,34 @@ def learn_rounding(
 
     ends = {path: tuple(x.materialize() for x in pair) for path, pair in sides.items()}
     start = {path: _start(dense[path], *pair) for path, pair in ends.items()}
-    rest = lambda i: (ends, small, *pairs[i % len(pairs)])
-    run_all = functools.partial(
-        run_steps,
+    rest = lambda i: (jnp.float32(i / steps), ends, small, *pairs[i % len(pairs)])
+    soft = descend(
+        _pulled(loss, start),
+        start,
+        rest,
+        optax.adam(rate),
+        steps,
         resume=resume,
         fingerprint=lambda: fingerprint(
             str(jax.make_jaxpr(fn)(params, *given[0])), params, small, given, where, steps, rate
         ),
         progress=progress,
     )
-    up = _learned(loss, start, rest, steps, rate, run_all)
+    up = {path: between(x) >= 0.5 for path, x in soft.items()}
     codes = {path: _either(leaf, *sides[path], up[path]) for path, leaf in chosen.items()}
     made = map_named(lambda path, x: codes.get(path, x), small)
     return made if over_all(made) < before else small
 
 
-def _learned(
-    loss: Callable[..., jax.Array],
-    v: dict[str, jax.Array],
-    rest: Callable[[int], tuple[PyTree, ...]],
-    steps: int,
-    rate: float,
-    run_all: Callable[..., PyTree],
-) -> dict[str, jax.Array]:
-    """Which of the choices end nearer to 1."""
-    adam, count = optax.adam(rate), sum(x.size for x in v.values())
+def _pulled(loss: Callable[..., jax.Array], v: Mapping[str, jax.Array]) -> Callable[..., jax.Array]:
+    """The loss at soft choices, and the pull that drives them to one of their ends."""
+    count = sum(x.size for x in v.values())
 
     def whole(v: dict[str, jax.Array], at: jax.Array, *rest: PyTree) -> jax.Array:
         up, pull = jax.tree.map(between, v), pull_at(at)
         return loss(up, *rest) + _WEIGHT * sum(jnp.sum(pull(h)) for h in up.values()) / count
 
-    @jax.jit
-    def step(
-        v: dict[str, jax.Array], state: optax.OptState, *rest: PyTree
-    ) -> tuple[PyTree, optax.OptState]:
-        updates, state = adam.update(jax.grad(whole)(v, *rest), state, v)
-        return optax.apply_updates(v, updates), state
-
-    at = lambda i: jnp.float32(i / steps)
-    v, _ = run_all(lambda i, now: step(*now, at(i), *rest(i)), (v, adam.init(v)), steps)
-    return {path: between(x) >= 0.5 for path, x in v.items()}
+    return whole
 
 
 def _chosen(small: PyTree, where: Where) -> dict[str, QuantizedArray]:

@@ -3,11 +3,12 @@
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 
 from jaxopt_compress.extras import require
 from jaxopt_compress.storage import load, save
@@ -17,20 +18,24 @@ from jaxopt_compress.typing import PyTree
 _APART = 60.0
 
 
-def run_steps(
-    step: Callable[[int, PyTree], PyTree],
+def descend(
+    loss: Callable[..., jax.Array],
     start: PyTree,
+    others: Callable[[int], tuple[PyTree, ...]],
+    tx: optax.GradientTransformation,
     steps: int,
     *,
     resume: str | os.PathLike[str] | None = None,
     fingerprint: Callable[[], str],
     progress: bool = False,
 ) -> PyTree:
-    """What ``steps`` steps make of ``start``, a tree of arrays.
+    """What ``steps`` steps along the gradient make of ``start``, a tree of arrays.
 
     Args:
-        step: ``step(i, tree) -> tree``.
+        loss: ``loss(tree, *others(i)) -> scalar``.
         start: Where to begin.
+        others: What else the loss takes at a step.
+        tx: The optimizer.
         steps: How many there are.
         resume: A folder that gets the tree once a minute, and from which a later run goes on, to
             the same result bit for bit.
@@ -40,20 +45,26 @@ def run_steps(
     Raises:
         ValueError: The folder belongs to another run.
     """
-    tree, done, place = start, 0, None
+
+    @jax.jit
+    def step(tree: PyTree, state: optax.OptState, *others: PyTree) -> tuple[PyTree, PyTree]:
+        updates, state = tx.update(jax.grad(loss)(tree, *others), state, tree)
+        return optax.apply_updates(tree, updates), state
+
+    now, done, place = (start, tx.init(start)), 0, None
     if resume is not None:
         place = open_folder(resume, fingerprint()) / "steps"
     if place is not None and place.exists():
-        kept = load(place, like={"done": np.int64(0), "tree": start})
-        tree, done = kept["tree"], int(kept["done"])
+        kept = load(place, like={"done": np.int64(0), "now": now})
+        now, done = kept["now"], int(kept["done"])
     last = time.monotonic()
     for i in _tracked(range(done, steps), steps, progress):
         # Steps wait for each other, so that a bar tells the truth and inputs do not pile up.
-        tree = jax.block_until_ready(step(i, tree))
+        now = jax.block_until_ready(step(*now, *others(i)))
         if place is not None and (i + 1 == steps or time.monotonic() >= last + _APART):
-            save(place, {"done": np.int64(i + 1), "tree": tree}, overwrite=True)
+            save(place, {"done": np.int64(i + 1), "now": now}, overwrite=True)
             last = time.monotonic()
-    return tree
+    return now[0]
 
 
 def open_folder(folder: str | os.PathLike[str], fingerprint: str) -> Path:
@@ -77,7 +88,7 @@ def open_folder(folder: str | os.PathLike[str], fingerprint: str) -> Path:
     return path
 
 
-def _tracked(left: range, steps: int, progress: bool):
+def _tracked(left: range, steps: int, progress: bool) -> Iterable[int]:
     if not progress:
         return left
     track = require("rich.progress", extra="cli").track

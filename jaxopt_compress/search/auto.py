@@ -10,7 +10,7 @@ from jaxopt_compress.lift import Stats, Uses
 from jaxopt_compress.lift import uses as find_uses
 from jaxopt_compress.planning import Allocation, Sensitivities, allocate, bytes, sensitivities
 from jaxopt_compress.planning.allocate import Bytes, choose
-from jaxopt_compress.planning.sensitivities import DENSE
+from jaxopt_compress.planning.sensitivity_table import DENSE
 from jaxopt_compress.planning.tables import Table, as_text
 from jaxopt_compress.search.frontier import small_form
 from jaxopt_compress.search.recipes import Candidate, as_toml, default_candidates, made

@@ -8,7 +8,7 @@ import pytest
 
 import jaxopt_compress as jc
 from jaxopt_compress.planning.costs import Running
-from jaxopt_compress.planning.sensitivities import Cell, Sensitivities
+from jaxopt_compress.planning.sensitivity_table import Cell, Sensitivities
 from tests.planning.tables import random_table
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 import jaxopt_compress as jc
 from jaxopt_compress.planning.costs import Running
-from jaxopt_compress.planning.sensitivities import Cell, Sensitivities
+from jaxopt_compress.planning.sensitivity_table import Cell, Sensitivities
 
 FORMATS = {name: jc.quantize(name) for name in ("int2", "int4", "int8")}
 
