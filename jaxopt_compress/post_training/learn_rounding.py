@@ -118,6 +118,7 @@ def learn_rounding(
     ends = {path: tuple(x.materialize() for x in pair) for path, pair in sides.items()}
     start = {path: _start(dense[path], *pair) for path, pair in ends.items()}
     rest = lambda i: (jnp.float32(i / steps), ends, small, *pairs[i % len(pairs)])
+    depends = params, small, given, where, steps, rate
     soft = descend(
         _pulled(loss, start),
         start,
@@ -125,9 +126,7 @@ def learn_rounding(
         optax.adam(rate),
         steps,
         resume=resume,
-        fingerprint=lambda: fingerprint(
-            str(jax.make_jaxpr(fn)(params, *given[0])), params, small, given, where, steps, rate
-        ),
+        fingerprint=lambda: fingerprint(str(jax.make_jaxpr(fn)(params, *given[0])), *depends),
         progress=progress,
     )
     up = {path: between(x) >= 0.5 for path, x in soft.items()}
