@@ -101,16 +101,12 @@ def distill(
         at_size = lambda x, size, old: (x * size).astype(old.dtype)
         return combine(treedef.unflatten(map(at_size, own, sizes, arrays)), rest)
 
-    def error(
-        own: list[jax.Array],
-        sizes: list[jax.Array],
-        rest: PyTree,
-        params: PyTree,
-        batch: tuple[PyTree, ...],
-    ) -> jax.Array:
+    def error(own: list[jax.Array], sizes: PyTree, rest: PyTree, *given: PyTree) -> jax.Array:
+        params, batch = given
         return loss(run(stored(own, sizes, rest), *batch), run(params, *batch))
 
     start = [x.astype(size.dtype) / size for x, size in zip(arrays, sizes, strict=True)]
+    depends = params, small, given, where, loss, steps, rate, optimizer
     trained = descend(
         error,
         start,
@@ -118,10 +114,7 @@ def distill(
         tx,
         steps,
         resume=resume,
-        fingerprint=lambda: fingerprint(
-            *(str(jax.make_jaxpr(fn)(params, *given[0])), params, small, given, where),
-            *(loss, steps, rate, optimizer),
-        ),
+        fingerprint=lambda: fingerprint(str(jax.make_jaxpr(fn)(params, *given[0])), *depends),
         progress=progress,
     )
     if not all(bool(jnp.all(jnp.isfinite(x))) for x in trained):
