@@ -144,6 +144,11 @@ class _Factors(NamedTuple):
             check_whitening(self.whiten, parameter)
             if isinstance(self.asked.budget, Flops):
                 check_operations(parameter)
+        if self.asked.budget is not None:
+            # Whether rank 1 of each fits, whatever they lose: before any decomposition.
+            readings = {path: reading_of(p) for path, p in parameters.items()}
+            allocated(self.asked.budget, parameters, readings, dict.fromkeys(readings, np.zeros(2)))
+        for parameter in parameters.values():
             if self.asked.needs_values and is_traced(parameter.dense()):
                 [(name, value)] = ((k, v) for k, v in self.asked._asdict().items() if v is not None)
                 raise NeedsValues(

@@ -139,6 +139,15 @@ def test_errors_name_path_shape_and_what_works(call, error, message):
         call()
 
 
+def test_a_budget_that_nothing_fits_is_refused_from_shapes():
+    """By a plan, which has no values to decompose."""
+    fn, x = (lambda params, x: x @ params["w"]), jnp.ones((2, 8))
+    params = {"w": jax.ShapeDtypeStruct((8, 4), jnp.float32)}
+    with pytest.raises(ValueError, match=r"rank 1 of each takes 48, and the budget is 12"):
+        jc.plan(fn, params, jc.low_rank(budget=jc.bytes(0.1)), x)
+    jc.plan(fn, params, jc.low_rank(budget=jc.bytes(0.5)), x)
+
+
 @pytest.mark.ci
 def test_a_budget_of_operations_spares_what_meets_few_positions():
     """Two kernels of one spectrum; the first meets nine times as many positions."""
