@@ -40,14 +40,9 @@ METHODS = {
     "rotated gptq": jc.gptq,
     "learned nearest": jc.quantize,
     "learned gptq": jc.gptq,
-    "smoothed nearest": jc.quantize,
-    "folded awq": functools.partial(jc.awq, alpha=0.5),
     "share": functools.partial(jc.share, centroid_dtype="float16", iterations=15),
 }
-WITHOUT_DATA = (
-    *("nearest", "percentile", "squares", "hqq"),
-    *("rotated nearest", "learned nearest", "smoothed nearest"),
-)
+WITHOUT_DATA = ("nearest", "percentile", "squares", "hqq", "rotated nearest", "learned nearest")
 _zero = {"symmetric": False}
 # What methods are given; "w4a8" rounds weights to 4 bits and activations to 8.
 FORMATS = {
@@ -93,15 +88,6 @@ def rotated(params, seen):
     return observed(rw.function(minilm.apply), rw.params, seen, rw.undo)
 
 
-def smoothed(plain, seen):
-    """Ranges of activations moved to the kernels, where norms or products come before."""
-    stats = jc.calibrate(
-        minilm.apply, plain.params, seen, where=KERNELS, measures=(jc.measures.ranges(),)
-    )
-    rw = jc.smooth(minilm.apply, plain.params, *seen[0], stats=stats)
-    return observed(rw.function(minilm.apply), rw.params, seen)
-
-
 def calibration(tokenize, count):
     """Batches of sentences of the training part, ``count`` of them, each of one length."""
     batches = minilm.pairs(tokenize, "train")
@@ -126,9 +112,7 @@ def fits(format, method):
         return given["format"].startswith("int") and not both
     refused = {
         "smooth_quant": not both,
-        "smoothed nearest": not both,
         "awq": both,
-        "folded awq": both,
         "hqq": format == "mxfp4",
         "auto_round": not given["format"].startswith("int"),
     }
@@ -158,18 +142,14 @@ def main(argv=None):
     seen = calibration(tokenize, args.batches)
     test = minilm.pairs(tokenize)
     plain = functools.cache(lambda: observed(minilm.apply, params, seen))
-    # Models by the first word of a method.
-    models = {
-        "rotated": functools.cache(lambda: rotated(params, seen)),
-        "smoothed": functools.cache(lambda: smoothed(plain(), seen)),
-    }
+    turned = functools.cache(lambda: rotated(params, seen))
 
     def score(given):
         found = jc.evaluate(minilm.similarity, given, test, ["spearman"])["spearman"]
         return {"spearman": found, "bytes": jc.nbytes(given)}
 
     def measure(format, method):
-        model = models.get(method.split()[0], plain)()
+        model = turned() if method.startswith("rotated") else plain()
         given = {"where": KERNELS} | FORMATS[format]
         start = time.perf_counter()
         c = METHODS[method](given.pop("format"), **given)
@@ -177,8 +157,6 @@ def main(argv=None):
         small = jc.compress(model.params, c, uses=model.uses, stats=stats)
         if method.startswith("learned"):
             small = learned(model.params, small, seen)
-        if method.startswith("folded"):
-            small = jc.fold_scales(minilm.apply, small, *seen[0]).params
         jax.block_until_ready(jax.tree.leaves(small))
         seconds = time.perf_counter() - start
         # Dense weights are the same numbers, and one program serves them all.

@@ -38,6 +38,11 @@ def method(name, format, args):
     bits, zero, _ = format.partition("-zero")
     given = {"group_size": args.group or None, "symmetric": not zero, "where": KERNELS}
     given["scale_dtype"] = args.scales
+    if args.fold and name in (
+        "awq",
+        "smooth_quant",
+    ):  # Weights that read the same activations then have the same factors.
+        given |= {"alpha": 0.5}
     if args.activations:
         given["activations"] = args.activations
     name = name.removesuffix(IN_ORDER)
@@ -89,6 +94,8 @@ def arguments(argv):
     parser.add_argument("--damping", type=float, default=0.01, help="of gptq")
     parser.add_argument("--rank", type=int, default=32, help="of corrections")
     parser.add_argument("--rotate", choices=["stream", "inputs"], help="rotate before")
+    parser.add_argument("--smooth", action="store_true", help="move ranges of activations before")
+    parser.add_argument("--fold", action="store_true", help="fold scales of awq, smooth_quant")
     parser.add_argument("--tune", type=int, default=0, help="steps of distilling into scales")
     parser.add_argument("--rate", type=float, default=3e-3, help="of that training, relative")
     parser.add_argument("--tokens", type=int, default=2048, help="to measure")
@@ -112,6 +119,9 @@ def main(argv=None):
     fn, original = smollm2.apply, jc.materialize
     if args.rotate:
         fn, params, original = rotated(fn, params, *seen[0], args.rotate)
+    if args.smooth:
+        ranges = jc.calibrate(fn, params, seen, where=KERNELS, measures=(jc.measures.ranges(),))
+        params = jc.smooth(fn, params, *seen[0], stats=ranges).params
     uses = jc.uses(fn, params, *seen[0])
 
     @functools.cache
@@ -129,6 +139,8 @@ def main(argv=None):
         else:
             known = None if name in WITHOUT_DATA else stats()
             small = jc.compress(params, c, uses=uses, stats=known)
+        if args.fold:
+            small = jc.fold_scales(fn, small, *seen[0]).params
         if args.tune:
             small = jc.distill(
                 *(fn, params, small, seen, "**/scale"),
@@ -161,6 +173,8 @@ def row_name(args, format, name):
         words += [f"damping {args.damping}"]
     words += [f"rank {args.rank}"] if name.startswith("corrected") else []
     words += [f"{args.rotate} rotated"] if args.rotate else []
+    words += ["smoothed"] if args.smooth else []
+    words += ["folded"] if args.fold else []
     words += [f"{args.tune} steps of {args.rate}"] if args.tune else []
     words += [] if name in WITHOUT_DATA else [f"{args.calibrate} tokens"]
     return ", ".join(words)
