@@ -38,10 +38,8 @@ def method(name, format, args):
     bits, zero, _ = format.partition("-zero")
     given = {"group_size": args.group or None, "symmetric": not zero, "where": KERNELS}
     given["scale_dtype"] = args.scales
-    if args.fold and name in (
-        "awq",
-        "smooth_quant",
-    ):  # Weights that read the same activations then have the same factors.
+    # Weights that read the same activations then have the same factors.
+    if args.fold and name in ("awq", "smooth_quant"):
         given |= {"alpha": 0.5}
     if args.activations:
         given["activations"] = args.activations
