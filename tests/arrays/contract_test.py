@@ -101,13 +101,12 @@ def test_stacks(case):
 @each_leaf
 def test_other_axes_than_the_leading_one_are_right_or_refused(case, stack):
     leaf, _, dense = made(case, stack)
-    if not dense.ndim:
-        return
     try:
         columns = jax.vmap(materialize, in_axes=-1)(leaf)
     except ValueError as error:
-        # The second is JAX's own: fields of other sizes, such as a scale of size 1.
-        assert any(s in str(error) for s in ("only leading axes", "inconsistent sizes"))
+        # The others are JAX's own: fields of other sizes, such as a scale of size 1, or no axis.
+        own = ("inconsistent sizes", "rank should be at least 1")
+        assert any(s in str(error) for s in ("only leading axes", *own))
     else:
         assert_parts(case, columns, np.moveaxis(dense, -1, 0))
 
