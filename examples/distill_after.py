@@ -7,7 +7,7 @@ rank correlation on the test part of the STS Benchmark, SmolLM2 by the perplexit
 which nothing was calibrated or trained on.
 
     python -m examples.distill_after minilm
-    python -m examples.distill_after smollm2 --calibrate 12288 --steps 48
+    python -m examples.distill_after smollm2 --batches 48 --steps 48
 """
 
 import argparse
