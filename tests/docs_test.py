@@ -5,6 +5,8 @@ import re
 
 from docs import hooks
 
+TEXTS = {".md", ".py"}
+COMMAND = re.compile(r"python (?:-m )?((?:examples|benchmarks)(?:[./]\w+)+)([^`\n]*)")
 LINK = re.compile(r"\]\(([\w./-]+)(?:#[^)\s]*)?\)")
 
 
@@ -56,3 +58,20 @@ def test_every_page_is_in_the_navigation():
 def _page(source):
     page = collections.namedtuple("Page", "file")
     return page(collections.namedtuple("File", "src_uri")(source))
+
+
+def test_commands_in_texts_exist():
+    """Examples and benchmarks that are named have their file, and the options that are shown."""
+    folders = [hooks.ROOT / folder for folder in ("docs", "examples", "benchmarks")]
+    texts = [file for folder in folders for file in folder.rglob("*") if file.suffix in TEXTS]
+    found = 0
+    for file in [hooks.ROOT / "README.md", *texts]:
+        for module, rest in COMMAND.findall(file.read_text().replace("\\\n", " ")):
+            script = hooks.ROOT / f"{module.removesuffix('.py').replace('.', '/')}.py"
+            assert script.exists(), f"{file} names {module}"
+            # Those of a whole flow share their options.
+            source = script.read_text() + (hooks.ROOT / "examples/flow.py").read_text()
+            for option in re.findall(r"--[a-z][\w-]*", rest):
+                assert f'"{option}"' in source, f"{file}: {module} {option}"
+                found += 1
+    assert found > 50
