@@ -18,13 +18,12 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import serialization
-from rich.console import Console
-from rich.table import Table
 
 import jaxopt_compress as jc
 from examples.deploy import size_of
 from examples.fetching import fetch
 from examples.models import minilm
+from examples.results import show
 from jaxopt_compress.tree import named_leaves
 
 BITS = ("float32", "int8", "int4")
@@ -133,14 +132,14 @@ def main(argv=None):
     if args.json:
         print(json.dumps(found))
         return found
-    held = ", ".join(f"{bits} {size:,}" for bits, size in memory.items())
-    table = Table(title="MiniLM in files; times in seconds", caption=f"bytes in memory: {held}")
-    for column in ("file", "bytes", "returns", "written", "read", "the same"):
-        table.add_column(column, justify="left" if column == "file" else "right")
-    for name, row in found.items():
-        seconds = (f"{row[key]:.2f}" for key in ("returned", "write", "read"))
-        table.add_row(name, f"{row['bytes']:,}", *seconds, "yes" if row["same"] else "no")
-    Console().print(table)
+    seconds = lambda row: [f"{row[key]:.2f}" for key in ("returned", "write", "read")]
+    lines = {
+        name: [f"{row['bytes']:,}", *seconds(row), "yes" if row["same"] else "no"]
+        for name, row in found.items()
+    }
+    columns = ["bytes", "returns", "written", "read", "the same"]
+    show("MiniLM in files; times in seconds", columns, lines)
+    print("bytes in memory:", ", ".join(f"{bits} {size:,}" for bits, size in memory.items()))
     return found
 
 

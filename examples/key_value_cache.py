@@ -23,14 +23,13 @@ import json
 import jax
 import jax.numpy as jnp
 import scipy.linalg
-from rich.console import Console
-from rich.table import Table
 
 import jaxopt_compress as jc
 from examples import smollm2 as language
 from examples.fetching import fetch
 from examples.models import smollm2
 from examples.models.common import stack
+from examples.results import show
 
 # (n, length, heads, size).
 TOKENS, CHANNELS = 1, 3
@@ -107,21 +106,17 @@ def main(argv=None):
     layers = len(params["layers"]["attention"]["query"]["kernel"])
     size = params["layers"]["attention"]["key"]["kernel"].shape[-1] // smollm2.KEY_HEADS
     one = jax.ShapeDtypeStruct((1, language.LENGTH, smollm2.KEY_HEADS, size), jnp.float32)
-    table = Table(title="SmolLM2, keys and values")
-    for column in ("stored as", "bytes of a token", "perplexity"):
-        table.add_column(column, justify="left" if column == "stored as" else "right")
     found, made = {}, variants()
     for name in (n for n in made if any(fnmatch.fnmatch(n, glob) for glob in args.only)):
         attend = attend_on(made[name], "rotated" in name)
         fn = lambda p, ids, attend=attend: smollm2.apply(p, ids, attend)
         held = layers * jc.nbytes(jax.eval_shape(made[name], one, one)) / language.LENGTH
-        row = {"bytes": held} | jc.evaluate(fn, params, test, ["perplexity"])
-        table.add_row(name, f"{held:,.0f}", f"{row['perplexity']:.2f}")
-        found[name] = row
+        found[name] = {"bytes": held} | jc.evaluate(fn, params, test, ["perplexity"])
     if args.json:
         print(json.dumps(found))
-    else:
-        Console().print(table)
+        return found
+    lines = {n: [f"{r['bytes']:,.0f}", f"{r['perplexity']:.2f}"] for n, r in found.items()}
+    show("SmolLM2, keys and values", ["bytes of a token", "perplexity"], lines)
     return found
 
 

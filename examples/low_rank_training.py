@@ -14,13 +14,12 @@ import json
 
 import jax
 import optax
-from rich.console import Console
-from rich.table import Table
 
 import jaxopt_compress as jc
 from examples.data import fashion_mnist
 from examples.models import lenet
 from examples.models.training import batches, cross_entropy, train
+from examples.results import show
 from jaxopt_compress.tree import named_leaves
 
 KERNELS = ["dense1/kernel", "dense2/kernel"]
@@ -49,12 +48,9 @@ def main(argv=None):
     fit = lambda params, epochs, **given: train(
         objective, params, images, labels, epochs, uses=uses, **given
     )[0]
-    table = Table(title="Fashion-MNIST, LeNet-300-100")
-    for column in ("", "ranks", "bytes", "accuracy", "factors trained on"):
-        table.add_column(column, justify="right" if column else "left")
     found = {}
 
-    def show(name, params, compression=None):
+    def measure(name, params, compression=None):
         small = params if compression is None else jc.compress(params, compression, uses=uses)
         score = lambda tree: jc.evaluate(apply, tree, test, ["accuracy"])["accuracy"]
         row = {"bytes": jc.nbytes(small), "ranks": ranks(small), "accuracy": score(small)}
@@ -63,23 +59,27 @@ def main(argv=None):
         fixed = jc.chain(known) if known else None
         row["trained"] = score(fit(params, args.tune, rate=5e-4, compression=fixed))
         found[name] = row
-        figures = (f"{row[k]:.2%}" for k in ("accuracy", "trained"))
-        table.add_row(name, ", ".join(map(str, row["ranks"])), f"{row['bytes']:,}", *figures)
 
     params = fit(start, args.epochs)
-    show("float32", params)
+    measure("float32", params)
     for rank in args.ranks:
-        show(f"SVD to rank {rank}", params, jc.low_rank(rank=rank, where=KERNELS))
+        measure(f"SVD to rank {rank}", params, jc.low_rank(rank=rank, where=KERNELS))
     for weight in args.weights:
         optimizer = lambda rate, weight=weight: optax.chain(
             optax.adamw(rate, weight_decay=1e-2), jc.proximal.nuclear(weight, where=KERNELS)
         )
         shrunk = fit(start, args.epochs, optimizer=optimizer)
-        show(f"nuclear norm, {weight:g}", shrunk, jc.low_rank(error=1e-3, where=KERNELS))
+        measure(f"nuclear norm, {weight:g}", shrunk, jc.low_rank(error=1e-3, where=KERNELS))
     if args.json:
         print(json.dumps(found))
-    else:
-        Console().print(table)
+        return found
+    shares = lambda row: [f"{row[k]:.2%}" for k in ("accuracy", "trained")]
+    lines = {
+        name: [", ".join(map(str, row["ranks"])), f"{row['bytes']:,}", *shares(row)]
+        for name, row in found.items()
+    }
+    columns = ["ranks", "bytes", "accuracy", "factors trained on"]
+    show("Fashion-MNIST, LeNet-300-100", columns, lines)
     return found
 
 

@@ -15,13 +15,12 @@ import json
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 import jaxopt_compress as jc
 from examples.data import mnist
 from examples.models import lenet
 from examples.models.training import batches, cross_entropy, train
+from examples.results import show
 
 KERNELS = "*/kernel"
 
@@ -80,14 +79,9 @@ def main(argv=None):
     if args.json:
         print(json.dumps(found))
         return found
-    table = Table(title="MNIST, LeNet-300-100")
-    for column in ("", "bytes", "by ANS", "zeros", "untrained", "accuracy"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, row in found.items():
-        sizes = (f"{row[key]:,}" if key in row else "" for key in ("bytes", "coded"))
-        shares = ("zeros", "untrained", "accuracy")
-        table.add_row(name, *sizes, *(f"{row[key]:.2%}" if key in row else "" for key in shares))
-    Console().print(table)
+    forms = {"bytes": ",", "coded": ","} | dict.fromkeys(("zeros", "untrained", "accuracy"), ".2%")
+    cells = lambda row: [f"{row[k]:{form}}" if k in row else "" for k, form in forms.items()]
+    show("MNIST, LeNet-300-100", list(forms), {name: cells(row) for name, row in found.items()})
     return found
 
 

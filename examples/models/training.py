@@ -64,7 +64,7 @@ def train(
         penalty: The weight of the compression's penalty.
         optimizer: In the place of AdamW, from the learning rate.
         log: A file that gets a line of JSON after each epoch: sparsity, ranges, errors and clipping
-            of what is compressed.
+            of the compressed parameters.
         accumulate: Batches whose gradients are averaged for one step.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A table of what each way to compress each parameter costs in loss."""
+"""The table of sensitivities: parameters, candidates, and their increases of the loss."""
 
 import math
 from collections.abc import Iterable

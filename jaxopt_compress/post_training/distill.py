@@ -89,8 +89,7 @@ def distill(
     floats, rest = _halves(small, where)
     if not given or steps < 1:
         raise ValueError(f"{len(given)} batches and steps={steps}; at least 1 of each")
-    # Gradients of what is a small part of the outputs, or of few of many floats, are far below the
-    # usual eps.
+    # Floats that contribute little to the outputs have gradients far below Adam's usual eps.
     rates = optax.cosine_decay_schedule(rate, steps)
     tx = optimizer or optax.adam(rates, b2=0.99, eps=1e-15)
     run = lift(fn)
